@@ -1,0 +1,53 @@
+"""Every Redis key that Promptmill adds to Celery's own: its type, who owns it and how long it lives.
+
+Celery and kombu own the queue lists (`prompts`, `prompts\\x06\\x163` ...), `unacked*`, `_kombu.binding.*` and the
+results (`celery-task-meta-<id>`, a string and a channel of the same name). `global_keyprefix` of the broker
+stands before the queue lists and before ours.
+
+Until a key's owner deletes it, `RECORD_TTL_S` is how long it lives after its last change.
+"""
+
+from __future__ import annotations
+
+QUEUE = "prompts"
+"""The Celery queue of prompt jobs."""
+
+RECORD_TTL_S = 86_400
+"""A job's record, a group and its results live a day after their last change (`result_expires` is the same)."""
+
+RESULT_PREFIX = "celery-task-meta-"
+"""Celery's result key and channel: this and the job's id (celery/backends/base.py)."""
+
+GROUP_ID_PREFIX = "pmg-"
+"""Marks a group id as one of ours, so that results of plain Celery groups cost nothing more."""
+
+MODELS = "pm:models"
+"""Sorted set, alias -> Redis time (s) when a worker last offered it; `*` = a provider takes any model.
+Written by each worker at start and hourly; members older than `MODELS_TTL_S` don't count."""
+
+MODELS_TTL_S = 7_200
+
+
+def job(job_id: str) -> str:
+    """Hash: the submitted job's record (state, model, tenant, group, times). TTL `RECORD_TTL_S`."""
+    return f"pm:job:{job_id}"
+
+
+def group(group_id: str) -> str:
+    """Hash: `total` (-1 while rows are still being submitted), and a counter for each status. TTL."""
+    return f"pm:group:{group_id}"
+
+
+def group_jobs(group_id: str) -> str:
+    """List: ids of the group's jobs in the order of submission. TTL."""
+    return f"pm:group:{group_id}:jobs"
+
+
+def group_done(group_id: str) -> str:
+    """Stream: one entry `{id}` for each job that has ended, in that order. TTL."""
+    return f"pm:group:{group_id}:done"
+
+
+def result(job_id: str) -> str:
+    """String and channel: Celery's result record of the job."""
+    return RESULT_PREFIX + job_id

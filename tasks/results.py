@@ -1,0 +1,111 @@
+"""What a prompt job comes back with."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+if TYPE_CHECKING:
+    from .errors import ErrorCode
+
+__all__ = ["Attempt", "JobError", "PromptResult", "Status", "Usage"]
+
+Status = Literal["succeeded", "failed", "cancelled", "expired"]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens as the provider counted them. `cached_tokens` are part of `input_tokens`."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One call to a provider that brought no answer.
+
+    `at` is in seconds since the epoch, `duration_s` and `retry_after_s` (what the provider asked us to wait)
+    in seconds.
+    """
+
+    code: ErrorCode
+    message: str
+    http_status: int | None = None
+    answered_by: str | None = None
+    request_id: str | None = None
+    at: float = 0.0
+    duration_s: float = 0.0
+    retry_after_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job has no answer. `provider_body` is the provider's own text, cut to a few kilobytes."""
+
+    code: ErrorCode
+    message: str
+    http_status: int | None = None
+    retryable: bool = False
+    provider_body: str | None = None
+    attempts: tuple[Attempt, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """How one prompt job ended.
+
+    Exactly one of `response` and `error` is set. `text` is the answer's text, None where the answer has none
+    (a tool call, an embedding). `queued_s` runs from submission to the first start, `duration_s` from there to
+    the end, both in seconds. `attempts` counts calls to providers. `cost_usd` is None where the price is
+    unknown, never 0. `failed_attempts` are the calls that brought no answer, of a job that succeeded too.
+    """
+
+    id: str
+    status: Status
+    text: str | None = None
+    response: dict[str, Any] | None = None
+    model: str | None = None
+    answered_by: str | None = None
+    usage: Usage = Usage()
+    cost_usd: float | None = None
+    attempts: int = 0
+    cached: bool = False
+    queued_s: float | None = None
+    duration_s: float = 0.0
+    suspected_double_payment: bool = False
+    metadata: Any = None
+    error: JobError | None = None
+    failed_attempts: tuple[Attempt, ...] = field(default=())
+
+    @property
+    def ok(self) -> bool:
+        """Whether the job has an answer."""
+        return self.status == "succeeded"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, as stored in Redis. The inverse of `from_dict`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Read what `to_dict` wrote; fields of a newer version are ignored."""
+        values = _known(cls, data)
+        if (usage := values.get("usage")) is not None:
+            values["usage"] = Usage(**_known(Usage, usage))
+        if (error := values.get("error")) is not None:
+            error = _known(JobError, error)
+            error["attempts"] = _attempts(error.get("attempts"))
+            values["error"] = JobError(**error)
+        values["failed_attempts"] = _attempts(values.get("failed_attempts"))
+        return cls(**values)
+
+
+def _known(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:
+    names = {f.name for f in fields(cls)}
+    return {name: value for name, value in data.items() if name in names}
+
+
+def _attempts(rows: list[dict[str, Any]] | None) -> tuple[Attempt, ...]:
+    return tuple(Attempt(**_known(Attempt, row)) for row in rows or ())
