@@ -1,0 +1,59 @@
+"""Celery's settings, as Promptmill needs them: `app.config_from_object("config.celeryconfig")`.
+
+Every name here is Celery's own (docs.celeryq.dev, "Configuration and defaults") except `worker_lifespans`
+(workers/pool.py). Values that a deployment changes come from `config.settings`.
+"""
+
+from __future__ import annotations
+
+from .settings import get_settings as _get_settings
+
+_settings = _get_settings()
+
+SOCKET_TIMEOUT_S = 10.0
+"""No answer from Redis for so long means that the connection is dead. Without it, a half-open link hangs a worker."""
+
+
+def _kombu_url(url: str) -> str:
+    # kombu calls a Unix socket "redis+socket", redis-py calls it "unix".
+    return url.replace("unix://", "redis+socket://", 1) if url.startswith("unix://") else url
+
+
+# -- broker ------------------------------------------------------------------------------------------------------------
+broker_url = _kombu_url(_settings.broker)
+broker_connection_retry_on_startup = True
+broker_connection_max_retries = None  # a worker waits for its Redis for as long as it takes
+broker_transport_options = {
+    "global_keyprefix": _settings.key_prefix,
+    "priority_steps": [0, 3, 6, 9],  # 0 is served first
+    "queue_order_strategy": "priority",
+    "socket_timeout": SOCKET_TIMEOUT_S,
+    "socket_connect_timeout": 5.0,
+    "socket_keepalive": True,
+}
+
+# -- results -----------------------------------------------------------------------------------------------------------
+result_backend = "workers.results:Backend+" + _kombu_url(_settings.results)
+result_backend_thread_safe = True  # one backend for the hub, the loop and their threads
+result_expires = _settings.result_expires_s
+redis_socket_timeout = SOCKET_TIMEOUT_S
+redis_socket_connect_timeout = 5.0
+redis_socket_keepalive = True
+
+# -- tasks -------------------------------------------------------------------------------------------------------------
+imports = ("workers.prompts",)
+task_default_queue = "prompts"
+task_acks_late = True  # a message is taken off the queue when its result is stored, not before
+task_serializer = "json"
+result_serializer = "json"
+accept_content = ["json"]
+enable_utc = True
+timezone = "UTC"
+
+# -- worker ------------------------------------------------------------------------------------------------------------
+worker_pool = "workers.pool:TaskPool"
+worker_lifespans = ("workers.results:lifespan", "workers.runtime:lifespan")
+worker_concurrency = _settings.concurrency
+worker_prefetch_multiplier = 1  # take no more than can start: prompts take seconds, and other workers may be idle
+worker_cancel_long_running_tasks_on_connection_loss = False  # an answer that is being paid for is waited for
+worker_hijack_root_logger = False

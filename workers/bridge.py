@@ -1,0 +1,266 @@
+"""Between Celery, which is synchronous, and the pool's asyncio loop.
+
+Celery's tracer (celery/app/trace.py) is one long synchronous function: signals, retries, callbacks, result, clean-up.
+We run it unmodified inside a greenlet on the loop's thread. Where it calls the task, the greenlet hands the task's
+coroutine to the loop and sleeps; the loop awaits it and wakes the greenlet with the value or the exception. The
+technique is SQLAlchemy's (sqlalchemy/util/_concurrency_py3k.py).
+
+    asyncio task ── switch ──▶ greenlet: Celery's tracer ── task.run() ──▶ wait(coroutine)
+         ▲                                                                      │
+         └──────────── awaits it on the loop, switches back with the value ◀────┘
+
+Anything in the tracer that would block the loop's thread on Redis (publishing a chain's next step, a chord's counter,
+an errback) goes through `offload`, which moves it to a thread and lets the loop go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import inspect
+from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar, copy_context
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+
+from celery import Celery
+from celery import Task as CeleryTask
+from celery._state import _task_stack, get_current_task
+from celery.app import amqp
+from celery.utils.threads import LocalManager, LocalStack
+from celery.utils.threads import get_ident as thread_ident
+from greenlet import getcurrent, greenlet
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Coroutine, Generator
+
+__all__ = ["AMQP", "App", "Interruptible", "Task", "TaskCancelled", "in_job", "offload", "run_job", "wait"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_job_token: ContextVar[object | None] = ContextVar("promptmill_job", default=None)
+
+
+class TaskCancelled(RuntimeError):
+    """The task's own code cancelled it; nobody asked Celery to. Celery records it as a failure."""
+
+
+def job_ident() -> object:
+    """Whose stack `current_task` and `task.request` are: the job's, wherever its context went.
+
+    A context variable follows the job into sub-tasks, `asyncio.gather` and `asyncio.to_thread`; a thread or greenlet
+    id does not.
+    """
+    return _job_token.get() or thread_ident()
+
+
+if not hasattr(LocalStack, "__release_local__"):
+    raise ImportError(
+        "USE_FAST_LOCALS is set: Celery then keeps `current_task` per thread, and jobs that share the pool's loop "
+        "would read each other's. Unset USE_FAST_LOCALS."
+    )
+LocalManager([_task_stack], ident_func=job_ident)
+
+
+class JobGreenlet(greenlet):
+    """The greenlet in which Celery traces one job. `cancelled` says whether the job's end was asked for."""
+
+    def __init__(self, run: Callable[..., Any], job: Cancellable) -> None:
+        driver = getcurrent()
+        super().__init__(run, driver)
+        # One context for the driver and the tracer, so that what a signal handler sets, the task's code sees.
+        self.gr_context = driver.gr_context
+        self.job = job
+
+
+class Cancellable:
+    """What the bridge must know of a job. The pool's `Job` is one."""
+
+    __slots__ = ("cancelled", "interrupt", "may_be_interrupted")
+
+    def __init__(self, *, may_be_interrupted: bool = False) -> None:
+        self.may_be_interrupted = may_be_interrupted
+        self.cancelled = False
+        """Somebody asked for the job's end: a CancelledError is theirs, not the task's."""
+        self.interrupt: Exception | None = None
+        """An exception to be raised in the task's code in place of the next CancelledError (soft time limit)."""
+
+
+async def run_job(job: Cancellable, token: object, target: Callable[..., T], *args: Any) -> T:
+    """Run a synchronous function that calls `wait` in a greenlet on this loop; return what it returns."""
+    _job_token.set(token)
+    tracer = JobGreenlet(target, job)
+    value = tracer.switch(*args)
+    while not tracer.dead:
+        try:
+            result = await value
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the waiting greenlet's to handle
+            value = tracer.throw(exc)
+        else:
+            value = tracer.switch(result)
+    return cast("T", value)
+
+
+def in_job() -> bool:
+    """Whether this code is running in a job's greenlet, where `wait` works."""
+    return isinstance(getcurrent(), JobGreenlet)
+
+
+def wait(awaitable: Awaitable[T]) -> T:
+    """Let the loop await something, and the other jobs run meanwhile. Only in a job's greenlet."""
+    current = getcurrent()
+    if not isinstance(current, JobGreenlet):
+        if inspect.iscoroutine(awaitable):
+            awaitable.close()
+        raise RuntimeError(  # noqa: TRY004 - it is the place that is wrong, not a value's type
+            "wait() was called outside a job; it runs only inside the pool's greenlets"
+        )
+    return cast("T", cast("greenlet", current.parent).switch(awaitable))
+
+
+_offload_threads = ThreadPoolExecutor(8, thread_name_prefix="promptmill-offload")
+
+
+def offload(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Make a blocking call: in a thread, in the job's context, when a job makes it; else right here."""
+    if not in_job():
+        return call(*args, **kwargs)
+    return wait(_in_thread(_offload_threads, call, *args, **kwargs))
+
+
+def _in_thread(
+    executor: ThreadPoolExecutor | None, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+) -> Awaitable[T]:
+    bound = functools.partial(copy_context().run, call, *args, **kwargs)
+    return asyncio.get_running_loop().run_in_executor(executor, bound)
+
+
+class Interruptible:
+    """Await a coroutine so that an exception of our choice can be raised at the point where it waits.
+
+    `asyncio.Task.cancel` can only raise CancelledError. When the job carries an `interrupt`, that is raised instead,
+    once, and the task goes on if its code handles it. It costs a generator's step for each step of the coroutine, so
+    only jobs that have a soft time limit are awaited through it.
+    """
+
+    __slots__ = ("coroutine", "job")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, T], job: Cancellable) -> None:
+        self.coroutine = coroutine
+        self.job = job
+
+    def __await__(self) -> Generator[Any, Any, Any]:
+        resume: Callable[[], Any] = functools.partial(self.coroutine.send, None)
+        while True:
+            try:
+                future = resume()
+            except StopIteration as stop:
+                return stop.value
+            try:
+                value = yield future
+            except BaseException as exc:  # noqa: BLE001 - handed on to the coroutine, as `await` would
+                resume = functools.partial(self.coroutine.throw, self._translated(exc))
+            else:
+                resume = functools.partial(self.coroutine.send, value)
+
+    def _translated(self, exc: BaseException) -> BaseException:
+        interrupt = self.job.interrupt
+        if interrupt is None or not isinstance(exc, asyncio.CancelledError):
+            return exc
+        self.job.interrupt = None
+        task = asyncio.current_task()
+        if task is not None:
+            task.uncancel()
+        return interrupt
+
+
+async def _coroutine(awaitable: Awaitable[T]) -> T:
+    return await awaitable
+
+
+class Task(CeleryTask):  # type: ignore[misc]  # Celery publishes no types
+    """Base class of the app's tasks: `run` may be `async def`, and a plain `def` runs in a thread.
+
+    Called directly, outside a worker, an `async def` task returns its coroutine: `await add(1, 2)`.
+    """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # Here, so that Celery's autoretry wrapper (celery/app/autoretry.py) goes around ours.
+        if "run" in cls.__dict__:
+            cls.run = _bridged(cls.__dict__["run"])
+
+    @classmethod
+    def on_bound(cls, app: Celery) -> None:
+        """Give the task's request stack the job's identity. Celery calls it when the task meets its app."""
+        LocalManager([cls.request_stack], ident_func=job_ident)
+
+
+def _bridged(run: Any) -> Any:
+    is_static = isinstance(run, staticmethod)
+    function = run.__func__ if is_static else run
+    is_async = inspect.iscoroutinefunction(function)
+
+    @functools.wraps(function)
+    def bridged(*args: Any, **kwargs: Any) -> Any:
+        current = getcurrent()
+        if isinstance(current, JobGreenlet):
+            awaitable = function(*args, **kwargs) if is_async else _in_thread(None, function, *args, **kwargs)
+            return _wait_for_task(current.job, awaitable)
+        if is_async and _is_eager():
+            return _run_to_end(function(*args, **kwargs))
+        return function(*args, **kwargs)
+
+    return staticmethod(bridged) if is_static else bridged
+
+
+def _wait_for_task(job: Cancellable, awaitable: Awaitable[T]) -> T:
+    try:
+        value = wait(_interruptible(job, awaitable))
+    except asyncio.CancelledError:
+        if job.cancelled:
+            raise
+        raise TaskCancelled("the task was cancelled by its own code (asyncio.CancelledError)") from None
+    if job.cancelled:
+        # The task swallowed its cancellation. Its state is recorded as revoked already; let nothing overwrite it.
+        raise asyncio.CancelledError
+    return value
+
+
+def _interruptible(job: Cancellable, awaitable: Awaitable[T]) -> Awaitable[T]:
+    if not job.may_be_interrupted:
+        return awaitable
+    coroutine = awaitable if inspect.iscoroutine(awaitable) else _coroutine(awaitable)
+    return Interruptible(coroutine, job)
+
+
+def _is_eager() -> bool:
+    task = get_current_task()
+    return bool(task is not None and task.request.is_eager)
+
+
+def _run_to_end(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run an eager task (`task.apply()`, `task_always_eager`) to its end, also from inside a running loop."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(copy_context().run, asyncio.run, coroutine).result()
+
+
+class AMQP(amqp.AMQP):  # type: ignore[misc]  # Celery publishes no types
+    """Publishes a finished job's callbacks and its chain's next step without blocking the loop."""
+
+    def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        return offload(super()._retry_publish, publish, *args, **kwargs)
+
+
+class App(Celery):  # type: ignore[misc]  # Celery publishes no types
+    """A Celery app whose tasks may be coroutines, and whose jobs publish messages without blocking the loop."""
+
+    task_cls = Task
+    amqp_cls = AMQP
+
+    def send_task(self, *args: Any, **kwargs: Any) -> Any:
+        return offload(super().send_task, *args, **kwargs)

@@ -1,0 +1,10 @@
+"""The Celery app: `celery -A workers worker`, and `from workers import app` for tasks of your own."""
+
+from __future__ import annotations
+
+from .bridge import App
+
+__all__ = ["app"]
+
+app = App("promptmill")
+app.config_from_object("config.celeryconfig")

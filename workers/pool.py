@@ -1,0 +1,457 @@
+"""Celery's worker pool on one asyncio loop.
+
+Two threads. The main thread is Celery's: consumer, hub, requests, acknowledgements. The loop's thread runs the jobs.
+They hand work over in batches: jobs through an inbox that wakes the loop once, outcomes through an outbox that wakes
+the hub once. No Celery callback runs on the loop's thread, because the hub has made Celery's locks dummies
+(celery/worker/components.py, Hub._patch_thread_primitives).
+
+    hub thread                                          loop thread
+    on_apply ──▶ inbox ── call_soon_threadsafe ──▶ _start_jobs ──▶ asyncio task ──▶ bridge.run_job
+    _deliver ◀── outbox ◀── hub.call_soon ──────────────────────── _ended
+
+Selected by `worker_pool = "workers.pool:TaskPool"`, so that a bare `celery -A workers worker` uses it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import itertools
+import logging
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
+
+from billiard.einfo import ExceptionInfo
+from celery.concurrency.base import BasePool
+from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded, WorkerLostError, reraise
+from kombu.utils.imports import symbol_by_name
+
+from .bridge import Cancellable, Task, run_job
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+
+    from kombu.asynchronous import Hub
+    from kombu.asynchronous.semaphore import LaxBoundedSemaphore
+
+__all__ = ["Job", "TaskPool"]
+
+logger = logging.getLogger("promptmill.pool")
+
+START_CHUNK = 64
+"""Jobs started in one turn of the loop. 1,000 in one turn kept every socket waiting for 359 ms."""
+
+CANCEL_AGAIN_S = 1.0
+"""A task that swallows its cancellation is cancelled again after this many seconds, until it ends."""
+
+LIFESPAN_TIMEOUT_S = 30.0
+"""How long opening, or closing, what lives as long as the pool may take."""
+
+TERMINATE_TIMEOUT_S = 5.0
+"""How long a cold shutdown waits for the cancelled jobs' clean-up."""
+
+HEARTBEAT_S = 0.25
+"""How often the loop says that it is alive."""
+
+
+class Job(Cancellable):
+    """One task in the pool: what Celery holds to end it early (by weak reference, hence `__weakref__`)."""
+
+    __slots__ = (
+        "__weakref__",
+        "callback",
+        "error_callback",
+        "outcome",
+        "pool",
+        "run",
+        "soft_timeout_s",
+        "task",
+        "timeout_callback",
+        "timeout_s",
+        "timers",
+        "token",
+    )
+
+    def __init__(
+        self,
+        pool: TaskPool,
+        run: Callable[[], Any],
+        *,
+        callback: Callable[[Any], None] | None,
+        error_callback: Callable[[ExceptionInfo], None] | None,
+        timeout_callback: Callable[[bool, float], None] | None,
+        soft_timeout_s: float | None,
+        timeout_s: float | None,
+    ) -> None:
+        super().__init__(may_be_interrupted=True)
+        self.token = next(pool.tokens)
+        self.pool = pool
+        self.run = run
+        self.callback = callback
+        self.error_callback = error_callback
+        self.timeout_callback = timeout_callback
+        self.soft_timeout_s = soft_timeout_s
+        self.timeout_s = timeout_s
+        self.task: asyncio.Task[None] | None = None
+        self.timers: list[asyncio.TimerHandle] = []
+        self.outcome: Callable[[], Any] | None = None
+
+    def terminate(self, signum: int | None = None) -> None:
+        """End the job, from the hub's thread. Once is enough, more does no harm."""
+        self.pool.terminate_job(self.token, signum)
+
+
+class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
+    """Hundreds of jobs at a time on one asyncio loop, with Celery's own tracer around each."""
+
+    uses_semaphore = True  # slots are counted on the hub, where a waiting request can still be revoked
+    task_join_will_block = True
+    signal_safe = False
+    body_can_be_buffer = True
+
+    limit: int
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.tokens = itertools.count(1)
+        self.beat_at = 0.0
+        """When the loop was last known to be alive, on the monotonic clock."""
+        self._jobs: dict[int, Job] = {}
+        self._inbox: deque[Job] = deque()
+        self._inbox_announced = False
+        self._outbox: deque[Callable[[], Any]] = deque()
+        self._outbox_announced = False
+        self._outbox_filled = threading.Event()
+        self._hub: Hub | None = None
+        self._stopping = False
+        self._started = 0
+
+    @property
+    def _semaphore(self) -> LaxBoundedSemaphore:
+        return self.options["semaphore"]
+
+    # -- life ------------------------------------------------------------------------------------------------------
+
+    def on_start(self) -> None:
+        """Start the loop's thread and open the lifespans on it.
+
+        `app.conf.worker_lifespans` lists async context managers, each `"module:function"` taking the app; they are
+        entered on the pool's loop before the first job and left after the last.
+        """
+        if self.options.get("threads"):
+            raise ImproperlyConfigured(
+                "The asyncio pool needs a broker that Celery can poll (Redis or AMQP): with this one Celery has no "
+                "event loop of its own. Use a redis:// broker, or another pool with `-P threads`."
+            )
+        _tune_interpreter()
+        # One connection for each job that may be publishing: a job that waited for a free one would hold up the loop.
+        self.app.conf.broker_pool_limit = max(self.app.conf.broker_pool_limit or 0, self.limit + 10)
+        self._loop = _new_event_loop()
+        self._threads = ThreadPoolExecutor(max(self.limit, 1), thread_name_prefix="promptmill-task")
+        self._loop.set_default_executor(self._threads)
+        self._thread = threading.Thread(target=self._run_loop, name="promptmill-loop", daemon=True)
+        self._thread.start()
+        self._lifespans = AsyncExitStack()
+        self._on_loop(self._open_lifespans())
+        self._loop.call_soon_threadsafe(self._beat)
+
+    def did_start_ok(self) -> bool:
+        return self._thread.is_alive()
+
+    def register_with_event_loop(self, hub: Hub) -> None:
+        """Remember the hub. Celery calls it again after each reconnect."""
+        self._hub = hub
+
+    def on_stop(self) -> None:
+        """Warm shutdown: wait for the running jobs, with the hub ticking (acks, heartbeats), then close the loop."""
+        if self._state != self.CLOSE or self._stopping:
+            # From the SIGQUIT handler (celery/apps/worker.py, on_cold_shutdown), in the middle of whatever the main
+            # thread was doing, perhaps inside the hub. `on_terminate`, or the warm stop below us, does the work.
+            return
+        self._stopping = True
+        while self._jobs:
+            self._tick()
+        self._close_loop()
+
+    def on_terminate(self) -> None:
+        """Cold shutdown: cancel all jobs, give their clean-up a moment, deliver what had already ended."""
+        self._loop.call_soon_threadsafe(self._cancel_all)
+        until = time.monotonic() + TERMINATE_TIMEOUT_S
+        while self._jobs and time.monotonic() < until:
+            self._outbox_filled.wait(0.05)
+            self._deliver()
+        self._close_loop()
+
+    def _tick(self) -> None:
+        try:
+            cast("Hub", self._hub).run_once()
+        except Exception as exc:  # noqa: BLE001 - of whatever kind, the transport's errors must not end the drain
+            # The broker is gone. Jobs still end, and their messages come back to another worker.
+            logger.warning("The broker connection failed while jobs were being finished: %r", exc)
+            self._outbox_filled.wait(1.0)
+            self._deliver()
+
+    def _close_loop(self) -> None:
+        if not self._thread.is_alive():
+            return
+        try:
+            self._on_loop(self._lifespans.aclose())
+        except Exception:
+            logger.exception("Closing what lived as long as the pool failed")
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._stopping = True
+        self._thread.join(TERMINATE_TIMEOUT_S)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _on_loop(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(LIFESPAN_TIMEOUT_S)
+
+    async def _open_lifespans(self) -> None:
+        for path in self.app.conf.get("worker_lifespans") or ():
+            await self._lifespans.enter_async_context(symbol_by_name(path)(self.app))
+
+    def _run_loop(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        while True:
+            try:
+                self._loop.run_forever()
+            except (KeyboardInterrupt, SystemExit):
+                # asyncio lets these through when a sub-task that nobody awaits raises them.
+                logger.exception("A task tried to end the worker's process; it goes on")
+                continue
+            break
+        self._loop.close()
+
+    def _beat(self) -> None:
+        self.beat_at = time.monotonic()
+        self._loop.call_later(HEARTBEAT_S, self._beat)
+
+    # -- hub thread: jobs in, outcomes out ---------------------------------------------------------------------------
+
+    def apply_async(self, target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
+        """As the base class's, without its debug line: that would write the prompt into the log."""
+        return self.on_apply(target, args or (), kwargs or {}, **options)
+
+    def on_apply(
+        self,
+        target: Callable[..., Any],
+        args: Any = (),
+        kwargs: Any = None,
+        *,
+        callback: Callable[[Any], None] | None = None,
+        accept_callback: Callable[[int, float], None] | None = None,
+        timeout_callback: Callable[[bool, float], None] | None = None,
+        error_callback: Callable[[ExceptionInfo], None] | None = None,
+        soft_timeout: float | None = None,
+        timeout: float | None = None,
+        **_: Any,
+    ) -> Job | None:
+        """Take a job, or, while stopping, leave it: its message then goes back to the queue."""
+        if self._state != self.RUN:
+            return None
+        job = Job(
+            self,
+            partial(target, *args, **(kwargs or {})),
+            callback=callback,
+            error_callback=error_callback,
+            timeout_callback=timeout_callback,
+            soft_timeout_s=soft_timeout or self.options.get("soft_timeout"),
+            timeout_s=timeout or self.options.get("timeout"),
+        )
+        job.may_be_interrupted = job.soft_timeout_s is not None
+        self._jobs[job.token] = job
+        self._started += 1
+        if accept_callback is not None:
+            accept_callback(job.token, time.monotonic())
+        self._inbox.append(job)
+        if not self._inbox_announced:
+            self._inbox_announced = True
+            self._loop.call_soon_threadsafe(self._start_jobs)
+        return job
+
+    def terminate_job(self, pid: int, signum: int | None = None) -> None:
+        """End the job with this token, which Celery calls `worker_pid`.
+
+        SIGUSR1 raises SoftTimeLimitExceeded in a job that has a soft time limit, as in Celery's prefork pool.
+        """
+        job = self._jobs.get(pid)
+        if job is not None:
+            interrupt = signum == signal.SIGUSR1
+            self._loop.call_soon_threadsafe(self._interrupt if interrupt else self._cancel, job)
+
+    def _deliver(self) -> None:
+        self._outbox_announced = False
+        self._outbox_filled.clear()
+        outbox = self._outbox
+        while outbox:
+            deliver = outbox.popleft()
+            try:
+                deliver()
+            except Exception:
+                logger.exception("Recording a job's end failed")
+
+    def _finish(self, job: Job) -> None:
+        self._jobs.pop(job.token, None)
+        try:
+            if job.outcome is not None and not job.cancelled:
+                job.outcome()
+        finally:
+            self._semaphore.release()
+
+    # -- loop thread -------------------------------------------------------------------------------------------------
+
+    def _start_jobs(self) -> None:
+        self._inbox_announced = False
+        inbox = self._inbox
+        for _ in range(START_CHUNK):
+            if not inbox:
+                return
+            self._start_job(inbox.popleft())
+        if inbox:
+            self._inbox_announced = True
+            self._loop.call_soon(self._start_jobs)
+
+    def _start_job(self, job: Job) -> None:
+        if job.cancelled:
+            self._ended(job)
+            return
+        job.task = self._loop.create_task(self._trace(job))
+        if job.soft_timeout_s:
+            job.timers.append(self._loop.call_later(job.soft_timeout_s, self._soft_time_limit, job))
+        if job.timeout_s:
+            job.timers.append(self._loop.call_later(job.timeout_s, self._hard_time_limit, job))
+
+    async def _trace(self, job: Job) -> None:
+        try:
+            returned = await self._run(job)
+        except asyncio.CancelledError:
+            # The pool's own doing, through `_cancel`: Celery has recorded the job's end, and wants no callback.
+            job.cancelled = True
+        except BaseException as exc:  # noqa: BLE001 - a job must not end the loop; SystemExit is a lost worker to Celery
+            if job.error_callback is not None:
+                job.outcome = partial(job.error_callback, _worker_lost(exc))
+        else:
+            if job.callback is not None:
+                job.outcome = partial(job.callback, returned)
+        for timer in job.timers:
+            timer.cancel()
+        self._ended(job)
+
+    async def _run(self, job: Job) -> Any:
+        # Celery's fast_trace_task(name, ...) or trace_task_ret(name, ...)
+        name = job.run.args[0] if isinstance(job.run, partial) and job.run.args else None
+        if isinstance(self.app.tasks.get(name), Task):
+            return await run_job(job, job.token, job.run)
+        # A task on another base class doesn't know the bridge: trace it in a thread, as Celery's thread pool does.
+        return await self._loop.run_in_executor(None, job.run)
+
+    def _ended(self, job: Job) -> None:
+        self._post(partial(self._finish, job))
+
+    def _post(self, deliver: Callable[[], Any]) -> None:
+        self._outbox.append(deliver)
+        if not self._outbox_announced:
+            self._outbox_announced = True
+            self._outbox_filled.set()
+            if self._hub is not None:
+                self._hub.call_soon(self._deliver)
+
+    def _cancel(self, job: Job) -> None:
+        if job.task is not None and job.task.done():
+            return
+        job.cancelled = True
+        if job.task is not None:
+            job.task.cancel()
+            job.timers.append(self._loop.call_later(CANCEL_AGAIN_S, self._cancel, job))
+
+    def _cancel_all(self) -> None:
+        for job in tuple(self._jobs.values()):
+            self._cancel(job)
+
+    def _interrupt(self, job: Job) -> None:
+        if job.task is None or job.task.done():
+            return
+        if not job.may_be_interrupted:
+            self._cancel(job)
+            return
+        job.interrupt = SoftTimeLimitExceeded(job.soft_timeout_s)
+        job.task.cancel()
+
+    def _soft_time_limit(self, job: Job) -> None:
+        self._interrupt(job)
+        if job.timeout_callback is not None:
+            self._post(partial(job.timeout_callback, True, cast("float", job.soft_timeout_s)))
+
+    def _hard_time_limit(self, job: Job) -> None:
+        if job.timeout_callback is not None:
+            self._post(partial(job.timeout_callback, False, cast("float", job.timeout_s)))
+        self._cancel(job)
+
+    # -- size --------------------------------------------------------------------------------------------------------
+
+    def grow(self, n: int = 1) -> None:
+        """Make room for `n` more jobs at a time."""
+        self.limit += n
+        self._semaphore.initial_value += n
+        for _ in range(n):
+            # One by one: kombu's `grow(n)` adds each new slot twice where requests are waiting.
+            self._semaphore.release()
+
+    def shrink(self, n: int = 1) -> None:
+        """Take away `n` free places; those in use stay.
+
+        Raises:
+            ValueError: fewer than `n` places were free; what was free is gone. Celery's autoscaler tries again.
+        """
+        free = min(n, self._semaphore.value, self.limit - 1)
+        self.limit -= free
+        self._semaphore.shrink(free)
+        if free < n:
+            raise ValueError(f"Can't shrink the pool by {n}: only {free} places were free")
+
+    def flush(self) -> None:
+        """After a lost connection the consumer has reset the semaphore; jobs that go on still hold their places."""
+        self._semaphore.value = max(self.limit - len(self._jobs), 0)
+
+    def _get_info(self) -> dict[str, Any]:
+        return {
+            **super()._get_info(),
+            "running": len(self._jobs),
+            "started": self._started,
+            "loop": type(self._loop).__module__.partition(".")[0],
+            "loop-beat-age-s": round(time.monotonic() - self.beat_at, 3),
+        }
+
+
+def _worker_lost(exc: BaseException) -> ExceptionInfo:
+    """What Celery calls a job whose process ended: SystemExit and the like, raised by the task's code."""
+    try:
+        if isinstance(exc, Exception):
+            raise exc
+        reraise(WorkerLostError, WorkerLostError(repr(exc)), exc.__traceback__)
+    except Exception:  # noqa: BLE001 - raised just above, to give the record a traceback
+        return ExceptionInfo()
+
+
+def _new_event_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop  # noqa: PLC0415 - not there on Windows
+    except ImportError:
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()
+
+
+def _tune_interpreter() -> None:
+    """Settings of the whole process that pay at hundreds of jobs in flight (docs/performance.md)."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 50)
+    # Two busy threads share the interpreter's lock: fewer forced hand-overs cost less than they delay.
+    sys.setswitchinterval(0.02)

@@ -1,0 +1,248 @@
+"""Celery's Redis result backend, with the results of many jobs in one round trip.
+
+The records, their keys and the PUBLISH are Celery's, so that any Celery client reads them. What differs is how a worker
+writes them: jobs on the pool's loop put theirs in a batch and wait for it without blocking the loop; one script writes
+the batch, refuses to overwrite a success, and moves the counters of the jobs' groups with it.
+
+Selected by `result_backend = "workers.results:Backend+redis://..."`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from celery import states
+from celery.backends.redis import RedisBackend
+from celery.exceptions import BackendStoreError
+from redis.exceptions import RedisError, ResponseError
+
+from tasks import keys
+from tasks.errors import JobFailed
+
+from .bridge import in_job, offload, wait
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterable
+
+    from celery import Celery
+
+__all__ = ["Backend", "JSONResult", "lifespan"]
+
+logger = logging.getLogger("promptmill.results")
+
+SCRIPT = Path(__file__).with_name("results.lua").read_text(encoding="utf-8")
+
+BATCH_SIZE = 500
+"""Results in one script call at most: about 1 MB of answers, a few milliseconds of Redis's time."""
+
+BUSY_RATE_PER_S = 1_000
+LINGER_S = 0.004
+"""Above so many results a second, a batch waits so long for company; below, it would wait for nobody."""
+
+RETRY_S = 0.5
+"""Pause before a failed batch is tried again. It is tried until Redis takes it: the answers have been paid for."""
+
+_COUNTERS = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: "cancelled"}
+
+
+class JSONResult(dict[str, Any]):
+    """A task's return value of plain JSON types only (str keys; no dates, no UUIDs).
+
+    The backend encodes it with orjson, several times as fast as kombu's encoder. Its repr hides the content, because
+    Celery puts the reprs of return values into logs and events.
+    """
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} fields hidden>"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One job's outcome on its way to Redis."""
+
+    key: str
+    record: bytes | str
+    is_end: bool
+    counter: str
+    job_id: str
+    group_id: str | None
+
+    def script_keys(self) -> tuple[str, str, str]:
+        """The KEYS of results.lua."""
+        if self.group_id is None:
+            return self.key, "", ""
+        return self.key, keys.group(self.group_id), keys.group_done(self.group_id)
+
+    def script_args(self) -> tuple[bytes | str, int, str, str]:
+        """The ARGV of results.lua."""
+        return self.record, int(self.is_end), self.counter, self.job_id
+
+
+class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
+    """Stores results in batches while a pool runs, and one by one elsewhere."""
+
+    writer: BatchWriter | None = None
+
+    def write(self, entries: Iterable[Entry]) -> None:
+        """Store outcomes, blocking. Raises redis's errors."""
+        entries = list(entries)
+        ks = [key for entry in entries for key in entry.script_keys()]
+        args = [arg for entry in entries for arg in entry.script_args()]
+        script = self.client.register_script(SCRIPT)
+        script(keys=ks, args=[int(self.expires or 0), keys.RECORD_TTL_S, *args])
+
+    def _store_result(
+        self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
+    ) -> Any:
+        entry = self._entry(task_id, result, state, traceback, request)
+        if in_job() and self.writer is not None:
+            wait(self.writer.put(entry))
+        else:
+            offload(self.write, [entry])
+        return result
+
+    def _entry(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> Entry:
+        meta = self._get_result_meta(result=result, state=state, traceback=traceback, request=request)
+        meta["task_id"] = task_id
+        group_id = getattr(request, "group", None)
+        return Entry(
+            key=self.get_key_for_task(task_id),
+            record=orjson.dumps(meta) if isinstance(result, JSONResult) else self.encode(meta),
+            is_end=state in states.READY_STATES,
+            counter=_counter(state, result),
+            job_id=task_id,
+            group_id=group_id if group_id and group_id.startswith(keys.GROUP_ID_PREFIX) else None,
+        )
+
+    def encode_result(self, result: Any, state: str) -> Any:
+        return result if isinstance(result, JSONResult) else super().encode_result(result, state)
+
+    def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> Any:
+        """As Celery's, with the whole result of a failed prompt job beside the exception's text."""
+        prepared = super().prepare_exception(exc, serializer)
+        if isinstance(exc, JobFailed) and exc.result is not None and isinstance(prepared, dict):
+            prepared["promptmill"] = exc.result.to_dict()
+        return prepared
+
+    def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
+        """Count a chord's part, without blocking the loop."""
+        offload(super().on_chord_part_return, request, state, result, **kwargs)
+
+    def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
+        offload(super()._call_task_errbacks, request, exc, traceback)
+
+
+def _counter(state: str, result: Any) -> str:
+    if state == states.FAILURE and isinstance(result, dict) and "promptmill" in result:
+        return str(result["promptmill"]["status"])
+    if state == states.REVOKED and isinstance(result, dict) and "expired" in (result.get("exc_message") or ()):
+        return "expired"
+    return _COUNTERS.get(state, "")
+
+
+Waiting = tuple[Entry, "asyncio.Future[None]"]
+
+
+def _will_pass(exc: Exception) -> bool:
+    """Whether Redis may take the same write later: it is away, starting, full or read-only for now."""
+    if not isinstance(exc, ResponseError):
+        return True
+    return any(word in str(exc) for word in ("OOM", "LOADING", "READONLY", "MISCONF", "NOREPLICAS", "BUSY "))
+
+
+class BatchWriter:
+    """Gathers outcomes on the loop and has a thread write them, one batch at a time."""
+
+    def __init__(self, backend: Backend) -> None:
+        self.backend = backend
+        self._pending: deque[Waiting] = deque()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="promptmill-results")
+        self._flushing: asyncio.Task[None] | None = None
+        self._closing = False
+        self._rate_per_s = 0.0
+
+    def put(self, entry: Entry) -> asyncio.Future[None]:
+        """Add an outcome to the next batch. The future is done when Redis has it."""
+        stored = asyncio.get_running_loop().create_future()
+        self._pending.append((entry, stored))
+        if self._flushing is None:
+            self._flushing = asyncio.create_task(self._flush())
+        return stored
+
+    async def aclose(self) -> None:
+        """Write what is left, or give up on it if Redis does not take it now."""
+        self._closing = True
+        if self._flushing is not None:
+            await self._flushing
+        self._thread.shutdown()
+
+    async def _flush(self) -> None:
+        try:
+            while self._pending:
+                if self._rate_per_s > BUSY_RATE_PER_S and not self._closing:
+                    await asyncio.sleep(LINGER_S)
+                started = time.monotonic()
+                batch = [self._pending.popleft() for _ in range(min(len(self._pending), BATCH_SIZE))]
+                await self._store(batch)
+                self._measure(len(batch), time.monotonic() - started)
+        finally:
+            self._flushing = None
+
+    async def _store(self, batch: list[Waiting]) -> None:
+        try:
+            await self._write([entry for entry, _ in batch])
+        except (RedisError, OSError) as exc:
+            if len(batch) > 1:
+                # One result that Redis will never take must not keep the others: find it.
+                for waiting in batch:
+                    await self._store([waiting])
+                return
+            entry, stored = batch[0]
+            if not stored.done():
+                stored.set_exception(BackendStoreError(str(exc), task_id=entry.job_id))
+        else:
+            for _, stored in batch:
+                if not stored.done():
+                    stored.set_result(None)
+
+    def _measure(self, n: int, took_s: float) -> None:
+        lingered_s = LINGER_S if self._rate_per_s > BUSY_RATE_PER_S else 0.0
+        self._rate_per_s += 0.2 * (n / (took_s + lingered_s) - self._rate_per_s)
+
+    async def _write(self, entries: list[Entry]) -> None:
+        loop = asyncio.get_running_loop()
+        failures = 0
+        while True:
+            try:
+                return await loop.run_in_executor(self._thread, self.backend.write, entries)
+            except (RedisError, OSError) as exc:
+                failures += 1
+                if failures in {1, 10} or failures % 60 == 0:
+                    logger.warning("Redis does not take results (%r); %d wait, trying again", exc, len(entries))
+                if self._closing or not _will_pass(exc):
+                    raise
+                await asyncio.sleep(RETRY_S)
+
+
+@asynccontextmanager
+async def lifespan(app: Celery) -> AsyncIterator[None]:
+    """Give the app's backend a batch writer while the pool runs."""
+    backend = app.backend
+    if not isinstance(backend, Backend):
+        yield
+        return
+    backend.writer = writer = BatchWriter(backend)
+    try:
+        yield
+    finally:
+        backend.writer = None
+        await writer.aclose()
