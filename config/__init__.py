@@ -1,0 +1,5 @@
+"""What a deployment decides: settings from the environment, the model catalogue, and providers' keys.
+
+`settings` reads `PROMPTMILL_*`, `catalog` says which provider answers for which model, `keys` fetches and
+checks the keys that the catalogue names. Nothing here knows the tasks or the workers.
+"""

@@ -21,6 +21,7 @@ def _kombu_url(url: str) -> str:
 
 # -- broker ------------------------------------------------------------------------------------------------------------
 broker_url = _kombu_url(_settings.broker)
+broker_transport = "workers.broker:Transport"
 broker_connection_retry_on_startup = True
 broker_connection_max_retries = None  # a worker waits for its Redis for as long as it takes
 broker_transport_options = {
@@ -56,4 +57,5 @@ worker_lifespans = ("workers.results:lifespan", "workers.runtime:lifespan")
 worker_concurrency = _settings.concurrency
 worker_prefetch_multiplier = 1  # take no more than can start: prompts take seconds, and other workers may be idle
 worker_cancel_long_running_tasks_on_connection_loss = False  # an answer that is being paid for is waited for
+worker_enable_prefetch_count_reduction = False  # the broker counts the jobs that go on through a reconnect itself
 worker_hijack_root_logger = False

@@ -27,6 +27,34 @@ Written by each worker at start and hourly; members older than `MODELS_TTL_S` do
 
 MODELS_TTL_S = 7_200
 
+LEASES = "pm:leases"
+"""Sorted set, delivery tag -> when its lease ends (ms, Redis's clock). A tag lives as long as its job runs.
+The broker takes, renews and ends leases (workers/broker/); the messages themselves are in kombu's `unacked`."""
+
+FENCE = "pm:fence"
+"""Counter: the last delivery tag given. Never reset, so that no two claims share a tag."""
+
+REAPER = "pm:reaper"
+"""Hash: `at`, when leases were last checked, and `grace_until`, before when none is ended (ms)."""
+
+CANCELLED = "pm:cancelled"
+"""Sorted set, job id -> when it was cancelled (ms). Kept for `RECORD_TTL_S`, so that a worker that starts later knows."""
+
+DEAD = "pm:dead"
+"""List of JSON texts, newest first: messages that no worker could do. Kept until purged, at most `DEAD_LIMIT`."""
+
+DEAD_LIMIT = 10_000
+
+DEAD_COUNTS = "pm:dead:counts"
+"""Hash: reason -> how many messages were ever buried for it."""
+
+DELAYED_PREFIX = "pm:delayed:"
+
+
+def delayed(queue: str) -> str:
+    """Sorted set, message -> when it is due (ms): the queue's messages with an ETA or countdown. Owned by the broker."""
+    return DELAYED_PREFIX + queue
+
 
 def job(job_id: str) -> str:
     """Hash: the submitted job's record (state, model, tenant, group, times). TTL `RECORD_TTL_S`."""

@@ -184,6 +184,8 @@ class Task(CeleryTask):  # type: ignore[misc]  # Celery publishes no types
     Called directly, outside a worker, an `async def` task returns its coroutine: `await add(1, 2)`.
     """
 
+    Request = "workers.request:Request"
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
         # Here, so that Celery's autoretry wrapper (celery/app/autoretry.py) goes around ours.

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from .bridge import App
+from .broker.heartbeat import Heartbeat
 
 __all__ = ["app"]
 
 app = App("promptmill")
 app.config_from_object("config.celeryconfig")
+app.steps["consumer"].add(Heartbeat)

@@ -1,0 +1,283 @@
+"""Settings from the environment (`PROMPTMILL_*`, nested with `__`) and from `.env` in the working directory.
+
+A variable of the environment stands over the same variable in `.env`; an empty variable counts as unset.
+docs/configuration.md lists them all.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Annotated, Literal
+from urllib.parse import SplitResult, urlsplit
+
+import pydantic_settings
+from dotenv import dotenv_values
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+from pydantic.dataclasses import dataclass
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+__all__ = ["Http", "Log", "Retry", "Settings", "SettingsError", "environment", "get_settings", "settings_variables"]
+
+PREFIX = "PROMPTMILL_"
+NESTED = "__"
+ENV_FILE = ".env"
+
+REDIS_SCHEMES = ("redis", "rediss", "unix")
+PROXY_SCHEMES = ("http", "https")
+ESCAPES = "the characters '/', '?', '#' and '@' of a password are written %2F, %3F, %23 and %40"
+
+
+class SettingsError(ValueError):
+    """The environment can't be used as it is. The text names each variable, its problem and an example.
+
+    It never repeats a value, because Redis and proxy URLs carry passwords.
+    """
+
+
+def _split_url(text: str, *, schemes: Sequence[str]) -> SplitResult:
+    """The parts of a URL with one of these schemes; ValueError with a text that never repeats the URL."""
+    if re.search(r"[\s\x00-\x1f\x7f]", text):
+        raise ValueError("must be a URL without white space in it")
+    try:
+        url = urlsplit(text)
+        url.port  # noqa: B018 - urlsplit checks the port only when it is asked for
+    except ValueError:
+        raise ValueError(f"must be a URL with a valid host and port; {ESCAPES}") from None
+    if url.scheme not in schemes:
+        raise ValueError(f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
+    return url
+
+
+def _redis_url(text: str) -> str:
+    url = _split_url(text, schemes=REDIS_SCHEMES)
+    if url.scheme == "unix":
+        if not url.path.strip("/"):
+            raise ValueError("must name the socket's path after unix://")
+    elif not url.hostname:
+        raise ValueError("must name a host after the scheme")
+    elif url.fragment or not re.fullmatch(r"/?[0-9]*", url.path):
+        raise ValueError(f"must end in the number of a Redis database, such as /0; {ESCAPES}")
+    return text
+
+
+def _proxy_url(text: str) -> str:
+    if not _split_url(text, schemes=PROXY_SCHEMES).hostname:
+        raise ValueError("must name the proxy's host after the scheme")
+    return text
+
+
+def _key_prefix(text: str) -> str:
+    # Braces would make a hash tag of their own and so move our scripts' keys to different cluster slots.
+    if re.search(r"[\s{}\x00-\x1f\x7f]", text):
+        raise ValueError("must not contain white space or braces")
+    return text
+
+
+def _upper(value: object) -> object:
+    return value.upper() if isinstance(value, str) else value
+
+
+RedisUrl = Annotated[str, AfterValidator(_redis_url)]
+ProxyUrl = Annotated[str, AfterValidator(_proxy_url)]
+UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
+Count = Annotated[int, Field(gt=0)]
+CountOrZero = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
+
+# The groups are dataclasses because a pydantic model can't have a field named `json`.
+# validate_default: base_s alone can contradict the default of cap_s.
+_GROUP = ConfigDict(extra="forbid", hide_input_in_errors=True, str_strip_whitespace=True, validate_default=True)
+
+
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Retry:
+    """How a job is tried again. One counter of attempts serves every cause of failure."""
+
+    max_attempts: Count = 4
+    base_s: Seconds = 1.0
+    cap_s: Seconds = 60.0
+
+    @field_validator("cap_s")
+    @classmethod
+    def _cap_is_not_below_base(cls, cap_s: float, info: ValidationInfo) -> float:
+        if cap_s < info.data.get("base_s", 0):
+            raise ValueError("must not be below the base_s of the same group")
+        return cap_s
+
+
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Http:
+    """The connection pool of a worker process. Time-outs are per model, in the catalogue.
+
+    `limit` and `limit_per_host` count connections: a `limit` of 0 means as many as `concurrency`, a
+    `limit_per_host` of 0 means no limit of its own.
+    """
+
+    limit: CountOrZero = 0
+    limit_per_host: CountOrZero = 0
+    ttl_dns_cache_s: CountOrZero = 300
+    keepalive_s: SecondsOrZero = 30.0
+    force_close: bool = False
+    max_response_bytes: Count = 16 * 1024 * 1024
+    max_header_bytes: Count = 16 * 1024
+    # A dataclass looks for `repr` in the default, not in the annotation.
+    proxy: ProxyUrl | None = Field(default=None, repr=False, examples=["http://proxy.internal:3128"])
+    ca_file: Annotated[UserPath | None, Field(examples=["/etc/ssl/company-ca.pem"])] = None
+    trust_env: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Log:
+    """What the workers log, and whether each line is a JSON object."""
+
+    level: LogLevel = "INFO"
+    json: bool = False
+
+
+class Settings(BaseSettings):
+    """Everything a deployment can set, apart from models and keys, which the catalogue names.
+
+    Call `get_settings()`: it turns a bad value into one readable `SettingsError`.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=PREFIX,
+        env_nested_delimiter=NESTED,
+        env_file=ENV_FILE,
+        env_file_encoding="utf-8",
+        env_ignore_empty=True,
+        # `.env` holds the providers' keys too.
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+        str_strip_whitespace=True,
+    )
+
+    redis_url: Annotated[RedisUrl, Field(repr=False)] = "redis://localhost:6379/0"
+    broker_url: Annotated[RedisUrl | None, Field(repr=False, examples=["redis://localhost:6379/0"])] = None
+    result_url: Annotated[RedisUrl | None, Field(repr=False, examples=["redis://localhost:6379/1"])] = None
+    key_prefix: Annotated[str, AfterValidator(_key_prefix), Field(examples=["staging:"])] = ""
+    catalog: Annotated[UserPath | None, Field(examples=["/etc/promptmill/catalog.toml"])] = None
+    concurrency: Count = 100
+    result_expires_s: Count = 86_400
+    retry: Retry = Retry()
+    http: Http = Http()
+    log: Log = Log()
+
+    @property
+    def broker(self) -> str:
+        """The URL of the queue's Redis, with its password."""
+        return self.broker_url or self.redis_url
+
+    @property
+    def results(self) -> str:
+        """The URL of the results' Redis, with its password."""
+        return self.result_url or self.redis_url
+
+
+@lru_cache(maxsize=1)
+def get_settings() -> Settings:
+    """The process's settings, read once. Raises `SettingsError`; `get_settings.cache_clear()` reads them anew."""
+    try:
+        settings = Settings()
+        problems = list(_misspelt(environment()))
+    except ValidationError as error:
+        problems = [_problem(details) for details in error.errors(include_url=False, include_input=False)]
+    except pydantic_settings.SettingsError as error:
+        problems = [_unreadable_group(error)]
+    except (OSError, UnicodeDecodeError) as error:
+        problems = [f"{ENV_FILE}: can't be read as UTF-8 text ({type(error).__name__})"]
+    if problems:
+        raise SettingsError("\n".join(("the settings can't be used:", *(f"  {problem}" for problem in problems))))
+    return settings
+
+
+def environment() -> dict[str, str]:
+    """The environment, and below it what `.env` in the working directory adds."""
+    # Without interpolation: a key may hold a dollar sign.
+    added = dotenv_values(ENV_FILE, encoding="utf-8", interpolate=False)
+    return {**{name: value for name, value in added.items() if value is not None}, **os.environ}
+
+
+@lru_cache(maxsize=1)
+def settings_variables() -> dict[str, FieldInfo]:
+    """Every variable that a setting has, with the setting's field."""
+    variables: dict[str, FieldInfo] = {}
+    for name, field in Settings.model_fields.items():
+        for path, part in _parts(name, field):
+            variables[_variable(path)] = part
+    return variables
+
+
+def _parts(name: str, field: FieldInfo) -> list[tuple[tuple[str, ...], FieldInfo]]:
+    """A setting's path and field: one of its own, or one for each part of a group."""
+    parts: dict[str, FieldInfo] | None = getattr(field.annotation, "__pydantic_fields__", None)
+    if parts is None:
+        return [((name,), field)]
+    return [((name, part), part_field) for part, part_field in parts.items()]
+
+
+def _problem(details: ErrorDetails) -> str:
+    variable = _variable(str(part) for part in details["loc"])
+    if details["type"] == "unexpected_keyword_argument":
+        return _no_such_setting(variable)
+    if variable not in settings_variables():
+        return _not_a_group(variable)
+    text = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    return f"{variable}: {text}. For example: {variable}={_example(settings_variables()[variable])}"
+
+
+def _unreadable_group(error: pydantic_settings.SettingsError) -> str:
+    # The text says `error parsing value for field "http" from source ...`; it holds no value.
+    found = re.search(r'field "(\w+)"', str(error))
+    return _not_a_group(_variable([found[1]])) if found else "a variable can't be read"
+
+
+def _not_a_group(variable: str) -> str:
+    parts = [name for name in settings_variables() if name.startswith(variable + NESTED)]
+    return f"{variable}: must be a JSON object. Or set its parts: {', '.join(parts)}"
+
+
+def _variable(parts: Iterable[str]) -> str:
+    return PREFIX + NESTED.join(parts).upper()
+
+
+def _example(field: FieldInfo) -> str:
+    value = field.examples[0] if field.examples else field.default
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _misspelt(names: Iterable[str]) -> Iterator[str]:
+    """Variables that are nearly a setting's.
+
+    Others pass: an orchestrator puts PROMPTMILL_PORT and the like into our environment on its own.
+    """
+    known = {name.removeprefix(PREFIX) for name in settings_variables()}
+    groups = {name.partition(NESTED)[0] for name in known}
+    for name in sorted(name.upper().removeprefix(PREFIX) for name in names if name.upper().startswith(PREFIX)):
+        if name not in known | groups and difflib.get_close_matches(name, known, cutoff=0.8):
+            yield _no_such_setting(PREFIX + name)
+
+
+def _no_such_setting(variable: str) -> str:
+    known = {name.removeprefix(PREFIX): name for name in settings_variables()}
+    near = difflib.get_close_matches(variable.removeprefix(PREFIX), known, n=1)
+    advice = f"Did you mean {known[near[0]]}?" if near else "docs/configuration.md lists the settings."
+    return f"{variable}: there is no such setting. {advice}"

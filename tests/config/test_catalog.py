@@ -1,0 +1,347 @@
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from config.catalog import (
+    Catalog,
+    CatalogError,
+    InvalidCatalog,
+    Limits,
+    Price,
+    Timeout,
+    UnknownModel,
+    load_catalog,
+)
+
+Load = Callable[[str], Catalog]
+
+# On a fresh machine hypothesis spends a second on tables of its own, which its time limits would put down to us.
+untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+
+PRESETS = load_catalog()
+LOCAL = '[providers.local]\nbase_url = "http://127.0.0.1:8000/v1"\n'
+
+
+def price(**amounts: object) -> Price:
+    return Price.model_validate({"date": dt.date(2026, 1, 1), "source": "a test", **amounts})
+
+
+# -- reading and overlaying ----------------------------------------------------------------------------------------
+
+
+def test_a_table_of_the_user_stands_in_place_of_the_whole_preset(load_text: Load) -> None:
+    catalog = load_text(LOCAL + '[models."gpt-4o-mini"]\nprovider = "local"\n')
+    mine = catalog.model("gpt-4o-mini")
+    assert (mine.provider, mine.price, mine.limits) == ("local", None, Limits())
+    assert catalog.model("gpt-4.1") == PRESETS.model("gpt-4.1")
+
+
+def test_a_provider_is_replaced_under_the_models_of_the_presets(load_text: Load) -> None:
+    catalog = load_text('[providers.openai]\nbase_url = "https://proxy.test/v1/"\napi_keys = ["A", "B"]\n')
+    provider = catalog.provider(catalog.model("gpt-4o"))
+    assert (provider.name, provider.base_url, provider.api_keys) == ("openai", "https://proxy.test/v1", ("A", "B"))
+
+
+def test_a_model_says_everything_that_is_known_about_it(load_text: Load) -> None:
+    catalog = load_text(
+        LOCAL
+        + """
+        [models."a.b"]
+        provider = "local"
+        upstream = "org/a.b:free"
+        limits = { rpm = 3, tpm = 4_000, rpd = 5, max_in_flight = 6, input_tpm = 7, output_tpm = 8 }
+        price = { input = 0.1, output = 0, cached_input = "0.01", date = "2026-01-02", source = "here" }
+        fallbacks = ["gpt-4o-mini", "deepseek-v3.2"]
+        timeout = { total_s = 9, connect_s = 1.5 }
+        """
+    )
+    model = catalog.model("a.b")
+    assert model.upstream == "org/a.b:free"
+    assert model.limits == Limits(rpm=3, tpm=4000, rpd=5, max_in_flight=6, input_tpm=7, output_tpm=8)
+    assert model.price is not None
+    assert (model.price.input, model.price.output, model.price.cached_input) == (
+        Decimal("0.1"),
+        Decimal(0),
+        Decimal("0.01"),
+    )
+    assert model.price.date == dt.date(2026, 1, 2)
+    assert model.fallbacks == ("gpt-4o-mini", "deepseek-v3.2")
+    assert model.timeout == Timeout(total_s=9, connect_s=1.5, read_s=60)
+
+
+def test_the_upstream_name_is_the_alias_unless_told(load_text: Load) -> None:
+    assert load_text(LOCAL + '[models.mine]\nprovider = "local"\n').model("mine").upstream == "mine"
+
+
+def test_limits_of_the_provider_hold_for_models_that_state_none(load_text: Load) -> None:
+    catalog = load_text(
+        LOCAL
+        + "limits = { rpm = 9 }\nany_model = true\n"
+        + '[models.a]\nprovider = "local"\n[models.b]\nprovider = "local"\nlimits = { tpm = 5 }\n'
+    )
+    assert catalog.model("a").limits == catalog.model("anything").limits == Limits(rpm=9)
+    assert catalog.model("b").limits == Limits(tpm=5)
+
+
+def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
+    path = tmp_path / "bom.toml"
+    path.write_text(LOCAL, encoding="utf-8-sig")
+    assert "local" in load_catalog(path).providers
+
+
+def test_nothing_in_a_catalogue_changes() -> None:
+    with pytest.raises(ValidationError):
+        PRESETS.model("gpt-4o").upstream = "other"
+
+
+# -- names of models -----------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
+    with pytest.raises(UnknownModel, match=r"no model is named 'gpt4o-mini'. Did you mean 'gpt-4o-mini'") as caught:
+        PRESETS.model("gpt4o-mini")
+    assert isinstance(caught.value, CatalogError)
+    assert isinstance(caught.value, LookupError)
+
+
+def test_an_unknown_model_without_a_near_name_lists_what_there_is() -> None:
+    with pytest.raises(UnknownModel, match=r"There are 'claude-sonnet-4.5', 'deepseek-v3.2'"):
+        PRESETS.model("zzz")
+
+
+def test_a_very_long_name_is_cut_in_the_text() -> None:
+    with pytest.raises(UnknownModel) as caught:
+        PRESETS.model("x" * 10_000)
+    assert len(str(caught.value)) < 1_000
+
+
+def test_any_model_takes_names_that_the_catalogue_lacks(load_text: Load) -> None:
+    catalog = load_text(LOCAL + "any_model = true\n")
+    model = catalog.model("org/new-model")
+    assert (model.name, model.upstream, model.provider) == ("org/new-model", "org/new-model", "local")
+    assert catalog.provider(model).base_url == "http://127.0.0.1:8000/v1"
+    assert catalog.model("gpt-4o").provider == "openai", "a name that is listed keeps its provider"
+    assert "*" in catalog.aliases()
+
+
+@pytest.mark.parametrize("alias", ["", "*", "two words", "line\nbreak", "x" * 201])
+def test_any_model_takes_no_name_that_is_none(load_text: Load, alias: str) -> None:
+    with pytest.raises(UnknownModel):
+        load_text(LOCAL + "any_model = true\n").model(alias)
+
+
+def test_aliases_are_sorted_and_each_leads_to_its_model() -> None:
+    aliases = PRESETS.aliases()
+    assert aliases == sorted(aliases)
+    assert [PRESETS.model(alias).name for alias in aliases] == aliases
+
+
+# -- refusals ------------------------------------------------------------------------------------------------------
+
+
+def model_table(lines: str) -> str:
+    return f'[models.m]\nprovider = "openai"\n{lines}\n'
+
+
+def provider_table(lines: str) -> str:
+    return f'[providers.p]\nbase_url = "https://p.test/v1"\n{lines}\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("[models.m\n", "is not TOML: "),
+        ("\n\nx = \n", "at line 3"),
+        ("models = 3", "models: must be tables such as [models.name]"),
+        ("[models]\nm = 3", "[models.m]: must be a table"),
+        ("[model.m]", "model: there is no such key. Did you mean models?"),
+        ("[models.m]\n", "[models.m] provider: is missing."),
+        ('[models.m]\nprovider = "opnai"', "[models.m] provider: no provider is named 'opnai'. Did you mean 'openai'?"),
+        ('[models.gpt-4.1]\nprovider = "openai"', 'A name with a dot needs quotes: [models."gpt-4.1"]'),
+        ('[models."two words"]\nprovider = "openai"', '[models."two words"] name: must be a name of'),
+        ('[models."*"]\nprovider = "openai"', '[models."*"] name: must be a name of'),
+        (model_table('name = "other"'), "[models.m] name: there is no such key"),
+        (model_table("limts = {}"), "[models.m] limts: there is no such key. Did you mean limits?"),
+        (model_table("zzz = 1"), "[models.m] zzz: there is no such key. There are provider, upstream, limits"),
+        (model_table("limits = 3"), "[models.m] limits: must be a table"),
+        (model_table("limits = { rmp = 3 }"), "[models.m] limits.rmp: there is no such key. Did you mean rpm?"),
+        (model_table("limits = { rpm = 0 }"), "[models.m] limits.rpm: must be greater than 0"),
+        (model_table('limits = { rpm = "3" }'), "[models.m] limits.rpm: must be a whole number without quotes"),
+        (model_table("limits = { rpm = true }"), "[models.m] limits.rpm: must be a whole number"),
+        (model_table("limits = { rpm = 2.5 }"), "[models.m] limits.rpm: must be a whole number"),
+        (model_table('limits = { algorithm = "x" }'), "limits.algorithm: must be 'bucket', 'sliding', 'fixed' or"),
+        (model_table("timeout = { total_s = true }"), "[models.m] timeout.total_s: must be a number"),
+        (model_table("timeout = { total_s = inf }"), "[models.m] timeout.total_s: must be a finite number"),
+        (model_table("timeout = { read_s = 0 }"), "[models.m] timeout.read_s: must be greater than 0"),
+        (model_table('price = { date = 2026-01-01, source = "" }'), "[models.m] price.source: must not be empty"),
+        (model_table('price = { source = "x" }'), "[models.m] price.date: is missing"),
+        (model_table('price = { input = -1, date = 2026-01-01, source = "x" }'), "price.input: must be greater than"),
+        (model_table('price = { currency = "eur", date = 2026-01-01, source = "x" }'), "such as USD"),
+        (model_table('fallbacks = "gpt-4o"'), "[models.m] fallbacks: must be a list"),
+        (model_table("fallbacks = [3]"), "[models.m] fallbacks[0]: must be text in quotes"),
+        (model_table('fallbacks = ["gpt-4o", "gpt-4o"]'), "[models.m] fallbacks: must not name the same twice"),
+        (model_table('fallbacks = ["gpt-4p"]'), "[models.m] fallbacks: no model is named 'gpt-4p'. Did you mean"),
+        (model_table('fallbacks = ["m"]'), "[models.m] fallbacks: lead back to it: m -> m"),
+        ("[providers.p]", "[providers.p] base_url: is missing."),
+        ('[providers.p]\nbase_url = "api.test/v1"', "begins with https:// or http:// and names a host"),
+        ('[providers.p]\nbase_url = "ftp://api.test"', "begins with https:// or http:// and names a host"),
+        ('[providers.p]\nbase_url = "https://api.test:x/v1"', "must be a URL with a valid host and port"),
+        ('[providers.p]\nbase_url = "https://api.test/v 1"', "must be a URL without white space"),
+        ('[providers.p]\nbase_url = "https://api.test/v1?a=b"', "must end with its path"),
+        (provider_table('kind = "other"'), "[providers.p] kind: must be 'openai'"),
+        (provider_table('profile = "other"'), "[providers.p] profile: must be 'default' or 'fragile'"),
+        (provider_table('api_keys = "KEY"'), "[providers.p] api_keys: must be a list"),
+        (provider_table('api_keys = ["KEY", "KEY"]'), "[providers.p] api_keys: must not name the same twice"),
+        (provider_table('any_model = "sometimes"'), "[providers.p] any_model: must be true or false"),
+    ],
+)
+def test_a_mistake_is_told_with_file_table_and_key(load_text: Load, text: str, problem: str) -> None:
+    with pytest.raises(InvalidCatalog) as caught:
+        load_text(text)
+    assert problem in str(caught.value)
+    assert all("/mine.toml: " in line for line in str(caught.value).splitlines())
+
+
+def test_every_mistake_is_told_at_once(load_text: Load) -> None:
+    with pytest.raises(InvalidCatalog) as caught:
+        load_text(provider_table('kind = "x"') + model_table("limits = { rpm = 0, tpm = 0 }"))
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_fallbacks_in_a_circle_are_told_in_their_order(load_text: Load) -> None:
+    names = {"a": "b", "b": "c", "c": "b"}
+    text = "".join(f'[models.{name}]\nprovider = "openai"\nfallbacks = ["{to}"]\n' for name, to in names.items())
+    with pytest.raises(InvalidCatalog, match=r"lead back to it: (b -> c -> b|c -> b -> c)$"):
+        load_text(text)
+
+
+def test_fallbacks_that_meet_again_are_no_circle(load_text: Load) -> None:
+    names = {"a": '"b", "c"', "b": '"d"', "c": '"d"', "d": ""}
+    text = "".join(f'[models.{name}]\nprovider = "openai"\nfallbacks = [{to}]\n' for name, to in names.items())
+    assert load_text(text).model("a").fallbacks == ("b", "c")
+
+
+def test_a_fallback_may_be_any_name_where_a_provider_takes_any(load_text: Load) -> None:
+    catalog = load_text(LOCAL + "any_model = true\n" + model_table('fallbacks = ["unlisted"]'))
+    assert catalog.model(catalog.model("m").fallbacks[0]).provider == "local"
+
+
+def test_only_one_provider_takes_any_model(load_text: Load) -> None:
+    with pytest.raises(InvalidCatalog, match=r"\[providers\.p\] any_model: local and p have it; only one can"):
+        load_text(LOCAL + "any_model = true\n" + provider_table("any_model = true"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        provider_table('api_keys = ["sk-canary"]'),
+        provider_table('api_keys = ["gsk_canary0000"]'),
+        provider_table('api_key = "sk-canary"'),
+        provider_table('key = { value = "sk-canary" }'),
+        provider_table('kind = "sk-canary"'),
+        '[providers.p]\nbase_url = "https://user:sk-canary@p.test/v1"',
+        '[providers.p]\nbase_url = "https://p.test/v1?key=sk-canary"',
+        '[providers.p]\nbase_url = "https://sk-canary:x@[p.test"',
+        '[providers.p]\nbase_url = "https://p.test/v1"\napi_keys = ["sk-canary]\n',
+    ],
+)
+def test_a_key_in_the_catalogue_is_refused_and_never_repeated(load_text: Load, text: str) -> None:
+    with pytest.raises(InvalidCatalog) as caught:
+        load_text(text)
+    assert "canary" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_told_by_name(tmp_path: Path) -> None:
+    with pytest.raises(InvalidCatalog, match=r"none\.toml: can't be read \(No such file or directory\)"):
+        load_catalog(tmp_path / "none.toml")
+
+
+def test_a_file_in_another_encoding_is_told_by_name(tmp_path: Path) -> None:
+    path = tmp_path / "latin.toml"
+    path.write_bytes("# für\n".encode("latin-1"))
+    with pytest.raises(InvalidCatalog, match=r"latin\.toml: is not UTF-8 text \(byte 3\)"):
+        load_catalog(path)
+
+
+def test_endless_nesting_is_told(load_text: Load) -> None:
+    with pytest.raises(InvalidCatalog, match=r"nested too deeply|is not TOML"):
+        load_text("x = " + "[" * 100_000)
+
+
+_TEXTS = st.sampled_from(["", "*", "a", "a b", "openai", "https://h.test/v1", "2026-01-01", "\ud800"])
+_LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | _TEXTS
+_KEYS = st.sampled_from(["provider", "base_url", "limits", "price", "timeout", "fallbacks", "rpm", "a.b", "", "name"])
+_VALUES = st.recursive(_LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4))
+
+
+@untimed
+@given(st.dictionaries(st.sampled_from(["providers", "models", "x"]), st.dictionaries(_KEYS, _VALUES, max_size=3)))
+def test_whatever_the_tables_hold_only_a_validation_error_comes_out(document: dict[str, object]) -> None:
+    try:
+        catalog = Catalog.model_validate(document)
+    except ValidationError:
+        return
+    assert all(catalog.provider(model) for model in catalog.models.values())
+
+
+# -- cost ----------------------------------------------------------------------------------------------------------
+
+_AMOUNTS = st.decimals(min_value=0, max_value=10_000, places=6)
+_TOKENS = st.integers(min_value=0, max_value=10**9)
+
+
+def test_five_million_tokens_at_eight_dollars_a_million_are_forty_dollars() -> None:
+    assert price(input=8).cost(input_tokens=5_000_000, output_tokens=0) == Decimal(40)
+
+
+def test_cached_tokens_are_a_part_of_the_input() -> None:
+    known = price(input="0.15", cached_input="0.075", output="0.60")
+    assert known.cost(input_tokens=1_000, cached_tokens=400, output_tokens=500) == Decimal("0.00042")
+
+
+def test_more_cached_tokens_than_input_count_as_the_input() -> None:
+    assert price(input=1, cached_input=2).cost(input_tokens=1_000_000, cached_tokens=9_999_999, output_tokens=0) == 2
+
+
+@pytest.mark.parametrize(
+    ("amounts", "tokens"),
+    [
+        ({"input": 1}, {"input_tokens": 1, "output_tokens": 1}),
+        ({"output": 1}, {"input_tokens": 1, "output_tokens": 1}),
+        ({"input": 1, "output": 1}, {"input_tokens": 2, "output_tokens": 1, "cached_tokens": 1}),
+        ({"input": 1, "output": 1, "currency": "CNY"}, {"input_tokens": 1, "output_tokens": 1}),
+    ],
+)
+def test_a_cost_is_unknown_if_a_price_it_needs_is(amounts: dict[str, object], tokens: dict[str, int]) -> None:
+    assert price(**amounts).cost(**{"cached_tokens": 0, **tokens}) is None
+
+
+def test_an_unknown_price_that_is_not_needed_does_not_matter() -> None:
+    assert price(input=2).cost(input_tokens=500_000, output_tokens=0) == 1
+    assert price(output=2).cost(input_tokens=0, output_tokens=500_000) == 1
+
+
+def test_a_free_model_costs_nothing() -> None:
+    assert price(input=0, output=0).cost(input_tokens=10, output_tokens=10) == 0
+
+
+@untimed
+@given(_AMOUNTS, _AMOUNTS, _AMOUNTS, _TOKENS, _TOKENS, _TOKENS)
+def test_costs_are_exact(
+    fresh: Decimal, cached: Decimal, output: Decimal, fresh_tokens: int, cached_tokens: int, output_tokens: int
+) -> None:
+    cost = price(input=fresh, cached_input=cached, output=output).cost(
+        input_tokens=fresh_tokens + cached_tokens, cached_tokens=cached_tokens, output_tokens=output_tokens
+    )
+    exact = Fraction(fresh) * fresh_tokens + Fraction(cached) * cached_tokens + Fraction(output) * output_tokens
+    assert cost is not None
+    assert Fraction(cost) == exact / 1_000_000

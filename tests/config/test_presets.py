@@ -1,0 +1,73 @@
+"""The presets say what the sources say, and nothing that no source says."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+
+import pytest
+
+from config.catalog import load_catalog
+
+PRESETS = load_catalog()
+
+
+@pytest.mark.parametrize(
+    ("name", "base_url", "variable"),
+    [
+        ("openai", "https://api.openai.com/v1", "OPENAI_API_KEY"),
+        ("holysheep", "https://api.holysheep.ai/v1", "HOLYSHEEP_API_KEY"),
+        ("n1n", "https://api.n1n.ai/v1", "N1N_API_KEY"),
+    ],
+)
+def test_each_provider_has_its_address_and_its_key(name: str, base_url: str, variable: str) -> None:
+    provider = PRESETS.providers[name]
+    assert (provider.base_url, provider.api_keys) == (base_url, (variable,))
+
+
+@pytest.mark.parametrize(
+    ("alias", "prices"),
+    [
+        ("gpt-4o-mini", ("0.15", "0.60")),
+        ("deepseek-v3.2", ("0.42", "0.42")),
+        ("gemini-2.5-flash", ("2.50", "10")),
+        ("claude-sonnet-4.5", (None, "15")),
+        ("holysheep/gpt-4.1", ("8", "24")),
+        ("holysheep/gpt-4o-mini", (None, "0.60")),
+    ],
+)
+def test_prices_are_the_sources(alias: str, prices: tuple[str | None, str | None]) -> None:
+    price = PRESETS.model(alias).price
+    assert price is not None
+    assert (price.input, price.output) == tuple(None if text is None else Decimal(text) for text in prices)
+
+
+@pytest.mark.parametrize(("alias", "rpm", "tpm"), [("gpt-4o", 500, 30_000), ("gpt-4o-mini", 5_000, 200_000)])
+def test_limits_are_the_sources(alias: str, rpm: int, tpm: int) -> None:
+    limits = PRESETS.model(alias).limits
+    assert (limits.rpm, limits.tpm) == (rpm, tpm)
+
+
+def test_a_model_whose_input_price_no_source_gives_costs_an_unknown_amount() -> None:
+    price = PRESETS.model("claude-sonnet-4.5").price
+    assert price is not None
+    assert price.cost(input_tokens=10, output_tokens=10) is None
+
+
+def test_each_price_has_a_source_and_a_day_that_has_been() -> None:
+    prices = [model.price for model in PRESETS.models.values() if model.price is not None]
+    assert prices
+    assert all(len(price.source) > 10 for price in prices)
+    assert all(dt.date(2025, 1, 1) <= price.date <= dt.date(2026, 11, 20) for price in prices)
+
+
+def test_fallbacks_stay_with_the_provider_and_get_no_dearer() -> None:
+    for model in PRESETS.models.values():
+        chain = [model, *(PRESETS.model(alias) for alias in model.fallbacks)]
+        assert {link.provider for link in chain} == {model.provider}
+        prices = [link.price.output for link in chain if link.price is not None and link.price.output is not None]
+        assert prices == sorted(prices, reverse=True)
+
+
+def test_no_preset_takes_any_model() -> None:
+    assert "*" not in PRESETS.aliases()

@@ -1,0 +1,5 @@
+"""Celery's broker over Redis, with leases: kombu's wire format, nothing lost between taking and recording."""
+
+from .transport import SentinelTransport, Transport
+
+__all__ = ["SentinelTransport", "Transport"]

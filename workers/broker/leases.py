@@ -1,0 +1,109 @@
+"""What this process has taken from the queue: leases, and what is to be said of them to Redis. No I/O.
+
+One `Leases` serves all connections that the process makes to one broker, one after the other. kombu ties messages to
+the channel that delivered them and requeues them when it closes; a lease is valid on any connection, so that a job
+goes on through a reconnect, and is acknowledged on the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+__all__ = ["REJECTED", "Grave", "Lease", "Leases"]
+
+REJECTED = "rejected"
+"""The kind of a dead letter of which Celery gave no reason (yet)."""
+
+
+@dataclass(slots=True)
+class Lease:
+    """A message that this process holds. `started`: its job has begun, and may have paid for a call."""
+
+    tag: str
+    queue: str
+    raw: bytes
+    started: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Grave:
+    """A message on its way to the dead letters. `kind` is the reason in a word, `reason` in a sentence."""
+
+    lease: Lease
+    kind: str
+    reason: str
+
+
+@dataclass(slots=True)
+class Leases:
+    """The process's leases at one broker."""
+
+    held: dict[str, Lease] = field(default_factory=dict)
+    acks: list[str] = field(default_factory=list)
+    """Tags to acknowledge with the next exchange."""
+    returns: list[Lease] = field(default_factory=list)
+    """To be put back at the front of their queues."""
+    delays: list[tuple[Lease, int]] = field(default_factory=list)
+    """Not due yet, with the time (ms, Redis's clock) when they are."""
+    graves: list[Grave] = field(default_factory=list)
+    condemned: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Tag -> (kind, reason): when Celery lets go of it, it is to be buried, not forgotten."""
+    on_buried: Callable[[Grave], None] = lambda grave: None
+    """Called when a message is in the dead letters."""
+
+    @property
+    def has_news(self) -> bool:
+        return bool(self.acks) or self.has_more_than_acks
+
+    @property
+    def has_more_than_acks(self) -> bool:
+        return bool(self.returns or self.delays or self.graves)
+
+    def start(self, tag: str) -> None:
+        """The message's job begins."""
+        lease = self.held.get(tag)
+        if lease is not None:
+            lease.started = True
+
+    def ack(self, tag: str) -> None:
+        """Celery is done with the message."""
+        if tag in self.condemned:
+            self.bury(tag)
+        elif self.held.pop(tag, None) is not None:
+            self.acks.append(tag)
+
+    def hand_back(self, tag: str) -> None:
+        """Put the message back at the front of its queue, for any worker."""
+        lease = self.held.pop(tag, None)
+        if lease is not None:
+            self.returns.append(lease)
+
+    def delay(self, tag: str, due_ms: int) -> None:
+        """Keep the message in Redis until it is due."""
+        lease = self.held.pop(tag, None)
+        if lease is not None:
+            self.delays.append((lease, due_ms))
+
+    def condemn(self, tag: str, kind: str, reason: str) -> None:
+        """When Celery lets go of this message, bury it. The first reason given stands; one it lets go of gets this."""
+        if tag in self.held:
+            self.condemned.setdefault(tag, (kind, reason))
+        self.graves = [
+            Grave(grave.lease, kind, reason) if grave.lease.tag == tag and grave.kind == REJECTED else grave
+            for grave in self.graves
+        ]
+
+    def bury(self, tag: str) -> None:
+        """Move the message to the dead letters."""
+        kind, reason = self.condemned.pop(tag, (REJECTED, "the task rejected the message"))
+        lease = self.held.pop(tag, None)
+        if lease is not None:
+            self.graves.append(Grave(lease, kind, reason))
+
+    def lose(self, tags: list[str]) -> list[Lease]:
+        """Forget leases that have ended: another worker may have the messages."""
+        lost = [self.held.pop(tag) for tag in tags if tag in self.held]
+        for tag in tags:
+            self.condemned.pop(tag, None)
+        return lost

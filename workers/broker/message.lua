@@ -1,0 +1,50 @@
+-- message.lua: what the broker's scripts know of a message. Put before each of them by scripts.py.
+--
+-- The text of a message is never decoded and encoded again: Lua's cjson turns [] into {} and rounds long integers.
+-- How often a message was delivered travels at its end, as a field that kombu ignores.
+
+local TRAILER = ', "promptmill": {"deliveries": %d, "suspected": %d}}'
+local TRAILER_PATTERN = ', "promptmill": {"deliveries": (%d+), "suspected": (%d)}}$'
+
+-- A first write that needs no memory lets the rest pass on a Redis that is full (maxmemory, noeviction): taking,
+-- acknowledging and returning messages must go on for the queue to drain. Redis refuses only a script's first write.
+redis.call('DEL', 'pm:none')
+
+local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+-- Deliveries that have ended badly so far, and 1 if one of them may have paid for a call.
+local function history(raw)
+  local deliveries, suspected = string.match(string.sub(raw, -80), TRAILER_PATTERN)
+  return tonumber(deliveries or 0), tonumber(suspected or 0)
+end
+
+local function with_history(raw, deliveries, suspected)
+  local start = string.find(string.sub(raw, -80), TRAILER_PATTERN)
+  local bare = start and string.sub(raw, 1, #raw - math.min(80, #raw) + start - 1) or string.sub(raw, 1, -2)
+  return bare .. string.format(TRAILER, deliveries, suspected)
+end
+
+-- A record of `unacked` is kombu's: [message, "exchange", "routing key"]. Ours have no exchange, and the queue's name
+-- as the routing key.
+local function unpacked(record)
+  return string.match(record, '^%[(.*), "", "(.*)"%]$')
+end
+
+-- The list that a message came from: kombu keeps one for each priority step, the first without a suffix.
+local function list_of(raw, queue, steps, separator)
+  local priority = tonumber(string.match(raw, '.*"priority": ?(%d+)') or 0)
+  local step = 0
+  for _, candidate in ipairs(steps) do
+    if candidate <= priority then step = candidate end
+  end
+  return step == 0 and queue or queue .. separator .. step
+end
+
+local function forget(unacked, index, leases, tag)
+  redis.call('HDEL', unacked, tag)
+  redis.call('ZREM', index, tag)
+  redis.call('ZREM', leases, tag)
+end

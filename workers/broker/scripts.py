@@ -1,0 +1,35 @@
+"""The broker's Lua scripts: each is a file beside this one, with `message.lua` put before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha1
+from pathlib import Path
+
+__all__ = ["BURY", "DELAY", "EXCHANGE", "HAND_BACK", "HEARTBEAT", "Script"]
+
+_HERE = Path(__file__).parent
+_PRELUDE = (_HERE / "message.lua").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True)
+class Script:
+    """A script's text and the SHA1 digest by which EVALSHA names it."""
+
+    name: str
+    text: str = field(repr=False)
+
+    @property
+    def sha(self) -> str:
+        return sha1(self.text.encode(), usedforsecurity=False).hexdigest()
+
+
+def _script(name: str) -> Script:
+    return Script(name, _PRELUDE + (_HERE / f"{name}.lua").read_text(encoding="utf-8"))
+
+
+EXCHANGE = _script("exchange")
+HEARTBEAT = _script("heartbeat")
+HAND_BACK = _script("hand_back")
+DELAY = _script("delay")
+BURY = _script("bury")
