@@ -1,0 +1,33 @@
+"""The thin client of Promptmill: submit prompt jobs to the queue and read their results.
+
+Needs `redis` and the standard library; the engine (`workers`) is not installed into a web app.
+"""
+
+from . import errors
+from .blocking import SyncGroup, SyncJob, SyncQueue
+from .client import PromptQueue
+from .errors import *  # noqa: F403 - its __all__ is part of ours
+from .jobs import Group, Job, JobStatus
+from .message import TASK_NAMES
+from .request import Priority
+from .results import Attempt, JobError, PromptResult, Status, Usage
+from .store import GroupProgress
+
+__all__ = [
+    "TASK_NAMES",
+    "Attempt",
+    "Group",
+    "GroupProgress",
+    "Job",
+    "JobError",
+    "JobStatus",
+    "Priority",
+    "PromptQueue",
+    "PromptResult",
+    "Status",
+    "SyncGroup",
+    "SyncJob",
+    "SyncQueue",
+    "Usage",
+]
+__all__ += errors.__all__

@@ -31,6 +31,9 @@ LEASES = "pm:leases"
 """Sorted set, delivery tag -> when its lease ends (ms, Redis's clock). A tag lives as long as its job runs.
 The broker takes, renews and ends leases (workers/broker/); the messages themselves are in kombu's `unacked`."""
 
+LEASE_TAG_PREFIX = "pm-"
+"""Delivery tags under a lease begin with this; the rest is the fence, a number given once."""
+
 FENCE = "pm:fence"
 """Counter: the last delivery tag given. Never reset, so that no two claims share a tag."""
 

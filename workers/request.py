@@ -13,5 +13,5 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         leases = getattr(self.message.channel, "leases", None)
         if leases is not None:
-            leases.start(self.message.delivery_tag)
+            leases.start(self.message.delivery_tag, self.id)
         super().on_accepted(pid, time_accepted)

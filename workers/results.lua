@@ -1,33 +1,42 @@
 -- results.lua: record the outcome of many jobs.
 --
--- An outcome is written, published and counted once. SUCCESS is never overwritten, and nothing that is not an end
--- overwrites an end: a worker that comes late, after another finished its job, changes nothing.
+-- An outcome is written, published and counted once. Nothing overwrites SUCCESS or REVOKED, and nothing that is not an
+-- end overwrites an end. A worker whose lease of the message was lost writes nothing: another worker has the job by now.
 --
--- KEYS  three for each job: its result (string and channel), its group's counters (hash), its group's ended jobs
---       (stream); the last two are "" for a job without a group of ours
+-- KEYS  1: the broker's leases, or "" where the broker is another Redis; then three for each job: its result (string and
+--       channel), its group's counters (hash), its group's ended jobs (stream); the last two are "" for a job without a
+--       group of ours
 -- ARGV  1: lifetime of results, seconds (0 = for ever); 2: lifetime of group keys, seconds;
---       then four for each job: the result record (JSON that begins with "status"), 1 if it is the job's end,
---       the counter's name, the job's id
--- Returns the number of results written.
+--       then five for each job: the result record (JSON that begins with "status"), 1 if it is the job's end,
+--       the counter's name, the job's id, the message's delivery tag ("" = not under a lease)
+-- Returns {the numbers of the jobs whose outcome was refused}.
 
 -- A first write that needs no memory lets the rest pass on a Redis that is full (maxmemory, noeviction): results must
 -- get out for the queue to drain. Redis refuses only a script's first write (scriptVerifyOOM in its script.c).
 redis.call('DEL', 'pm:none')
 
 local ttl, group_ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
-local written = 0
+local leases = KEYS[1]
+local refused = {}
 
 local function recorded_state(key)
   return string.match(redis.call('GETRANGE', key, 0, 40), '^{"status": ?"(%u+)"')
 end
 
-local ended = { SUCCESS = true, FAILURE = true, REVOKED = true }
+local function is_leased(tag)
+  return leases == '' or tag == '' or redis.call('ZSCORE', leases, tag)
+end
 
-for i = 1, #KEYS / 3 do
-  local key, counters, stream = KEYS[3 * i - 2], KEYS[3 * i - 1], KEYS[3 * i]
-  local record, is_end, counter, id = ARGV[4 * i - 1], ARGV[4 * i], ARGV[4 * i + 1], ARGV[4 * i + 2]
+local ended = { SUCCESS = true, FAILURE = true, REVOKED = true }
+local final = { SUCCESS = true, REVOKED = true }
+
+for i = 1, (#KEYS - 1) / 3 do
+  local key, counters, stream = KEYS[3 * i - 1], KEYS[3 * i], KEYS[3 * i + 1]
+  local record, is_end, counter, id = ARGV[5 * i - 2], ARGV[5 * i - 1], ARGV[5 * i], ARGV[5 * i + 1]
   local before = recorded_state(key)
-  if before ~= 'SUCCESS' and (is_end == '1' or not ended[before]) then
+  if final[before] or (ended[before] and is_end ~= '1') or not is_leased(ARGV[5 * i + 2]) then
+    refused[#refused + 1] = i
+  else
     if ttl > 0 then
       redis.call('SET', key, record, 'EX', ttl)
     else
@@ -40,7 +49,6 @@ for i = 1, #KEYS / 3 do
       redis.call('EXPIRE', counters, group_ttl)
       redis.call('EXPIRE', stream, group_ttl)
     end
-    written = written + 1
   end
 end
-return written
+return refused

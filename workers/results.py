@@ -2,7 +2,7 @@
 
 The records, their keys and the PUBLISH are Celery's, so that any Celery client reads them. What differs is how a worker
 writes them: jobs on the pool's loop put theirs in a batch and wait for it without blocking the loop; one script writes
-the batch, refuses to overwrite a success, and moves the counters of the jobs' groups with it.
+the batch, refuses what comes from a worker that has lost its lease, and moves the counters of the jobs' groups with it.
 
 Selected by `result_backend = "workers.results:Backend+redis://..."`.
 """
@@ -16,6 +16,7 @@ from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,16 +76,18 @@ class Entry:
     counter: str
     job_id: str
     group_id: str | None
+    tag: str
+    """The message's delivery tag, where it is under a lease of ours."""
 
-    def script_keys(self) -> tuple[str, str, str]:
-        """The KEYS of results.lua."""
+    def script_keys(self, prefix: str) -> tuple[str, str, str]:
+        """The KEYS of results.lua. `prefix` stands before our own keys, not before Celery's."""
         if self.group_id is None:
             return self.key, "", ""
-        return self.key, keys.group(self.group_id), keys.group_done(self.group_id)
+        return self.key, prefix + keys.group(self.group_id), prefix + keys.group_done(self.group_id)
 
-    def script_args(self) -> tuple[bytes | str, int, str, str]:
+    def script_args(self) -> tuple[bytes | str, int, str, str, str]:
         """The ARGV of results.lua."""
-        return self.record, int(self.is_end), self.counter, self.job_id
+        return self.record, int(self.is_end), self.counter, self.job_id, self.tag
 
 
 class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
@@ -95,10 +98,30 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     def write(self, entries: Iterable[Entry]) -> None:
         """Store outcomes, blocking. Raises redis's errors."""
         entries = list(entries)
-        ks = [key for entry in entries for key in entry.script_keys()]
+        prefix = self._key_prefix
+        ks = [key for entry in entries for key in entry.script_keys(prefix)]
         args = [arg for entry in entries for arg in entry.script_args()]
-        script = self.client.register_script(SCRIPT)
-        script(keys=ks, args=[int(self.expires or 0), keys.RECORD_TTL_S, *args])
+        refused = self._script(keys=[self._leases_key, *ks], args=[int(self.expires or 0), keys.RECORD_TTL_S, *args])
+        for number in refused:
+            logger.warning(
+                "Result of %s refused: it has ended already, or is another worker's", entries[number - 1].job_id
+            )
+
+    @cached_property
+    def _script(self) -> Any:
+        return self.client.register_script(SCRIPT)
+
+    @cached_property
+    def _key_prefix(self) -> str:
+        return str(self.app.conf.broker_transport_options.get("global_keyprefix", ""))
+
+    @cached_property
+    def _leases_key(self) -> str:
+        """Where the broker keeps its leases, if that is the same Redis: only then one script can see both."""
+        broker, results = self.app.connection_for_read(), self.connparams
+        where = (broker.hostname, broker.port or 6379, str(broker.virtual_host or 0).strip("/") or "0")
+        ours = (results.get("host"), results.get("port"), str(results.get("db") or 0))
+        return self._key_prefix + keys.LEASES if where == ours else ""
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
@@ -121,6 +144,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             counter=_counter(state, result),
             job_id=task_id,
             group_id=group_id if group_id and group_id.startswith(keys.GROUP_ID_PREFIX) else None,
+            tag=_lease_tag(request),
         )
 
     def encode_result(self, result: Any, state: str) -> Any:
@@ -139,6 +163,12 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
     def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
         offload(super()._call_task_errbacks, request, exc, traceback)
+
+
+def _lease_tag(request: Any) -> str:
+    properties = getattr(request, "properties", None) or {}
+    tag = str(properties.get("delivery_tag") or "")
+    return tag if tag.startswith(keys.LEASE_TAG_PREFIX) else ""
 
 
 def _counter(state: str, result: Any) -> str:

@@ -244,6 +244,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
 
     def _exchange(self, queues: list[str], *, room: int) -> Command:
         acks, self.leases.acks = self.leases.acks[:1000], self.leases.acks[1000:]
+        started, self.leases.started_jobs = self.leases.started_jobs[:1000], self.leases.started_jobs[1000:]
         queue_keys = [key for queue in queues for key in (self._key(keys.delayed(queue)), *self._lists(queue))]
         args = (
             *_evalsha(scripts.EXCHANGE, [*self._lease_keys, self._key(keys.FENCE), *queue_keys]),
@@ -254,7 +255,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             self._steps,
             self.sep,
             len(queues),
+            len(started),
             *map(json.dumps, queues),
+            *(self._key(keys.job(job_id)) for job_id in started),
             *acks,
         )
         return args, partial(self._on_exchange, tuple(queues), room, acks)

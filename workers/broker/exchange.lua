@@ -6,15 +6,22 @@
 -- KEYS  1 unacked (hash, kombu's), 2 unacked_index (zset, kombu's), 3 leases (zset, tag -> ms when it ends), 4 fence
 --       (counter); then for each queue its delayed messages (zset) and its lists, most urgent first
 -- ARGV  1 messages to take at most, 2 bytes to take at most, 3 lease (ms), 4 lists a queue, 5 priority steps ("0,3,6,9"),
---       6 separator, 7 queues, then their names, each as in JSON; then the tags to acknowledge
+--       6 separator, 7 queues, 8 jobs that have started; then the queues' names, each as in JSON, the records of the
+--       jobs that have started, and the tags to acknowledge
 -- Returns {now (ms), ms when the next delayed message is due or -1, tag, number of the queue, message, tag, ...}
 
 local unacked, index, leases, fence = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local room, bytes, lease_ms, lists = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local queues = tonumber(ARGV[7])
+local queues, started = tonumber(ARGV[7]), tonumber(ARGV[8])
 local now = now_ms()
 
-for i = 8 + queues, #ARGV do
+for i = 9 + queues, 8 + queues + started do
+  -- Jobs of stock producers have no record, and need none.
+  if redis.call('EXISTS', ARGV[i]) == 1 then
+    redis.call('HSET', ARGV[i], 'state', 'running', 'started_at', string.format('%.3f', now / 1000))
+  end
+end
+for i = 9 + queues + started, #ARGV do
   forget(unacked, index, leases, ARGV[i])
 end
 
@@ -48,7 +55,7 @@ for list = 1, lists do
       local raw = redis.call('RPOP', key_of(queue, list))
       if not raw then break end
       local tag = 'pm-' .. redis.call('INCR', fence)
-      redis.call('HSET', unacked, tag, '[' .. raw .. ', "", ' .. ARGV[7 + queue] .. ']')
+      redis.call('HSET', unacked, tag, '[' .. raw .. ', "", ' .. ARGV[8 + queue] .. ']')
       redis.call('ZADD', leases, now + lease_ms, tag)
       redis.call('ZADD', index, math.floor(now / 1000), tag)
       reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = tag, queue, raw

@@ -42,6 +42,8 @@ class Leases:
     held: dict[str, Lease] = field(default_factory=dict)
     acks: list[str] = field(default_factory=list)
     """Tags to acknowledge with the next exchange."""
+    started_jobs: list[str] = field(default_factory=list)
+    """Ids of jobs that have begun; the next exchange says so in their records."""
     returns: list[Lease] = field(default_factory=list)
     """To be put back at the front of their queues."""
     delays: list[tuple[Lease, int]] = field(default_factory=list)
@@ -60,11 +62,12 @@ class Leases:
     def has_more_than_acks(self) -> bool:
         return bool(self.returns or self.delays or self.graves)
 
-    def start(self, tag: str) -> None:
+    def start(self, tag: str, job_id: str) -> None:
         """The message's job begins."""
         lease = self.held.get(tag)
         if lease is not None:
             lease.started = True
+            self.started_jobs.append(job_id)
 
     def ack(self, tag: str) -> None:
         """Celery is done with the message."""

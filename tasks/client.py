@@ -1,0 +1,229 @@
+"""Submit prompt jobs and read their results, from a web app, a script or a notebook. Start reading here.
+
+::
+
+    async with PromptQueue("redis://localhost:6379/0") as queue:
+        job = await queue.submit(model="gpt-4o-mini", messages=[{"role": "user", "content": "Hello"}])
+        answer = await job.result(timeout_s=30)
+        print(answer.text)
+
+The way of a submission: `request.py` checks it, `message.py` makes it a Celery message, `redis_store.py` stores it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, Final, Self
+from uuid import uuid4
+
+from .blocking import SyncQueue
+from .connection import Address
+from .jobs import Group, Job, Rows
+from .keys import GROUP_ID_PREFIX
+from .redis_store import RedisStore, StoreSettings
+from .request import DEFAULT_MAX_JOB_BYTES, NewJob, Priority, check_id, check_size, new_job
+from .store import Store
+
+__all__ = ["PromptQueue"]
+
+_DEFAULT_URL: Final = "redis://localhost:6379/0"
+
+
+class PromptQueue:
+    """A queue of prompt jobs in Redis. Making one connects to nothing.
+
+    `url` is where jobs go and, unless `result_url` says otherwise, where results come from: redis://, rediss:// or
+    unix://. A call takes at most `timeout_s` before it raises QueueUnavailable; waiting for results rides out an
+    outage of Redis of up to `outage_s`. `key_prefix` is the broker's `global_keyprefix`, `result_key_prefix` that
+    of the result backend. A job may take up to `max_job_bytes` as JSON.
+
+    One queue serves several event loops, one after another or in threads, with connections of their own;
+    `queue.sync` is the same queue with blocking calls. Close with `aclose()`, or use `async with`.
+    """
+
+    def __init__(
+        self,
+        url: str = _DEFAULT_URL,
+        *,
+        result_url: str | None = None,
+        timeout_s: float = 5.0,
+        outage_s: float = 60.0,
+        key_prefix: str = "",
+        result_key_prefix: str = "",
+        max_job_bytes: int = DEFAULT_MAX_JOB_BYTES,
+    ) -> None:
+        broker = Address.of(url)
+        settings = StoreSettings(
+            broker=broker,
+            results=Address.of(result_url) if result_url else broker,
+            timeout_s=timeout_s,
+            outage_s=outage_s,
+            key_prefix=key_prefix,
+            result_key_prefix=result_key_prefix,
+        )
+        self._setup(f"{broker}", lambda: RedisStore(settings), max_job_bytes)
+
+    def _setup(self, place: str, make_store: Callable[[], Store], max_job_bytes: int) -> None:
+        self._place = place
+        self._make_store = make_store
+        self._max_job_bytes = max_job_bytes
+        self._stores: dict[asyncio.AbstractEventLoop, _OpenStore] = {}
+
+    @classmethod
+    def from_env(cls, **options: Any) -> Self:
+        """From PROMPTMILL_REDIS_URL, or PROMPTMILL_BROKER_URL and PROMPTMILL_RESULT_URL where they differ.
+
+        Also reads PROMPTMILL_KEY_PREFIX. `options` are the constructor's, and come first.
+        """
+        url = os.environ.get("PROMPTMILL_REDIS_URL") or _DEFAULT_URL
+        found = {
+            "url": os.environ.get("PROMPTMILL_BROKER_URL") or url,
+            "result_url": os.environ.get("PROMPTMILL_RESULT_URL") or url,
+            "key_prefix": os.environ.get("PROMPTMILL_KEY_PREFIX", ""),
+        }
+        return cls(**(found | options))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._place})"
+
+    async def submit(
+        self,
+        *,
+        model: str,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        input: str | Sequence[Any] | None = None,  # noqa: A002 - the provider's own name for it
+        id: str | None = None,  # noqa: A002 - the name that the interface promises
+        priority: Priority = "normal",
+        deadline_s: float | None = None,
+        delay_s: float = 0.0,
+        tenant: str | None = None,
+        metadata: Any = None,
+        cache_ttl_s: float | None = None,
+        max_attempts: int | None = None,
+        fallbacks: Sequence[str] | None = None,
+        extra_body: Mapping[str, Any] | None = None,
+        **body: Any,
+    ) -> Job:
+        """Store one job, a chat with `messages` or an embedding with `input`; returns when Redis has it.
+
+        `id`: your own, and then submitting again changes nothing and returns the same job. `deadline_s`: without
+        an answer this long after submission, the job expires. `delay_s`: not before this long after submission.
+        `tenant`: whom limits, budgets and costs count for. `metadata`: any JSON, comes back in the result.
+        `cache_ttl_s`: how long an answer may be reused. `max_attempts`: calls to providers, at most. `fallbacks`:
+        models to try when this one can't answer. All else goes to the provider untouched; `extra_body` is for
+        fields of the provider's that are named like ours (`metadata`).
+
+        Raises InvalidJob, UnknownModel, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks the
+        event loop.
+        """
+        job = self._new_job(
+            model=model,
+            messages=messages,
+            input=input,
+            id=id,
+            priority=priority,
+            deadline_s=deadline_s,
+            delay_s=delay_s,
+            tenant=tenant,
+            metadata=metadata,
+            cache_ttl_s=cache_ttl_s,
+            max_attempts=max_attempts,
+            fallbacks=fallbacks,
+            extra_body=extra_body,
+            **body,
+        )
+        store = await self._store()
+        await store.submit(job, group=None)
+        return Job(job.id, self._store, just_submitted=True)
+
+    def _new_job(self, **arguments: Any) -> NewJob:
+        return check_size(new_job(**arguments), self._max_job_bytes)
+
+    async def submit_many(self, rows: Rows) -> Group:
+        """Submit each row, a dict of `submit`'s arguments, as one group. Memory stays the same for any number.
+
+        `rows` is any iterable or async iterable. A row that can't be submitted raises, with its number; the rows
+        before it stay submitted in a closed group that a note on the error names.
+        """
+        group = self.new_group()
+        try:
+            await group.extend(rows)
+        finally:  # after an error too, so that whoever reads the group comes to an end
+            await group.close()
+        return group
+
+    def new_group(self, id: str | None = None) -> Group:  # noqa: A002 - the name that the interface promises
+        """A group to fill step by step: `submit` and `extend`, then `close`. With an id, going on with an old one."""
+        return self.group(uuid4().hex if id is None else id)
+
+    def group(self, id: str) -> Group:  # noqa: A002 - the name that the interface promises
+        """The group of this id; asks nobody. Group ids begin with "pmg-", which is added where it is missing."""
+        group_id = id if id.startswith(GROUP_ID_PREFIX) else GROUP_ID_PREFIX + id
+        return Group(check_id(group_id), self._store, self._new_job)
+
+    def job(self, id: str) -> Job:  # noqa: A002 - the name that the interface promises
+        """The job of this id; asks nobody. Any producer's job will do, once a worker has taken it."""
+        return Job(check_id(id), self._store)
+
+    async def forget(self, *ids: str) -> None:
+        """Delete the results and records of jobs that have ended, before they expire by themselves."""
+        store = await self._store()
+        await store.forget([check_id(job_id) for job_id in ids])
+
+    @cached_property
+    def sync(self) -> SyncQueue:
+        """The same queue with blocking calls, for Django, Flask and scripts. Not on an event loop's thread."""
+        return SyncQueue(self)
+
+    async def _store(self) -> Store:
+        """The store of the running loop, opened at the first use."""
+        loop = asyncio.get_running_loop()
+        open_store = self._stores.get(loop)
+        if open_store is None:
+            self._stores = {old: kept for old, kept in self._stores.items() if not old.is_closed()}
+            open_store = self._stores[loop] = _OpenStore(self._make_store())
+            await open_store.close_with_loop()
+        return open_store.store
+
+    async def aclose(self) -> None:
+        """Close this event loop's connections, and the thread of `queue.sync`. The queue can be used again."""
+        if "sync" in self.__dict__:
+            await asyncio.to_thread(self.sync.close)
+        await self._close_store()
+
+    async def _close_store(self) -> None:
+        if (open_store := self._stores.pop(asyncio.get_running_loop(), None)) is not None:
+            await open_store.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+
+class _OpenStore:
+    """A store that is closed at the latest when its event loop ends.
+
+    `asyncio.run` closes pending async generators before the loop: the one hook it offers, and reason enough for
+    one. Without it a second `asyncio.run` with the same queue would leave sockets to the garbage collector.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._until_loop_ends = self._closer()
+
+    async def close_with_loop(self) -> None:
+        await anext(self._until_loop_ends)
+
+    async def _closer(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await self.store.aclose()
+
+    async def aclose(self) -> None:
+        await self._until_loop_ends.aclose()

@@ -1,0 +1,162 @@
+"""One event loop's connections to one Redis, and the border at which Redis's errors become ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from redis import exceptions as redis_errors
+from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio.retry import Retry
+from redis.backoff import ExponentialBackoff
+
+from .errors import QueueFull, QueueUnavailable
+
+__all__ = ["Address", "RedisConnection", "Script"]
+
+_SCHEMES: Final = ("redis", "rediss", "unix")
+_MAX_CONNECTIONS: Final = 32
+"""Commands beyond these wait for one to become free. Submissions of a loop share one (see `redis_store.py`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where a Redis is. `url` may hold a password; `str()` and `repr()` never do."""
+
+    url: str
+    host: str
+    database: int
+
+    @classmethod
+    def of(cls, url: str) -> Address:
+        """Raises ValueError, without the URL's text, for a URL that can't be used."""
+        parts = urlsplit(url)
+        if parts.scheme not in _SCHEMES:
+            raise ValueError(
+                f"a Redis URL begins with redis://, rediss:// or unix://, not {parts.scheme or 'nothing'}://, "
+                "as in redis://localhost:6379/0"
+            )
+        try:
+            options = parse_url(url)
+            host = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
+        except ValueError:  # redis-py's text may quote the URL, and so the password
+            raise ValueError("the Redis URL can't be read; write it as redis://:password@host:6379/0") from None
+        return cls(url=url, host=host, database=int(options.get("db", 0)))
+
+    def __repr__(self) -> str:
+        return f"Address({self})"
+
+    def __str__(self) -> str:
+        return f"{self.host}, database {self.database}"
+
+
+class RedisConnection:
+    """Commands to one Redis, each call bounded by `timeout_s` however often redis-py tries."""
+
+    def __init__(self, address: Address, *, timeout_s: float) -> None:
+        self.address = address
+        self.timeout_s = timeout_s
+        self.redis = self._client(max_connections=_MAX_CONNECTIONS)
+        # A reader of a group's stream holds its connection while it waits: it must not take one from commands.
+        self.waiting = self._client(max_connections=10_000)
+
+    def _client(self, *, max_connections: int) -> Redis:
+        pool = BlockingConnectionPool.from_url(
+            self.address.url,
+            max_connections=max_connections,
+            timeout=self.timeout_s,
+            decode_responses=True,
+            encoding_errors="replace",  # a foreign result may be bytes of any kind
+            protocol=2,
+            socket_timeout=self.timeout_s,
+            socket_connect_timeout=self.timeout_s,
+            # A restart of Redis, or a connection closed while idle, is tried again for about half a second.
+            retry=Retry(ExponentialBackoff(cap=0.25, base=0.02), retries=5),
+        )
+        return Redis.from_pool(pool)
+
+    async def connect_link(self) -> AbstractConnection:
+        """A bare connection of the caller's own, for pub/sub. Raises what redis-py raises."""
+        pool = self.waiting.connection_pool
+        link: AbstractConnection = pool.connection_class(**pool.connection_kwargs)
+        await link.connect()  # type: ignore[no-untyped-call] # redis-py leaves it without types
+        return link
+
+    @asynccontextmanager
+    async def border(self, *, advice: str = "") -> AsyncIterator[None]:
+        """Nothing inside takes longer than `timeout_s`; what Redis raises leaves as an error of ours.
+
+        `advice` is what the caller may do next, said after the reason.
+        """
+        try:
+            async with asyncio.timeout(self.timeout_s):
+                yield
+        except (redis_errors.RedisError, OSError) as error:
+            if isinstance(error, QueueUnavailable):
+                raise
+            raise self.translated(error, advice) from error
+
+    def translated(self, error: Exception, advice: str = "") -> QueueUnavailable:
+        """What `border` raises."""
+        kind, reason = _reason(error, self.timeout_s)
+        return kind(f"Redis at {self.address} {reason}{' ' if advice else ''}{advice}")
+
+    async def aclose(self) -> None:
+        """Close what is open. Never raises: there is nothing that a caller could do about it."""
+        for client in (self.redis, self.waiting):
+            try:
+                await client.aclose(close_connection_pool=True)
+            except (redis_errors.RedisError, OSError):
+                continue
+
+
+class Script:
+    """A Lua file of this package, sent by its hash; loaded again when Redis has forgotten it."""
+
+    def __init__(self, redis: Redis, file_name: str) -> None:
+        source = Path(__file__).with_name(file_name).read_text(encoding="utf-8")
+        self._script = redis.register_script(source)
+
+    async def __call__(self, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        """Run it."""
+        return await self._script(keys=keys, args=args)
+
+
+# The first row that fits counts: a later class may be the base of an earlier one.
+_REASONS: Final[tuple[tuple[tuple[type[Exception], ...], str], ...]] = (
+    (
+        (redis_errors.TimeoutError, TimeoutError),
+        "did not answer within {timeout_s:g} s. Check that it runs, that the network lets you through, and that it "
+        "is not stalled.",
+    ),
+    (
+        (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redis_errors.NoPermissionError),
+        "refused the user or password. Check the credentials in the Redis URL.",
+    ),
+    ((redis_errors.BusyLoadingError,), "is loading its data after a start. Try again in a moment."),
+    ((redis_errors.MaxConnectionsError,), "has more calls under way than connections. Call it less in parallel."),
+    (
+        (redis_errors.ConnectionError, OSError),
+        "can't be reached. Check that it runs, and the host and port of the Redis URL.",
+    ),
+    ((redis_errors.ReadOnlyError,), "is a read-only replica. Point the Redis URL at the primary."),
+)
+_FULL: Final = "is full (maxmemory) and takes no more jobs. Let the workers drain the queue, or raise maxmemory."
+
+
+def _reason(error: Exception, timeout_s: float) -> tuple[type[QueueUnavailable], str]:
+    # A script that meets the limit reports it in its own words, so that the class alone does not tell.
+    if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command not allowed" in str(error):
+        return QueueFull, _FULL
+    if "max number of clients" in str(error):
+        return QueueUnavailable, "has no connection left (maxclients). Raise it, or close unused clients."
+    for classes, text in _REASONS:
+        if isinstance(error, classes):
+            return QueueUnavailable, text.format(timeout_s=timeout_s)
+    return QueueUnavailable, f"refused the command: {error}"

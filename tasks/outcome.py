@@ -1,0 +1,74 @@
+"""Celery's result record, read as a `PromptResult`. No I/O here.
+
+Whatever stands there, something readable comes out: a caller gets an answer or a named error.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from .errors import ErrorCode
+from .results import JobError, PromptResult, Status
+
+__all__ = ["failure", "lost", "read_outcome"]
+
+_ENDED: Final = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+
+
+def read_outcome(job_id: str, record: str | bytes | None) -> PromptResult | None:
+    """How the job ended; None where the record is missing or says that the job has not ended (RETRY, STARTED)."""
+    if record is None:
+        return None
+    try:
+        data = json.loads(record)
+    except ValueError:
+        return failure(job_id, "the stored result is not JSON; set result_serializer = 'json' at the workers")
+    if not isinstance(data, dict) or data.get("status") not in _ENDED:
+        return None
+    return _READERS[data["status"]](job_id, data.get("result"))
+
+
+def failure(job_id: str, message: str, *, code: ErrorCode = "internal", status: Status = "failed") -> PromptResult:
+    """A result that says why there is no answer."""
+    return PromptResult(id=job_id, status=status, error=JobError(code=code, message=message))
+
+
+def lost(job_id: str) -> PromptResult:
+    """The result of a job that has ended, of which nothing more is known."""
+    return failure(job_id, "the job has ended, but its result was deleted or has expired (result_expires)")
+
+
+def _success(job_id: str, result: Any) -> PromptResult:
+    return _stored(result) or failure(job_id, "the stored result is not a prompt's; is this another task's id?")
+
+
+def _failure(job_id: str, result: Any) -> PromptResult:
+    """`promptmill` is ours; without it the job failed outside our code (a time limit, a lost worker)."""
+    if not isinstance(result, dict):
+        return failure(job_id, "the job failed; no reason is stored")
+    if (stored := _stored(result.get("promptmill"))) is not None and stored.error is not None:
+        return stored
+    message = result.get("exc_message")
+    text = " ".join(map(str, message)) if isinstance(message, list) else str(message or "")
+    return failure(job_id, f"{result.get('exc_type', 'Exception')}: {text}")
+
+
+def _revoked(job_id: str, result: Any) -> PromptResult:
+    if isinstance(result, dict) and (stored := _stored(result.get("promptmill"))) is not None:
+        return stored
+    if isinstance(result, dict) and "expired" in (result.get("exc_message") or ()):
+        return failure(job_id, "the job's `expires` passed before a worker took it", code="expired", status="expired")
+    return failure(job_id, "the job was cancelled", code="cancelled", status="cancelled")
+
+
+_READERS: Final = {"SUCCESS": _success, "FAILURE": _failure, "REVOKED": _revoked}
+
+
+def _stored(value: Any) -> PromptResult | None:
+    if not isinstance(value, dict) or "id" not in value or "status" not in value:
+        return None
+    try:
+        return PromptResult.from_dict(value)
+    except (TypeError, AttributeError):  # fields of a shape that this version does not know
+        return None

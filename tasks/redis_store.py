@@ -1,0 +1,314 @@
+"""Jobs kept in Redis, as one event loop sees them: its connections, its clock, its view of the models."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple, TypeVar
+
+from . import keys
+from .batching import Batcher
+from .connection import Address, RedisConnection, Script
+from .errors import InvalidJob, PromptmillError
+from .message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
+from .outcome import read_outcome
+from .request import NewJob, check_model
+from .results import PromptResult
+from .store import GroupEntry, GroupProgress, Sighting
+from .waiting import ResultWaiter
+
+__all__ = ["RedisStore", "StoreSettings"]
+
+T = TypeVar("T")
+
+_TERMS_TTL_S: Final = 30.0
+_MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
+"""Of one script call: Redis runs nothing else meanwhile, and both sides hold a copy."""
+
+_LIST_NUMBER: Final = {priority: number for number, priority in enumerate(CELERY_PRIORITY, start=1)}
+_CLOSED: Final = -1
+"""What submit.lua returns for a closed group."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreSettings:
+    """Where, and how patiently. `outage_s` is how long those who wait for results ride out an outage."""
+
+    broker: Address
+    results: Address
+    timeout_s: float
+    outage_s: float
+    key_prefix: str
+    result_key_prefix: str
+
+
+@dataclass(slots=True)
+class _Terms:
+    """What a submission has to know: Redis's clock against ours, and the models offered (None: not known)."""
+
+    clock_offset_s: float
+    models: frozenset[str] | None
+    read_at_s: float
+
+
+class _Submission(NamedTuple):
+    job: NewJob
+    group: str | None
+    reply: asyncio.Future[Exception | None]
+
+
+class RedisStore:
+    """See `Store`. Belongs to the event loop on which it is made."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._settings = settings
+        self._broker = RedisConnection(settings.broker, timeout_s=settings.timeout_s)
+        apart = settings.results != settings.broker
+        self._results = RedisConnection(settings.results, timeout_s=settings.timeout_s) if apart else self._broker
+        self._submit_script = Script(self._broker.redis, "submit.lua")
+        self._cancel_script = Script(self._broker.redis, "cancel.lua")
+        self._close_group_script = Script(self._broker.redis, "close_group.lua")
+        self._envelope = Envelope()
+        self._queues = queue_keys(settings.key_prefix)
+        self._terms: _Terms | None = None
+        self._reading_terms = asyncio.Lock()
+        self._submissions = Batcher(self._send_submissions)
+        self._waiter = ResultWaiter(
+            self._results,
+            channel_prefix=settings.result_key_prefix + keys.RESULT_PREFIX,
+            look=self._look_many,
+            outage_s=settings.outage_s,
+        )
+
+    # -- submission
+
+    async def submit(self, job: NewJob, *, group: str | None) -> None:
+        """One job. Those submitted at the same time share a round trip and a connection."""
+        async with self._broker.border(advice=_again(job.id)):
+            check_model(job, (await self._current_terms()).models)
+            submission = _Submission(job, group, asyncio.get_running_loop().create_future())
+            self._submissions.add(submission)
+            error = await submission.reply
+        if error is not None:
+            raise self._refusal(error, job.id) from error
+
+    def _refusal(self, error: Exception, job_id: str) -> PromptmillError:
+        # Those who shared the call share the error; each raises its own, or their tracebacks would pile up in one.
+        if isinstance(error, PromptmillError):
+            return type(error)(str(error))
+        return self._broker.translated(error, _again(job_id))
+
+    async def submit_many(self, jobs: Sequence[NewJob], *, group: str) -> None:
+        """Many jobs of one group, in calls of a few megabytes at most."""
+        for part in _parts(jobs, job_of=lambda job: job):
+            async with self._broker.border(advice=_again(part[0].id)):
+                terms = await self._current_terms()
+                for job in part:
+                    check_model(job, terms.models)
+                await self._send(part, group=group, terms=terms)
+
+    async def _send_submissions(self, submissions: list[_Submission]) -> None:
+        wanted = [submission for submission in submissions if not submission.reply.done()]
+        for group in dict.fromkeys(submission.group for submission in wanted):
+            members = [submission for submission in wanted if submission.group == group]
+            for part in _parts(members, job_of=lambda submission: submission.job):
+                await self._send_part(part, group)
+
+    async def _send_part(self, part: list[_Submission], group: str | None) -> None:
+        error: Exception | None = None
+        try:
+            async with asyncio.timeout(self._settings.timeout_s):
+                terms = await self._current_terms()
+                await self._send([submission.job for submission in part], group=group, terms=terms)
+        except Exception as caught:  # noqa: BLE001 - handed to those who wait, each of whom raises it
+            error = caught
+        for submission in part:
+            if not submission.reply.done():
+                submission.reply.set_result(error)
+
+    async def _send(self, jobs: Sequence[NewJob], *, group: str | None, terms: _Terms) -> None:
+        now_s = time.time() + terms.clock_offset_s
+        script_keys = [*self._queues, *self._group_keys(group), *(self._record_key(job.id) for job in jobs)]
+        messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
+        args: list[str | int] = [keys.RECORD_TTL_S, group or "", json.dumps([*map(_row, jobs)]), *messages]
+        if await self._submit_script(script_keys, args) == _CLOSED:
+            raise InvalidJob(f"group: {group} is closed; open another one with queue.new_group()")
+
+    async def _current_terms(self) -> _Terms:
+        terms = self._terms
+        if terms is not None and time.monotonic() < terms.read_at_s + _TERMS_TTL_S:
+            return terms
+        async with self._reading_terms:
+            if self._terms is terms:
+                self._terms = await self._read_terms()
+        assert self._terms is not None
+        return self._terms
+
+    async def _read_terms(self) -> _Terms:
+        before_s = time.time()
+        async with self._broker.redis.pipeline(transaction=False) as pipe:
+            pipe.time()
+            pipe.zrange(self._key(keys.MODELS), 0, -1, withscores=True)
+            (seconds, microseconds), offered = await pipe.execute()
+        redis_s = seconds + microseconds / 1e6
+        return _Terms(
+            clock_offset_s=redis_s - (before_s + time.time()) / 2,
+            models=_fresh_models(offered, redis_s),
+            read_at_s=time.monotonic(),
+        )
+
+    # -- jobs
+
+    async def look(self, job_id: str) -> Sighting:
+        """One job's result and state."""
+        return (await self._look_many([job_id]))[0]
+
+    async def _look_many(self, job_ids: Sequence[str]) -> list[Sighting]:
+        # The records first: a job that ends in between has a result then, and is not taken for unknown.
+        async with self._broker.border(), self._broker.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hget(self._record_key(job_id), "state")
+            states = await pipe.execute()
+        results = await self.results(job_ids)
+        return [Sighting(result, state) for result, state in zip(results, states, strict=True)]
+
+    async def results(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
+        """Read with one MGET."""
+        if not job_ids:
+            return []
+        async with self._results.border():
+            records = await self._results.redis.mget([self._result_key(job_id) for job_id in job_ids])
+        return [read_outcome(job_id, record) for job_id, record in zip(job_ids, records, strict=True)]
+
+    async def wait(self, job_id: str, *, timeout_s: float | None) -> PromptResult:
+        """See `ResultWaiter.wait`."""
+        return await self._waiter.wait(job_id, timeout_s=timeout_s)
+
+    async def cancel(self, job_ids: Sequence[str]) -> int:
+        """Notes it for workers to come, and tells those there are as `app.control.revoke(..., terminate=True)` does."""
+        results = await self.results(job_ids)
+        going = [job_id for job_id, result in zip(job_ids, results, strict=True) if result is None]
+        if going:
+            channel = revoke_channel(self._settings.key_prefix, self._settings.broker.database)
+            async with self._broker.border():
+                script_keys = [self._key(keys.CANCELLED), *map(self._record_key, going)]
+                await self._cancel_script(script_keys, [channel, revoke_message(going), *going])
+        return len(going)
+
+    async def forget(self, job_ids: Sequence[str]) -> None:
+        """Deletes results, records and marks of cancellation."""
+        if not job_ids:
+            return
+        async with self._results.border():
+            await self._results.redis.delete(*map(self._result_key, job_ids))
+        async with self._broker.border():
+            await self._broker.redis.delete(*map(self._record_key, job_ids))
+            # Or a job submitted under a cancelled one's id would be cancelled too.
+            await self._broker.redis.zrem(self._key(keys.CANCELLED), *job_ids)
+
+    # -- groups
+
+    async def close_group(self, group_id: str) -> int:
+        """Sets the total to the number of jobs submitted."""
+        async with self._broker.border():
+            total = await self._close_group_script(self._group_keys(group_id), [keys.RECORD_TTL_S])
+        return int(total)
+
+    async def group_progress(self, group_id: str) -> GroupProgress | None:
+        """What was submitted stands at the broker, what has ended at the results: one hash unless they are apart."""
+        submitted_key, ended_key = self._key(keys.group(group_id)), self._result_side(keys.group(group_id))
+        fields = await _hgetall(self._broker, submitted_key)
+        if "total" not in fields:
+            return None
+        if self._results is not self._broker or submitted_key != ended_key:
+            fields = await _hgetall(self._results, ended_key) | fields
+        total = int(fields["total"])
+        counts = {name: int(fields.get(name, 0)) for name in GroupProgress.__slots__ if name != "total"}
+        return GroupProgress(total=total if total >= 0 else None, **counts)
+
+    async def group_jobs(self, group_id: str, *, start: int, count: int) -> list[str]:
+        """Read from the group's list."""
+        async with self._broker.border():
+            ids: list[str] = await _answer(
+                self._broker.redis.lrange(self._key(keys.group_jobs(group_id)), start, start + count - 1)
+            )
+        return ids
+
+    async def group_ended(self, group_id: str, *, after: str, wait_s: float) -> list[GroupEntry]:
+        """Read from the group's stream. Waits at most half of `timeout_s`, or a silent Redis would look alike."""
+        block_ms = max(1, round(min(wait_s, self._settings.timeout_s / 2) * 1000))
+        async with self._results.border():
+            streams: Any = await self._results.waiting.xread(
+                {self._result_side(keys.group_done(group_id)): after or "0"}, count=500, block=block_ms
+            )
+        return [GroupEntry(position, fields["id"]) for _, entries in streams or () for position, fields in entries]
+
+    async def aclose(self) -> None:
+        """Wakes whoever waits, with CancelledError."""
+        await self._submissions.aclose()
+        await self._waiter.aclose()
+        await self._broker.aclose()
+        if self._results is not self._broker:
+            await self._results.aclose()
+
+    # -- keys
+
+    def _key(self, name: str) -> str:
+        return self._settings.key_prefix + name
+
+    def _record_key(self, job_id: str) -> str:
+        return self._settings.key_prefix + keys.job(job_id)
+
+    def _result_side(self, name: str) -> str:
+        """Keys that the result backend writes."""
+        return self._settings.result_key_prefix + name
+
+    def _result_key(self, job_id: str) -> str:
+        return self._result_side(keys.result(job_id))
+
+    def _group_keys(self, group_id: str | None) -> list[str]:
+        if group_id is None:
+            return ["", ""]
+        return [self._key(keys.group(group_id)), self._key(keys.group_jobs(group_id))]
+
+
+def _row(job: NewJob) -> tuple[str | int, ...]:
+    number = _LIST_NUMBER[job.priority]
+    return job.id, number, TASK_NAMES[job.kind], job.model, job.tenant, round(job.delay_s * 1000)
+
+
+def _again(job_id: str) -> str:
+    return f"Whether job {job_id} was stored is not known: submit it again with this id, and it is stored once at most."
+
+
+def _fresh_models(offered: Sequence[tuple[str, float]], now_s: float) -> frozenset[str] | None:
+    models = frozenset(model for model, seen_s in offered if seen_s > now_s - keys.MODELS_TTL_S)
+    return models or None
+
+
+def _parts(items: Sequence[T], *, job_of: Callable[[T], NewJob]) -> Iterator[list[T]]:
+    part: list[T] = []
+    size_bytes = 0
+    for item in items:
+        item_bytes = job_of(item).size_bytes
+        if part and size_bytes + item_bytes > _MAX_BATCH_BYTES:
+            yield part
+            part, size_bytes = [], 0
+        part.append(item)
+        size_bytes += item_bytes
+    if part:
+        yield part
+
+
+async def _answer(reply: Any) -> Any:
+    """redis-py types its commands for both of its clients, sync and async; this is the async one."""
+    return await reply
+
+
+async def _hgetall(connection: RedisConnection, key: str) -> dict[str, str]:
+    async with connection.border():
+        fields: dict[str, str] = await _answer(connection.redis.hgetall(key))
+    return fields

@@ -1,0 +1,95 @@
+"""What `PromptQueue` needs of the place where jobs are kept: Redis, or memory in users' tests (`testing.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, get_args
+
+from .request import NewJob
+from .results import PromptResult, Status
+
+__all__ = ["GroupEntry", "GroupProgress", "Sighting", "Store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Sighting:
+    """What is known of a job: its result, and its record's state. Neither: nobody knows it."""
+
+    result: PromptResult | None
+    state: str | None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the job has ended, with or without a result that can still be read."""
+        return self.result is not None or self.state in get_args(Status)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupProgress:
+    """How far a group is. `total` is None until the group is closed: more jobs may come."""
+
+    total: int | None = None
+    submitted: int = 0
+    succeeded: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    expired: int = 0
+
+    @property
+    def ended(self) -> int:
+        """Jobs that have ended in any way."""
+        return self.succeeded + self.failed + self.cancelled + self.expired
+
+    @property
+    def finished(self) -> bool:
+        """Whether no job is left and none will come."""
+        return self.total is not None and self.ended >= self.total
+
+
+@dataclass(frozen=True, slots=True)
+class GroupEntry:
+    """A job of a group that has ended. `position` is where to go on reading."""
+
+    position: str
+    job_id: str
+
+
+class Store(Protocol):
+    """All methods raise `QueueUnavailable` when the store can't be reached in time."""
+
+    async def submit(self, job: NewJob, *, group: str | None) -> None:
+        """Store the job; one whose id is known stays as it is. Raises UnknownModel; InvalidJob: group closed."""
+
+    async def submit_many(self, jobs: Sequence[NewJob], *, group: str) -> None:
+        """The same for many jobs at once, all or none of them."""
+
+    async def look(self, job_id: str) -> Sighting:
+        """What is known of the job now."""
+
+    async def results(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
+        """In the order of `job_ids`."""
+
+    async def wait(self, job_id: str, *, timeout_s: float | None) -> PromptResult:
+        """Until the job has ended. Raises ResultTimeout; UnknownJob when it is not, or no longer, known."""
+
+    async def cancel(self, job_ids: Sequence[str]) -> int:
+        """Ask that the jobs be cancelled; how many of them had not ended."""
+
+    async def forget(self, job_ids: Sequence[str]) -> None:
+        """Delete results and records."""
+
+    async def close_group(self, group_id: str) -> int:
+        """The group is complete; how many jobs it has."""
+
+    async def group_progress(self, group_id: str) -> GroupProgress | None:
+        """None: nobody knows the group."""
+
+    async def group_jobs(self, group_id: str, *, start: int, count: int) -> list[str]:
+        """Ids in the order of submission."""
+
+    async def group_ended(self, group_id: str, *, after: str, wait_s: float) -> list[GroupEntry]:
+        """Jobs that ended after the position, in that order; waits up to `wait_s` for the first."""
+
+    async def aclose(self) -> None:
+        """Close connections; the jobs stay."""

@@ -1,0 +1,71 @@
+--[[
+Enqueue jobs: for each, its record and its Celery message, all or none of them.
+
+A job whose id has a record already is left as it is: submitting again after a time-out is safe, and costs nothing.
+
+KEYS
+  1..3   the queue's lists: interactive, normal, bulk
+  4      the group's hash, or "" where the jobs have no group
+  5      the group's list of job ids, or ""
+  6...   each job's record
+ARGV
+  1      seconds that a record, and a group, lives after its last change
+  2      the group's id, or ""
+  3      a JSON list with, for each job: [id, number of its list (1..3), task, model, tenant, delay in milliseconds];
+         one argument for all, because packing arguments is what a bulk submission spends most on
+  4...   each job's message
+
+Returns how many jobs are new, or -1 when the group is closed and one of them is (then nothing was written).
+]]
+local ttl, group = tonumber(ARGV[1]), ARGV[2]
+local jobs = cjson.decode(ARGV[3])
+local first_record, first_message = 6, 4
+local priorities = { "interactive", "normal", "bulk" }
+
+local fresh, seen = {}, {}
+for n, _ in ipairs(jobs) do
+  local record = KEYS[first_record + n - 1]
+  -- A record without a state is a mark that somebody else left; the job itself was never enqueued.
+  if not seen[record] and redis.call("HEXISTS", record, "state") == 0 then
+    seen[record] = true
+    fresh[#fresh + 1] = n
+  end
+end
+
+if group ~= "" and #fresh > 0 then
+  local total = redis.call("HGET", KEYS[4], "total")
+  if total and tonumber(total) >= 0 then
+    return -1
+  end
+end
+
+local time = redis.call("TIME")
+local now = string.format("%d.%06d", time[1], time[2])
+
+local messages, ids = { {}, {}, {} }, {}
+for _, n in ipairs(fresh) do
+  local record = KEYS[first_record + n - 1]
+  local id, list, task, model, tenant, delay_ms = unpack(jobs[n])
+  redis.call("HSET", record, "state", "queued", "submitted_at", now, "task", task, "model", model, "tenant", tenant,
+    "group", group, "priority", priorities[list], "delay_ms", delay_ms)
+  -- A job that waits for its time must not outlive its own record.
+  redis.call("EXPIRE", record, ttl + math.ceil(delay_ms / 1000))
+  table.insert(messages[list], ARGV[first_message + n - 1])
+  ids[#ids + 1] = id
+end
+for list = 1, 3 do
+  if #messages[list] > 0 then
+    redis.call("LPUSH", KEYS[list], unpack(messages[list]))
+  end
+end
+
+if group ~= "" then
+  if #ids > 0 then
+    redis.call("RPUSH", KEYS[5], unpack(ids))
+  end
+  redis.call("HSETNX", KEYS[4], "total", -1)
+  redis.call("HINCRBY", KEYS[4], "submitted", #fresh)
+  redis.call("EXPIRE", KEYS[4], ttl)
+  redis.call("EXPIRE", KEYS[5], ttl)
+end
+return #fresh

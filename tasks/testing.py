@@ -1,0 +1,283 @@
+"""For the tests of code that submits prompts: a queue without Redis and workers, whose answers the test gives.
+
+::
+
+    queue = InMemoryQueue(answer=lambda body: f"You said: {body['messages'][-1]['content']}")
+    assert greet(queue.sync) == "You said: Hello"
+    assert queue.submitted[0]["body"]["model"] == "gpt-4o-mini"
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import json
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from .client import PromptQueue
+from .errors import InvalidJob, JobFailed, ResultTimeout, UnknownJob
+from .outcome import failure
+from .request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model
+from .results import PromptResult
+from .store import GroupEntry, GroupProgress, Sighting
+from .waiting import unknown_job
+
+__all__ = ["Answer", "InMemoryQueue"]
+
+Answer = str | dict[str, Any] | Exception
+
+
+class InMemoryQueue(PromptQueue):
+    """`PromptQueue` with the same methods, checks and errors; jobs run at once in this process.
+
+    `answer` gets a job's body and returns, or is a coroutine function that returns, the answer's text, the
+    provider's whole response as a dict, or an exception, which may be raised as well: a `JobFailed` of any kind
+    fails the job with its code, others count as "internal". `models` are those that may be asked; None is any.
+    `submitted` lists what arrived. `delay_s` and `deadline_s` are checked, but time does not pass in here.
+    """
+
+    def __init__(
+        self,
+        answer: Callable[[dict[str, Any]], Answer | Awaitable[Answer]] = lambda body: "An answer.",
+        *,
+        models: Iterable[str] | None = None,
+        max_job_bytes: int = DEFAULT_MAX_JOB_BYTES,
+    ) -> None:
+        store = _MemoryStore(answer, None if models is None else frozenset(models))
+        self.submitted = store.submitted
+        self._setup("in memory", lambda: store, max_job_bytes)
+
+
+@dataclass(slots=True)
+class _Record:
+    job: NewJob
+    group: str | None
+    state: str = "queued"
+    result: PromptResult | None = None
+
+
+@dataclass(slots=True)
+class _GroupRecord:
+    job_ids: list[str] = field(default_factory=list)
+    ended: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    closed: bool = False
+
+
+class _MemoryStore:
+    """See `Store`. May be used from several event loops, each in its thread (`queue.sync` is one)."""
+
+    def __init__(
+        self, answer: Callable[[dict[str, Any]], Answer | Awaitable[Answer]], models: frozenset[str] | None
+    ) -> None:
+        self.submitted: list[dict[str, Any]] = []
+        self._answer = answer
+        self._models = models
+        self._records: dict[str, _Record] = {}
+        self._groups: dict[str, _GroupRecord] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._watchers: list[asyncio.Future[None]] = []
+
+    # -- submission
+
+    async def submit(self, job: NewJob, *, group: str | None) -> None:
+        """Starts it too."""
+        await self._submit([job], group)
+
+    async def submit_many(self, jobs: Sequence[NewJob], *, group: str) -> None:
+        """Starts them too."""
+        await self._submit(jobs, group)
+
+    async def _submit(self, jobs: Sequence[NewJob], group: str | None) -> None:
+        for job in jobs:
+            check_model(job, self._models)
+        fresh = {job.id: job for job in reversed(jobs) if job.id not in self._records}
+        if group is not None:
+            self._enter(group, list(reversed(fresh)))
+        for job in reversed(fresh.values()):
+            self._records[job.id] = _Record(job, group)
+            self.submitted.append(_as_submitted(job))
+            self._running[job.id] = asyncio.create_task(self._run(job))
+
+    def _enter(self, group: str, job_ids: list[str]) -> None:
+        record = self._groups.setdefault(group, _GroupRecord())
+        if record.closed and job_ids:
+            raise InvalidJob(f"group: {group} is closed; open another one with queue.new_group()")
+        record.job_ids += job_ids
+
+    # -- the job's life
+
+    async def _run(self, job: NewJob) -> None:
+        record = self._records[job.id]
+        record.state = "running"
+        started_s = time.monotonic()
+        try:
+            answer = await self._ask(json.loads(job.body))
+        finally:
+            self._running.pop(job.id, None)
+        self._end(record, _result(job, answer, duration_s=time.monotonic() - started_s))
+
+    async def _ask(self, body: dict[str, Any]) -> Answer:
+        try:
+            answer = self._answer(body)
+            return await answer if inspect.isawaitable(answer) else answer
+        except Exception as error:  # noqa: BLE001 - the test's way to say how the job fails
+            return error
+
+    def _end(self, record: _Record, result: PromptResult) -> None:
+        if record.result is not None:
+            return
+        record.result, record.state = result, result.status
+        if record.group is not None:
+            group = self._groups[record.group]
+            group.counts[result.status] += 1
+            group.ended.append(record.job.id)
+        self._wake()
+
+    def _wake(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            watcher.get_loop().call_soon_threadsafe(_finish, watcher)
+
+    async def _change(self) -> None:
+        watcher = asyncio.get_running_loop().create_future()
+        self._watchers.append(watcher)
+        try:
+            await watcher
+        finally:
+            if watcher in self._watchers:
+                self._watchers.remove(watcher)
+
+    # -- jobs
+
+    async def look(self, job_id: str) -> Sighting:
+        """What is known of it."""
+        record = self._records.get(job_id)
+        return Sighting(None, None) if record is None else Sighting(record.result, record.state)
+
+    async def results(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
+        """Those that are there."""
+        return [(await self.look(job_id)).result for job_id in job_ids]
+
+    async def wait(self, job_id: str, *, timeout_s: float | None) -> PromptResult:
+        """Until the job has ended."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._wait(job_id)
+        except TimeoutError:
+            raise ResultTimeout(f"job {job_id} has not ended within {timeout_s:g} s; it goes on") from None
+
+    async def _wait(self, job_id: str) -> PromptResult:
+        while (record := self._records.get(job_id)) is not None:
+            if record.result is not None:
+                return record.result
+            await self._change()
+        raise unknown_job(job_id)
+
+    async def cancel(self, job_ids: Sequence[str]) -> int:
+        """Ends those that have not ended."""
+        going = [self._records[job_id] for job_id in job_ids if job_id in self._records]
+        going = [record for record in going if record.result is None]
+        for record in going:
+            self._end(record, failure(record.job.id, "the job was cancelled", code="cancelled", status="cancelled"))
+            if (task := self._running.get(record.job.id)) is not None:
+                task.get_loop().call_soon_threadsafe(task.cancel)
+        return len(going)
+
+    async def forget(self, job_ids: Sequence[str]) -> None:
+        """Drops their records."""
+        for job_id in job_ids:
+            self._records.pop(job_id, None)
+        self._wake()
+
+    # -- groups
+
+    async def close_group(self, group_id: str) -> int:
+        """No more jobs."""
+        record = self._groups.setdefault(group_id, _GroupRecord())
+        record.closed = True
+        self._wake()
+        return len(record.job_ids)
+
+    async def group_progress(self, group_id: str) -> GroupProgress | None:
+        """Its counters."""
+        record = self._groups.get(group_id)
+        if record is None:
+            return None
+        submitted = len(record.job_ids)
+        return GroupProgress(total=submitted if record.closed else None, submitted=submitted, **record.counts)
+
+    async def group_jobs(self, group_id: str, *, start: int, count: int) -> list[str]:
+        """Ids in the order of submission."""
+        return self._group(group_id).job_ids[start : start + count]
+
+    async def group_ended(self, group_id: str, *, after: str, wait_s: float) -> list[GroupEntry]:
+        """`after` is how many were read."""
+        ended, start = self._group(group_id).ended, int(after or 0)
+        if len(ended) <= start:
+            await asyncio.wait([asyncio.ensure_future(self._change())], timeout=wait_s)
+        return [GroupEntry(str(number), job_id) for number, job_id in enumerate(ended[start:], start=start + 1)]
+
+    def _group(self, group_id: str) -> _GroupRecord:
+        if (record := self._groups.get(group_id)) is None:
+            raise UnknownJob(f"no group {group_id} is known")
+        return record
+
+    async def aclose(self) -> None:
+        """Stops the answers that this event loop was still waiting for."""
+        loop = asyncio.get_running_loop()
+        tasks = [task for task in self._running.values() if task.get_loop() is loop]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+
+
+def _finish(watcher: asyncio.Future[None]) -> None:
+    if not watcher.done():
+        watcher.set_result(None)
+
+
+def _as_submitted(job: NewJob) -> dict[str, Any]:
+    content = json.loads(job.text(submitted_at=time.time()))
+    return {"id": job.id, "kind": job.kind, **content}
+
+
+def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
+    metadata = json.loads(f"{{{job.options[1:]}}}").get("metadata")
+    if isinstance(answer, Exception):
+        failed = failure(job.id, str(answer), code=answer.code if isinstance(answer, JobFailed) else "internal")
+        return PromptResult(
+            id=job.id, status="failed", model=job.model, error=failed.error, attempts=1, metadata=metadata
+        )
+    response = _chat_response(job, answer) if isinstance(answer, str) else answer
+    return PromptResult(
+        id=job.id,
+        status="succeeded",
+        text=_text(response),
+        response=response,
+        model=job.model,
+        answered_by=f"memory/{job.model}",
+        attempts=1,
+        duration_s=duration_s,
+        queued_s=0.0,
+        metadata=metadata,
+    )
+
+
+def _chat_response(job: NewJob, text: str) -> dict[str, Any]:
+    message = {"role": "assistant", "content": text}
+    choice = {"index": 0, "message": message, "finish_reason": "stop"}
+    return {"id": job.id, "object": "chat.completion", "model": job.model, "choices": [choice]}
+
+
+def _text(response: dict[str, Any]) -> str | None:
+    try:
+        content = response["choices"][0]["message"]["content"]
+    except (KeyError, IndexError, TypeError):
+        return None
+    return content if isinstance(content, str) else None

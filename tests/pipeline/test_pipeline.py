@@ -1,0 +1,443 @@
+"""The life of one prompt, rung by rung, against real servers."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import json
+import logging
+from typing import Any
+
+import pytest
+from celery.exceptions import SoftTimeLimitExceeded
+from pydantic import SecretStr
+
+from tasks.results import PromptResult, Usage
+from workers.failures import Failure
+from workers.job import PromptJob
+from workers.pipeline import Pipeline
+from workers.providers.keyring import KeyRing
+from workers.retry import RetryPolicy
+
+PRICE = {"input": 1, "output": 10, "date": "2026-01-01", "source": "a test"}
+
+
+def completion(**usage: int) -> bytes:
+    choice = {"index": 0, "message": {"role": "assistant", "content": "24 clips"}, "finish_reason": "stop"}
+    return json.dumps({"id": "c-1", "choices": [choice], **({"usage": usage} if usage else {})}).encode()
+
+
+# -- results
+
+
+async def test_an_answered_job(pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, clock: Any) -> None:
+    server = await raw_server(reply(200, completion(prompt_tokens=1_000, completion_tokens=50)))
+    async with pipeline_to(server.url, price=PRICE) as pipeline:
+        result = await pipeline.run(chat_job(submitted_at=clock.now_s - 2.5, metadata={"row": 7}))
+    assert result == PromptResult(
+        id="job-1",
+        status="succeeded",
+        text="24 clips",
+        response=json.loads(completion(prompt_tokens=1_000, completion_tokens=50)),
+        model="m",
+        answered_by="p/upstream-m",
+        usage=Usage(input_tokens=1_000, output_tokens=50),
+        cost_usd=0.0015,
+        attempts=1,
+        queued_s=2.5,
+        duration_s=0.0,
+        metadata={"row": 7},
+    )
+
+
+async def test_the_request_names_the_upstream_model_the_key_and_the_job(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, key: str
+) -> None:
+    server = await raw_server(reply(200, completion()))
+    async with pipeline_to(server.url) as pipeline:
+        await pipeline.run(chat_job())
+    head, _, body = server.requests[0].partition(b"\r\n\r\n")
+    assert head.startswith(b"POST /v1/chat/completions HTTP/1.1")
+    assert f"Authorization: Bearer {key}".encode() in head
+    assert b"x-promptmill-job-id: job-1" in head
+    assert json.loads(body)["model"] == "upstream-m"
+
+
+async def test_an_embedding(pipeline_to: Any, embed_job: Any, simulate: Any) -> None:
+    simulator = await simulate(embedding_dimensions=8)
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(embed_job(["one", "two"]))
+    assert (result.status, result.text) == ("succeeded", None)
+    assert [len(row["embedding"]) for row in result.response["data"]] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("price", "usage"),
+    [
+        (None, {"prompt_tokens": 5}),
+        (PRICE, {}),
+        ({**PRICE, "output": None}, {"prompt_tokens": 5, "completion_tokens": 1}),
+    ],
+)
+async def test_an_unknown_cost_is_not_zero(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, price: Any, usage: Any
+) -> None:
+    server = await raw_server(reply(200, completion(**usage)))
+    async with pipeline_to(server.url, price=price) as pipeline:
+        assert (await pipeline.run(chat_job())).cost_usd is None
+
+
+async def test_a_result_survives_its_way_through_redis(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
+    simulator = await simulate("500")
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert PromptResult.from_dict(json.loads(json.dumps(result.to_dict()))) == result
+
+
+async def test_messages_of_both_forms_are_handled(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
+    simulator = await simulate()
+    body = chat_job().body
+    async with pipeline_to(simulator.url) as pipeline:
+        from_client = await pipeline.handle("chat", "a", [json.dumps({"body": body})], {})
+        from_stock = await pipeline.handle("chat", "b", [], {**body, "promptmill": {"tenant": "t"}})
+        unreadable = await pipeline.handle("chat", "c", ["{"], {})
+    assert (from_client.id, from_client.ok, from_stock.id, from_stock.ok) == ("a", True, "b", True)
+    assert (unreadable.id, unreadable.status, unreadable.error.code) == ("c", "failed", "bad_request")
+    assert (unreadable.attempts, unreadable.model) == (0, None)
+
+
+# -- attempts
+
+
+async def test_a_failing_provider_is_tried_again_and_each_attempt_is_told(
+    pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any
+) -> None:
+    simulator = await simulate("503")
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.status, result.attempts, simulator.stats()["calls"]) == ("failed", 4, 4)
+    assert (result.error.code, result.error.http_status, result.error.retryable) == ("server_error", 503, True)
+    assert result.error.attempts == result.failed_attempts
+    assert [attempt.at for attempt in result.failed_attempts] == [
+        1_000_000.0 + sum(clock.slept_s[:n]) for n in range(4)
+    ]
+    assert {attempt.answered_by for attempt in result.failed_attempts} == {"p/upstream-m"}
+    assert all(attempt.request_id for attempt in result.failed_attempts)
+    assert all(slept <= ceiling for slept, ceiling in zip(clock.slept_s, (1, 2, 4), strict=True))
+
+
+async def test_an_answer_after_failures_keeps_their_history(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, clock: Any
+) -> None:
+    server = await raw_server(reply(429, b"", "Retry-After: 1"), reply(500, b""), reply(200, completion()))
+    async with pipeline_to(server.url) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.status, result.attempts, result.error) == ("succeeded", 3, None)
+    assert [attempt.code for attempt in result.failed_attempts] == ["rate_limited", "server_error"]
+    assert [attempt.retry_after_s for attempt in result.failed_attempts] == [1.0, None]
+    assert clock.slept_s[0] >= 1.0
+    assert result.duration_s == pytest.approx(sum(clock.slept_s))
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("401", "auth"),
+        ("403", "permission"),
+        ("404", "not_found"),
+        ("400", "bad_request"),
+        ("context", "too_large"),
+        ("quota", "quota_exhausted"),
+        ("content-filter", "content_filter"),
+        ("redirect", "bad_response"),
+    ],
+)
+async def test_what_cant_succeed_is_asked_once(
+    pipeline_to: Any, chat_job: Any, simulate: Any, fault: str, code: str
+) -> None:
+    simulator = await simulate(fault)
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.status, result.error.code, result.error.retryable) == ("failed", code, False)
+    assert (result.attempts, simulator.stats()["calls"]) == (1, 1)
+
+
+async def test_the_job_may_say_how_often(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
+    simulator = await simulate("500")
+    async with pipeline_to(simulator.url) as pipeline:
+        assert (await pipeline.run(chat_job(max_attempts=2))).attempts == 2
+
+
+# -- a provider that hangs, breaks, lies, floods, redirects, limits or is not there: rows of the promises
+
+QUICK = {"timeout": {"total_s": 0.4, "connect_s": 0.4, "read_s": 0.15}}
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        ("hang", "timeout"),
+        ("drip", "timeout"),
+        ("reset", "connection"),
+        ("close", "connection"),
+        ("partial", "connection"),
+        ("chunk-cut", "connection"),
+    ],
+)
+async def test_row_18_a_broken_connection_is_a_named_retryable_error(
+    pipeline_to: Any, chat_job: Any, simulate: Any, fault: str, code: str
+) -> None:
+    simulator = await simulate(fault)
+    async with pipeline_to(simulator.url, **QUICK) as pipeline:
+        result = await pipeline.run(chat_job(max_attempts=2))
+    assert [attempt.code for attempt in result.failed_attempts] == [code] * 2
+    assert (result.error.code, result.error.retryable) == (code, True)
+
+
+async def test_row_18_a_hanging_provider_can_not_outlast_the_jobs_deadline(
+    pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any, wait_until: Any
+) -> None:
+    simulator = await simulate("hang")
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(chat_job(deadline_at=clock.now_s + 0.2))
+    assert (result.status, result.error.code, result.attempts) == ("expired", "expired", 1)
+    assert [attempt.code for attempt in result.failed_attempts] == ["timeout"]
+    await wait_until(lambda: simulator.stats()["cancelled"] == 1, description="the provider sees us go")
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["error-200", "empty", "null", "no-choices", "null-content", "html", "nan", "bad-utf8", "deep"],
+)
+async def test_row_19_a_200_that_is_no_answer_is_a_bad_response(
+    pipeline_to: Any, chat_job: Any, simulate: Any, fault: str
+) -> None:
+    simulator = await simulate(fault)
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(chat_job(max_attempts=2))
+    assert (result.status, result.error.code, result.error.retryable) == ("failed", "bad_response", True)
+    assert (result.attempts, result.response, result.text) == (2, None, None)
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"), [("huge", "too_large"), ("gzip-bomb", "too_large"), ("header-100k", "bad_response")]
+)
+async def test_row_20_a_flood_is_a_named_failure(
+    pipeline_to: Any, chat_job: Any, simulate: Any, fault: str, code: str
+) -> None:
+    simulator = await simulate(fault)
+    async with pipeline_to(simulator.url, http={"max_response_bytes": 1_000_000}) as pipeline:
+        result = await pipeline.run(chat_job(max_attempts=1))
+    assert (result.status, result.error.code) == ("failed", code)
+
+
+async def test_row_21_a_redirect_is_not_followed(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
+    simulator = await simulate("redirect")
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.error.code, result.error.http_status) == ("bad_response", 302)
+    assert "base_url" in result.error.message
+    assert simulator.stats()["calls"] == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "least_s", "most_s"),
+    [
+        ("429", 1.0, 2.0),
+        ("429-plain", 0.0, 1.0),
+        ("429-date", 0.5, 3.5),
+        ("429-negative", 0.0, 1.0),
+        ("429-huge", 60.0, 60.0),
+        ("429-junk", 0.0, 1.0),
+        ("429-ms", 0.25, 1.25),
+        ("429-llm-provider", 1.0, 2.0),
+        ("529", 0.0, 1.0),
+        ("503-html", 0.0, 1.0),
+    ],
+)
+async def test_row_22_every_wait_is_what_was_asked_and_bounded(
+    pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any, fault: str, least_s: float, most_s: float
+) -> None:
+    simulator = await simulate(fault)
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(chat_job(max_attempts=2))
+    code = "rate_limited" if fault.startswith("429") else "server_error"
+    assert (result.error.code, result.attempts) == (code, 2)
+    assert least_s <= clock.slept_s[0] <= most_s
+
+
+@pytest.mark.parametrize("url", ["http://provider.invalid/v1", "http://127.0.0.1:1/v1", "https"])
+async def test_row_23_an_unreachable_provider_is_tried_again_then_named(
+    pipeline_to: Any, chat_job: Any, simulate: Any, url: str
+) -> None:
+    if url == "https":
+        url = (await simulate()).url.replace("http:", "https:")
+    async with pipeline_to(url) as pipeline:
+        result = await pipeline.run(chat_job(max_attempts=2))
+    assert (result.status, result.error.code, result.attempts) == ("failed", "connection", 2)
+    assert url.split("/")[2].split(":")[0] in result.error.message
+
+
+# -- deadlines and cancellation
+
+
+async def test_a_job_that_is_late_already_is_not_sent(
+    pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any
+) -> None:
+    simulator = await simulate()
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(chat_job(deadline_at=clock.now_s))
+    assert (result.status, result.error.code, result.attempts) == ("expired", "expired", 0)
+    assert simulator.stats()["calls"] == 0
+
+
+async def test_no_time_for_another_attempt(pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any) -> None:
+    simulator = await simulate("429-huge")
+    async with pipeline_to(simulator.url) as pipeline:
+        result = await pipeline.run(chat_job(deadline_at=clock.now_s + 30))
+    assert (result.status, result.error.code, result.attempts) == ("expired", "expired", 1)
+    assert result.error.http_status == 429
+    assert "rate_limited" in result.error.message
+    assert clock.slept_s == []
+
+
+async def test_a_job_with_time_enough_is_answered(pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any) -> None:
+    simulator = await simulate()
+    async with pipeline_to(simulator.url) as pipeline:
+        assert (await pipeline.run(chat_job(deadline_at=clock.now_s + 30))).ok
+
+
+async def test_cancelling_closes_the_request_at_once(
+    pipeline_to: Any, chat_job: Any, simulate: Any, wait_until: Any
+) -> None:
+    simulator = await simulate("hang")
+    async with pipeline_to(simulator.url) as pipeline:
+        running = asyncio.create_task(pipeline.run(chat_job(deadline_at=2e9)))
+        await wait_until(lambda: simulator.stats()["in_flight"] == 1, description="the call is in flight")
+        running.cancel()
+        await wait_until(lambda: simulator.stats()["cancelled"] == 1, description="it is cut", timeout_s=1.0)
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+async def test_cancelling_ends_a_wait_between_attempts(
+    pipeline_to: Any, chat_job: Any, simulate: Any, wait_until: Any
+) -> None:
+    simulator = await simulate("429-huge")
+    async with pipeline_to(simulator.url, real_time=True) as pipeline:
+        running = asyncio.create_task(pipeline.run(chat_job()))
+        await wait_until(
+            lambda: simulator.stats()["by_status"].get("429") == 1, description="the first attempt has failed"
+        )
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+
+
+# -- models and keys
+
+
+async def test_an_unknown_model_is_named_with_its_neighbours(pipeline_to: Any, chat_job: Any) -> None:
+    async with pipeline_to("http://127.0.0.1:1/v1") as pipeline:
+        job = PromptJob("j", "chat", "mm", {**chat_job().body, "model": "mm"})
+        result = await pipeline.run(job)
+    assert (result.error.code, result.attempts, result.model) == ("not_found", 0, "mm")
+    assert "'m'" in result.error.message
+
+
+async def test_a_missing_key_is_the_problem_of_the_job_that_needs_it(
+    pipeline_to: Any, chat_job: Any, catalog_at: Any
+) -> None:
+    url = "http://127.0.0.1:1/v1"
+    async with pipeline_to(url, keys=KeyRing.read(catalog_at(url), {})) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.error.code, result.attempts, result.error.retryable) == ("auth", 0, False)
+    assert "P_KEY" in result.error.message
+
+
+async def test_a_providers_keys_take_turns(pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any) -> None:
+    server = await raw_server(reply(200, completion()))
+    ring = KeyRing({"p": [SecretStr("key-a"), SecretStr("key-b")]})
+    async with pipeline_to(server.url, keys=ring) as pipeline:
+        for _ in range(4):
+            await pipeline.run(chat_job())
+    used = [b"key-a" in request for request in server.requests]
+    assert used == [True, False, True, False]
+
+
+# -- what must never be told
+
+
+async def test_neither_key_nor_prompt_leaves_through_an_error(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, key: str, prompt: str, caplog: Any
+) -> None:
+    echo = json.dumps({"error": {"message": f"bad key {key} for {prompt}", "type": prompt, "code": key}}).encode()
+    server = await raw_server(reply(401, echo))
+    with caplog.at_level(logging.DEBUG):
+        async with pipeline_to(server.url) as pipeline:
+            result = await pipeline.run(chat_job())
+    assert result.error.code == "auth"
+    assert key not in json.dumps(result.to_dict())
+    assert "[key]" in result.error.provider_body
+    assert prompt not in result.error.message
+    assert key not in caplog.text
+    assert prompt not in caplog.text
+
+
+@pytest.mark.parametrize("fault", ["500", "close", "null", "401"])
+async def test_no_failed_attempt_waits_for_the_garbage_collector(
+    pipeline_to: Any, chat_job: Any, simulate: Any, fault: str
+) -> None:
+    simulator = await simulate(fault)
+    async with pipeline_to(simulator.url) as pipeline:
+        gc.collect()
+        gc.disable()
+        try:
+            before = failures_in_memory()
+            await pipeline.run(chat_job())
+            assert failures_in_memory() == before
+        finally:
+            gc.enable()
+
+
+def failures_in_memory() -> list[Failure]:
+    return [thing for thing in gc.get_objects() if isinstance(thing, Failure)]
+
+
+class _Broken:
+    """Stands where the HTTP side does, and breaks."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    async def post(self, request: Any, **_: Any) -> Any:
+        raise self.error
+
+
+def broken_pipeline(error: BaseException, catalog: Any, clock: Any) -> Pipeline:
+    return Pipeline(
+        catalog=catalog,
+        http=_Broken(error),
+        keys=KeyRing({"p": [SecretStr("k")]}),
+        retry=RetryPolicy(),
+        now=clock,
+        sleep=clock.sleep,
+        rng=None,
+    )
+
+
+async def test_a_fault_of_ours_ends_the_job_and_tells_no_prompt(
+    catalog_at: Any, chat_job: Any, clock: Any, prompt: str, caplog: Any
+) -> None:
+    pipeline = broken_pipeline(KeyError(prompt), catalog_at("http://h/v1"), clock)
+    result = await pipeline.run(chat_job())
+    assert (result.status, result.error.code) == ("failed", "internal")
+    assert "KeyError" in result.error.message
+    assert "job-1" in caplog.text
+    assert "in post" in caplog.text
+    assert prompt not in caplog.text + result.error.message
+
+
+async def test_celerys_soft_time_limit_is_a_time_out(catalog_at: Any, chat_job: Any, clock: Any) -> None:
+    pipeline = broken_pipeline(SoftTimeLimitExceeded(3), catalog_at("http://h/v1"), clock)
+    assert (await pipeline.run(chat_job())).error.code == "timeout"

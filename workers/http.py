@@ -1,0 +1,220 @@
+"""HTTP to the providers: one pooled session for each connection profile, owned by the worker's lifecycle.
+
+Only this module knows aiohttp. What it lets out is a `RawResponse` or a `Failure`: foreign exceptions are
+translated at this border, once, because they carry the request's headers, and so the key.
+
+Redirects are never followed (aiohttp would send the key along on the same host), no cookie is kept, and the body
+is counted after decompression, so that neither 200 MB nor a gzip bomb of it gets into memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+
+from .failures import FOREIGN, Failure, translate
+from .providers import ProviderRequest, RawResponse
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from config.catalog import Profile, Timeout
+    from config.settings import Http as HttpSettings
+
+__all__ = ["Http"]
+
+ERROR_BODY_BYTES = 64 * 1024
+"""So much of an error's body is read. Its status is what counts, however much follows."""
+
+ERROR_BODY_S = 5.0
+"""So long an error's body is waited for."""
+
+FRAGILE_LIMIT = 10
+"""Connections of the profile for upstreams that break under load: few of them, each used for one call."""
+
+# aiohttp warns that larger bytes block the loop, and writes a file-like body in pieces.
+_WRITE_WHOLE_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """A session, and the wait for one of its connections.
+
+    aiohttp's connector can wait too, but its wait counts as time of the call, and the call's time-out is the
+    provider's, not ours.
+    """
+
+    session: aiohttp.ClientSession
+    free: AbstractAsyncContextManager[None]
+
+
+class Http:
+    """Sends requests to providers. Open it on the loop that uses it: `async with Http(...) as http`."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._settings = settings
+        self._lanes: dict[Profile, _Lane] = {}
+
+    async def __aenter__(self) -> Self:
+        limit, tls = self._settings.limit, _tls_context(self._settings)
+        self._lanes["default"] = self._lane(limit, tls, force_close=self._settings.force_close)
+        self._lanes["fragile"] = self._lane(min(limit or FRAGILE_LIMIT, FRAGILE_LIMIT), tls, force_close=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for lane in self._lanes.values():
+            await lane.session.close()
+        # A TLS transport closes in the loop's next turns; without them its socket outlives the session.
+        await asyncio.sleep(0)
+        self._lanes.clear()
+
+    async def post(self, request: ProviderRequest, *, timeout: Timeout, profile: Profile = "default") -> RawResponse:
+        """Send a request and read the whole answer, of any status.
+
+        `timeout.total_s` counts from when a connection may be used. Raises `Failure` (`timeout`, `connection`,
+        `bad_response`, `too_large`). Cancelling closes the connection at once.
+        """
+        lane = self._lanes[profile]
+        async with lane.free:
+            try:
+                async with asyncio.timeout(timeout.total_s):
+                    return await self._exchange(lane.session, request, timeout)
+            except FOREIGN as error:
+                failure = translate(error)
+        try:
+            # Outside of `except`, so that the foreign exception does not ride along.
+            raise failure
+        finally:
+            # An exception that its own frame holds waits for the garbage collector, with the prompt in it.
+            del failure
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, request: ProviderRequest, timeout: Timeout
+    ) -> RawResponse:
+        response = await session.post(
+            request.url,
+            data=_payload(request.body),
+            headers=request.headers,
+            allow_redirects=False,
+            proxy=self._proxy(request.url),
+            timeout=_client_timeout(timeout.connect_s, timeout.read_s),
+        )
+        try:
+            body = await self._body(response)
+        except BaseException:
+            response.close()
+            raise
+        return RawResponse(response.status, response.headers, body)
+
+    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+        if response.status >= 300:
+            return await _error_body(response)
+        limit = self._settings.max_response_bytes
+        body = await _read(response.content, limit)
+        if len(body) > limit:
+            raise Failure(
+                "too_large",
+                f"the provider's answer is larger than {limit:,} bytes; raise PROMPTMILL_HTTP__MAX_RESPONSE_BYTES",
+                http_status=response.status,
+            )
+        return body
+
+    def _proxy(self, url: str) -> str | None:
+        if self._settings.proxy is not None or not self._settings.trust_env:
+            return self._settings.proxy
+        scheme, host = _origin(url)
+        return _environment_proxy(scheme, host)
+
+    def _lane(self, limit: int, tls: ssl.SSLContext | bool, *, force_close: bool) -> _Lane:
+        # aiohttp refuses a keep-alive time together with force_close.
+        reuse: dict[str, Any] = {} if force_close else {"keepalive_timeout": self._settings.keepalive_s}
+        connector = aiohttp.TCPConnector(
+            limit=limit,
+            limit_per_host=self._settings.limit_per_host,
+            ttl_dns_cache=self._settings.ttl_dns_cache_s,
+            force_close=force_close,
+            ssl=tls,
+            **reuse,
+        )
+        session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=self._settings.max_header_bytes,
+            max_field_size=self._settings.max_header_bytes,
+            headers={"User-Agent": "promptmill"},
+        )
+        # Without a limit, the pool's concurrency is one: a job makes one call at a time.
+        return _Lane(session, asyncio.Semaphore(limit) if limit else nullcontext())
+
+
+async def _read(content: aiohttp.StreamReader, limit: int) -> bytes:
+    """The body, whole if it fits into `limit` bytes; else more than `limit` of it, and the rest is left unread."""
+    body = await content.readany()
+    if content.at_eof() or len(body) > limit:
+        return body
+    chunks = [body]
+    size = len(body)
+    while size <= limit and (chunk := await content.readany()):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)
+
+
+async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+    """What there is of an error's body. That it is cut, late or broken must not hide the status."""
+    body = b""
+    with suppress(*FOREIGN):
+        async with asyncio.timeout(ERROR_BODY_S):
+            body = await _read(response.content, ERROR_BODY_BYTES)
+    if not response.content.at_eof():
+        response.close()
+    return body[:ERROR_BODY_BYTES]
+
+
+def _payload(body: bytes) -> bytes | BytesIO:
+    return body if len(body) <= _WRITE_WHOLE_BYTES else BytesIO(body)
+
+
+@lru_cache(maxsize=256)
+def _client_timeout(connect_s: float, read_s: float) -> aiohttp.ClientTimeout:
+    # `connect` would count the wait for a free connection too. The total is asyncio.timeout's, which is exact:
+    # aiohttp rounds anything above 5 s up to a whole second.
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
+
+
+@lru_cache(maxsize=256)
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+@lru_cache(maxsize=256)
+def _environment_proxy(scheme: str, host: str) -> str | None:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY mean for a host.
+
+    aiohttp's own `trust_env` asks the environment and .netrc in a thread for each request.
+    """
+    return None if proxy_bypass(host) else getproxies().get(scheme)
+
+
+def _tls_context(settings: HttpSettings) -> ssl.SSLContext | bool:
+    if settings.ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(settings.ca_file)
+    except OSError as error:
+        reason = error.strerror or "it holds no certificate in PEM format"
+        raise ValueError(f"PROMPTMILL_HTTP__CA_FILE can't be used: {settings.ca_file}: {reason}") from None
+    return context

@@ -1,0 +1,284 @@
+"""The life of one prompt. Start reading here.
+
+One rung, one worry, outermost first; each calls the next::
+
+    handle     a Celery message becomes a job, or a refusal
+    run        whatever happens, a `PromptResult` comes of it
+    _in_time   the job's own deadline
+    _attempts  again, and when
+    _attempt   one counted call; what went wrong is written down
+    _send      codec, HTTP, codec
+
+A rung that fails raises `Failure`. Only cancellation passes through all of them, and closes the HTTP request
+on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import SoftTimeLimitExceeded
+
+from config.catalog import UnknownModel
+from tasks.results import Attempt, JobError, PromptResult, Status, Usage
+
+from .failures import Failure
+from .job import JobKind, PromptJob, parse
+from .providers import CODECS, Answer, Codec, ProviderRequest
+from .retry import Decision, GiveUp, Retry, RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from random import Random
+
+    from config.catalog import Catalog, Model, Provider
+
+    from .http import Http
+    from .providers.keyring import KeyRing
+
+__all__ = ["Pipeline"]
+
+logger = logging.getLogger("promptmill.pipeline")
+
+
+@dataclass(frozen=True, slots=True)
+class _Route:
+    """Where a model's jobs go."""
+
+    model: Model
+    provider: Provider
+    codec: Codec
+    answered_by: str
+
+
+@dataclass(slots=True)
+class _Trip:
+    """What is known so far of a job under way. Times are epoch seconds."""
+
+    job: PromptJob
+    started_at: float
+    attempts: int = 0
+    failed: list[Attempt] = field(default_factory=list)
+
+
+class Pipeline:
+    """Turns prompt jobs into results. One for each worker process; any number of jobs at a time."""
+
+    def __init__(
+        self,
+        *,
+        catalog: Catalog,
+        http: Http,
+        keys: KeyRing,
+        retry: RetryPolicy,
+        now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]],
+        rng: Random,
+    ) -> None:
+        """`now` gives epoch seconds by the clock that stamps `submitted_at`; `sleep` takes seconds."""
+        self._catalog = catalog
+        self._http = http
+        self._keys = keys
+        self._retry = retry
+        self._now = now
+        self._sleep = sleep
+        self._rng = rng
+        # `any_model` providers let jobs name what they like, hence the bound.
+        self._route = lru_cache(maxsize=1_024)(self._find_route)
+
+    async def handle(
+        self,
+        kind: JobKind,
+        job_id: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        *,
+        group: str | None = None,
+    ) -> PromptResult:
+        """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`."""
+        now = self._now()
+        try:
+            job = parse(kind, job_id, args, kwargs, group=group, now=now)
+        except Failure as refused:
+            unread = PromptJob(job_id, kind, model="", body={}, group=group)
+            return _without_answer(_Trip(unread, now), refused, now)
+        return await self.run(job)
+
+    async def run(self, job: PromptJob) -> PromptResult:
+        """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError`."""
+        trip = _Trip(job, self._now())
+        try:
+            route = self._route(job.model)
+            answer = await self._in_time(trip, route)
+        except Failure as failure:
+            return _without_answer(trip, failure, self._now())
+        except SoftTimeLimitExceeded:
+            late = Failure("timeout", "the task's soft time limit passed before there was an answer")
+            return _without_answer(trip, late, self._now())
+        except Exception as bug:  # noqa: BLE001 - a fault of ours must end this job, not the worker
+            return _without_answer(trip, _internal(bug, job), self._now())
+        return _answered(trip, route, answer, self._now())
+
+    async def _in_time(self, trip: _Trip, route: _Route) -> Answer:
+        deadline_at = trip.job.options.deadline_at
+        if deadline_at is None:
+            return await self._attempts(trip, route)
+        left_s = deadline_at - trip.started_at
+        if left_s <= 0:
+            raise Failure("expired", "the job's deadline passed before a worker could start it")
+        try:
+            async with asyncio.timeout(left_s) as limit:
+                return await self._attempts(trip, route)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        raise Failure("expired", f"the job's deadline passed in the middle of attempt {trip.attempts}")
+
+    async def _attempts(self, trip: _Trip, route: _Route) -> Answer:
+        while True:
+            try:
+                return await self._attempt(trip, route)
+            except Failure as failure:
+                match self._decide(trip, failure):
+                    case Retry(after_s):
+                        pause_s = after_s
+                    case GiveUp("deadline"):
+                        raise _no_time_left(failure) from None
+                    case GiveUp():
+                        raise
+            await self._sleep(pause_s)
+
+    def _decide(self, trip: _Trip, failure: Failure) -> Decision:
+        options = trip.job.options
+        return self._retry.decide(
+            failure,
+            attempt=trip.attempts,
+            max_attempts=options.max_attempts,
+            now=self._now(),
+            deadline_at=options.deadline_at,
+            rng=self._rng,
+        )
+
+    async def _attempt(self, trip: _Trip, route: _Route) -> Answer:
+        key = self._keys.next_key(route.provider)
+        request = route.codec.request(trip.job, model=route.model, provider=route.provider, key=key)
+        started_at = self._now()
+        trip.attempts += 1
+        try:
+            return await self._send(trip, route, request)
+        except Failure as failure:
+            if key is not None:
+                failure.hide(key.get_secret_value())
+            self._note(trip, route, failure, started_at)
+            raise
+        except asyncio.CancelledError:
+            # The job's deadline, or somebody's cancel; the history is only read in the first case.
+            self._note(trip, route, Failure("timeout", "stopped before there was an answer"), started_at)
+            raise
+
+    async def _send(self, trip: _Trip, route: _Route, request: ProviderRequest) -> Answer:
+        raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
+        return route.codec.response(trip.job, raw, now=self._now())
+
+    def _note(self, trip: _Trip, route: _Route, failure: Failure, started_at: float) -> None:
+        attempt = Attempt(
+            code=failure.code,
+            message=failure.message,
+            http_status=failure.http_status,
+            answered_by=route.answered_by,
+            request_id=failure.request_id,
+            at=started_at,
+            duration_s=self._now() - started_at,
+            retry_after_s=failure.retry_after_s,
+        )
+        trip.failed.append(attempt)
+
+    def _find_route(self, alias: str) -> _Route:
+        try:
+            model = self._catalog.model(alias)
+        except UnknownModel as unknown:
+            raise Failure("not_found", str(unknown)) from None
+        provider = self._catalog.provider(model)
+        return _Route(model, provider, CODECS[provider.kind], f"{provider.name}/{model.upstream}")
+
+
+def _answered(trip: _Trip, route: _Route, answer: Answer, now: float) -> PromptResult:
+    return PromptResult(
+        id=trip.job.id,
+        status="succeeded",
+        text=answer.text,
+        response=answer.response,
+        model=trip.job.model,
+        answered_by=route.answered_by,
+        usage=answer.usage or Usage(),
+        cost_usd=_cost_usd(route.model, answer.usage),
+        attempts=trip.attempts,
+        queued_s=_queued_s(trip),
+        duration_s=now - trip.started_at,
+        metadata=trip.job.options.metadata,
+        failed_attempts=tuple(trip.failed),
+    )
+
+
+def _without_answer(trip: _Trip, failure: Failure, now: float) -> PromptResult:
+    history = tuple(trip.failed)
+    status: Status = "expired" if failure.code == "expired" else "failed"
+    return PromptResult(
+        id=trip.job.id,
+        status=status,
+        model=trip.job.model or None,
+        attempts=trip.attempts,
+        queued_s=_queued_s(trip),
+        duration_s=now - trip.started_at,
+        metadata=trip.job.options.metadata,
+        error=JobError(
+            code=failure.code,
+            message=failure.message,
+            http_status=failure.http_status,
+            retryable=failure.retryable,
+            provider_body=failure.provider_body,
+            attempts=history,
+        ),
+        failed_attempts=history,
+    )
+
+
+def _no_time_left(last: Failure) -> Failure:
+    return Failure(
+        "expired",
+        f"the job's deadline leaves no time to try again; the last: {last.code}: {last.message}",
+        http_status=last.http_status,
+        provider_body=last.provider_body,
+    )
+
+
+def _cost_usd(model: Model, usage: Usage | None) -> float | None:
+    if model.price is None or usage is None:
+        return None
+    cost = model.price.cost(
+        input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, cached_tokens=usage.cached_tokens
+    )
+    return None if cost is None else float(cost)
+
+
+def _queued_s(trip: _Trip) -> float | None:
+    submitted_at = trip.job.options.submitted_at
+    return None if submitted_at is None else max(0.0, trip.started_at - submitted_at)
+
+
+def _internal(bug: Exception, job: PromptJob) -> Failure:
+    """A fault of ours. Its text may quote the prompt, so only its class and its place are told."""
+    frames = traceback.extract_tb(bug.__traceback__)
+    place = f"{frames[-1].name}, line {frames[-1].lineno}" if frames else "an unknown place"
+    logger.error(
+        "Job %s failed by a fault of ours: %s (text hidden: it may hold the prompt)\n%s",
+        job.id,
+        type(bug).__name__,
+        "".join(traceback.format_list(frames)),
+    )
+    return Failure("internal", f"a fault of ours: {type(bug).__name__} in {place}; please report it")

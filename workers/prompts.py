@@ -1,0 +1,57 @@
+"""The tasks that make up the queue. Their names and arguments are promises to other producers (see `workers.job`)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore
+from celery.states import READY_STATES
+
+from tasks.errors import JobFailed
+
+from .celery import app
+from .results import JSONResult
+from .runtime import current
+
+if TYPE_CHECKING:
+    from .bridge import Task
+    from .job import JobKind
+
+__all__ = ["chat", "embed"]
+
+
+@app.task(name="prompts.chat", bind=True, acks_late=True, throws=(JobFailed,))  # type: ignore[untyped-decorator]  # Celery has no types
+async def chat(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Answer a chat prompt. Returns `PromptResult.to_dict()`, or raises the `JobFailed` that names the error's code."""
+    return await _answer(self, "chat", args, kwargs)
+
+
+@app.task(name="prompts.embed", bind=True, acks_late=True, throws=(JobFailed,))  # type: ignore[untyped-decorator]  # Celery has no types
+async def embed(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """Embed a text or a list of texts. As `chat`; the vectors are in the result's `response`."""
+    return await _answer(self, "embed", args, kwargs)
+
+
+async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    pipeline = current()
+    request = task.request
+    if request.delivery_info and request.delivery_info.get("redelivered"):
+        await _stop_if_ended(task, request.id)
+    result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group)
+    if request.get("suspected_double_payment"):
+        result = replace(result, suspected_double_payment=True)
+    if not result.ok:
+        raise JobFailed.of(result)
+    return JSONResult(result.to_dict())
+
+
+async def _stop_if_ended(task: Task, job_id: str) -> None:
+    """A job that comes again may have ended: its worker died between storing the result and saying so.
+
+    The stored result is the journal of what was paid for. Raises Ignore, and so takes the message off the queue.
+    """
+    meta = await asyncio.to_thread(task.backend.get_task_meta, job_id, cache=False)
+    if meta["status"] in READY_STATES:
+        raise Ignore("the job had ended already")

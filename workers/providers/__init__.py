@@ -1,0 +1,11 @@
+"""Providers' wire formats, one codec for each kind that the catalogue may name. Nothing here does I/O."""
+
+from __future__ import annotations
+
+from .codec import Answer, Codec, ProviderRequest, RawResponse
+from .openai import OpenAICodec
+
+__all__ = ["CODECS", "Answer", "Codec", "ProviderRequest", "RawResponse"]
+
+CODECS: dict[str, Codec] = {"openai": OpenAICodec()}
+"""By `Provider.kind`."""

@@ -1,0 +1,61 @@
+"""What a provider codec is: a pair of pure functions from job to request and from response to answer.
+
+A codec does no I/O, so tables and property tests cover it without a socket (httpx's `auth_flow` is built the
+same way). To add a kind of provider, write a class with these two methods and name it in `workers.providers`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from config.catalog import Model, Provider
+    from tasks.results import Usage
+
+    from ..job import PromptJob
+
+__all__ = ["Answer", "Codec", "ProviderRequest", "RawResponse"]
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderRequest:
+    """One POST to a provider. Neither key nor prompt shows in its repr."""
+
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class RawResponse:
+    """What came back. `headers` compares names without regard to case; the body of an error may be cut."""
+
+    status: int
+    headers: Mapping[str, str] = field(repr=False)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A real answer. `usage` is None where the provider counted nothing, so that the cost stays unknown."""
+
+    text: str | None = field(repr=False)
+    response: dict[str, Any] = field(repr=False)
+    usage: Usage | None
+
+
+class Codec(Protocol):
+    """The wire format of one kind of provider."""
+
+    def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
+        """The job as this provider wants it. Raises `Failure` if its body can't be written as JSON."""
+
+    def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
+        """The answer that the response holds. Raises `Failure` for anything else, whatever the bytes are.
+
+        `now` is in epoch seconds; a `Retry-After` date is measured against it.
+        """

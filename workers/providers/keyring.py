@@ -1,0 +1,62 @@
+"""Which key a call is made with."""
+
+from __future__ import annotations
+
+from itertools import cycle
+from typing import TYPE_CHECKING, Self
+
+from config.keys import MissingKey, UnusableKey, read_keys
+
+from ..failures import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from pydantic import SecretStr
+
+    from config.catalog import Catalog, Provider
+
+__all__ = ["KeyRing"]
+
+
+class KeyRing:
+    """The keys of all providers, read once. A provider's keys are used in turn."""
+
+    def __init__(self, keys: Mapping[str, list[SecretStr]], missing: Mapping[str, str] | None = None) -> None:
+        """Keys by provider; `missing` says, by provider, what to do about a key that is not there."""
+        self._turns: dict[str, Iterator[SecretStr]] = {name: cycle(given) for name, given in keys.items() if given}
+        self._missing = dict(missing or {})
+        self._usable = frozenset(keys) - frozenset(self._missing)
+
+    @classmethod
+    def read(cls, catalog: Catalog, environ: Mapping[str, str] | None = None) -> Self:
+        """Read every provider's keys from the environment.
+
+        A missing key is only the problem of the jobs that need it. A placeholder or a malformed key is a
+        mistake that somebody made: raises `UnusableKey` with one line for each.
+        """
+        keys: dict[str, list[SecretStr]] = {}
+        missing: dict[str, str] = {}
+        unusable: list[UnusableKey] = []
+        for name, provider in catalog.providers.items():
+            try:
+                keys[name] = read_keys(provider, environ)
+            except MissingKey as problem:
+                missing[name] = str(problem)
+            except UnusableKey as problem:
+                unusable.append(problem)
+        if unusable:
+            raise UnusableKey("\n".join(map(str, unusable)), variable=unusable[0].variable)
+        return cls(keys, missing)
+
+    @property
+    def usable(self) -> frozenset[str]:
+        """The providers that can be called: those with a key, and those that need none."""
+        return self._usable
+
+    def next_key(self, provider: Provider) -> SecretStr | None:
+        """The key for the next call; None for a provider that needs none. Raises `Failure` (`auth`)."""
+        if provider.name in self._missing:
+            raise Failure("auth", self._missing[provider.name])
+        turn = self._turns.get(provider.name)
+        return next(turn) if turn else None

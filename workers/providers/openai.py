@@ -1,0 +1,76 @@
+"""The OpenAI-compatible wire format: `/chat/completions` and `/embeddings`."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import orjson
+
+from ..failures import Failure
+from .answers import read_chat, read_embeddings, read_object
+from .codec import Answer, ProviderRequest, RawResponse
+from .refusals import refusal, with_evidence
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from config.catalog import Model, Provider
+
+    from ..job import JobKind, PromptJob
+
+__all__ = ["OpenAICodec"]
+
+_PATHS: dict[JobKind, str] = {"chat": "/chat/completions", "embed": "/embeddings"}
+
+
+class OpenAICodec:
+    """OpenAI, and every gateway that speaks its protocol.
+
+    The body goes out as the user wrote it, with two exceptions: `model` becomes the provider's own name, and
+    `stream` and `stream_options` are left out, because the answer is delivered whole.
+    """
+
+    def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
+        """See `Codec.request`."""
+        body = {**job.body, "model": model.upstream}
+        body.pop("stream", None)
+        body.pop("stream_options", None)
+        return ProviderRequest(provider.base_url + _PATHS[job.kind], _headers(job, key), _dumps(body))
+
+    def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
+        """See `Codec.response`."""
+        if not 200 <= raw.status < 300:
+            raise refusal(raw, now=now)
+        try:
+            body = read_object(raw.body)
+            return read_chat(body) if job.kind == "chat" else read_embeddings(body, job)
+        except Failure as failure:
+            raise with_evidence(failure, raw) from None
+
+
+def _headers(job: PromptJob, key: SecretStr | None) -> dict[str, str]:
+    headers = {
+        "Content-Type": "application/json",
+        # A stock producer may choose any id; quoting keeps it a legal header value.
+        "x-promptmill-job-id": job.id if job.id.isascii() and job.id.isprintable() else quote(job.id),
+    }
+    if key is not None:
+        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+    return headers
+
+
+def _dumps(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body)
+    except TypeError:
+        return _dumps_exactly(body)
+
+
+def _dumps_exactly(body: dict[str, Any]) -> bytes:
+    """For what orjson can't write: integers of more than 64 bits."""
+    try:
+        return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()
+    except (TypeError, ValueError, RecursionError):
+        raise Failure("bad_request", "the body can't be written as JSON") from None

@@ -1,0 +1,50 @@
+"""What a run was asked to do."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import UnusableInput
+from .simulation import Simulation
+
+__all__ = ["RunOptions"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunOptions:
+    """The command line of `promptmill run`, checked as far as that needs no file.
+
+    `concurrency` is per worker process, None for the setting's; `redis` None means an embedded one, and
+    `simulation` None the catalogue's providers. Raises `UnusableInput`.
+    """
+
+    input: Path
+    output: Path
+    model: str | None = None
+    field: str | None = None
+    limit: int | None = None
+    workers: int = 2
+    concurrency: int | None = None
+    redis: str | None = dataclasses.field(default=None, repr=False)
+    simulation: Simulation | None = None
+
+    def __post_init__(self) -> None:
+        if str(self.input) == "-":
+            raise UnusableInput(
+                "Standard input can't be the input: a run that was interrupted reads its input again. "
+                "Save it to a file first."
+            )
+        if self.workers == 0 and self.redis is None:
+            raise UnusableInput(
+                "--workers 0 uses workers that run already: name their Redis with --redis, or let this run start "
+                "some with --workers 2."
+            )
+        if self.workers == 0 and self.simulation is not None:
+            raise UnusableInput(
+                "--simulate needs workers of its own, because those that run already have their own catalogue: "
+                "leave out --workers 0."
+            )
+        if self.simulation is not None:
+            self.simulation.check()

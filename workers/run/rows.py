@@ -1,0 +1,255 @@
+"""What a line of the input asks for. Pure: no file, no queue, no catalogue.
+
+The forms of a row, in the order in which they are looked for:
+
+1. `body` is an object: an OpenAI batch line (`custom_id`, `method`, `url`, `body`).
+2. `messages` is there: the body of a chat request.
+3. `--field NAME` was given and the row has that field: its text is the prompt.
+4. `input` is there, as a list, beside the row's own `model`, or for a model with `embed` in its name: the body of
+   an embedding request.
+5. Exactly one of the usual names `prompt`, `question`, `text`, `input`, `instruction` holds a text: that is the
+   prompt.
+
+`custom_id` and `promptmill` (our own options) may stand in any of them; what else a request holds goes to the
+provider untouched, what else a row with a prompt holds is left out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Literal, NoReturn
+
+from .input_file import MAX_LINE_BYTES, Line
+
+__all__ = ["DEFAULT_MODEL", "PROMPT_NAMES", "BadRow", "Row", "RowReader"]
+
+DEFAULT_MODEL = "gpt-4o-mini"
+"""Answers rows that name no model when `--model` is not given either."""
+
+PROMPT_NAMES = ("prompt", "question", "text", "input", "instruction")
+
+OPTION_NAMES = frozenset({"tenant", "priority", "deadline_s", "metadata", "cache_ttl_s", "max_attempts", "fallbacks"})
+DEFAULT_PRIORITY = "bulk"
+"""A file of prompts must not delay people who wait for an answer on the same Redis."""
+
+SHOWN_NAMES = 8
+SHOWN_NAME_LENGTH = 40
+
+Kind = Literal["chat", "embed"]
+SUBJECT: dict[Kind, str] = {"chat": "messages", "embed": "input"}
+PATHS: dict[str, Kind] = {"/chat/completions": "chat", "/embeddings": "embed"}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row that can be sent. `field` names the field that was taken for the prompt, if one was.
+
+    `digest` is 16 hex digits over everything that decides the answer: a finished row answers for a line as long
+    as both have the same.
+    """
+
+    line: int
+    custom_id: str
+    kind: Kind
+    body: dict[str, Any] = dataclasses.field(repr=False)
+    options: dict[str, Any] = dataclasses.field(repr=False)
+    digest: str
+    size_bytes: int
+    field: str | None = None
+
+    @property
+    def model(self) -> str:
+        return str(self.body["model"])
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that can't be sent, and why. `code` is one of `tasks.errors.ERROR_CODES`."""
+
+    line: int
+    custom_id: str
+    reason: str
+    code: Literal["bad_request", "not_found", "auth", "permission"] = "bad_request"
+
+
+class _Unusable(Exception):
+    """Why a row can't be sent; the text never repeats the row's values."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowReader:
+    """Reads rows as the options of a run say. `model` stands over the row's own model."""
+
+    model: str | None = None
+    field: str | None = None
+    simulated: bool = False
+
+    def read(self, line: Line) -> Row | BadRow:
+        custom_id = f"row-{line.number}"
+        try:
+            data = _object(line)
+            custom_id = _custom_id(data, default=custom_id)
+            return self._row(line, data, custom_id)
+        except _Unusable as problem:
+            return BadRow(line.number, custom_id, str(problem))
+
+    def _row(self, line: Line, data: dict[str, Any], custom_id: str) -> Row:
+        options = _options(data.pop("promptmill", None))
+        kind, body, prompt_field = self._request(data)
+        body = {"model": self._model(body), **{name: body[name] for name in body if name != "model"}}
+        return Row(
+            line=line.number,
+            custom_id=custom_id,
+            kind=kind,
+            body=body,
+            options=options,
+            digest=_digest(kind, body, simulated=self.simulated),
+            size_bytes=line.size_bytes,
+            field=prompt_field,
+        )
+
+    def _request(self, data: dict[str, Any]) -> tuple[Kind, dict[str, Any], str | None]:
+        if isinstance(data.get("body"), dict):
+            return *_batch_line(data), None
+        if "messages" in data:
+            return "chat", data, None
+        if self.field is not None and self.field in data:
+            return self._prompt(data, self.field)
+        if self._is_embedding(data):
+            return "embed", data, None
+        return self._prompt(data, self._prompt_field(data))
+
+    def _is_embedding(self, data: dict[str, Any]) -> bool:
+        if "input" not in data:
+            return False
+        model = self.model or data.get("model")
+        return isinstance(data["input"], list) or "model" in data or "embed" in str(model)
+
+    def _prompt_field(self, data: dict[str, Any]) -> str:
+        if self.field is not None:
+            raise _Unusable(f"it has no field {self.field!r}, which --field names; it has {_names(data)}")
+        found = [name for name in PROMPT_NAMES if isinstance(data.get(name), str)]
+        if not found:
+            raise _Unusable(
+                "it has no prompt: neither `messages` nor `input` nor a text under a usual name; "
+                f"say with --field NAME which field is the prompt; it has {_names(data)}"
+            )
+        if len(found) > 1:
+            raise _Unusable(f"it has several possible prompts ({', '.join(found)}); say which with --field NAME")
+        return found[0]
+
+    def _prompt(self, data: dict[str, Any], name: str) -> tuple[Kind, dict[str, Any], str]:
+        text = data[name]
+        if not isinstance(text, str):
+            raise _Unusable(f"its field {name!r} holds {_kind_of(text)}; a prompt is a text")
+        if not text.strip():
+            raise _Unusable(f"its field {name!r} is empty; a prompt is a text")
+        body: dict[str, Any] = {"messages": [{"role": "user", "content": text}]}
+        if "model" in data:
+            body["model"] = data["model"]
+        return "chat", body, name
+
+    def _model(self, body: dict[str, Any]) -> str:
+        own = body.get("model", DEFAULT_MODEL)
+        if not isinstance(own, str) or not own:
+            raise _Unusable(f"its `model` holds {_kind_of(own)}; a model is a name")
+        return self.model or own
+
+
+def _object(line: Line) -> dict[str, Any]:
+    data = _json(line)
+    if not isinstance(data, dict):
+        raise _Unusable(f"it is {_kind_of(data)}; each row is a JSON object")
+    return data
+
+
+def _json(line: Line) -> Any:
+    if line.text is None:
+        raise _Unusable(f"it is longer than {MAX_LINE_BYTES // 1024 // 1024} MiB")
+    try:
+        # The standard library's parser, because orjson turns integers beyond 64 bits into floats.
+        return json.loads(line.text.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError as error:
+        raise _Unusable(f"it is not UTF-8: the byte at column {error.start + 1} is invalid") from None
+    except json.JSONDecodeError as error:
+        raise _Unusable(f"it is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise _Unusable("it is nested too deeply") from None
+    except ValueError:
+        raise _Unusable("it is not JSON that can be sent: a number has too many digits") from None
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise _Unusable(f"it is not JSON: {name} is no JSON number")
+
+
+def _custom_id(data: dict[str, Any], *, default: str) -> str:
+    custom_id = data.pop("custom_id", None)
+    if custom_id is None:
+        return default
+    if isinstance(custom_id, bool) or not isinstance(custom_id, str | int) or custom_id == "":
+        raise _Unusable(f"its `custom_id` holds {_kind_of(custom_id)}; it must be a text")
+    return _encodable(str(custom_id))
+
+
+def _encodable(custom_id: str) -> str:
+    try:
+        custom_id.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _Unusable("its `custom_id` holds a lone surrogate, which is no character") from None
+    return custom_id
+
+
+def _options(given: Any) -> dict[str, Any]:
+    if given is None:
+        given = {}
+    if not isinstance(given, dict):
+        raise _Unusable(f"its `promptmill` holds {_kind_of(given)}; it must be an object of options")
+    if unknown := given.keys() - OPTION_NAMES:
+        raise _Unusable(f"its `promptmill` has options that are not known: {_names(dict.fromkeys(sorted(unknown)))}")
+    return {"priority": DEFAULT_PRIORITY, **given}
+
+
+def _batch_line(data: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
+    method, url, body = data.get("method", "POST"), data.get("url"), data["body"]
+    if method != "POST":
+        raise _Unusable("its `method` is not POST")
+    kind = _kind_of_url(url) if url is not None else _kind_of_body(body)
+    if SUBJECT[kind] not in body:
+        raise _Unusable(f"its `body` has no `{SUBJECT[kind]}`")
+    return kind, body
+
+
+def _kind_of_url(url: Any) -> Kind:
+    for path, kind in PATHS.items():
+        if isinstance(url, str) and url.rstrip("/").endswith(path):
+            return kind
+    raise _Unusable("its `url` is neither /v1/chat/completions nor /v1/embeddings")
+
+
+def _kind_of_body(body: dict[str, Any]) -> Kind:
+    for kind, subject in SUBJECT.items():
+        if subject in body:
+            return kind
+    raise _Unusable("its `body` has neither `messages` nor `input`")
+
+
+def _digest(kind: Kind, body: dict[str, Any], *, simulated: bool) -> str:
+    text = json.dumps([kind, body, simulated], separators=(",", ":"))
+    return sha256(text.encode()).hexdigest()[:16]
+
+
+def _kind_of(value: Any) -> str:
+    names = {bool: "true or false", str: "a text", list: "a list", dict: "an object", type(None): "null"}
+    if value == "":
+        return "an empty text"
+    return names.get(type(value), "a number")
+
+
+def _names(data: dict[str, Any]) -> str:
+    names = [ascii(name[:SHOWN_NAME_LENGTH]) for name in list(data)[:SHOWN_NAMES]]
+    more = ", ..." if len(data) > SHOWN_NAMES else ""
+    return ", ".join(names) + more if names else "no fields"

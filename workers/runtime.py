@@ -1,0 +1,168 @@
+"""The composition root: builds what a worker process needs from its settings, and takes it down again.
+
+`lifespan` is entered on the pool's loop before the first job and left after the last
+(`worker_lifespans` in config/celeryconfig.py); between the two, `current()` is the process's pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from contextlib import asynccontextmanager, suppress
+from typing import TYPE_CHECKING
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from config.catalog import load_catalog
+from config.settings import get_settings
+from tasks import keys
+
+from .http import Http
+from .pipeline import Pipeline
+from .providers.keyring import KeyRing
+from .retry import RetryPolicy
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from celery import Celery
+
+    from config.catalog import Catalog
+    from config.settings import Retry, Settings
+
+__all__ = ["RedisClock", "current", "lifespan"]
+
+logger = logging.getLogger("promptmill.runtime")
+
+REDIS_TIMEOUT_S = 5.0
+ANNOUNCE_EVERY_S = 3_600.0
+ANNOUNCE_AGAIN_S = 30.0
+"""After a failed announcement."""
+
+# A stack, so that a lifespan inside another (a test's) gives the outer one back.
+_pipelines: list[Pipeline] = []
+
+
+def current() -> Pipeline:
+    """This worker process's pipeline."""
+    if not _pipelines:
+        raise RuntimeError("A prompt task was called directly; it runs only inside `celery -A workers worker`.")
+    return _pipelines[-1]
+
+
+@asynccontextmanager
+async def lifespan(app: Celery) -> AsyncIterator[None]:
+    """Build the pipeline and open its connections on the running loop; on leaving, close them.
+
+    Raises what makes a start pointless: `config.SettingsError`, `config.catalog.InvalidCatalog`,
+    `config.keys.UnusableKey`, and ValueError for a CA file that can't be read. Redis may be away.
+    """
+    settings = get_settings()
+    catalog = load_catalog(settings.catalog)
+    ring = KeyRing.read(catalog)
+    _warn_without_keys(catalog, ring)
+    clock = RedisClock()
+    async with _announced(catalog, settings, clock), Http(settings.http) as http:
+        pipeline = Pipeline(
+            catalog=catalog,
+            http=http,
+            keys=ring,
+            retry=_retry_policy(settings.retry),
+            now=clock,
+            sleep=asyncio.sleep,
+            rng=random.Random(),
+        )
+        _pipelines.append(pipeline)
+        try:
+            yield
+        finally:
+            _pipelines.remove(pipeline)
+
+
+class RedisClock:
+    """Epoch seconds by Redis's clock, which stamps the jobs' submission.
+
+    A worker's own wall clock may be hours off; carried on the monotonic clock, Redis's time stays right when
+    somebody sets the wall clock. Until Redis has been asked, it is the wall clock of the start.
+    """
+
+    def __init__(self) -> None:
+        self._ahead_s = time.time() - time.monotonic()
+
+    def __call__(self) -> float:
+        return time.monotonic() + self._ahead_s
+
+    def learn(self, redis_time: tuple[int, int], *, asked_at: float) -> None:
+        """Take over Redis's TIME (seconds, microseconds), asked for at `asked_at` of the monotonic clock."""
+        seconds, microseconds = redis_time
+        middle = (asked_at + time.monotonic()) / 2
+        self._ahead_s = seconds + microseconds / 1e6 - middle
+
+
+@asynccontextmanager
+async def _announced(catalog: Catalog, settings: Settings, clock: RedisClock) -> AsyncIterator[None]:
+    """Tell the clients which models there are, now and every hour."""
+    redis: Redis = Redis.from_url(
+        settings.broker, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
+    )
+    key = settings.key_prefix + keys.MODELS
+    done = await _announce(redis, key, catalog, clock)
+    repeating = asyncio.create_task(_keep_announcing(redis, key, catalog, clock, done=done))
+    try:
+        yield
+    finally:
+        repeating.cancel()
+        with suppress(asyncio.CancelledError):
+            await repeating
+        await redis.aclose()
+
+
+async def _keep_announcing(redis: Redis, key: str, catalog: Catalog, clock: RedisClock, *, done: bool) -> None:
+    while True:
+        await asyncio.sleep(ANNOUNCE_EVERY_S if done else ANNOUNCE_AGAIN_S)
+        done = await _announce(redis, key, catalog, clock)
+
+
+async def _announce(redis: Redis, key: str, catalog: Catalog, clock: RedisClock) -> bool:
+    """Whether Redis took it. Nothing depends on it but the client's early refusal of unknown models."""
+    try:
+        # redis-py tries several times, each within its own time-out.
+        async with asyncio.timeout(REDIS_TIMEOUT_S):
+            asked_at = time.monotonic()
+            clock.learn(await redis.time(), asked_at=asked_at)
+            await _write_models(redis, key, catalog.aliases(), clock())
+    except (RedisError, OSError) as error:
+        logger.warning(
+            "Redis did not take the list of models (%s), so clients can't refuse unknown ones; trying again in %g s",
+            type(error).__name__,
+            ANNOUNCE_AGAIN_S,
+        )
+        return False
+    return True
+
+
+async def _write_models(redis: Redis, key: str, aliases: list[str], now: float) -> None:
+    async with redis.pipeline(transaction=False) as commands:
+        if aliases:
+            commands.zadd(key, dict.fromkeys(aliases, now))
+        commands.zremrangebyscore(key, "-inf", now - keys.MODELS_TTL_S)
+        commands.expire(key, keys.MODELS_TTL_S)
+        await commands.execute()
+
+
+def _warn_without_keys(catalog: Catalog, ring: KeyRing) -> None:
+    if ring.usable:
+        return
+    variables = sorted({name for provider in catalog.providers.values() for name in provider.api_keys})
+    logger.warning(
+        "NO PROVIDER HAS A KEY: every job will fail with `auth`. Set one of %s, in the environment or in .env, "
+        "and start the worker again.",
+        ", ".join(variables) or "the variables that your catalogue's api_keys name",
+    )
+
+
+def _retry_policy(retry: Retry) -> RetryPolicy:
+    return RetryPolicy(max_attempts=retry.max_attempts, base_s=retry.base_s, cap_s=retry.cap_s)

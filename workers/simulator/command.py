@@ -1,0 +1,83 @@
+"""The command `promptmill simulate`, ready to be registered with a Typer app."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import orjson
+import typer
+
+from .faults import FAULTS, parse_fault
+from .limits import Algorithm
+from .options import SimulatorOptions, TpmCharge
+from .server import serve
+
+__all__ = ["simulate"]
+
+_DEFAULT = SimulatorOptions()
+
+
+def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by position
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = _DEFAULT.host,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = _DEFAULT.port,
+    latency_ms: Annotated[float, typer.Option(help="Mean time to an answer, in milliseconds.")] = _DEFAULT.latency_ms,
+    jitter: Annotated[
+        float, typer.Option(help="Spread of the latency, as a share of its mean; 0 = exact.")
+    ] = _DEFAULT.jitter,
+    rpm: Annotated[int | None, typer.Option(help="Requests a minute, for each key and model.")] = _DEFAULT.rpm,
+    tpm: Annotated[int | None, typer.Option(help="Tokens a minute, for each key and model.")] = _DEFAULT.tpm,
+    tpm_charge: Annotated[
+        TpmCharge, typer.Option(help="Count real usage, or the prompt and max_tokens, towards --tpm.")
+    ] = _DEFAULT.tpm_charge,
+    algorithm: Annotated[Algorithm, typer.Option(help="How the limits are enforced.")] = _DEFAULT.algorithm,
+    burst: Annotated[
+        int | None, typer.Option(help="Requests that the bucket holds.", show_default="one second's worth")
+    ] = _DEFAULT.burst,
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=SHARE", help=f"A fault and its share of calls; repeatable. {', '.join(FAULTS)}."),
+    ] = None,
+    output_tokens: Annotated[float, typer.Option(help="Mean length of an answer, in tokens.")] = _DEFAULT.output_tokens,
+    seed: Annotated[int, typer.Option(help="The same seed repeats the same run.")] = _DEFAULT.seed,
+    api_key: Annotated[
+        str | None, typer.Option(help="The one key that is let in.", show_default="any, or none")
+    ] = _DEFAULT.api_key,
+) -> None:
+    """Serve an OpenAI-compatible provider that answers, limits and fails as told, and costs nothing.
+
+    Prints its URL when it is ready. GET /__ledger lists the calls it served, GET /__stats the totals, which it
+    also prints to stderr when SIGINT or SIGTERM stops it. The request header `x-simulate: NAME` asks for a fault
+    for one call.
+    """
+    try:
+        options = SimulatorOptions(
+            host=host,
+            port=port,
+            latency_ms=latency_ms,
+            jitter=jitter,
+            rpm=rpm,
+            tpm=tpm,
+            tpm_charge=tpm_charge,
+            algorithm=algorithm,
+            burst=burst,
+            faults=_faults(fault or []),
+            output_tokens=output_tokens,
+            seed=seed,
+            api_key=api_key,
+        )
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    try:
+        serve(
+            options,
+            on_ready=lambda url: typer.echo(f"listening on {url}"),
+            on_stop=lambda stats: typer.echo(orjson.dumps(stats), err=True),
+        )
+    except OSError as error:
+        raise typer.BadParameter(
+            f"can't listen on {host} port {port} ({error.strerror}); choose another, or --port 0"
+        ) from None
+
+
+def _faults(texts: list[str]) -> dict[str, float]:
+    return dict(map(parse_fault, texts))

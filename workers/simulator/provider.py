@@ -1,0 +1,220 @@
+"""What becomes of each call: let in or not, within the limits or not, answered how and when.
+
+Everything is decided here as a `Plan`, from values and without I/O; `delivery` carries it out.
+"""
+
+from __future__ import annotations
+
+import hmac
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+
+from . import replies
+from .draws import Attempts, lognormal, uniforms
+from .faults import FAULTS, JSON_TYPE, Altered, Fault, Instead, delivers_answer, pick
+from .ledger import Call
+from .limits import WINDOW_S, Allowance, Refusal
+from .options import SimulatorOptions
+from .request import ChatRequest, EmbeddingRequest, InvalidRequest, read_chat, read_embedding
+
+__all__ = ["CHAT_PATH", "EMBEDDINGS_PATH", "EVENTS_TYPE", "Answer", "Plan", "Provider"]
+
+CHAT_PATH = "/v1/chat/completions"
+EMBEDDINGS_PATH = "/v1/embeddings"
+EVENTS_TYPE = "text/event-stream"
+
+_BEARER = "Bearer "
+_ATTEMPTS_KEPT = 200_000
+_FIRST_EVENT_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the client asked for: one piece of JSON, or the events of a stream."""
+
+    pieces: Sequence[bytes] = field(default=(), repr=False)
+    content_type: str = JSON_TYPE
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the client asked for events."""
+        return self.content_type == EVENTS_TYPE
+
+    def whole(self) -> bytes:
+        """All of it at once."""
+        return b"".join(self.pieces)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Wait `first_s` seconds, then send the answer as the fault says, its events spread over `spread_s` seconds."""
+
+    answer: Answer = field(default_factory=Answer)
+    fault: Fault | None = None
+    headers: Mapping[str, str] = field(default_factory=dict)
+    first_s: float = 0.0
+    spread_s: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """One readable request, whichever endpoint it came to. `render` makes the answer of the final `fault`."""
+
+    model: str
+    prompt_hash: str
+    prompt_tokens: int
+    completion_tokens: int
+    reserved_tokens: int
+    stream: bool
+    render: Callable[[Fault | None], Answer]
+
+
+class Provider:
+    """The provider's rules and memory: limits per key and model, attempts per content. Times are arguments."""
+
+    def __init__(self, options: SimulatorOptions) -> None:
+        self._options = options
+        self._attempts = Attempts(kept=_ATTEMPTS_KEPT)
+        self._allowances: dict[bytes, Allowance] = {}
+        self._readers = {CHAT_PATH: self._read_chat, EMBEDDINGS_PATH: self._read_embedding}
+
+    def lets_in(self, authorization: str) -> bool:
+        """Whether this `Authorization` header carries the key; any key will do where none is asked for."""
+        if self._options.api_key is None:
+            return len(authorization) > len(_BEARER) and authorization.startswith(_BEARER)
+        expected = _BEARER + self._options.api_key
+        return hmac.compare_digest(authorization.encode(errors="replace"), expected.encode(errors="replace"))
+
+    @property
+    def open_to_all(self) -> bool:
+        """Whether calls without a key are answered too."""
+        return self._options.api_key is None
+
+    def restart(self) -> None:
+        """Every content's next attempt is its first again. The limits remember what they have let through."""
+        self._attempts.clear()
+
+    def plan(self, call: Call, body: bytes, *, authorization: str, forced_fault: str | None, now_s: float) -> Plan:
+        """Decide on a call, and enter what is known of it in `call`. `now_s` is on a clock that never goes back."""
+        if not call.authorized and not self.open_to_all:
+            return Plan(fault=FAULTS["401"])
+        if forced_fault is not None and forced_fault not in FAULTS:
+            return Plan(fault=_invalid(f"Unknown fault to simulate; the known ones are {', '.join(FAULTS)}."))
+        try:
+            asked = self._readers[call.path](body)
+        except InvalidRequest as error:
+            return Plan(fault=_invalid(str(error), param=error.param))
+        call.model, call.prompt_hash, call.stream = asked.model, asked.prompt_hash, asked.stream
+        allowance = self._allowance(authorization, asked.model)
+        refusal = allowance.admit(now_s, tokens=self._charge(asked))
+        headers = allowance.headers(now_s)
+        if refusal is not None:
+            call.rate_limited = True
+            return Plan(fault=_over_limit(refusal, asked.model), headers=headers)
+        return replace(self._plan_admitted(call, asked, forced_fault), headers=headers)
+
+    def _plan_admitted(self, call: Call, asked: _Asked, forced_fault: str | None) -> Plan:
+        # Only admitted calls count as attempts: when the limits refuse depends on the clock, and what is drawn
+        # for a content's next attempt must not.
+        key = f"{asked.model}\0{asked.prompt_hash}".encode()
+        call.attempt = self._attempts.next(key)
+        draws = uniforms(self._options.seed, f"attempt {call.attempt}", key)
+        call.fault = forced_fault or pick(self._options.faults, draws[0])
+        fault = FAULTS[call.fault] if call.fault else None
+        latency_s = self._latency_s(draws[1], fault)
+        first_s = latency_s * _FIRST_EVENT_SHARE if asked.stream else latency_s
+        plan = Plan(asked.render(fault), fault, first_s=first_s, spread_s=latency_s - first_s)
+        if not delivers_answer(fault):
+            return plan
+        return replace(plan, prompt_tokens=asked.prompt_tokens, completion_tokens=asked.completion_tokens)
+
+    def _latency_s(self, uniform: float, fault: Fault | None) -> float:
+        latency_ms = lognormal(uniform, mean=self._options.latency_ms, spread=self._options.jitter)
+        factor = fault.latency_factor if isinstance(fault, Altered) else 1.0
+        return latency_ms * factor / 1000
+
+    def _charge(self, asked: _Asked) -> int:
+        if self._options.tpm_charge == "reserved":
+            return asked.reserved_tokens
+        return asked.prompt_tokens + asked.completion_tokens
+
+    def _allowance(self, authorization: str, model: str) -> Allowance:
+        # A digest, so that no key stays in memory longer than its request.
+        key = blake2b(f"{authorization}\0{model}".encode(errors="replace"), digest_size=16).digest()
+        if (allowance := self._allowances.get(key)) is None:
+            allowance = self._allowances[key] = self._new_allowance(key)
+        return allowance
+
+    def _new_allowance(self, key: bytes) -> Allowance:
+        options = self._options
+        return Allowance.of(
+            algorithm=options.algorithm,
+            rpm=options.rpm,
+            tpm=options.tpm,
+            burst=options.burst,
+            phase_s=uniforms(options.seed, "phase", key)[0] * WINDOW_S,
+        )
+
+    def _read_chat(self, body: bytes) -> _Asked:
+        request, options = read_chat(body), self._options
+        completions = replies.complete(request, seed=options.seed, mean_tokens=options.output_tokens)
+        return _Asked(
+            model=request.model,
+            prompt_hash=request.prompt_hash,
+            prompt_tokens=request.prompt_tokens,
+            completion_tokens=sum(completion.tokens for completion in completions),
+            reserved_tokens=request.prompt_tokens
+            + (request.max_tokens or round(options.output_tokens)) * request.choices,
+            stream=request.stream,
+            render=lambda fault: self._chat_answer(request, completions, fault),
+        )
+
+    def _chat_answer(self, request: ChatRequest, completions: list[replies.Completion], fault: Fault | None) -> Answer:
+        if isinstance(fault, Altered) and fault.content_filter:
+            # The text was made before it was withheld: its tokens count.
+            completions = [replace(completion, text="", finish_reason="content_filter") for completion in completions]
+        if request.stream:
+            return Answer(replies.chat_events(request, completions, seed=self._options.seed), EVENTS_TYPE)
+        return Answer([replies.chat_body(request, completions, seed=self._options.seed)])
+
+    def _read_embedding(self, body: bytes) -> _Asked:
+        request = read_embedding(body)
+        return _Asked(
+            model=request.model,
+            prompt_hash=request.prompt_hash,
+            prompt_tokens=request.prompt_tokens,
+            completion_tokens=0,
+            reserved_tokens=request.prompt_tokens,
+            stream=False,
+            render=lambda _fault: self._embedding_answer(request),
+        )
+
+    def _embedding_answer(self, request: EmbeddingRequest) -> Answer:
+        dimensions = self._options.embedding_dimensions
+        return Answer([replies.embedding_body(request, seed=self._options.seed, dimensions=dimensions)])
+
+
+def _invalid(message: str, *, param: str | None = None) -> Instead:
+    return Instead(400, replies.error_body(message, "invalid_request_error", param=param))
+
+
+def _over_limit(refusal: Refusal, model: str) -> Instead:
+    """OpenAI's 429: when to come back in three places, or nowhere if the call alone is larger than the limit."""
+    short = {"requests": "RPM", "tokens": "TPM"}[refusal.dimension]
+    limit = f"on {refusal.dimension} per min ({short}): Limit {refusal.limit}"
+    if math.isinf(refusal.wait_s):
+        message = f"Request too large for {model} {limit}, Requested {refusal.cost}."
+        return Instead(429, replies.error_body(message, refusal.dimension, code="rate_limit_exceeded"))
+    message = f"Rate limit reached for {model} {limit}, Available {refusal.remaining}, Requested {refusal.cost}."
+    return Instead(
+        429,
+        replies.error_body(message, refusal.dimension, code="rate_limit_exceeded"),
+        {
+            "Retry-After": str(math.ceil(refusal.wait_s)),
+            "retry-after-ms": str(math.ceil(refusal.wait_s * 1000)),
+        },
+    )

@@ -1,0 +1,157 @@
+"""What a client asks for, read from the body of its request. No I/O."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any
+
+import orjson
+
+__all__ = ["ChatRequest", "EmbeddingRequest", "InvalidRequest", "prompt_hash", "read_chat", "read_embedding"]
+
+_CHARS_PER_TOKEN = 4
+_MAX_CHOICES = 128
+_MAX_DIMENSIONS = 4096
+_NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
+# Enough for any question; a 20 MB prompt must not be searched through for its numbers.
+_NUMBERS_SOUGHT_CHARS = 2_000
+_NUMBERS_KEPT = 4
+
+
+class InvalidRequest(ValueError):
+    """The body is not a request that can be answered. `param` names the field, if it is one."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True, slots=True)
+class ChatRequest:
+    """A chat completion. The prompt itself is not kept: only its hash, its size and the numbers in it."""
+
+    model: str
+    prompt_hash: str
+    prompt_tokens: int
+    max_tokens: int | None
+    choices: int
+    stream: bool
+    include_usage: bool
+    numbers: tuple[str, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingRequest:
+    """Embeddings of one or many texts, each known by its hash alone. `dimensions` None = the server's default."""
+
+    model: str
+    prompt_hash: str
+    prompt_tokens: int
+    input_hashes: tuple[bytes, ...] = field(repr=False)
+    dimensions: int | None
+    base64: bool
+
+
+def prompt_hash(messages_or_input: Any) -> str:
+    """SHA-256, in hex, of the canonical JSON (sorted keys, no spaces) of `messages` or `input`."""
+    return sha256(_canonical(messages_or_input)).hexdigest()
+
+
+def read_chat(body: bytes) -> ChatRequest:
+    """Read a body for `/v1/chat/completions`. Raises `InvalidRequest`."""
+    fields = _fields(body)
+    messages = fields.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("'messages' must be a list of at least one message.", "messages")
+    texts = [_message_text(message) for message in messages]
+    options = fields.get("stream_options")
+    return ChatRequest(
+        model=_model(fields),
+        prompt_hash=prompt_hash(messages),
+        prompt_tokens=_tokens(sum(map(len, texts))),
+        max_tokens=_count(fields, "max_completion_tokens") or _count(fields, "max_tokens"),
+        choices=_count(fields, "n", at_most=_MAX_CHOICES) or 1,
+        stream=fields.get("stream") is True,
+        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        numbers=_numbers(texts[-1]),
+    )
+
+
+def read_embedding(body: bytes) -> EmbeddingRequest:
+    """Read a body for `/v1/embeddings`: `input` is a text, tokens, or a list of either. Raises `InvalidRequest`."""
+    fields = _fields(body)
+    asked = fields.get("input")
+    inputs: list[Any] = asked if isinstance(asked, list) and not _is_tokens(asked) else [asked]
+    if not inputs or not all(_is_input(item) for item in inputs):
+        raise InvalidRequest("'input' must be a text or tokens, or a list of them, none of it empty.", "input")
+    return EmbeddingRequest(
+        model=_model(fields),
+        prompt_hash=prompt_hash(asked),
+        prompt_tokens=sum(_tokens(len(item)) if isinstance(item, str) else len(item) for item in inputs),
+        input_hashes=tuple(sha256(_canonical(item)).digest() for item in inputs),
+        dimensions=_count(fields, "dimensions", at_most=_MAX_DIMENSIONS),
+        base64=fields.get("encoding_format") == "base64",
+    )
+
+
+def _fields(body: bytes) -> dict[str, Any]:
+    try:
+        fields = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        raise InvalidRequest("The body of the request is not JSON.") from None
+    if not isinstance(fields, dict):
+        raise InvalidRequest("The body of the request must be a JSON object.")
+    return fields
+
+
+def _model(fields: dict[str, Any]) -> str:
+    model = fields.get("model")
+    if not isinstance(model, str) or not model:
+        raise InvalidRequest("You must provide a 'model'.", "model")
+    return model
+
+
+def _count(fields: dict[str, Any], name: str, *, at_most: int | None = None) -> int | None:
+    value = fields.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1 or (at_most and value > at_most):
+        upper = f" and at most {at_most}" if at_most else ""
+        raise InvalidRequest(f"'{name}' must be a whole number of at least 1{upper}.", name)
+    return value
+
+
+def _message_text(message: Any) -> str:
+    if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+        raise InvalidRequest("Each of the 'messages' must be an object with a 'role'.", "messages")
+    content = message.get("content")
+    if isinstance(content, list):
+        return "\n".join(part["text"] for part in content if isinstance(part, dict) and _has_text(part))
+    return content if isinstance(content, str) else ""
+
+
+def _has_text(part: dict[str, Any]) -> bool:
+    return isinstance(part.get("text"), str)
+
+
+def _is_input(item: Any) -> bool:
+    return bool(item) and (isinstance(item, str) or _is_tokens(item))
+
+
+def _is_tokens(item: Any) -> bool:
+    return isinstance(item, list) and bool(item) and all(isinstance(token, int) for token in item)
+
+
+def _tokens(chars: int) -> int:
+    return max(1, math.ceil(chars / _CHARS_PER_TOKEN))
+
+
+def _numbers(text: str) -> tuple[str, ...]:
+    return tuple(_NUMBER.findall(text[:_NUMBERS_SOUGHT_CHARS])[:_NUMBERS_KEPT])
+
+
+def _canonical(value: Any) -> bytes:
+    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
