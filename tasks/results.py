@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
@@ -85,8 +85,17 @@ class PromptResult:
         return self.status == "succeeded"
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, as stored in Redis. The inverse of `from_dict`."""
-        return asdict(self)
+        """Plain JSON types, as stored in Redis. The inverse of `from_dict`.
+
+        `response` and `metadata` are shared, not copied: `dataclasses.asdict` would walk through every float of an
+        embedding, at a cost of 40 us for a short answer.
+        """
+        return {
+            **_fields(self),
+            "usage": _fields(self.usage),
+            "error": None if self.error is None else {**_fields(self.error), "attempts": _rows(self.error.attempts)},
+            "failed_attempts": _rows(self.failed_attempts),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -100,6 +109,14 @@ class PromptResult:
             values["error"] = JobError(**error)
         values["failed_attempts"] = _attempts(values.get("failed_attempts"))
         return cls(**values)
+
+
+def _fields(value: Any) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+
+
+def _rows(attempts: tuple[Attempt, ...]) -> list[dict[str, Any]]:
+    return [_fields(attempt) for attempt in attempts]
 
 
 def _known(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:

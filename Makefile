@@ -1,0 +1,60 @@
+# Promptmill. `make help` lists the targets.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help install run test lint format lock bench soak clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+# Two stamps: `make run` needs the product and its embedded Redis; the rest needs the developers' tools too.
+$(VENV)/run.stamp: requirements/run.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "Promptmill needs Python 3.11 or newer; set PYTHON=..., e.g. make run PYTHON=python3.12" >&2; exit 1; }
+	@echo "Installing into $(VENV) ..."
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) install --require-hashes -r requirements/run.lock
+	@$(PIP) install --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: requirements/dev.lock $(VENV)/run.stamp
+	@echo "Installing the developers' tools into $(VENV) ..."
+	@$(PIP) install --require-hashes -r requirements/dev.lock
+	@touch $@
+
+install: $(VENV)/dev.stamp ## .venv with everything, the developers' tools too
+
+run: $(VENV)/run.stamp ## the main job: 1,319 real questions through 2 workers and a simulated provider
+	@mkdir -p out
+	@$(BIN)/promptmill run examples/gsm8k.jsonl --simulate -o out/gsm8k.jsonl $(ARGS)
+
+test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool"
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/dev.stamp ## ruff, mypy --strict, the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/dev.stamp ## let ruff rewrite the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/dev.stamp ## benchmarks, beside a bare asyncio loop and stock Celery in the same run
+	$(BIN)/python -m bench $(ARGS)
+
+soak: $(VENV)/dev.stamp ## the long fault runs, bounded in time; prints a table fault by fault
+	$(BIN)/python -m tests.soak.kill_loop $(ARGS)
+
+lock: ## pin the dependencies anew (needs uv)
+	uv pip compile pyproject.toml --extra local --group build --universal --generate-hashes --python-version 3.11 \
+		--no-header --quiet --output-file requirements/run.lock
+	uv pip compile pyproject.toml --extra local --group build --group dev --universal --generate-hashes \
+		--python-version 3.11 --no-header --quiet --output-file requirements/dev.lock
+
+clean: ## remove what the targets made
+	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
