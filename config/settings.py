@@ -145,10 +145,11 @@ class Http:
 
 @dataclass(frozen=True, kw_only=True, config=_GROUP)
 class Log:
-    """What the workers log, and whether each line is a JSON object."""
+    """What the workers log, whether each line is a JSON object, and whether each job gets lines of its own."""
 
     level: LogLevel = "INFO"
     json: bool = False
+    jobs: bool = False
 
 
 class Settings(BaseSettings):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from celery.signals import setup_logging
+
+from . import logs
 from .bridge import App
 from .broker.heartbeat import Heartbeat
 
 __all__ = ["app"]
+
+setup_logging.connect(logs.configure, weak=False)
 
 app = App("promptmill")
 app.config_from_object("config.celeryconfig")

@@ -57,7 +57,8 @@ class WorkerFleet:
 
     async def start(self, redis: Redis, *, key_prefix: str) -> None:
         """Start all and wait until each takes jobs. Raises `RunError` with its log if one ends instead."""
-        await asyncio.gather(*map(self._start, self._names))
+        for name in self._names:
+            self._start(name)
         try:
             async with asyncio.timeout(READY_TIMEOUT_S):
                 await self._until_ready(redis, key_prefix)
@@ -79,14 +80,12 @@ class WorkerFleet:
                 self._signal(signal.SIGKILL)
         await self._all_gone()
 
-    async def _start(self, name: str) -> None:
+    def _start(self, name: str) -> None:
         command = (
             *(sys.executable, "-P", "-m", "celery", "-A", "workers", "worker"),
             *("-n", name, "-c", str(self._concurrency), "-l", "WARNING"),
         )
-        self._workers[name] = await self._lifeline.start(
-            command, kind="worker", log=self._log(name), environ=self._environ
-        )
+        self._workers[name] = self._lifeline.start(command, kind="worker", log=self._log(name), environ=self._environ)
 
     async def _until_ready(self, redis: Redis, key_prefix: str) -> None:
         while not await self._all_ready(redis, key_prefix):  # noqa: ASYNC110 - it happens in other processes
@@ -111,7 +110,7 @@ class WorkerFleet:
             self._restarts += 1
             if self._restarts > MAX_RESTARTS:
                 raise self._failure(name, f"died (exit code {code}), after {MAX_RESTARTS} restarts of workers")
-            await self._start(name)
+            self._start(name)
 
     async def _gone_within(self, time_s: float, hurry: asyncio.Event | None) -> bool:
         """Whether all are gone once the time is up or somebody is in a hurry."""

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import os
 import signal
+import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -27,29 +29,23 @@ TAIL_BYTES = 2_000
 class Child:
     """A process that a `Lifeline` has started. It leads a process group of its own: Ctrl-C does not reach it."""
 
-    def __init__(self, process: asyncio.subprocess.Process, *, lifeline: Lifeline, kind: Kind, log: Path) -> None:
-        self._process = process
-        self._lifeline = lifeline
+    def __init__(self, process: subprocess.Popen[bytes], *, lifeline: Lifeline, kind: Kind, log: Path) -> None:
+        self.pid = process.pid
         self.kind = kind
         self.log = log
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
-    @property
-    def stdout(self) -> asyncio.StreamReader | None:
-        return self._process.stdout
+        self._lifeline = lifeline
+        self._loop = asyncio.get_running_loop()
+        self._code: asyncio.Future[int] = self._loop.create_future()
+        # A thread of its own: it would hold one of the loop's few for as long as the process lives.
+        threading.Thread(target=self._reap, args=(process,), daemon=True).start()
 
     @property
     def has_ended(self) -> bool:
-        return self._process.returncode is not None
+        return self._code.done()
 
     async def wait(self) -> int:
         """The exit code, negative for a signal, once the process has ended."""
-        code = await self._process.wait()
-        self._lifeline.forget(self)
-        return code
+        return await asyncio.shield(self._code)
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to the process and to those that it has started."""
@@ -66,6 +62,16 @@ class Child:
             self.signal(signal.SIGKILL)
             await self.wait()
 
+    def _reap(self, process: subprocess.Popen[bytes]) -> None:
+        code = process.wait()
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody wants to know any more
+            self._loop.call_soon_threadsafe(self._note_end, code)
+
+    def _note_end(self, code: int) -> None:
+        self._lifeline.forget(self)
+        if not self._code.done():
+            self._code.set_result(code)
+
 
 class Lifeline:
     """A shell that waits for the end of a pipe from us and then stops what we have started.
@@ -76,24 +82,23 @@ class Lifeline:
 
     def __init__(self) -> None:
         self._pipe: int | None = None
-        self._guardian: asyncio.subprocess.Process | None = None
+        self._guardian: subprocess.Popen[bytes] | None = None
 
-    async def open(self) -> None:
-        read_end, write_end = os.pipe()
+    def open(self) -> None:
+        read_end, self._pipe = os.pipe()
         try:
-            self._guardian = await asyncio.create_subprocess_exec(
-                *("/bin/sh", str(GUARDIAN), str(GUARDIAN_GRACE_S)),
+            self._guardian = subprocess.Popen(
+                ("/bin/sh", str(GUARDIAN), str(GUARDIAN_GRACE_S)),
                 stdin=read_end,
                 # It outlives us: whoever reads our output to its end must not wait for it.
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
                 start_new_session=True,
             )
         finally:
             os.close(read_end)
-        self._pipe = write_end
 
-    async def start(
+    def start(
         self,
         command: Sequence[str],
         *,
@@ -101,16 +106,17 @@ class Lifeline:
         log: Path,
         environ: Mapping[str, str] | None = None,
         cwd: Path | None = None,
-        piped: bool = False,
     ) -> Child:
-        """Start a command with stdout and stderr in the file `log`; with `piped`, stdout comes to us instead."""
+        """Start a command; what it prints goes into the file `log`. Must be called on the event loop."""
         if self._pipe is None:
             raise RuntimeError("The lifeline is closed: nothing may be started that it would not end.")
         with log.open("ab") as output:
-            process = await asyncio.create_subprocess_exec(
-                *("/bin/sh", "-c", REGISTER, "sh", kind, *command),
+            # Not asyncio's subprocesses: uvloop's inherit a copy of the pipe that nobody closes, and as long as a
+            # child has it open, our end does not end the pipe.
+            process = subprocess.Popen(
+                ("/bin/sh", "-c", REGISTER, "sh", kind, *command),
                 stdin=self._pipe,
-                stdout=asyncio.subprocess.PIPE if piped else output,
+                stdout=output,
                 stderr=output,
                 env=environ,
                 cwd=cwd,
@@ -130,7 +136,7 @@ class Lifeline:
             os.close(self._pipe)
             self._pipe = None
         if self._guardian is not None:
-            await self._guardian.wait()
+            await asyncio.to_thread(self._guardian.wait)
 
 
 def log_tail(log: Path) -> str:

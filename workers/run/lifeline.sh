@@ -25,13 +25,13 @@ without() {
 
 signal() {
     for group in $2; do
-        kill "-$1" -- "-$group" 2>/dev/null
+        kill -s "$1" -- "-$group" 2>/dev/null
     done
 }
 
 any_left() {
     for group in $1; do
-        kill -0 -- "-$group" 2>/dev/null && return 0
+        kill -s 0 -- "-$group" 2>/dev/null && return 0
     done
     return 1
 }

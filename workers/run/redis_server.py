@@ -84,7 +84,7 @@ class RedisServer:
         binary = redis_binary()
         await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
         for _ in range(STARTS):
-            server = await cls._start_once(binary, directory, lifeline=lifeline, log=log)
+            server = cls._start_once(binary, directory, lifeline=lifeline, log=log)
             if await server._answers():
                 return server
             if "Address already in use" not in log_tail(log):
@@ -92,13 +92,14 @@ class RedisServer:
         raise RunError(f"The embedded Redis ({binary}) did not start. Its last words:\n{log_tail(log)}")
 
     @classmethod
-    async def _start_once(cls, binary: Path, directory: Path, *, lifeline: Lifeline, log: Path) -> RedisServer:
+    def _start_once(cls, binary: Path, directory: Path, *, lifeline: Lifeline, log: Path) -> RedisServer:
+        log.unlink(missing_ok=True)
         port, password = _free_port(), secrets.token_urlsafe(24)
         configuration = directory / "redis.conf"
         configuration.touch(mode=0o600)
         configuration.write_text(CONFIGURATION.format(host=HOST, port=port, password=password))
         # Its directory is where it stands, because a path with spaces or quotes needs care in the file.
-        child = await lifeline.start([str(binary), configuration.name], kind="server", log=log, cwd=directory)
+        child = lifeline.start([str(binary), configuration.name], kind="server", log=log, cwd=directory)
         return cls(child, port=port, password=password)
 
     async def _answers(self) -> bool:

@@ -54,7 +54,7 @@ async def running_services(
     """Start what the run needs, and stop it again however the run ends."""
     async with AsyncExitStack() as stack:
         lifeline = Lifeline()
-        await lifeline.open()
+        lifeline.open()
         stack.push_async_callback(lifeline.close)
         starter = _Starter(options, settings, catalog, state, lifeline, stack)
         yield await starter.start()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ __all__ = ["Simulation", "Simulator", "simulated_catalog"]
 PROVIDER = "simulator"
 READY_TIMEOUT_S = 30.0
 STOP_GRACE_S = 2.0
-GREETING = "listening on "
+READY_LOOK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,12 +82,13 @@ class Simulator:
     async def start(cls, simulation: Simulation, *, lifeline: Lifeline, state: RunState) -> Simulator:
         """Start it and wait for its address. Raises `RunError` if it ends instead."""
         log = state.log("simulator")
-        child = await lifeline.start(simulation.command(), kind="server", log=log, environ=engine_environ(), piped=True)
+        log.unlink(missing_ok=True)
+        child = lifeline.start(simulation.command(), kind="server", log=log, environ=engine_environ())
         try:
             url = await asyncio.wait_for(_address(child), READY_TIMEOUT_S)
         except TimeoutError:
-            url = ""
-        if not url:
+            url = None
+        if url is None:
             raise RunError(f"The simulated provider did not start. Its last words:\n{log_tail(log)}")
         return cls(child, url)
 
@@ -101,10 +103,13 @@ class Simulator:
         await self._child.stop(grace_s=STOP_GRACE_S)
 
 
-async def _address(child: Child) -> str:
-    assert child.stdout is not None, "started with piped=True"
-    line = (await child.stdout.readline()).decode().strip()
-    return line.removeprefix(GREETING) if line.startswith(GREETING) else ""
+async def _address(child: Child) -> str | None:
+    """The URL that it prints when it listens; None if it ends instead."""
+    while not child.has_ended:
+        if found := re.search(r"^listening on (\S+)\n", child.log.read_text(encoding="utf-8"), re.MULTILINE):
+            return found[1]
+        await asyncio.sleep(READY_LOOK_S)
+    return None
 
 
 def simulated_catalog(catalog: Catalog, *, url: str, limits: Limits) -> str:

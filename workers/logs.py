@@ -1,0 +1,59 @@
+"""The worker's log lines: for people by default, one JSON object a line with `PROMPTMILL_LOG__JSON=true`."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import Any
+
+import click
+import structlog
+from click.core import ParameterSource
+
+from config.settings import Log, get_settings
+
+__all__ = ["configure"]
+
+JOB_LOGGERS = ("celery.worker.strategy", "celery.app.trace", "celery.worker.request")
+"""They write two lines at INFO for each job, some 100 us; `-l INFO` or `PROMPTMILL_LOG__JOBS` ask for them."""
+
+
+def configure(loglevel: int | str | None = None, logfile: str | None = None, **_: Any) -> None:
+    """Receive Celery's `setup_logging` signal, which tells it to leave logging to us.
+
+    `celery worker -l LEVEL` stands over `PROMPTMILL_LOG__LEVEL`.
+    """
+    settings = get_settings().log
+    handler: logging.Handler = logging.FileHandler(logfile) if logfile else logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_formatter(settings, is_terminal=logfile is None and sys.stderr.isatty()))
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    if loglevel is not None and _was_asked_for("loglevel"):
+        root.setLevel(loglevel)
+        return
+    root.setLevel(settings.level)
+    if not settings.jobs:
+        for name in JOB_LOGGERS:
+            logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _was_asked_for(option: str) -> bool:
+    context = click.get_current_context(silent=True)
+    return context is not None and context.get_parameter_source(option) is not ParameterSource.DEFAULT
+
+
+def _formatter(settings: Log, *, is_terminal: bool) -> logging.Formatter:
+    shared: list[Any] = [
+        structlog.stdlib.add_logger_name,
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        structlog.stdlib.PositionalArgumentsFormatter(),
+    ]
+    rendering: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
+    if settings.json:
+        rendering += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        # plain_traceback: the pretty ones show local variables, and those hold prompts and keys.
+        plain = structlog.dev.plain_traceback
+        rendering.append(structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=plain))
+    return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=rendering)
