@@ -137,7 +137,9 @@ class Group:
             try:
                 jobs.append(self._new_job(**_arguments(row)))
             except InvalidJob as error:
-                return jobs, type(error)(f"row {first + len(jobs)}: {error}")
+                fault = type(error)(f"row {first + len(jobs)}: {error}")
+                fault.add_note(f"Group {self.id}: the rows before it are submitted.")
+                return jobs, fault
         return jobs, None
 
     async def close(self) -> int:

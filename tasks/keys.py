@@ -82,3 +82,29 @@ def group_done(group_id: str) -> str:
 def result(job_id: str) -> str:
     """String and channel: Celery's result record of the job."""
     return RESULT_PREFIX + job_id
+
+
+LIMITERS = "pm:limiters"
+"""Sorted set, `<provider>:<model>:<fingerprint>` of a limiter as JSON list -> Redis time (s) when a process last opened it.
+Written by the workers; members older than `LIMITER_TTL_S` don't count and are removed by them."""
+
+LIMITER_PAUSES = "pm:limiter:pauses"
+"""Channel: `<limiter> <epoch> <microseconds left>`, when a provider's 429 has stopped everybody."""
+
+LIMITER_TTL_S = 172_800
+
+
+def limiter(provider: str, model: str, fingerprint: str) -> tuple[str, str, str, str, str, str]:
+    """The keys of one limiter, owned by workers/limiter/. The model's hash tag keeps them, and the limit above all keys
+    of the model, on one cluster node. TTL `LIMITER_TTL_S` after the last use, `processes` and `replies` a minute.
+
+    clock         hash: the limiters' own time; shared by the model's limiters
+    state         hash: the schedule, the pause, counters
+    processes     hash, process -> when its lease ends, when it was seen, what it waits for and holds, its virtual time
+    replies       hash, process -> its last reply, for when it was lost
+    days          hash, day -> requests sent on it (TTL two days)
+    organisation  hash: the schedule of the limit above the keys
+    """
+    tag = f"{{rl:{provider}:{model}}}"
+    own = f"{tag}:{fingerprint}"
+    return f"{tag}:clock", f"{own}:state", f"{own}:processes", f"{own}:replies", f"{own}:days", f"{tag}:organisation"

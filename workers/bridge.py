@@ -18,8 +18,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from concurrent.futures import ThreadPoolExecutor
+import sys
+import threading
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from celery import Celery
@@ -33,7 +36,18 @@ from greenlet import getcurrent, greenlet
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
 
-__all__ = ["AMQP", "App", "Interruptible", "Task", "TaskCancelled", "in_job", "offload", "run_job", "wait"]
+__all__ = [
+    "AMQP",
+    "App",
+    "Interruptible",
+    "Task",
+    "TaskCancelled",
+    "in_job",
+    "offload",
+    "run_job",
+    "task_threads",
+    "wait",
+]
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -76,12 +90,14 @@ class JobGreenlet(greenlet):
 class Cancellable:
     """What the bridge must know of a job. The pool's `Job` is one."""
 
-    __slots__ = ("cancelled", "interrupt", "may_be_interrupted")
+    __slots__ = ("cancelled", "in_body", "interrupt", "may_be_interrupted")
 
     def __init__(self, *, may_be_interrupted: bool = False) -> None:
         self.may_be_interrupted = may_be_interrupted
         self.cancelled = False
         """Somebody asked for the job's end: a CancelledError is theirs, not the task's."""
+        self.in_body = False
+        """The task's own code is running, not the tracer's (which stores a result, say): it may be interrupted."""
         self.interrupt: Exception | None = None
         """An exception to be raised in the task's code in place of the next CancelledError (soft time limit)."""
 
@@ -115,9 +131,54 @@ def wait(awaitable: Awaitable[T]) -> T:
         raise RuntimeError(  # noqa: TRY004 - it is the place that is wrong, not a value's type
             "wait() was called outside a job; it runs only inside the pool's greenlets"
         )
-    return cast("T", cast("greenlet", current.parent).switch(awaitable))
+    handled = sys.exception()
+    traceback = handled.__traceback__ if handled is not None else None
+    try:
+        return cast("T", cast("greenlet", current.parent).switch(awaitable))
+    finally:
+        if handled is not None:
+            # Another job may have raised the same exception meanwhile (of a future that both awaited), and its frames
+            # stand in the traceback now. Celery clears those frames (celery/app/trace.py, traceback_clear), which
+            # would close the other job's coroutine.
+            handled.__traceback__ = traceback
 
 
+class TaskThreads(Executor):
+    """Daemon threads for plain `def` tasks, made as needed: the pool's free places bound how many.
+
+    The interpreter joins a ThreadPoolExecutor's threads when it ends, so that a cold shutdown, or a task that was
+    terminated long ago, would keep the worker's process until the last of them is done.
+    """
+
+    def __init__(self) -> None:
+        self._work: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._idle = threading.Semaphore(0)
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        future: Future[T] = Future()
+        self._work.put((future, functools.partial(fn, *args, **kwargs)))
+        if not self._idle.acquire(blocking=False):
+            threading.Thread(target=self._serve, name="promptmill-task", daemon=True).start()
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            _complete(*self._work.get())
+            self._idle.release()
+
+
+def _complete(future: Future[Any], call: Callable[[], Any]) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        value = call()
+    except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the waiting job's to handle
+        future.set_exception(exc)
+    else:
+        future.set_result(value)
+
+
+task_threads = TaskThreads()
 _offload_threads = ThreadPoolExecutor(8, thread_name_prefix="promptmill-offload")
 
 
@@ -128,9 +189,7 @@ def offload(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return wait(_in_thread(_offload_threads, call, *args, **kwargs))
 
 
-def _in_thread(
-    executor: ThreadPoolExecutor | None, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs
-) -> Awaitable[T]:
+def _in_thread(executor: Executor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
     bound = functools.partial(copy_context().run, call, *args, **kwargs)
     return asyncio.get_running_loop().run_in_executor(executor, bound)
 
@@ -151,6 +210,10 @@ class Interruptible:
 
     def __await__(self) -> Generator[Any, Any, Any]:
         resume: Callable[[], Any] = functools.partial(self.coroutine.send, None)
+        if self.job.interrupt is not None:
+            # The limit was over before the task's code began (the tracer was storing STARTED, say).
+            resume = functools.partial(self.coroutine.throw, self.job.interrupt)
+            self.job.interrupt = None
         while True:
             try:
                 future = resume()
@@ -207,8 +270,9 @@ def _bridged(run: Any) -> Any:
     def bridged(*args: Any, **kwargs: Any) -> Any:
         current = getcurrent()
         if isinstance(current, JobGreenlet):
-            awaitable = function(*args, **kwargs) if is_async else _in_thread(None, function, *args, **kwargs)
-            return _wait_for_task(current.job, awaitable)
+            if is_async:
+                return _wait_for_task(current.job, function(*args, **kwargs))
+            return _wait_for_task(current.job, _in_thread(task_threads, _outcome, function, *args, **kwargs))()
         if is_async and _is_eager():
             return _run_to_end(function(*args, **kwargs))
         return function(*args, **kwargs)
@@ -216,13 +280,29 @@ def _bridged(run: Any) -> Any:
     return staticmethod(bridged) if is_static else bridged
 
 
+def _outcome(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Callable[[], T]:
+    """Call it, and return what gives its value. An asyncio future can't carry StopIteration: it would never be done."""
+    try:
+        value = function(*args, **kwargs)
+    except StopIteration as exc:
+        return functools.partial(_raise, exc)
+    return lambda: value
+
+
+def _raise(exc: BaseException) -> Any:
+    raise exc
+
+
 def _wait_for_task(job: Cancellable, awaitable: Awaitable[T]) -> T:
+    job.in_body = True
     try:
         value = wait(_interruptible(job, awaitable))
     except asyncio.CancelledError:
         if job.cancelled:
             raise
         raise TaskCancelled("the task was cancelled by its own code (asyncio.CancelledError)") from None
+    finally:
+        job.in_body = False
     if job.cancelled:
         # The task swallowed its cancellation. Its state is recorded as revoked already; let nothing overwrite it.
         raise asyncio.CancelledError

@@ -33,7 +33,7 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded, WorkerLostError, reraise
 from kombu.utils.imports import symbol_by_name
 
-from .bridge import Cancellable, Task, run_job
+from .bridge import Cancellable, Task, run_job, task_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -57,6 +57,9 @@ LIFESPAN_TIMEOUT_S = 30.0
 TERMINATE_TIMEOUT_S = 5.0
 """How long a cold shutdown waits for the cancelled jobs' clean-up."""
 
+LEFTOVERS_TIMEOUT_S = 1.0
+"""How long a shutdown waits for the clean-up of sub-tasks that jobs left running."""
+
 HEARTBEAT_S = 0.25
 """How often the loop says that it is alive."""
 
@@ -69,7 +72,6 @@ class Job(Cancellable):
         "callback",
         "error_callback",
         "outcome",
-        "pool",
         "run",
         "soft_timeout_s",
         "task",
@@ -81,7 +83,7 @@ class Job(Cancellable):
 
     def __init__(
         self,
-        pool: TaskPool,
+        token: int,
         run: Callable[[], Any],
         *,
         callback: Callable[[Any], None] | None,
@@ -91,8 +93,7 @@ class Job(Cancellable):
         timeout_s: float | None,
     ) -> None:
         super().__init__(may_be_interrupted=True)
-        self.token = next(pool.tokens)
-        self.pool = pool
+        self.token = token
         self.run = run
         self.callback = callback
         self.error_callback = error_callback
@@ -104,8 +105,10 @@ class Job(Cancellable):
         self.outcome: Callable[[], Any] | None = None
 
     def terminate(self, signum: int | None = None) -> None:
-        """End the job, from the hub's thread. Once is enough, more does no harm."""
-        self.pool.terminate_job(self.token, signum)
+        """Nothing: Celery calls `terminate_job` first, and this right after it, for pools that may have missed it.
+
+        To pass it on would cancel, or interrupt, twice: the second would hit the task's clean-up after the first.
+        """
 
 
 class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
@@ -130,6 +133,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         self._outbox_announced = False
         self._outbox_filled = threading.Event()
         self._hub: Hub | None = None
+        self._thread: threading.Thread | None = None
         self._stopping = False
         self._started = 0
 
@@ -159,15 +163,21 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         self._thread = threading.Thread(target=self._run_loop, name="promptmill-loop", daemon=True)
         self._thread.start()
         self._lifespans = AsyncExitStack()
-        self._on_loop(self._open_lifespans())
+        try:
+            self._on_loop(self._open_lifespans())
+        except BaseException:
+            self._close_loop()  # Celery does not stop a pool that has not started
+            raise
         self._loop.call_soon_threadsafe(self._beat)
 
     def did_start_ok(self) -> bool:
-        return self._thread.is_alive()
+        return self._thread is not None and self._thread.is_alive()
 
     def register_with_event_loop(self, hub: Hub) -> None:
         """Remember the hub. Celery calls it again after each reconnect."""
         self._hub = hub
+        # The error that ended the connection may have kept the hub from calling what was ready, us too.
+        hub.call_soon(self._deliver)
 
     def on_stop(self) -> None:
         """Warm shutdown: wait for the running jobs, with the hub ticking (acks, heartbeats), then close the loop."""
@@ -176,6 +186,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             # thread was doing, perhaps inside the hub. `on_terminate`, or the warm stop below us, does the work.
             return
         self._stopping = True
+        self._deliver()  # what asked the worker to stop may have kept the hub from doing it
         while self._jobs:
             self._tick()
         self._close_loop()
@@ -199,10 +210,11 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             self._deliver()
 
     def _close_loop(self) -> None:
-        if not self._thread.is_alive():
+        if self._thread is None or not self._thread.is_alive():
             return
         try:
             self._on_loop(self._lifespans.aclose())
+            self._on_loop(self._cancel_leftovers())
         except Exception:
             logger.exception("Closing what lived as long as the pool failed")
         self._loop.call_soon_threadsafe(self._loop.stop)
@@ -216,6 +228,15 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
     async def _open_lifespans(self) -> None:
         for path in self.app.conf.get("worker_lifespans") or ():
             await self._lifespans.enter_async_context(symbol_by_name(path)(self.app))
+
+    async def _cancel_leftovers(self) -> None:
+        """End the sub-tasks that jobs left running. After the lifespans: their own tasks had work to finish."""
+        leftovers = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in leftovers:
+            task.cancel()
+        if leftovers:
+            await asyncio.wait(leftovers, timeout=LEFTOVERS_TIMEOUT_S)
+        await self._loop.shutdown_asyncgens()
 
     def _run_loop(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -257,7 +278,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         if self._state != self.RUN:
             return None
         job = Job(
-            self,
+            next(self.tokens),
             partial(target, *args, **(kwargs or {})),
             callback=callback,
             error_callback=error_callback,
@@ -339,7 +360,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
                 job.outcome = partial(job.error_callback, _worker_lost(exc))
         else:
             if job.callback is not None:
-                job.outcome = partial(job.callback, returned)
+                job.outcome = partial(job.callback, _survivable(returned))
         for timer in job.timers:
             timer.cancel()
         self._ended(job)
@@ -350,7 +371,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         if isinstance(self.app.tasks.get(name), Task):
             return await run_job(job, job.token, job.run)
         # A task on another base class doesn't know the bridge: trace it in a thread, as Celery's thread pool does.
-        return await self._loop.run_in_executor(None, job.run)
+        return await self._loop.run_in_executor(task_threads, job.run)
 
     def _ended(self, job: Job) -> None:
         self._post(partial(self._finish, job))
@@ -364,12 +385,15 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
                 self._hub.call_soon(self._deliver)
 
     def _cancel(self, job: Job) -> None:
-        if job.task is not None and job.task.done():
-            return
-        job.cancelled = True
-        if job.task is not None:
+        # Once, whoever asks again (a shutdown asks twice): the second time would hit the task's clean-up.
+        if not job.cancelled:
+            job.cancelled = True
+            self._cancel_task(job)
+
+    def _cancel_task(self, job: Job) -> None:
+        if job.task is not None and not job.task.done():
             job.task.cancel()
-            job.timers.append(self._loop.call_later(CANCEL_AGAIN_S, self._cancel, job))
+            job.timers.append(self._loop.call_later(CANCEL_AGAIN_S, self._cancel_task, job))
 
     def _cancel_all(self) -> None:
         for job in tuple(self._jobs.values()):
@@ -382,7 +406,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             self._cancel(job)
             return
         job.interrupt = SoftTimeLimitExceeded(job.soft_timeout_s)
-        job.task.cancel()
+        if job.in_body:
+            # Elsewhere it would end the tracer, and with it the job's result and acknowledgement.
+            job.task.cancel()
 
     def _soft_time_limit(self, job: Job) -> None:
         self._interrupt(job)
@@ -390,6 +416,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             self._post(partial(job.timeout_callback, True, cast("float", job.soft_timeout_s)))
 
     def _hard_time_limit(self, job: Job) -> None:
+        if job.cancelled:
+            return
         if job.timeout_callback is not None:
             self._post(partial(job.timeout_callback, False, cast("float", job.timeout_s)))
         self._cancel(job)
@@ -408,13 +436,14 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         """Take away `n` free places; those in use stay.
 
         Raises:
-            ValueError: fewer than `n` places were free; what was free is gone. Celery's autoscaler tries again.
+            ValueError: fewer than `n` places are free (one must stay); nothing changes, so that Celery's prefetch
+                count, which follows a success only, stays equal to the limit. Its autoscaler tries again.
         """
-        free = min(n, self._semaphore.value, self.limit - 1)
-        self.limit -= free
-        self._semaphore.shrink(free)
+        free = min(self._semaphore.value, self.limit - 1)
         if free < n:
-            raise ValueError(f"Can't shrink the pool by {n}: only {free} places were free")
+            raise ValueError(f"Can't shrink the pool by {n}: {free} places are free")
+        self.limit -= n
+        self._semaphore.shrink(n)
 
     def flush(self) -> None:
         """After a lost connection the consumer has reset the semaphore; jobs that go on still hold their places."""
@@ -424,6 +453,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         return {
             **super()._get_info(),
             "running": len(self._jobs),
+            "free": self._semaphore.value,
             "started": self._started,
             "loop": type(self._loop).__module__.partition(".")[0],
             "loop-beat-age-s": round(time.monotonic() - self.beat_at, 3),
@@ -440,6 +470,18 @@ def _worker_lost(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
+def _survivable(returned: Any) -> Any:
+    """What the tracer returned, without a MemoryError, which it has recorded as the job's failure already.
+
+    Celery raises it again in the main process (celery/worker/request.py, on_failure) and leaves the message
+    unacknowledged, so that the job would come back.
+    """
+    failed, info, runtime = returned
+    if failed and isinstance(getattr(info.exception, "exc", info.exception), MemoryError):
+        info.exception = RuntimeError(f"The task ran out of memory: {info.exception!r}")
+    return failed, info, runtime
+
+
 def _new_event_loop() -> asyncio.AbstractEventLoop:
     try:
         import uvloop  # noqa: PLC0415 - not there on Windows
@@ -454,4 +496,4 @@ def _tune_interpreter() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     # Two busy threads share the interpreter's lock: fewer forced hand-overs cost less than they delay.
-    sys.setswitchinterval(0.02)
+    sys.setswitchinterval(0.001)

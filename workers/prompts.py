@@ -22,13 +22,17 @@ if TYPE_CHECKING:
 __all__ = ["chat", "embed"]
 
 
-@app.task(name="prompts.chat", bind=True, acks_late=True, throws=(JobFailed,))  # type: ignore[untyped-decorator]  # Celery has no types
+# `is_prompt`: workers/request.py.
+_OPTIONS: dict[str, Any] = {"bind": True, "acks_late": True, "throws": (JobFailed,), "is_prompt": True}
+
+
+@app.task(name="prompts.chat", **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
 async def chat(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Answer a chat prompt. Returns `PromptResult.to_dict()`, or raises the `JobFailed` that names the error's code."""
     return await _answer(self, "chat", args, kwargs)
 
 
-@app.task(name="prompts.embed", bind=True, acks_late=True, throws=(JobFailed,))  # type: ignore[untyped-decorator]  # Celery has no types
+@app.task(name="prompts.embed", **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
 async def embed(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """Embed a text or a list of texts. As `chat`; the vectors are in the result's `response`."""
     return await _answer(self, "embed", args, kwargs)

@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,8 +22,11 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from celery import states
+from celery.app.task import Context
 from celery.backends.redis import RedisBackend
-from celery.exceptions import BackendStoreError
+from celery.exceptions import BackendStoreError, TaskRevokedError
+from kombu.utils.encoding import bytes_to_str
+from redis import Redis
 from redis.exceptions import RedisError, ResponseError
 
 from tasks import keys
@@ -32,7 +35,7 @@ from tasks.errors import JobFailed
 from .bridge import in_job, offload, wait
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable
+    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 
     from celery import Celery
 
@@ -45,6 +48,8 @@ SCRIPT = Path(__file__).with_name("results.lua").read_text(encoding="utf-8")
 BATCH_SIZE = 500
 """Results in one script call at most: about 1 MB of answers, a few milliseconds of Redis's time."""
 
+SMALL_BATCH = 8
+
 BUSY_RATE_PER_S = 1_000
 LINGER_S = 0.004
 """Above so many results a second, a batch waits so long for company; below, it would wait for nobody."""
@@ -52,7 +57,8 @@ LINGER_S = 0.004
 RETRY_S = 0.5
 """Pause before a failed batch is tried again. It is tried until Redis takes it: the answers have been paid for."""
 
-_COUNTERS = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: "cancelled"}
+CANCELLED = "cancelled"
+_COUNTERS = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: CANCELLED}
 
 
 class JSONResult(dict[str, Any]):
@@ -80,7 +86,7 @@ class Entry:
     """The message's delivery tag, where it is under a lease of ours."""
 
     def script_keys(self, prefix: str) -> tuple[str, str, str]:
-        """The KEYS of results.lua. `prefix` stands before our own keys, not before Celery's."""
+        """The KEYS of results.lua. `prefix` stands before our own keys; Celery's has it already."""
         if self.group_id is None:
             return self.key, "", ""
         return self.key, prefix + keys.group(self.group_id), prefix + keys.group_done(self.group_id)
@@ -103,9 +109,54 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         args = [arg for entry in entries for arg in entry.script_args()]
         refused = self._script(keys=[self._leases_key, *ks], args=[int(self.expires or 0), keys.RECORD_TTL_S, *args])
         for number in refused:
-            logger.warning(
-                "Result of %s refused: it has ended already, or is another worker's", entries[number - 1].job_id
-            )
+            entry = entries[number - 1]
+            if entry.counter != CANCELLED:  # the first to hear of a cancellation records it, the others come too late
+                logger.warning("Result of %s refused: it has ended already, or is another worker's", entry.job_id)
+
+    def mark_as_revoked(
+        self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True, state: str = states.REVOKED
+    ) -> None:
+        """As Celery's. Without a request it is remote control's, about a job that this worker doesn't have."""
+        if request is None and store_result:
+            self.revoke([task_id], reason=reason, known_only=False)
+        else:
+            super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
+
+    def revoke(self, job_ids: Sequence[str], *, reason: str = "revoked", known_only: bool = True) -> None:
+        """Record the end of cancelled jobs that still wait, blocking. Raises redis's errors.
+
+        A job that runs is left to its worker, which ends its call first. `known_only`: leave those without a record too.
+        """
+        for start in range(0, len(job_ids), BATCH_SIZE):
+            batch = job_ids[start : start + BATCH_SIZE]
+            ended = self.client.mget([self.get_key_for_task(job_id) for job_id in batch])
+            waiting = [job_id for job_id, record in zip(batch, ended, strict=True) if record is None]
+            entries = [
+                self._revoked(job_id, reason, group_id)
+                for job_id, (job_state, group_id) in zip(waiting, self._job_records(waiting), strict=True)
+                if job_state == "queued" or (job_state is None and not known_only)
+            ]
+            if entries:
+                self.write(entries)
+
+    def _job_records(self, job_ids: Sequence[str]) -> list[tuple[str | None, str | None]]:
+        """State and group of each job, from the records that were written at its submission."""
+        with self._broker_client() as client, client.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hmget(self._broker_prefix + keys.job(job_id), "state", "group")
+            return [(_text(job_state), _text(group_id)) for job_state, group_id in pipe.execute()]
+
+    def _revoked(self, job_id: str, reason: str, group_id: str | None) -> Entry:
+        error = self.encode_result(TaskRevokedError(reason), states.REVOKED)
+        return self._entry(job_id, error, states.REVOKED, None, Context(group=group_id))
+
+    @contextmanager
+    def _broker_client(self) -> Iterator[Any]:
+        if self._leases_key:
+            yield self.client
+            return
+        with self.app.pool.acquire(block=True) as connection:
+            yield Redis(connection_pool=connection.default_channel.pool)
 
     @cached_property
     def _script(self) -> Any:
@@ -113,6 +164,11 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
     @cached_property
     def _key_prefix(self) -> str:
+        """What stands before the results, and so before the groups' keys that move with them."""
+        return bytes_to_str(self.get_key_for_task("")).removesuffix(keys.RESULT_PREFIX)
+
+    @cached_property
+    def _broker_prefix(self) -> str:
         return str(self.app.conf.broker_transport_options.get("global_keyprefix", ""))
 
     @cached_property
@@ -121,7 +177,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         broker, results = self.app.connection_for_read(), self.connparams
         where = (broker.hostname, broker.port or 6379, str(broker.virtual_host or 0).strip("/") or "0")
         ours = (results.get("host"), results.get("port"), str(results.get("db") or 0))
-        return self._key_prefix + keys.LEASES if where == ours else ""
+        return self._broker_prefix + keys.LEASES if where == ours else ""
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
@@ -163,6 +219,10 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
     def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
         offload(super()._call_task_errbacks, request, exc, traceback)
+
+
+def _text(value: bytes | None) -> str | None:
+    return None if value is None else value.decode()
 
 
 def _lease_tag(request: Any) -> str:
@@ -221,7 +281,7 @@ class BatchWriter:
                 if self._rate_per_s > BUSY_RATE_PER_S and not self._closing:
                     await asyncio.sleep(LINGER_S)
                 started = time.monotonic()
-                batch = [self._pending.popleft() for _ in range(min(len(self._pending), BATCH_SIZE))]
+                batch = [self._pending.popleft() for _ in range(min(len(self._pending), self._batch_size()))]
                 await self._store(batch)
                 self._measure(len(batch), time.monotonic() - started)
         finally:
@@ -243,6 +303,11 @@ class BatchWriter:
             for _, stored in batch:
                 if not stored.done():
                     stored.set_result(None)
+
+    def _batch_size(self) -> int:
+        """A hundredth of a second's results. One batch for many would have their places filled anew at one moment,
+        and so keep jobs of equal length in step: all ask for the processor at once, and then all wait."""
+        return max(SMALL_BATCH, min(int(self._rate_per_s / 100), BATCH_SIZE))
 
     def _measure(self, n: int, took_s: float) -> None:
         lingered_s = LINGER_S if self._rate_per_s > BUSY_RATE_PER_S else 0.0

@@ -21,12 +21,10 @@ from typing import Any
 import redis
 import redis.asyncio
 
-import workers
 from tasks import keys
 from tasks.errors import JobFailed
 from tasks.results import JobError, PromptResult
 
-RESULTS_SCRIPT = Path(workers.__file__).with_name("results.lua").read_text(encoding="utf-8")
 LISTS = ["prompts", "prompts\x06\x163", "prompts\x06\x169"]
 PATIENCE_S = 20.0
 
@@ -108,13 +106,14 @@ def _binary() -> str:
 
 
 class FakeWorker:
-    """Takes messages and stores results as the engine does (with its own results.lua), in a thread of its own."""
+    """Takes messages and stores results as Celery's Redis backend and the engine do, in a thread of its own."""
 
     def __init__(self, url: str, answer: Answer) -> None:
         self._url = url
         self._answer = answer
         self._thread = threading.Thread(target=lambda: asyncio.run(self._main()), daemon=True)
         self._ready = threading.Event()
+        self.faults: list[BaseException] = []
 
     def __enter__(self) -> FakeWorker:
         self._thread.start()
@@ -124,6 +123,7 @@ class FakeWorker:
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
+        assert not self.faults, self.faults
 
     async def _main(self) -> None:
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
@@ -142,7 +142,12 @@ class FakeWorker:
             if taken is not None:
                 task = asyncio.create_task(self._run(json.loads(taken[1])))
                 self._jobs.add(task)
-                task.add_done_callback(self._jobs.discard)
+                task.add_done_callback(self._ended)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._jobs.discard(task)
+        if not task.cancelled() and (fault := task.exception()) is not None:
+            self.faults.append(fault)
 
     async def _run(self, message: dict[str, Any]) -> None:
         headers = message["headers"]
@@ -174,10 +179,15 @@ class FakeWorker:
 
     async def store(self, job_id: str, group: str | None, result: PromptResult | None) -> None:
         record = celery_record(job_id, result)
-        counter = "cancelled" if result is None else result.status
-        group_keys = ["", ""] if group is None else [keys.group(group), keys.group_done(group)]
-        args = [3600, keys.RECORD_TTL_S, record, 1, counter, job_id]
-        await self._redis.eval(RESULTS_SCRIPT, 3, keys.result(job_id), *group_keys, *args)
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.set(keys.result(job_id), record, ex=3600)
+            pipe.publish(keys.result(job_id), record)
+            if group is not None:
+                pipe.hincrby(keys.group(group), "cancelled" if result is None else result.status, 1)
+                pipe.xadd(keys.group_done(group), {"id": job_id})
+                pipe.expire(keys.group(group), keys.RECORD_TTL_S)
+                pipe.expire(keys.group_done(group), keys.RECORD_TTL_S)
+            await pipe.execute()
 
 
 def celery_record(job_id: str, result: PromptResult | None) -> str:

@@ -252,7 +252,7 @@ async def early_nap(self: Task, seconds: float) -> int:
     return arrive(self.request.id)
 
 
-@both(acks_on_failure_or_timeout=False)
+@task(name="slow_once", acks_on_failure_or_timeout=False)
 def slow_once(self: Task) -> str:
     """Too slow at first; its message goes back to the queue, and it runs again."""
     if arrive(self.request.id) == 1:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .harness import RedisServer, Side, Workers, closing
+from .harness import HangingServer, RedisServer, Side, Workers, closing
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,3 +59,10 @@ def prefork(shared_workers: dict[str, Side]) -> Side:
 def workers(redis_servers: dict[str, RedisServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Workers]:
     """Starts workers for this test alone."""
     yield from closing(Workers(redis_servers["ours"], tmp_path_factory.mktemp("worker")))
+
+
+@pytest.fixture
+def hanging() -> Iterator[HangingServer]:
+    server = HangingServer()
+    yield server
+    server.close()

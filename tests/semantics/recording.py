@@ -18,7 +18,7 @@ prerun_mark: ContextVar[str] = ContextVar("prerun_mark", default="unset")
 ADDRESS = re.compile(r"0x[0-9a-f]+")
 
 
-def record(event: str, task_id: str, request: Any, **fields: Any) -> None:
+def record(event: str, task_id: str, request: Any, /, **fields: Any) -> None:
     """Push an event, with the number of the run it belongs to: a retry may start before the run before it has ended."""
     run = (request.get("retries") or 0) + (request.get("replaced_task_nesting") or 0)
     store.rpush(f"events:{task_id}", json.dumps([event, run, fields], default=repr))

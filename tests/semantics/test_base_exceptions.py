@@ -27,8 +27,8 @@ OUTCOMES = [
     ("fail_async", "own_base", LOST),
     ("fail", "generator_exit", LOST),
     ("fail_async", "generator_exit", LOST),
-    ("fail", "memory", LOST),
-    ("fail_async", "memory", LOST),
+    ("fail", "memory", "MemoryError"),
+    ("fail_async", "memory", "MemoryError"),
     # Nobody asked Celery for the job's end, so it isn't revoked: the task's own code failed.
     ("fail", "cancelled", "TaskCancelled"),
     ("fail_async", "cancelled", "TaskCancelled"),

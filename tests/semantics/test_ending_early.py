@@ -7,24 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .harness import HangingServer, Side, Workers, wait_until
+from .harness import Side, Workers, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-
-@pytest.fixture
-def hanging() -> Iterator[HangingServer]:
-    server = HangingServer()
-    yield server
-    server.close()
+    from .harness import HangingServer
 
 
 @pytest.fixture(scope="module")
 def small(redis_servers: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
-    """A worker of ours with one place."""
+    """A worker of ours with one place; one job more waits for it in the worker."""
     workers = Workers(redis_servers["ours"], tmp_path_factory.mktemp("small"))
-    yield workers.start(concurrency=1)
+    yield workers.start(concurrency=1, conf={"worker_prefetch_multiplier": 2})
     workers.close()
 
 
@@ -84,22 +79,19 @@ def test_terminated_by_a_stamped_header_while_it_runs(ours: Side) -> None:
 
 
 def test_terminated_while_it_runs(ours: Side, prefork: Side) -> None:
-    reports = []
     for side in (ours, prefork):
         side.send("nap_async", 60, task_id="terminated")
         side.wait_running("terminated")
         side.control("revoke", "terminated", terminate=True)
         side.settle({"terminated": 1})
-        if side is ours:
-            wait_until(lambda: ours.count("terminated", "postrun"), "the tracer has ended")
-        reports.append(side.report({"terminated": 1}).comparable())
-    mine, stock = reports
-    assert mine["results"] == stock["results"]
-    assert mine["states"] == stock["states"] == {"terminated": ["REVOKED"]}
-    # Prefork kills the process, so that its tracer can't clean up. Ours does, hence one signal more.
-    assert without(mine["events"]["terminated"], "postrun") == stock["events"]["terminated"]
-    assert ours.events("terminated")[-2][0] == "revoked" or ours.events("terminated")[-1][0] == "revoked"
-    assert ours.count("terminated", "success", "failure", "after_return") == 0
+        wait_until(lambda side=side: side.count("terminated", "postrun"), "the tracer has ended")
+    mine, stock = (side.report({"terminated": 1}).comparable() for side in (ours, prefork))
+    # The tracer's end and the record of it belong to two threads, or processes: their order is open.
+    for report in (mine, stock):
+        report["events"]["terminated"].sort(key=str)
+    assert mine == stock
+    assert mine["states"] == {"terminated": ["REVOKED"]}
+    assert set(ours.event_names("terminated")) == {"received", "prerun", "before_start", "revoked", "postrun"}
 
 
 def test_terminating_closes_the_http_request_and_lets_the_clean_up_finish(ours: Side, hanging: HangingServer) -> None:
@@ -141,12 +133,16 @@ def test_what_swallows_its_termination_stays_revoked(ours: Side) -> None:
 def test_sigusr1_is_a_soft_time_limit(ours: Side, prefork: Side) -> None:
     names = {ours: "nap_async", prefork: "nap"}  # an interrupted asyncio.run in prefork is no model
     for side, name in names.items():
-        id_ = side.send(name, 60, soft_time_limit=50)
-        side.wait_running(id_)
-        side.control("revoke", id_, terminate=True, signal="SIGUSR1")
-        wait_until(lambda side=side, id_=id_: side.count(id_, "postrun"), "it ended")
-        assert side.wait_results(id_) == ["caught"]
-        assert (side.state(id_), side.count(id_, "revoked", "success")) == ("SUCCESS", 2)
+        side.send(name, 60, task_id="sigusr1", soft_time_limit=50)
+        side.wait_running("sigusr1")
+        side.control("revoke", "sigusr1", terminate=True, signal="SIGUSR1")
+        wait_until(lambda side=side: side.count("sigusr1", "postrun"), "it ended")
+        side.settle({"sigusr1": 1})
+    mine, stock = (side.report({"sigusr1": 1}).comparable() for side in (ours, prefork))
+    assert sorted(mine["events"]["sigusr1"], key=str) == sorted(stock["events"]["sigusr1"], key=str)
+    assert ["success", 0, {"result": ["str", "'caught'"]}] in mine["events"]["sigusr1"]
+    # Celery has recorded REVOKED before the task's own end. Stock lets that end overwrite it, our backend does not.
+    assert ours.state("sigusr1") in {"REVOKED", "SUCCESS"}
 
 
 def test_one_sigusr1_interrupts_once_and_leaves_no_trace(ours: Side) -> None:
@@ -154,7 +150,8 @@ def test_one_sigusr1_interrupts_once_and_leaves_no_trace(ours: Side) -> None:
     ours.wait_running(id_)
     ours.control("revoke", id_, terminate=True, signal="SIGUSR1")
     wait_until(lambda: ours.count(id_, "postrun"), "it ended")
-    assert ours.wait_results(id_) == [[1, True, 0]]
+    (result,) = (fields["result"] for name, _, fields in ours.events(id_) if name == "success")
+    assert result == ["list", "[1, True, 0]"]
 
 
 # -- time limits -----------------------------------------------------------------------------------------------------
@@ -220,8 +217,8 @@ def test_a_hard_limit_on_a_coroutine_that_swallows_it(ours: Side, name: str) -> 
 
 
 def test_a_timed_out_task_that_must_not_be_acknowledged_runs_again(ours: Side, prefork: Side) -> None:
-    for side, name in ((ours, "slow_once_async"), (prefork, "slow_once")):
-        side.send(name, task_id="slow", time_limit=0.5)
+    for side in (ours, prefork):
+        side.send("slow_once", task_id="slow", time_limit=0.5)
     for side in (ours, prefork):
         wait_until(lambda side=side: side.state("slow") == "SUCCESS", "the second run ends")
         wait_until(side.is_idle, "nothing is left")

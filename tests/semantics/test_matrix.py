@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from celery import chain, chord, group
 
-from .harness import Side
+from .harness import Report, Side
 
 if TYPE_CHECKING:
     from celery.canvas import Signature
@@ -30,6 +30,8 @@ class Case:
     send: Callable[[Side, str], Runs | None]
     state: str | None = "SUCCESS"
     runs: int = 1
+    joins: str | None = None
+    """The task that follows several: its parent is whichever of them ended last."""
 
 
 def single(
@@ -185,10 +187,10 @@ CANVAS = [
     Case("chain", send_chain),
     Case("broken_chain", send_broken_chain, state="FAILURE"),
     Case("group", send_group, state="FAILURE"),
-    Case("chord", send_chord),
-    Case("chord_of_def", send_chord_of_def),
+    Case("chord", send_chord, joins="chord"),
+    Case("chord_of_def", send_chord_of_def, joins="chord_of_def"),
     Case("failing_chord", send_failing_chord, state="FAILURE"),
-    Case("nested", send_nested),
+    Case("nested", send_nested, joins="nested:sum"),
     Case("stamped", send_stamped),
 ]
 
@@ -205,11 +207,28 @@ def sent(shared_workers: dict[str, Side]) -> dict[str, dict[str, Runs]]:
 CASES = [*SINGLES, *CANVAS]
 
 
+def comparable(report: Report, case: Case) -> dict[str, Any]:
+    for name, _, fields in report.events.get(case.joins or "", ()):
+        if name == "prerun":
+            del fields["request"]["parent_id"]
+    return report.comparable()
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_behaves_as_on_a_stock_pool(case: Case, sent: dict[str, dict[str, Runs]], ours: Side, threads: Side) -> None:
-    mine = ours.report(sent["ours"][case.name]).comparable()
-    stock = threads.report(sent["threads"][case.name]).comparable()
+    mine, stock = (
+        comparable(side.report(sent[flavour][case.name]), case) for flavour, side in (("ours", ours), ("threads", threads))
+    )
     assert mine["results"] == stock["results"]
     assert mine["states"] == stock["states"]
     assert mine["events"] == stock["events"]
     assert ours.stored(case.name).get("status") == case.state
+
+
+def test_the_recording_itself_did_not_fail(sent: dict[str, dict[str, Runs]], ours: Side, threads: Side) -> None:
+    """A handler that raises would be missing on both sides alike."""
+    for side in (ours, threads):
+        assert "Signal handler" not in side.log_text()
+        assert side.event_names("give_async-none") == [
+            *("received", "prerun", "before_start", "on_success", "success", "after_return", "postrun"),
+        ]

@@ -1,33 +1,32 @@
 -- exchange.lua: acknowledge many messages and take many, in one round trip.
 --
 -- A message leaves its list and becomes a lease in the same script: there is no moment in which a crash loses it. Each
--- claim has a fence, a number never given twice; it is the message's delivery tag from then on.
+-- claim has a fence, a number never given twice; with a prefix it is the message's delivery tag from then on. Redis's
+-- clock (us) is its lower bound, so that a Redis that came back without its last second, or without anything, does not
+-- give the numbers of claims that workers still hold.
 --
 -- KEYS  1 unacked (hash, kombu's), 2 unacked_index (zset, kombu's), 3 leases (zset, tag -> ms when it ends), 4 fence
---       (counter); then for each queue its delayed messages (zset) and its lists, most urgent first
+--       (the last number given); then for each queue its delayed messages (zset) and its lists, most urgent first
 -- ARGV  1 messages to take at most, 2 bytes to take at most, 3 lease (ms), 4 lists a queue, 5 priority steps ("0,3,6,9"),
---       6 separator, 7 queues, 8 jobs that have started; then the queues' names, each as in JSON, the records of the
---       jobs that have started, and the tags to acknowledge
+--       6 separator, 7 queues, 8 jobs that have started, 9 lifetime of their records (s); then the queues' names; for
+--       each started job its record and 1 if the record is to be made where there is none; the tags to acknowledge
 -- Returns {now (ms), ms when the next delayed message is due or -1, tag, number of the queue, message, tag, ...}
 
 local unacked, index, leases, fence = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local room, bytes, lease_ms, lists = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
+local steps = numbers(ARGV[5])
 local queues, started = tonumber(ARGV[7]), tonumber(ARGV[8])
+local first_started, first_ack = 10 + queues, 10 + queues + 2 * started
 local now = now_ms()
 
-for i = 9 + queues, 8 + queues + started do
-  -- Jobs of stock producers have no record, and need none.
-  if redis.call('EXISTS', ARGV[i]) == 1 then
+for i = first_started, first_ack - 1, 2 do
+  if ARGV[i + 1] == '1' or redis.call('EXISTS', ARGV[i]) == 1 then
     redis.call('HSET', ARGV[i], 'state', 'running', 'started_at', string.format('%.3f', now / 1000))
+    redis.call('EXPIRE', ARGV[i], ARGV[9])
   end
 end
-for i = 9 + queues + started, #ARGV do
+for i = first_ack, #ARGV do
   forget(unacked, index, leases, ARGV[i])
-end
-
-local steps = {}
-for step in string.gmatch(ARGV[5], '%d+') do
-  steps[#steps + 1] = tonumber(step)
 end
 
 local function key_of(queue, list)
@@ -49,18 +48,23 @@ for queue = 1, queues do
 end
 
 local reply = { now, next_due }
+local last_fence
 for list = 1, lists do
   for queue = 1, queues do
     while room > 0 and bytes > 0 do
       local raw = redis.call('RPOP', key_of(queue, list))
       if not raw then break end
-      local tag = 'pm-' .. redis.call('INCR', fence)
-      redis.call('HSET', unacked, tag, '[' .. raw .. ', "", ' .. ARGV[8 + queue] .. ']')
+      last_fence = (last_fence or math.max(tonumber(redis.call('GET', fence) or 0), now * 1000)) + 1
+      local tag = string.format('pm-%.0f', last_fence)
+      redis.call('HSET', unacked, tag, record_of(raw, ARGV[9 + queue]))
       redis.call('ZADD', leases, now + lease_ms, tag)
       redis.call('ZADD', index, math.floor(now / 1000), tag)
       reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = tag, queue, raw
       room, bytes = room - 1, bytes - #raw
     end
   end
+end
+if last_fence then
+  redis.call('SET', fence, string.format('%.0f', last_fence))
 end
 return reply

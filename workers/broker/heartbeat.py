@@ -6,22 +6,18 @@ the pool's loop is alive too: a worker that can't run its jobs must not keep the
 
 from __future__ import annotations
 
-import base64
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import orjson
-from celery import bootsteps, signals
-from celery.app.task import Context
+from celery import bootsteps
 from celery.worker import state as worker_state
 
 from tasks import keys
-from tasks.errors import JobFailed
-from tasks.results import JobError, PromptResult
 
+from .burial import tell_end
 from .channel import Channel
-from .leases import REJECTED, Grave
 
 if TYPE_CHECKING:
     from kombu.asynchronous import Hub
@@ -31,6 +27,11 @@ __all__ = ["Heartbeat"]
 logger = logging.getLogger("promptmill.broker")
 
 BEATS_PER_LEASE = 4
+REVOKED_LOOK_S = 0.25
+"""How soon Redis hears of what remote control revoked."""
+
+REVOKED_LIMIT = 1_000_000
+"""Cancelled jobs that a worker remembers; Celery's default of 50,000 for three hours would forget jobs that still wait."""
 
 
 class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publishes no types
@@ -41,6 +42,8 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         self._seen_ms = 0
         self._published: set[str] = set()
+        worker_state.revoked.maxlen = REVOKED_LIMIT
+        worker_state.revoked.expires = keys.RECORD_TTL_S
         super().__init__(consumer, **kwargs)
 
     def register_with_event_loop(self, consumer: Any, hub: Hub) -> None:
@@ -48,49 +51,76 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         channel = consumer.task_consumer.channel
         if not isinstance(channel, Channel):
             return
-        channel.leases.on_buried = lambda grave: _record_buried(consumer.app, grave)
+        channel.leases.tell_end = partial(tell_end, consumer.app)
         every_s = channel.lease_s / BEATS_PER_LEASE
         self._beat(consumer, channel, every_s)
         hub.call_repeatedly(every_s, self._beat, consumer, channel, every_s)
+        hub.call_repeatedly(REVOKED_LOOK_S, self._publish_revoked, channel)
         hub.call_repeatedly(1.0, channel.connection.cycle.check_replies)
 
     def _beat(self, consumer: Any, channel: Channel, every_s: float) -> None:
         tags = list(channel.leases.held) if _loop_is_alive(consumer.pool, channel.lease_s) else []
-        self._publish_revoked(channel)
-        channel.heartbeat(tags, self._seen_ms, every_s, lambda reply: self._on_beat(consumer, channel, reply))
+        on_reply = partial(self._on_beat, consumer, channel, every_s)
+        channel.say(channel.commands.heartbeat(tags, seen_ms=self._seen_ms, heartbeat_s=every_s, on_reply=on_reply))
 
-    def _on_beat(self, consumer: Any, channel: Channel, reply: Any) -> None:
-        if isinstance(reply, Exception):
-            raise reply
-        channel.redis_ms, lost, given_back, self._seen_ms, cancelled = reply
+    def _on_beat(self, consumer: Any, channel: Channel, every_s: float, reply: Any) -> None:
+        _raise_errors(reply)
+        now_ms, lost, given_back, self._seen_ms, cancelled = reply
+        channel.lookout.redis_ms = now_ms
         if given_back:
             logger.warning("%d messages of workers that have died are back in their queues", given_back)
         if lost:
             _abandon(consumer, channel, [tag.decode() for tag in lost])
-        for job_id in cancelled:
-            self._cancel(consumer, job_id.decode())
+        self._cancel(consumer, [job_id.decode() for job_id in cancelled])
+        if self._seen_ms < now_ms:
+            self._beat(consumer, channel, every_s)  # there are more cancellations than one reply carries
 
-    def _cancel(self, consumer: Any, job_id: str) -> None:
-        self._published.add(job_id)
-        worker_state.revoked.add(job_id)
-        request = worker_state.requests.get(job_id)
-        if request is not None and request in worker_state.active_requests:
-            request.terminate(consumer.pool, signal="TERM")
+    def _cancel(self, consumer: Any, job_ids: list[str]) -> None:
+        """Jobs of which remote control has told us itself are left out: it has done what it was asked to."""
+        news = [job_id for job_id in job_ids if job_id not in worker_state.revoked]
+        if not news:
+            return
+        self._published.update(news)
+        worker_state.revoked.update(news)
+        for job_id in news:
+            request = worker_state.requests.get(job_id)
+            if request is not None and request in worker_state.active_requests:
+                _terminate(request, consumer.pool)
+        _end_waiting(consumer.app.backend, news)
 
     def _publish_revoked(self, channel: Channel) -> None:
         """Have Redis remember what remote control revoked, for workers that start later."""
         if len(worker_state.revoked) == len(self._published):
             return
-        news = {job_id for job_id in worker_state.revoked if job_id not in self._published}
-        self._published = set(worker_state.revoked)
-        if news and channel.redis_ms:
-            pairs = [value for job_id in news for value in (channel.redis_ms, job_id)]
-            channel.command(("ZADD", f"{channel.global_keyprefix}{keys.CANCELLED}", "NX", *pairs), _raise_errors)
+        revoked = set(worker_state.revoked)
+        news, self._published = revoked - self._published, revoked
+        if news:
+            channel.say(channel.commands.cancel(sorted(news), on_reply=partial(self._on_published, news)))
+
+    def _on_published(self, news: set[str], reply: Any) -> None:
+        if isinstance(reply, Exception):
+            self._published -= news
+            raise reply
 
 
 def _raise_errors(reply: Any) -> None:
     if isinstance(reply, Exception):
         raise reply
+
+
+def _terminate(request: Any, pool: Any) -> None:
+    try:
+        request.terminate(pool, signal="TERM")
+    except Exception:
+        logger.exception("The end of the cancelled job %s could not be recorded yet", request.id)
+
+
+def _end_waiting(backend: Any, job_ids: list[str]) -> None:
+    """Those that nobody runs end now, not when a worker comes to their messages."""
+    try:
+        backend.revoke(job_ids)
+    except Exception:
+        logger.exception("The ends of %d cancelled jobs could not be recorded yet", len(job_ids))
 
 
 def _loop_is_alive(pool: Any, lease_s: float) -> bool:
@@ -104,51 +134,9 @@ def _loop_is_alive(pool: Any, lease_s: float) -> bool:
 def _abandon(consumer: Any, channel: Channel, tags: list[str]) -> None:
     """End jobs whose messages other workers have by now. What they still store is refused (results.lua)."""
     lost = {lease.tag for lease in channel.leases.lose(tags)}
+    if not lost:
+        return
     logger.error("%d leases were lost: this worker, or its link to Redis, stood still for too long", len(lost))
     for request in tuple(worker_state.reserved_requests):
         if request.message.delivery_tag in lost:
             request.cancel(consumer.pool, emit_retry=False)
-
-
-def _on_unknown_task(message: Any = None, name: str = "", **_: Any) -> None:
-    _explain(message, "unknown_task", f"no worker knows the task {name!r}")
-
-
-def _on_rejected_message(message: Any = None, exc: Exception | None = None, **_: Any) -> None:
-    _explain(message, "invalid", f"it is not a valid task message: {exc!r}"[:500])
-
-
-signals.task_unknown.connect(_on_unknown_task, weak=False)
-signals.task_rejected.connect(_on_rejected_message, weak=False)
-
-
-def _explain(message: Any, kind: str, reason: str) -> None:
-    if isinstance(message.channel, Channel):
-        message.channel.leases.condemn(message.delivery_tag, kind, reason)
-
-
-def _record_buried(app: Any, grave: Grave) -> None:
-    """Tell whoever waits for the job. Of messages that Celery itself refused, Celery has told them."""
-    if grave.kind in {REJECTED, "unknown_task"}:
-        return
-    try:
-        request = _context(grave.lease.raw)
-    except (ValueError, KeyError, TypeError):
-        return  # nobody can be waiting for a message without an id
-    error = JobError("dead_letter", f"{grave.reason}; see `promptmill dead show {request.id}`")
-    failure = JobFailed.of(PromptResult(id=request.id, status="failed", error=error))
-    try:
-        app.backend.mark_as_failure(request.id, failure, request=request)
-    except Exception:
-        logger.exception("The end of the buried job %s could not be recorded", request.id)
-
-
-def _context(raw: bytes) -> Context:
-    """What Celery knows of a message's task: the fields of `task.request`."""
-    payload = orjson.loads(raw)
-    headers = payload["headers"]
-    try:
-        embedded = orjson.loads(base64.b64decode(payload["body"]))[2]
-    except (ValueError, LookupError, TypeError):
-        embedded = {}
-    return Context({**headers, **embedded, "id": headers["id"], "delivery_info": {}})

@@ -42,8 +42,8 @@ class Leases:
     held: dict[str, Lease] = field(default_factory=dict)
     acks: list[str] = field(default_factory=list)
     """Tags to acknowledge with the next exchange."""
-    started_jobs: list[str] = field(default_factory=list)
-    """Ids of jobs that have begun; the next exchange says so in their records."""
+    started_jobs: list[tuple[str, bool]] = field(default_factory=list)
+    """Ids of jobs that have begun; the next exchange says so in their records. True: a job without one gets one."""
     returns: list[Lease] = field(default_factory=list)
     """To be put back at the front of their queues."""
     delays: list[tuple[Lease, int]] = field(default_factory=list)
@@ -51,23 +51,31 @@ class Leases:
     graves: list[Grave] = field(default_factory=list)
     condemned: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Tag -> (kind, reason): when Celery lets go of it, it is to be buried, not forgotten."""
-    on_buried: Callable[[Grave], None] = lambda grave: None
-    """Called when a message is in the dead letters."""
+    tell_end: Callable[[Grave], bool] = lambda grave: True
+    """Called before a message goes to the dead letters, to tell whoever waits for its job. False: it could not be told,
+    so leave the message alone; when its lease has ended, another worker finds the same."""
 
     @property
     def has_news(self) -> bool:
-        return bool(self.acks) or self.has_more_than_acks
+        """Whether Redis must be told something."""
+        return self.has_acks or self.has_more_than_acks
+
+    @property
+    def has_acks(self) -> bool:
+        """Whether there is something for an exchange to carry."""
+        return bool(self.acks or self.started_jobs)
 
     @property
     def has_more_than_acks(self) -> bool:
+        """Whether there is something that needs a command of its own."""
         return bool(self.returns or self.delays or self.graves)
 
-    def start(self, tag: str, job_id: str) -> None:
-        """The message's job begins."""
+    def start(self, tag: str, job_id: str, *, has_record: bool = False) -> None:
+        """The message's job begins. `has_record`: it is of a kind whose jobs have records, whoever sent them."""
         lease = self.held.get(tag)
         if lease is not None:
             lease.started = True
-            self.started_jobs.append(job_id)
+            self.started_jobs.append((job_id, has_record))
 
     def ack(self, tag: str) -> None:
         """Celery is done with the message."""

@@ -7,12 +7,21 @@ local TRAILER = ', "promptmill": {"deliveries": %d, "suspected": %d}}'
 local TRAILER_PATTERN = ', "promptmill": {"deliveries": (%d+), "suspected": (%d)}}$'
 
 -- A first write that needs no memory lets the rest pass on a Redis that is full (maxmemory, noeviction): taking,
--- acknowledging and returning messages must go on for the queue to drain. Redis refuses only a script's first write.
+-- acknowledging and returning messages must go on for the queue to drain. Redis refuses only a script's first write
+-- (6.2: luaRedisGenericCommand in scripting.c; 7.0: scriptVerifyOOM in script.c).
 redis.call('DEL', 'pm:none')
 
 local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+
+local function numbers(text)
+  local found = {}
+  for number in string.gmatch(text, '%d+') do
+    found[#found + 1] = tonumber(number)
+  end
+  return found
 end
 
 -- Deliveries that have ended badly so far, and 1 if one of them may have paid for a call.
@@ -27,10 +36,15 @@ local function with_history(raw, deliveries, suspected)
   return bare .. string.format(TRAILER, deliveries, suspected)
 end
 
--- A record of `unacked` is kombu's: [message, "exchange", "routing key"]. Ours have no exchange, and the queue's name
--- as the routing key.
+-- A record of `unacked` is kombu's: [message, "exchange", "routing key"], in JSON. Ours have no exchange, and the
+-- queue's name as the routing key.
+local function record_of(raw, queue)
+  return '[' .. raw .. ', "", ' .. cjson.encode(queue) .. ']'
+end
+
 local function unpacked(record)
-  return string.match(record, '^%[(.*), "", "(.*)"%]$')
+  local raw, queue = string.match(record, '^%[(.*), "", (".*")%]$')
+  if raw then return raw, cjson.decode('[' .. queue .. ']')[1] end
 end
 
 -- The list that a message came from: kombu keeps one for each priority step, the first without a suffix.
@@ -41,6 +55,14 @@ local function list_of(raw, queue, steps, separator)
     if candidate <= priority then step = candidate end
   end
   return step == 0 and queue or queue .. separator .. step
+end
+
+-- The record of a message's job, if it has one, says that the job waits again.
+local function mark_queued(raw, record_prefix)
+  local id = string.match(raw, '"headers": ?{.-"id": ?"([^"]*)"')
+  if id and redis.call('HEXISTS', record_prefix .. id, 'state') == 1 then
+    redis.call('HSET', record_prefix .. id, 'state', 'queued')
+  end
 end
 
 local function forget(unacked, index, leases, tag)

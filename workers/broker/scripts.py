@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from pathlib import Path
 
-__all__ = ["BURY", "DELAY", "EXCHANGE", "HAND_BACK", "HEARTBEAT", "Script"]
+__all__ = ["ALL", "BIND", "BURY", "CANCEL", "DELAY", "EXCHANGE", "HAND_BACK", "HEARTBEAT", "Script"]
 
 _HERE = Path(__file__).parent
 _PRELUDE = (_HERE / "message.lua").read_text(encoding="utf-8")
@@ -33,3 +33,6 @@ HEARTBEAT = _script("heartbeat")
 HAND_BACK = _script("hand_back")
 DELAY = _script("delay")
 BURY = _script("bury")
+BIND = _script("bind")
+CANCEL = _script("cancel")
+ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, BIND, CANCEL)

@@ -6,7 +6,8 @@ from typing import Any
 
 from kombu.transport import redis as kombu_redis
 
-from .channel import Channel, Poller, SentinelChannel
+from .channel import Channel, SentinelChannel
+from .poller import Poller
 
 __all__ = ["SentinelTransport", "Transport"]
 

@@ -28,7 +28,7 @@ DEFAULT = SimulatorOptions()
 
 
 def _simulated(text: str, default: object) -> Any:
-    return typer.Option(help=text, show_default=str(default), rich_help_panel="With --simulate")
+    return typer.Option(help=f"{text} Default: {default}.", show_default=False, rich_help_panel="With --simulate")
 
 
 def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by position
@@ -100,7 +100,9 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
         )
         outcome = _finished(options, console)
     except RunError as error:
-        console.print(f"Error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        console.print(
+            f"Error: {error}\n{error.next_step}".strip(), style="red", markup=False, highlight=False, soft_wrap=True
+        )
         raise typer.Exit(error.exit_code) from None
     _show(outcome, options, console, as_json=as_json)
     raise typer.Exit(outcome.exit_code)

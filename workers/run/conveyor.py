@@ -74,6 +74,7 @@ class Conveyor:
         tally: Tally,
         window: Window,
         stop: asyncio.Event,
+        on_bad_row: Callable[[BadRow], None],
     ) -> None:
         self._queue = queue
         self._source = source
@@ -84,6 +85,7 @@ class Conveyor:
         self._tally = tally
         self._window = window
         self._stop = stop
+        self._on_bad_row = on_bad_row
         self._waiting: dict[str, _Waiting] = {}
         self._waiting_bytes = 0
         self._written: list[str] = []
@@ -189,7 +191,7 @@ class Conveyor:
                 await call()
             except QueueUnavailable as error:
                 if asyncio.get_running_loop().time() > deadline_s or self._stop.is_set():
-                    raise RunError(f"{error} Run the same command again to continue.") from None
+                    raise RunError(str(error)) from None
             else:
                 return
             await either(asyncio.sleep(OUTAGE_RETRY_S), self._stop.wait())
@@ -203,7 +205,7 @@ class Conveyor:
                 self._settle(results)
                 await asyncio.sleep(COLLECT_PAUSE_S)
         except (QueueUnavailable, UnknownJob) as error:
-            raise RunError(f"{error}. Run the same command again to continue.") from None
+            raise RunError(str(error)) from None
 
     async def _follow(self) -> None:
         """Wait for the jobs of an interrupted run: they are not in this run's group."""
@@ -227,6 +229,7 @@ class Conveyor:
 
     def _refuse(self, bad: BadRow) -> None:
         self._tally.refuse(bad)
+        self._on_bad_row(bad)
         job_id = self._state.job_id(line=bad.line, digest="")
         self._output.append(refusal_line(bad, job_id=job_id, input_path=self._input_path))
 

@@ -17,9 +17,11 @@ class RunError(Exception):
     """The run can't go on. The text says why and what to do; it never repeats a prompt or a password."""
 
     exit_code: ClassVar[int] = 1
+    next_step: ClassVar[str] = "Run the same command again to continue."
 
 
 class UnusableInput(RunError):
     """A file, an option or a key can't be used as it is. Nothing was enqueued because of it."""
 
     exit_code: ClassVar[int] = 2
+    next_step: ClassVar[str] = ""  # its text names it

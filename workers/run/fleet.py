@@ -6,7 +6,7 @@ import asyncio
 import secrets
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ REMOTE_CONTROL_BINDINGS = "_kombu.binding.celery.pidbox"
 
 
 class WorkerFleet:
-    """Starts workers, starts them again when one dies, and stops them."""
+    """Starts workers, starts them again when one dies, and stops them. `say` tells people of a death."""
 
     def __init__(
         self,
@@ -43,11 +43,13 @@ class WorkerFleet:
         environ: Mapping[str, str],
         lifeline: Lifeline,
         state: RunState,
+        say: Callable[[str], None] = lambda _text: None,
     ) -> None:
         self._concurrency = concurrency
         self._environ = environ
         self._lifeline = lifeline
         self._state = state
+        self._say = say
         # Names of an earlier run may still stand in Redis, so each run has its own.
         run = secrets.token_hex(3)
         self._names = [f"run-{run}-{number}@localhost" for number in range(1, size + 1)]
@@ -110,6 +112,7 @@ class WorkerFleet:
             self._restarts += 1
             if self._restarts > MAX_RESTARTS:
                 raise self._failure(name, f"died (exit code {code}), after {MAX_RESTARTS} restarts of workers")
+            self._say(f"A worker died (exit code {code}) and is started again; others take its jobs over.")
             self._start(name)
 
     async def _gone_within(self, time_s: float, hurry: asyncio.Event | None) -> bool:

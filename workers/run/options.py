@@ -6,6 +6,8 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from tasks.connection import Address
+
 from .errors import UnusableInput
 from .simulation import Simulation
 
@@ -36,6 +38,8 @@ class RunOptions:
                 "Standard input can't be the input: a run that was interrupted reads its input again. "
                 "Save it to a file first."
             )
+        if self.redis is not None:
+            _check_redis(self.redis)
         if self.workers == 0 and self.redis is None:
             raise UnusableInput(
                 "--workers 0 uses workers that run already: name their Redis with --redis, or let this run start "
@@ -48,3 +52,20 @@ class RunOptions:
             )
         if self.simulation is not None:
             self.simulation.check()
+
+    def services_text(self) -> str:
+        """What the run is about to start, for people who wait for it."""
+        parts = [
+            "Redis" if self.redis is None else "",
+            "a simulated provider" if self.simulation is not None else "",
+            f"{self.workers} worker{'s' if self.workers != 1 else ''}" if self.workers else "",
+        ]
+        started = ", ".join(filter(None, parts))
+        return f"Starting {started}." if started else "Using the workers that run already."
+
+
+def _check_redis(url: str) -> None:
+    try:
+        Address.of(url)
+    except ValueError as error:
+        raise UnusableInput(f"--redis: {error}.") from None

@@ -49,8 +49,9 @@ class FinishedRows:
 class OutputFile:
     """Appends rows. Nothing is on the disk for sure before `sync` has returned."""
 
-    def __init__(self, path: Path, file: BinaryIO, *, finished: FinishedRows) -> None:
+    def __init__(self, path: Path, file: BinaryIO, *, finished: FinishedRows, is_new: bool) -> None:
         self.path = path
+        self._is_new = is_new
         self.finished = finished
         self._file = file
 
@@ -61,8 +62,9 @@ class OutputFile:
         Raises `UnusableInput` if the path can't be written, or holds something that `run` has not written.
         """
         try:
-            finished = _resume(path) if path.exists() else FinishedRows()
-            return cls(path, path.open("ab", buffering=1 << 20), finished=finished)
+            is_new = not path.exists()
+            finished = FinishedRows() if is_new else _resume(path)
+            return cls(path, path.open("ab", buffering=1 << 20), finished=finished, is_new=is_new)
         except OSError as error:
             raise UnusableInput(
                 f"Can't write the output {path}: {error.strerror}. Choose another place with -o."
@@ -81,13 +83,18 @@ class OutputFile:
     def close(self) -> None:
         self._guarded(self._file.close)
 
+    def discard(self) -> None:
+        """Remove the file if this run has made it, for a run that was refused before it began."""
+        if self._is_new:
+            self.path.unlink(missing_ok=True)
+
     def _guarded(self, action: Any, *arguments: Any) -> None:
         try:
             action(*arguments)
         except OSError as error:
             raise RunError(
                 f"Can't write the output {self.path}: {error.strerror}. Answers that are not in it yet wait in "
-                "Redis: make room and run the same command again."
+                "Redis. Make room first."
             ) from None
 
 

@@ -121,8 +121,8 @@ async def show_progress(
     show = _BarView(console) if console.is_terminal else _LineView(console)
     with show:
         while True:
-            show(_snapshot(tally, in_flight=in_flight(), total=total(), rate=rate))
             await asyncio.sleep(show.interval_s)
+            show(_snapshot(tally, in_flight=in_flight(), total=total(), rate=rate))
 
 
 def duration(time_s: float | None) -> str:

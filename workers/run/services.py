@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,7 @@ from .state import RunState
 
 __all__ = ["Services", "running_services"]
 
-IDLE_STOP_S = 5.0
+IDLE_STOP_S = 3.0
 REDIS_TIMEOUT_S = 5.0
 
 
@@ -49,14 +49,19 @@ class Services:
 
 @asynccontextmanager
 async def running_services(
-    options: RunOptions, *, settings: Settings, catalog: Catalog | None, state: RunState
+    options: RunOptions,
+    *,
+    settings: Settings,
+    catalog: Catalog | None,
+    state: RunState,
+    say: Callable[[str], None],
 ) -> AsyncIterator[Services]:
-    """Start what the run needs, and stop it again however the run ends."""
+    """Start what the run needs, and stop it again however the run ends. `say` is for what people should know."""
     async with AsyncExitStack() as stack:
         lifeline = Lifeline()
         lifeline.open()
         stack.push_async_callback(lifeline.close)
-        starter = _Starter(options, settings, catalog, state, lifeline, stack)
+        starter = _Starter(options, settings, catalog, state, say, lifeline, stack)
         yield await starter.start()
 
 
@@ -68,6 +73,7 @@ class _Starter:
     settings: Settings
     catalog: Catalog | None
     state: RunState
+    say: Callable[[str], None]
     lifeline: Lifeline
     stack: AsyncExitStack
 
@@ -103,6 +109,7 @@ class _Starter:
             environ=engine_environ(**self._worker_settings(url, simulator)),
             lifeline=self.lifeline,
             state=self.state,
+            say=self.say,
         )
         self.stack.push_async_callback(fleet.stop, grace_s=IDLE_STOP_S)
         await fleet.start(redis, key_prefix=self.settings.key_prefix)

@@ -21,7 +21,7 @@ from .models import ModelCheck
 from .options import RunOptions
 from .output import OutputFile
 from .progress import show_progress
-from .rows import RowReader
+from .rows import BadRow, RowReader
 from .services import Services, running_services
 from .shelf import Shelf
 from .source import RowSource, count_rows
@@ -34,6 +34,7 @@ __all__ = ["Session"]
 DRAIN_S = 10.0
 MIN_WINDOW_JOBS = 2_000
 WINDOW_PER_SLOT = 8
+SHOWN_BAD_ROWS = 10
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -76,7 +77,7 @@ class Session:
     async def _run(self, state: RunState) -> Outcome:
         with ExitStack() as files:
             output = OutputFile.open(self._options.output)
-            files.callback(output.close)
+            files.callback(self._close, output)
             catalog = self._catalog()
             source = self._source(output, catalog)
             files.callback(source.close)
@@ -86,6 +87,11 @@ class Session:
                 return await self._serve(source, output, catalog, state)
             except _Interrupted:
                 return self._outcome(time.monotonic(), interrupted=True)
+
+    def _close(self, output: OutputFile) -> None:
+        output.close()
+        if not self._has_submitted:
+            output.discard()
 
     def _catalog(self) -> Catalog | None:
         if self._options.workers == 0:
@@ -118,7 +124,10 @@ class Session:
 
     async def _serve(self, source: RowSource, output: OutputFile, catalog: Catalog | None, state: RunState) -> Outcome:
         async with AsyncExitStack() as stack:
-            starting = running_services(self._options, settings=self._settings, catalog=catalog, state=state)
+            self._say(self._options.services_text())
+            starting = running_services(
+                self._options, settings=self._settings, catalog=catalog, state=state, say=self._say
+            )
             services = await beside(stack.enter_async_context(starting), self._until_interrupted())
             queue = PromptQueue(services.redis_url, key_prefix=self._settings.key_prefix)
             stack.push_async_callback(queue.aclose)
@@ -143,11 +152,12 @@ class Session:
             tally=self._tally,
             window=Window(jobs=max(MIN_WINDOW_JOBS, WINDOW_PER_SLOT * slots)),
             stop=self._stop,
+            on_bad_row=self._show_bad_row,
         )
 
     async def _convey(self, conveyor: Conveyor, services: Services) -> Outcome:
         async def drain() -> None:
-            self._console.print("Stopping: what is being answered is finished first. Ctrl-C again: stop at once.")
+            self._say("Stopping: what is being answered is finished first. Ctrl-C again: stop at once.")
             if services.fleet is not None:
                 await services.fleet.stop(grace_s=DRAIN_S, hurry=self._hurry)
 
@@ -158,6 +168,15 @@ class Session:
         )
         await beside(conveyor.run(drain=drain), services.watch(), progress, self._count())
         return self._outcome(started_s, interrupted=self._stop.is_set())
+
+    def _show_bad_row(self, bad: BadRow) -> None:
+        if self._tally.bad_rows <= SHOWN_BAD_ROWS:
+            self._say(f"{self._options.input}:{bad.line}: {bad.reason}")
+        elif self._tally.bad_rows == SHOWN_BAD_ROWS + 1:
+            self._say("There are more bad rows; the output names them all.")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _outcome(self, started_s: float, *, interrupted: bool) -> Outcome:
         return Outcome(

@@ -36,5 +36,5 @@ class Shelf:
                     pipe.exists(name)
                 found = await pipe.execute()
         except RedisError as error:
-            raise RunError(f"Redis does not answer: {error}. Run the same command again to continue.") from None
+            raise RunError(f"Redis does not answer: {error}.") from None
         return {job_id for job_id, exists in zip(names, found, strict=True) if exists}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,8 @@ def summary_numbers(outcome: Outcome) -> dict[str, Any]:
     """The summary of `--json`.
 
     It counts this run alone: rows that an earlier run finished are in `kept`. `latency_s` is from a job's first
-    start to its answer. `cost_usd` is None when no cost is known; `unpriced` answers are not in it.
+    start to its answer, `errors` counts failed jobs and bad rows by code. `cost_usd` is None when no cost is known;
+    `unpriced` answers are not in it.
     """
     tally = outcome.tally
     return {
@@ -57,7 +59,7 @@ def summary_numbers(outcome: Outcome) -> dict[str, Any]:
         "rate_limited": tally.rate_limited,
         "cached": tally.cached,
         "provider_calls": tally.attempts,
-        "errors": dict(tally.errors.most_common()),
+        "errors": dict((tally.failures + tally.refusals).most_common()),
         "kept": tally.kept,
         "bad_rows": tally.bad_rows,
         "unfinished": tally.submitted - tally.ended,
@@ -94,8 +96,8 @@ def next_step(outcome: Outcome, *, output: Path, arguments: Sequence[str]) -> st
 def _lines(outcome: Outcome, tally: Tally) -> list[tuple[str, str]]:
     return [
         ("succeeded", f"{tally.statuses['succeeded']:,}"),
-        ("failed", _failures(tally)),
-        ("bad rows", f"{tally.bad_rows:,}" if tally.bad_rows else ""),
+        ("failed", _with_codes(tally.ended - tally.statuses["succeeded"], tally.failures)),
+        ("bad rows", _with_codes(tally.bad_rows, tally.refusals)),
         ("kept", f"{tally.kept:,} from an earlier run" if tally.kept else ""),
         ("unfinished", f"{tally.submitted - tally.ended:,}" if outcome.interrupted else ""),
         ("time", f"{outcome.wall_s:.1f} s, after {outcome.startup_s:.1f} s to start"),
@@ -110,10 +112,9 @@ def _lines(outcome: Outcome, tally: Tally) -> list[tuple[str, str]]:
     ]
 
 
-def _failures(tally: Tally) -> str:
-    failed = tally.ended - tally.statuses["succeeded"]
-    codes = ", ".join(f"{code} {count:,}" for code, count in tally.errors.most_common())
-    return f"{failed:,} ({codes})" if failed else ""
+def _with_codes(total: int, counts: Counter[str]) -> str:
+    codes = ", ".join(f"{code} {count:,}" for code, count in counts.most_common())
+    return f"{total:,} ({codes})" if total else ""
 
 
 def _throughput(outcome: Outcome) -> str:

@@ -22,9 +22,9 @@ class Tally:
     def __init__(self) -> None:
         self.kept = 0
         self.submitted = 0
-        self.bad_rows = 0
         self.statuses: Counter[str] = Counter()
-        self.errors: Counter[str] = Counter()
+        self.failures: Counter[str] = Counter()
+        self.refusals: Counter[str] = Counter()
         self.prompt_fields: Counter[str] = Counter()
         self.latency = LatencyHistogram()
         self.input_tokens = 0
@@ -40,6 +40,11 @@ class Tally:
     def ended(self) -> int:
         """Jobs that have ended, well or badly."""
         return self.statuses.total()
+
+    @property
+    def bad_rows(self) -> int:
+        """Rows that could not be sent."""
+        return self.refusals.total()
 
     @property
     def rows(self) -> int:
@@ -58,13 +63,12 @@ class Tally:
             self.prompt_fields[row.field] -= 1
 
     def refuse(self, bad: BadRow) -> None:
-        self.bad_rows += 1
-        self.errors[bad.code] += 1
+        self.refusals[bad.code] += 1
 
     def end(self, result: PromptResult) -> None:
         self.statuses[result.status] += 1
         if result.error is not None:
-            self.errors[result.error.code] += 1
+            self.failures[result.error.code] += 1
         self.attempts += result.attempts
         self.rate_limited += sum(attempt.http_status == 429 for attempt in _failed_attempts(result))
         self.cached += result.cached

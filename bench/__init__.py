@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m bench`, or `make bench`. docs/performance.md explains the method and keeps the figures."""

@@ -1,0 +1,5 @@
+"""`python -m bench`."""
+
+from .command import main
+
+main()

@@ -1,0 +1,55 @@
+"""How much each benchmark does: the whole run takes about seven minutes, a quick one about one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["QUICK", "WHOLE", "Plan"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Sizes, in jobs unless the name says otherwise."""
+
+    repeats: int
+    jobs: int
+    few_in_flight_jobs: int
+    """Through 50 places: 200 ms each makes them slow."""
+    stock_jobs: int
+    latency_jobs: int
+    enqueued_singly: int
+    enqueued_in_bulk: int
+    idle_s: float
+    article_jobs: int
+    held_jobs: int
+    """In flight at once, to see what one weighs."""
+    rows: int
+
+
+WHOLE = Plan(
+    repeats=3,
+    jobs=10_000,
+    few_in_flight_jobs=2_000,
+    stock_jobs=2_000,
+    latency_jobs=400,
+    enqueued_singly=4_000,
+    enqueued_in_bulk=40_000,
+    idle_s=10.0,
+    article_jobs=10_000,
+    held_jobs=2_000,
+    rows=100_000,
+)
+
+QUICK = Plan(
+    repeats=1,
+    jobs=4_000,
+    few_in_flight_jobs=600,
+    stock_jobs=600,
+    latency_jobs=100,
+    enqueued_singly=1_000,
+    enqueued_in_bulk=10_000,
+    idle_s=5.0,
+    article_jobs=1_000,
+    held_jobs=1_000,
+    rows=10_000,
+)

@@ -1,0 +1,65 @@
+"""The simulated provider as a process, and what it has served."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from .processes import BenchError, python, running
+from .workload import MODEL
+
+__all__ = ["Provider", "Served", "running_provider"]
+
+GREETING = "listening on "
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """Calls since the last reset."""
+
+    calls: int
+    in_flight: int
+    peak_in_flight: int
+
+
+class Provider:
+    """A running simulated provider."""
+
+    def __init__(self, url: str, session: aiohttp.ClientSession) -> None:
+        self.url = url
+        self._root = url.removesuffix("/v1")
+        self._session = session
+
+    async def reset(self) -> None:
+        """Count from zero."""
+        async with self._session.post(f"{self._root}/__reset") as response:
+            response.raise_for_status()
+
+    async def served(self) -> Served:
+        async with self._session.get(f"{self._root}/__stats") as response:
+            stats: dict[str, Any] = await response.json()
+        failed = {status: n for status, n in stats["by_status"].items() if status != "200"}
+        if failed:
+            raise BenchError(f"The provider did not answer all calls with 200: {failed}")
+        return Served(stats["calls"], stats["in_flight"], stats["peak_in_flight"])
+
+    def catalogue(self) -> str:
+        """The TOML that sends everything here."""
+        return (
+            f"[providers.bench]\nbase_url = {json.dumps(self.url)}\napi_keys = []\n\n"
+            f'[models."{MODEL}"]\nprovider = "bench"\n'
+        )
+
+
+@asynccontextmanager
+async def running_provider(directory: Path, *, latency_ms: float) -> AsyncIterator[Provider]:
+    """Start one that answers each call after exactly `latency_ms`."""
+    command = python("workers.simulator", "--port", 0, "--latency-ms", latency_ms, "--jitter", 0)
+    async with running(command, log=directory / "provider.log") as child, aiohttp.ClientSession() as session:
+        yield Provider((await child.first_line()).removeprefix(GREETING), session)

@@ -1,0 +1,264 @@
+"""Lines of the input: what they ask for, and how a bad one is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tasks.request import new_job
+from workers.run.conveyor import _submission
+from workers.run.custom_ids import CustomIds
+from workers.run.errors import UnusableInput
+from workers.run.input_file import MAX_LINE_BYTES, InputFile, Line
+from workers.run.rows import PROMPT_NAMES, BadRow, Row, RowReader
+
+CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
+
+
+def read(data: object, **options: object) -> Row | BadRow:
+    text = data if isinstance(data, bytes) else json.dumps(data).encode()
+    return RowReader(**options).read(Line(7, text))  # type: ignore[arg-type]
+
+
+def good(data: object, **options: object) -> Row:
+    row = read(data, **options)
+    assert isinstance(row, Row), row
+    return row
+
+
+def reason(data: object, **options: object) -> str:
+    row = read(data, **options)
+    assert isinstance(row, BadRow), row
+    return row.reason
+
+
+# -- forms
+
+
+def test_batch_line_keeps_its_id_and_its_body() -> None:
+    body = {"model": "gpt-4o", **CHAT, "metadata": {"theirs": 1}, "temperature": 0.5}
+    row = good({"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": body})
+    assert (row.custom_id, row.kind, row.body) == ("a", "chat", body)
+
+
+def test_batch_line_for_embeddings() -> None:
+    row = good({"custom_id": "a", "url": "/v1/embeddings", "body": {"model": "m", "input": "text"}})
+    assert row.kind == "embed"
+
+
+@pytest.mark.parametrize(
+    ("data", "part"),
+    [
+        ({"method": "GET", "body": CHAT}, "method"),
+        ({"url": "/v1/images", "body": CHAT}, "url"),
+        ({"url": "/v1/embeddings", "body": CHAT}, "`body` has no `input`"),
+        ({"body": {}}, "neither `messages` nor `input`"),
+    ],
+)
+def test_batch_line_that_is_none(data: object, part: str) -> None:
+    assert part in reason(data)
+
+
+def test_request_body_is_taken_as_it_is() -> None:
+    row = good({**CHAT, "model": "gpt-4o", "prompt": "not this", "seed": 2**70})
+    assert row.body == {**CHAT, "model": "gpt-4o", "prompt": "not this", "seed": 2**70}
+    assert row.field is None
+
+
+def test_request_body_stands_over_the_named_field() -> None:
+    assert good({**CHAT, "question": "not this"}, field="question").field is None
+
+
+@pytest.mark.parametrize(
+    ("data", "options"),
+    [
+        ({"input": ["a", "b"]}, {}),
+        ({"input": "a", "model": "embedding-v2"}, {}),
+        ({"input": "a"}, {"model": "text-embedding-3-small"}),
+    ],
+)
+def test_input_is_an_embedding(data: object, options: dict[str, object]) -> None:
+    assert good(data, **options).kind == "embed"
+
+
+def test_input_alone_is_a_prompt() -> None:
+    row = good({"input": "Hello"})
+    assert (row.kind, row.field, row.body["messages"]) == ("chat", "input", CHAT["messages"])
+
+
+@pytest.mark.parametrize("name", PROMPT_NAMES)
+def test_usual_names_are_found(name: str) -> None:
+    row = good({name: "Hello", "answer": "42"})
+    assert (row.field, row.body) == (name, {"model": "gpt-4o-mini", **CHAT})
+
+
+def test_named_field_is_the_prompt() -> None:
+    assert good({"prompt": "no", "q": "Hello"}, field="q").body["messages"] == CHAT["messages"]
+
+
+def test_several_possible_prompts_are_refused() -> None:
+    assert "--field" in reason({"prompt": "a", "text": "b"})
+
+
+# -- model, id, options
+
+
+def test_model_of_the_option_then_the_row_then_the_default() -> None:
+    assert good({**CHAT, "model": "theirs"}, model="ours").model == "ours"
+    assert good({**CHAT, "model": "theirs"}).model == "theirs"
+    assert good(CHAT).model == "gpt-4o-mini"
+
+
+def test_custom_id_defaults_to_the_line() -> None:
+    assert good(CHAT).custom_id == "row-7"
+    assert good({**CHAT, "custom_id": 12}).custom_id == "12"
+
+
+def test_own_options_do_not_meet_the_providers_fields() -> None:
+    row = good({**CHAT, "metadata": {"theirs": 1}, "promptmill": {"metadata": {"ours": 1}, "priority": "normal"}})
+    job = new_job(**_submission(row, "an-id"))
+    assert json.loads(job.body)["metadata"] == {"theirs": 1}
+    assert '"ours"' in job.options
+    assert job.priority == "normal"
+
+
+def test_a_file_waits_behind_people() -> None:
+    assert new_job(**_submission(good(CHAT), "an-id")).priority == "bulk"
+
+
+@pytest.mark.parametrize("key", ["__type__", "__value__"])
+def test_keys_that_mean_something_to_kombu_pass_unchanged(key: str) -> None:
+    row = good({**CHAT, key: "datetime"})
+    assert json.loads(new_job(**_submission(row, "an-id")).body)[key] == "datetime"
+
+
+# -- digest
+
+
+def test_digest_changes_with_all_that_decides_the_answer() -> None:
+    digests = {
+        good(CHAT).digest,
+        good(CHAT, model="gpt-4o").digest,
+        good(CHAT, simulated=True).digest,
+        good({**CHAT, "seed": 1}).digest,
+        good({"input": ["Hello"]}).digest,
+    }
+    assert len(digests) == 5
+
+
+def test_digest_does_not_see_how_a_row_is_written() -> None:
+    spaced = json.dumps({"custom_id": "x", **CHAT}, indent=1).replace("\n", " ").encode()
+    assert good(spaced).digest == good(CHAT).digest
+
+
+# -- bad rows
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (b"hello", "not JSON: Expecting value at column 1"),
+        (b'{"prompt": NaN}', "NaN"),
+        (b'{"prompt": -Infinity}', "Infinity"),
+        (b'{"prompt": "\xff"}', "not UTF-8"),
+        (b"[1]", "it is a list"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b'{"n": ' + b"1" * 5_000 + b"}", "too many digits"),
+        (b'{"answer": "x"}', "'answer'"),
+        (b'{"prompt": " "}', "is empty"),
+        (b'{"prompt": "x", "model": 3}', "`model` holds a number"),
+        (b'{"prompt": "x", "custom_id": {}}', "`custom_id` holds an object"),
+        (b'{"prompt": "x", "custom_id": "\\ud800"}', "lone surrogate"),
+        (b'{"prompt": "x", "promptmill": {"prioritty": 1}}', "'prioritty'"),
+    ],
+)
+def test_bad_rows_say_why(text: bytes, part: str) -> None:
+    assert part in reason(text)
+
+
+def test_a_reason_never_repeats_the_prompt() -> None:
+    assert "hush" not in reason(b'{"prompt": "hush", "model": {"hush": "hush"}}')
+    assert "hush" not in reason(b'{"prompt": "hush')
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_a_row_or_a_bad_row(text: bytes) -> None:
+    assert isinstance(RowReader().read(Line(1, text)), Row | BadRow)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(st.text().filter(lambda name: name not in {"messages", "body"}), json_values, max_size=4))
+def test_what_a_request_holds_reaches_the_queue_unchanged(fields: dict[str, object]) -> None:
+    row = read({**fields, **CHAT})
+    if isinstance(row, BadRow) or fields.get("stream"):
+        return
+    sent = json.loads(new_job(**_submission(row, "an-id")).body)
+    expected = {name: value for name, value in fields.items() if name not in {"custom_id", "promptmill"}}
+    assert sent == {**CHAT, **expected, "model": row.model}
+
+
+# -- lines
+
+
+def lines_of(tmp_path: Path, content: bytes, *, limit: int | None = None) -> list[Line]:
+    path = tmp_path / "input.jsonl"
+    path.write_bytes(content)
+    with InputFile(path, limit=limit) as lines:
+        return list(lines)
+
+
+def test_blank_lines_and_a_byte_order_mark_are_no_rows(tmp_path: Path) -> None:
+    found = lines_of(tmp_path, b"\xef\xbb\xbf{}\n\n  \r\n{}\r\n{}")
+    assert [(line.number, line.text) for line in found] == [(1, b"{}"), (4, b"{}"), (5, b"{}")]
+
+
+def test_limit_counts_rows_and_not_lines(tmp_path: Path) -> None:
+    assert [line.number for line in lines_of(tmp_path, b"\n1\n\n2\n3\n", limit=2)] == [2, 4]
+
+
+def test_a_line_that_is_too_long_is_skipped_and_named(tmp_path: Path) -> None:
+    found = lines_of(tmp_path, b"1\n" + b"x" * (MAX_LINE_BYTES + 100_000) + b"\n3\n")
+    assert [(line.number, line.text) for line in found] == [(1, b"1"), (2, None), (3, b"3")]
+    assert "16 MiB" in str(RowReader().read(found[1]))
+
+
+def test_take_stops_at_the_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "input.jsonl"
+    path.write_bytes(b"aaaa\n" * 10)
+    with InputFile(path) as lines:
+        assert len(lines.take(max_lines=100, max_bytes=8)) == 2
+        assert len(lines.take(max_lines=3, max_bytes=1_000)) == 3
+
+
+def test_input_that_can_not_be_read_again_is_refused(tmp_path: Path) -> None:
+    for path, part in ((tmp_path, "directory"), (Path("/dev/null"), "regular file"), (tmp_path / "no", "No such")):
+        with pytest.raises(UnusableInput, match=part):
+            InputFile(path)
+
+
+# -- custom ids
+
+
+@given(st.lists(st.text(max_size=5)))
+def test_custom_ids_are_a_set(texts: list[str]) -> None:
+    ids, known = CustomIds(), set()
+    for text in texts:
+        assert ids.add(text) is (text not in known)
+        known.add(text)
+    assert len(ids) == len(known)
+
+
+def test_custom_ids_grow() -> None:
+    ids = CustomIds()
+    assert all(ids.add(f"row-{number}") for number in range(5_000))
+    assert not any(ids.add(f"row-{number}") for number in range(5_000))

@@ -1,0 +1,180 @@
+"""What a channel says to Redis: each script with its keys and arguments, and what becomes of the reply. No I/O.
+
+A command's `on_reply` gets Redis's reply, or an exception: then nobody knows whether the command was carried out. All of
+them may be said twice, because a fence is never given twice: what the first has done, the second leaves alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from tasks import keys
+
+from . import scripts
+from .leases import Grave, Lease, Leases
+from .messages import dead_letter
+
+__all__ = ["TAKE_BYTES", "TAKE_LIMIT", "Command", "Commands", "Exchanged", "Reply"]
+
+TAKE_LIMIT = 500
+TAKE_BYTES = 4 * 1024 * 1024
+"""One exchange takes at most so many messages, and stops after so many bytes."""
+
+ACKS = 1000
+"""One exchange carries at most so many acknowledgements."""
+
+Reply = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command's words, and who gets the reply."""
+
+    args: tuple[Any, ...]
+    on_reply: Callable[[Reply], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Exchanged:
+    """What came of an exchange. `taken`: tag, queue and text of each message. Times by Redis's clock, in ms."""
+
+    now_ms: int
+    next_due_ms: int | None
+    taken: list[tuple[str, str, bytes]]
+    acked: int
+    room: int
+
+    @property
+    def emptied(self) -> bool:
+        """Whether the queues had no more."""
+        return len(self.taken) < self.room and sum(len(raw) for _, _, raw in self.taken) < TAKE_BYTES
+
+
+class Commands:
+    """Knows the keys of one broker. `prefix` is kombu's `global_keyprefix`, which stands before all of them."""
+
+    def __init__(
+        self, leases: Leases, *, prefix: str, unacked: str, index: str, steps: Sequence[int], separator: str, lease_s: float
+    ) -> None:
+        self._leases = leases
+        self._prefix = prefix
+        self._lease_keys = (prefix + unacked, prefix + index, prefix + keys.LEASES)
+        self._steps = ",".join(map(str, steps))
+        self._separator = separator
+        self._lease_ms = int(lease_s * 1000)
+
+    def exchange(
+        self, queues: Sequence[str], lists: Callable[[str], list[str]], *, room: int, then: Callable[[Exchanged], None]
+    ) -> Command:
+        """Acknowledge what is done and take up to `room` messages. `lists` names a queue's lists, most urgent first."""
+        leases = self._leases
+        acks, leases.acks = leases.acks[:ACKS], leases.acks[ACKS:]
+        started, leases.started_jobs = leases.started_jobs[:ACKS], leases.started_jobs[ACKS:]
+        room = max(min(room, TAKE_LIMIT), 0)
+        queue_keys = [[self._prefix + keys.delayed(queue), *map(self.key, lists(queue))] for queue in queues]
+        args = (
+            *_evalsha(scripts.EXCHANGE, *self._lease_keys, self.key(keys.FENCE), *sum(queue_keys, [])),
+            room,
+            TAKE_BYTES,
+            self._lease_ms,
+            len(queue_keys[0]) - 1 if queue_keys else 0,
+            self._steps,
+            self._separator,
+            len(queues),
+            len(started),
+            keys.RECORD_TTL_S,
+            *queues,
+            *(word for job_id, has_record in started for word in (self.key(keys.job(job_id)), int(has_record))),
+            *acks,
+        )
+
+        def on_reply(reply: Reply) -> None:
+            if isinstance(reply, Exception):
+                leases.acks[:0] = acks
+                leases.started_jobs[:0] = started
+                raise reply
+            now_ms, due_ms, *rest = reply
+            taken = [(rest[i].decode(), queues[rest[i + 1] - 1], rest[i + 2]) for i in range(0, len(rest), 3)]
+            then(Exchanged(now_ms, due_ms if due_ms >= 0 else None, taken, acked=len(acks), room=room))
+
+        return Command(args, on_reply)
+
+    def heartbeat(
+        self, tags: Sequence[str], *, seen_ms: int, heartbeat_s: float, on_reply: Callable[[Reply], None]
+    ) -> Command:
+        """Renew these leases, end those of the dead, and hear of cancellations after `seen_ms`."""
+        args = (
+            *_evalsha(scripts.HEARTBEAT, *self._lease_keys, self.key(keys.REAPER), self.key(keys.CANCELLED)),
+            self._lease_ms,
+            int(heartbeat_s * 1000),
+            self._steps,
+            self._separator,
+            self._prefix,
+            keys.DELAYED_PREFIX,
+            keys.job(""),
+            seen_ms,
+            keys.RECORD_TTL_S * 1000,
+            *tags,
+        )
+        return Command(args, on_reply)
+
+    def cancel(self, job_ids: Sequence[str], *, on_reply: Callable[[Reply], None]) -> Command:
+        """Have Redis remember that these jobs are cancelled."""
+        return Command((*_evalsha(scripts.CANCEL, self.key(keys.CANCELLED)), *job_ids), on_reply)
+
+    def news(self, *, now_ms: int) -> list[Command]:
+        """Everything that Redis must be told but acknowledgements, which travel with the exchange."""
+        leases = self._leases
+        commands: list[Command] = []
+        if leases.returns:
+            returns, leases.returns = leases.returns, []
+            commands.append(self._hand_back(returns))
+        delays, leases.delays = leases.delays, []
+        commands += [self._delay(lease, due_ms) for lease, due_ms in delays]
+        graves, leases.graves = leases.graves, []
+        commands += [self._bury(grave, now_ms) for grave in graves if leases.tell_end(grave)]
+        return commands
+
+    def key(self, name: str) -> str:
+        """The key as it stands in Redis."""
+        return self._prefix + name
+
+    def _hand_back(self, returns: list[Lease]) -> Command:
+        args = (
+            *_evalsha(scripts.HAND_BACK, *self._lease_keys),
+            self._steps,
+            self._separator,
+            self._prefix,
+            keys.job(""),
+            *(word for lease in returns for word in (lease.tag, int(lease.started))),
+        )
+        return Command(args, partial(_or_again, self._leases.returns, returns))
+
+    def _delay(self, lease: Lease, due_ms: int) -> Command:
+        args = (*_evalsha(scripts.DELAY, *self._lease_keys, self.key(keys.delayed(lease.queue))), lease.tag, due_ms)
+        return Command(args, partial(_or_again, self._leases.delays, [(lease, due_ms)]))
+
+    def _bury(self, grave: Grave, now_ms: int) -> Command:
+        dead_keys = (*self._lease_keys, self.key(keys.DEAD), self.key(keys.DEAD_COUNTS))
+        args = (
+            *_evalsha(scripts.BURY, *dead_keys),
+            grave.lease.tag,
+            dead_letter(grave, now_ms),
+            grave.kind,
+            keys.DEAD_LIMIT,
+        )
+        return Command(args, partial(_or_again, self._leases.graves, [grave]))
+
+
+def _evalsha(script: scripts.Script, *ks: str) -> tuple[Any, ...]:
+    return ("EVALSHA", script.sha, len(ks), *ks)
+
+
+def _or_again(queue: list[Any], items: list[Any], reply: Reply) -> None:
+    """Keep what a command carried that may not have been carried out."""
+    if isinstance(reply, Exception):
+        queue[:0] = items
+        raise reply

@@ -1,0 +1,72 @@
+"""Celery's consumer, which never gives up on Redis and never writes a message's body into the log.
+
+Selected by `worker_consumer = "workers.broker.consumer:Consumer"`.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import partial
+from typing import Any
+
+from celery import signals
+from celery.worker.consumer import Consumer as CeleryConsumer
+
+from .channel import Channel
+
+__all__ = ["Consumer"]
+
+logger = logging.getLogger("promptmill.broker")
+
+RECONNECT_S = 1.0
+"""Pause between attempts to reach a Redis that is away. Celery's own pauses grow to 30 s."""
+
+
+class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery publishes no types
+    """What Celery logs of a message that it can't use holds the first kilobyte of the body, and so the prompt.
+
+    Here such a message is buried with a reason of ours; the dead letters, which only `promptmill dead` shows, keep it.
+    """
+
+    def ensure_connected(self, conn: Any) -> Any:
+        # Celery passes kombu no intervals, and has no setting for them.
+        conn.ensure_connection = partial(
+            conn.ensure_connection, interval_start=RECONNECT_S, interval_step=0, interval_max=RECONNECT_S
+        )
+        return super().ensure_connected(conn)
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        if not isinstance(message.channel, Channel):
+            super().on_unknown_task(body, message, exc)
+            return
+        name = exc.args[0] if exc.args else None
+        _condemn(message, "unknown_task", f"no worker knows the task {name!r}")
+        message.reject_log_error(logger, self.connection_errors)
+        signals.task_unknown.send(sender=self, message=message, exc=exc, name=name, id=message.headers.get("id"))
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        if not isinstance(message.channel, Channel):
+            super().on_invalid_task(body, message, exc)
+            return
+        _condemn(message, "invalid", f"it is not a valid task message ({type(exc).__name__})")
+        message.reject_log_error(logger, self.connection_errors)
+        signals.task_rejected.send(sender=self, message=message, exc=exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        if not isinstance(message.channel, Channel):
+            super().on_unknown_message(body, message)
+            return
+        _condemn(message, "invalid", "it names no task")
+        message.reject_log_error(logger, self.connection_errors)
+        signals.task_rejected.send(sender=self, message=message, exc=None)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        if not isinstance(message.channel, Channel):
+            super().on_decode_error(message, exc)
+            return
+        _condemn(message, "unreadable", f"its body can't be decoded ({type(exc).__name__})")
+        message.ack_log_error(logger, self.connection_errors)
+
+
+def _condemn(message: Any, kind: str, reason: str) -> None:
+    message.channel.leases.condemn(message.delivery_tag, kind, reason[:500])

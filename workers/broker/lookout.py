@@ -1,0 +1,85 @@
+"""When a channel looks for messages: at once while there are some, else when Redis says so or one is due."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from kombu.asynchronous import get_event_loop
+
+if TYPE_CHECKING:
+    from .commands import Exchanged
+
+__all__ = ["Lookout"]
+
+IDLE_LOOK_S = 1.0
+"""An idle worker looks so often without being told: for messages that are due, and in case a notification was lost."""
+
+POLL_S = 0.2
+"""How often an idle worker looks where Redis can't notify it: five commands a second, the most we allow ourselves."""
+
+BUSY_ITEMS = 8
+LINGER_S = 0.005
+"""After an exchange of at least so many messages, the next one waits so long for company."""
+
+
+class Lookout:
+    """Decides when the next exchange is due."""
+
+    def __init__(self) -> None:
+        self.may_be_notified = True
+        self.is_waiting = False
+        """The queues were empty, and whoever can will tell us."""
+        self.redis_ms = 0
+        """Redis's clock at the last exchange."""
+        self._look_at = 0.0
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to look."""
+        return time.monotonic() >= self._look_at
+
+    def now(self) -> None:
+        """Look as soon as possible."""
+        self.is_waiting = False
+        self._look_at = 0.0
+
+    def within(self, delay_s: float) -> None:
+        """Look after this time, or earlier if that was planned."""
+        self._plan(min(delay_s, max(self._look_at - time.monotonic(), 0.001)))
+
+    def later(self) -> None:
+        """Look no more than an idle worker does: Redis is unwell."""
+        self._plan(IDLE_LOOK_S)
+
+    def learn(self, exchanged: Exchanged) -> bool:
+        """Plan the next look by what the last one brought. True: wait to be told."""
+        self.redis_ms = exchanged.now_ms
+        if exchanged.taken:
+            self.is_waiting = False
+        if exchanged.room == 0 or not exchanged.emptied:
+            busy = len(exchanged.taken) + exchanged.acked >= BUSY_ITEMS
+            self._plan(LINGER_S if busy else 0.0)
+            return False
+        if self.is_waiting and not self.is_due:
+            return False
+        self._wait(exchanged.next_due_ms)
+        return True
+
+    def _wait(self, next_due_ms: int | None) -> None:
+        look_in_s = IDLE_LOOK_S if self.may_be_notified else POLL_S
+        if next_due_ms is not None:
+            look_in_s = min(look_in_s, max(next_due_ms - self.redis_ms, 0) / 1000 + 0.001)
+        self._plan(look_in_s)
+        self.is_waiting = True
+
+    def _plan(self, delay_s: float) -> None:
+        self._look_at = time.monotonic() + delay_s
+        hub = get_event_loop()
+        if hub is not None and delay_s:
+            # The hub's poll would sleep through it; a timer ends the poll, and the next tick looks.
+            hub.call_later(delay_s, _nothing)
+
+
+def _nothing() -> None:
+    pass

@@ -1,0 +1,124 @@
+"""A message's text as kombu puts it into Redis, and what a worker must know of it before Celery does. No I/O."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import orjson
+from celery.app.task import Context
+from kombu.utils.json import loads as kombu_loads
+
+if TYPE_CHECKING:
+    from .leases import Grave
+
+__all__ = ["Delivery", "Unreadable", "context", "dead_letter", "read"]
+
+HISTORY = "promptmill"
+"""The field that the scripts append to a message that was given back (message.lua)."""
+
+
+class Unreadable(ValueError):
+    """It is not a Celery message. The text says why, without the message's content."""
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A message as kombu wants it, and its past. `due_ms` by Redis's clock; None: now."""
+
+    payload: dict[str, Any]
+    deliveries: int = 0
+    suspected: bool = False
+    due_ms: int | None = None
+
+    def ready(self, tag: str) -> dict[str, Any]:
+        """The payload, marked for its consumer."""
+        headers, properties = self.payload["headers"], self.payload["properties"]
+        # It is due by Redis's clock; left in, Celery would ask this machine's clock again.
+        headers["eta"] = None
+        if self.deliveries or self.suspected:
+            headers["redelivered"] = True
+            headers["suspected_double_payment"] = self.suspected
+            properties.setdefault("delivery_info", {})["redelivered"] = True
+        properties["delivery_tag"] = tag
+        return self.payload
+
+
+def read(raw: bytes) -> Delivery:
+    """Take a message's text apart. Raises Unreadable."""
+    payload = _parse(raw)
+    history = payload.pop(HISTORY, None) or {}
+    return Delivery(
+        payload,
+        deliveries=history.get("deliveries", 0),
+        suspected=bool(history.get("suspected")),
+        due_ms=_due_ms(payload["headers"].get("eta")),
+    )
+
+
+def _parse(raw: bytes) -> dict[str, Any]:
+    try:
+        # Headers may carry what kombu encodes with `__type__` (dates); that needs kombu's decoder, which is slower.
+        payload = kombu_loads(raw.decode()) if b'"__type__"' in raw else orjson.loads(raw)
+    except Exception:  # noqa: BLE001 - kombu's hooks raise what they like; the text may quote the message
+        raise Unreadable("it is not JSON") from None
+    if not isinstance(payload, dict):
+        raise Unreadable("it is JSON, but not an object")
+    for name in ("headers", "properties"):
+        if not isinstance(payload.get(name), dict):
+            raise Unreadable(f"it has no {name}")
+    if not isinstance(payload.get("body"), str):
+        raise Unreadable("it has no body")
+    return payload
+
+
+def _due_ms(eta: Any) -> int | None:
+    """When a message with this `eta` header is due (ms since the epoch). None: now, or for Celery to complain about."""
+    if isinstance(eta, datetime):
+        when = eta
+    elif isinstance(eta, str):
+        try:
+            when = datetime.fromisoformat(eta)
+        except ValueError:
+            return None
+    else:
+        return None
+    if when.tzinfo is None:
+        when = when.replace(tzinfo=UTC)
+    return int(when.timestamp() * 1000)
+
+
+def context(raw: bytes) -> Context:
+    """What Celery knows of a message's task: the fields of `task.request`. Raises ValueError, KeyError, TypeError."""
+    payload = orjson.loads(raw)
+    headers = payload["headers"]
+    try:
+        embedded = orjson.loads(base64.b64decode(payload["body"]))[2]
+    except (ValueError, LookupError, TypeError):
+        embedded = {}
+    return Context({**headers, **embedded, "id": headers["id"], "delivery_info": {}})
+
+
+def dead_letter(grave: Grave, at_ms: int) -> str:
+    """What is kept of a message that no worker could do. It holds the message, and so the prompt."""
+    try:
+        headers = orjson.loads(grave.lease.raw)["headers"]
+        job_id, task = headers.get("id"), headers.get("task")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        job_id = task = None
+    letter = {
+        "id": job_id or grave.lease.tag,
+        "task": task,
+        "queue": grave.lease.queue,
+        "kind": grave.kind,
+        "reason": grave.reason,
+        "at": at_ms / 1000,
+    }
+    try:
+        letter["message"] = grave.lease.raw.decode()
+    except UnicodeDecodeError:
+        letter["message_base64"] = base64.b64encode(grave.lease.raw).decode()
+    return json.dumps(letter)

@@ -1,0 +1,92 @@
+"""How kombu's consumer counts, acknowledges and rejects what it holds: through the leases."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+
+from tasks import keys
+
+from .commands import TAKE_LIMIT
+
+if TYPE_CHECKING:
+    from .leases import Leases
+
+__all__ = ["Message", "QoS"]
+
+RESTORE_LIMIT = 100
+"""Messages of dead stock workers given back in one go."""
+
+
+class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu publishes no types
+    """Counts what the consumer holds, and passes acknowledgements on to the leases."""
+
+    @property
+    def _leases(self) -> Leases:
+        leases: Leases = self.channel.leases
+        return leases
+
+    def can_consume(self) -> bool:
+        return self.room() > 0
+
+    def room(self) -> int:
+        """How many more messages may be taken now."""
+        limit = self.prefetch_count or TAKE_LIMIT
+        return int(limit) - len(self._leases.held)
+
+    def append(self, message: Any, delivery_tag: str) -> None:
+        virtual.QoS.append(self, message, delivery_tag)
+
+    def ack(self, delivery_tag: str) -> None:
+        self._leases.ack(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def reject(self, delivery_tag: str, requeue: bool = False) -> None:
+        if requeue:
+            self._leases.hand_back(delivery_tag)
+        else:
+            self._leases.bury(delivery_tag)
+        virtual.QoS.ack(self, delivery_tag)
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """kombu calls it when the channel closes. Leases outlive it; see `Channel.close`."""
+        self._on_collect.cancel()
+
+    def restore_unacked(self, client: Any = None) -> None:
+        for tag in tuple(self._delivered):
+            self._leases.hand_back(tag)
+        self._delivered.clear()
+
+    def restore_visible(self, start: int = 0, num: int | None = None, interval: int = 10) -> None:
+        """Give back what stock workers took and did not end within the visibility timeout, by Redis's clock.
+
+        kombu's own asks this machine's clock, and would give back our leases too: with a clock that is hours ahead,
+        all jobs of all workers at once.
+        """
+        self._vrestore_count += 1
+        if (self._vrestore_count - 1) % (interval or 1):
+            return
+        with self.channel.conn_or_acquire() as client:
+            taken_before_s = client.time()[0] - self.visibility_timeout
+            # ZRANGE is one of the few commands that get kombu's `global_keyprefix` by themselves.
+            old = client.zrange(
+                self.unacked_index_key, 0, taken_before_s, byscore=True, offset=0, num=num or RESTORE_LIMIT
+            )
+            for tag in old:
+                if not tag.startswith(keys.LEASE_TAG_PREFIX.encode()):
+                    self.restore_by_tag(tag, client)
+
+
+class Message(virtual.Message):  # type: ignore[misc]  # kombu publishes no types
+    """A message whose body can't be read is buried when Celery drops it."""
+
+    def _decode(self) -> Any:
+        try:
+            return super()._decode()
+        except Exception as exc:
+            # The exception's own text may quote the body.
+            reason = f"its body can't be decoded ({type(exc).__name__}, content type {self.content_type!r})"
+            self.channel.leases.condemn(self.delivery_tag, "unreadable", reason[:500])
+            raise

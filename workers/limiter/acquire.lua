@@ -1,0 +1,240 @@
+-- acquire.lua: everything that a process says and hears about one limiter, in one round trip. It settles what ended,
+-- reports what waits, and is given the next run of dispatch slots: instants at which it may send.
+--
+-- A schedule is, per dimension, the instant up to which its capacity is sold (`tat:<name>`, as in GCRA). A request of
+-- cost c may go at tat + (c - burst) / rate at the earliest, and moves tat on by c / rate. A lump larger than the burst
+-- pays for the excess before it goes. So no instant is sold twice, whatever dies.
+--
+-- A call is known by (process, seq). If its reply was lost, the same call gets the same reply again and changes nothing.
+--
+-- KEYS  1 clock (hash), 2 state (hash), 3 processes (hash: id -> "expiry seen backlog held vt"),
+--       4 replies (hash: id -> "seq reply"), 5 day (hash: count of each day), 6 state of the organisation's limiter
+-- ARGV  1 now (s; '' = Redis's TIME), 2 process, 3 seq, 4 dimensions, 5 lease of a process (s), 6 longest horizon (s),
+--       7 backlog: waiters without a slot, 8 held: calls in flight and slots unused, 9 calls in flight permitted (0 = any),
+--       10 requests a day (0 = any), 11 costs of the first waiters: "count:input:output ...", 12 tokens to give back
+--       "input:output" (negative: more was used than reserved), 13 "requests:reserved:used" of what was settled,
+--       14 requests that went without a slot, 15 rate headers "name:limit:remaining:reset s ...",
+--       16 1 = this process has had a reply before, 17 1 = it leaves, 18 instants to give back (us), descending
+-- Returns {now, epoch, paused until or 0, wait, live processes, horizon, 1 = an unstated limit is being felt,
+--          all processes, why it stopped, slots ...}; instants and durations in us.
+
+local now = limiter_now(KEYS[1], ARGV[1])
+local me, seq = ARGV[2], ARGV[3]
+
+local before = redis.call('HGET', KEYS[4], me)
+if before then
+  local its_seq, text = string.match(before, '^(%d+) (.*)$')
+  if its_seq == seq then
+    local reply = {}
+    for word in string.gmatch(text, '%S+') do reply[#reply + 1] = word end
+    local epoch, pause = unpack(redis.call('HMGET', KEYS[2], 'epoch', 'pause'))
+    -- A pause since then has made its slots void.
+    if epoch ~= reply[2] then reply = { unpack(reply, 1, 9) } end
+    reply[1], reply[2] = micros(now), epoch or reply[2]
+    reply[3] = tonumber(pause or 0) > now and micros(tonumber(pause)) or '0'
+    return reply
+  end
+end
+
+local lease_s, longest_s = tonumber(ARGV[5]), tonumber(ARGV[6])
+local backlog, held = tonumber(ARGV[7]), tonumber(ARGV[8])
+local max_calls, max_day = tonumber(ARGV[9]), tonumber(ARGV[10])
+local leaving = ARGV[17] == '1'
+
+local state = hash(KEYS[2])
+local levels = { s = state, o = hash(KEYS[6]) }
+local dims = dimensions_of(ARGV[4])
+local is_new = not state.epoch
+
+-- 1. The pace: as stated, cut where a 429 has shown that it is too high.
+local factor, cap = factor_at(state, now), cap_at(state, now)
+local has_requests = false
+for _, dim in ipairs(dims) do
+  if dim.level == 's' then dim.rate = dim.rate * factor end
+  if dim.level == 's' and dim.name == 'requests' then
+    has_requests = true
+    if cap then dim.rate = math.min(dim.rate, cap) end
+  end
+end
+if cap and not has_requests then
+  dims[#dims + 1] = { level = 's', name = 'requests', limit = 0, rate = cap, burst = 1 }
+end
+
+-- A limiter that nobody has used starts with one permit. One whose state is gone may have slots out that were leased
+-- from the lost schedule; the new one begins behind the furthest of them.
+local behind_s = (is_new and ARGV[16] == '1') and longest_s or 0
+for _, dim in ipairs(dims) do
+  local tat = levels[dim.level]['tat:' .. dim.name]
+  dim.tat = tonumber(tat) or now + behind_s + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
+end
+
+-- 2. Settlement, and slots that come back. Only the end of the schedule can be undone: an instant in its middle would be
+-- sold again at the end, beside another.
+local back_in, back_out = string.match(ARGV[12], '^(-?%d+):(-?%d+)$')
+local back = { requests = 0, input = tonumber(back_in), output = tonumber(back_out) }
+back.tokens = back.input + back.output
+for _, dim in ipairs(dims) do dim.tat = dim.tat - back[dim.name] / dim.rate end
+local returned = 0
+for instant in string.gmatch(ARGV[18], '%d+') do
+  for _, dim in ipairs(dims) do
+    if dim.name == 'requests' and math.abs(dim.tat - tonumber(instant) / 1000000 - dim.burst / dim.rate) < 0.000003 then
+      dim.tat = dim.tat - 1 / dim.rate
+      returned = returned + (dim.level == 's' and 1 or 0)
+    end
+  end
+end
+
+local minute = math.floor(now / 60)
+if tonumber(state.minute or -1) ~= minute then
+  local follows = tonumber(state.minute or -1) == minute - 1
+  state.last_requests = follows and state.requests or 0
+  state.last_tokens = follows and state.tokens or 0
+  state.requests, state.tokens = 0, 0
+end
+
+-- 3. Rate headers only ever slow us down: where the provider has counted more than we sent, somebody else uses the key.
+local sent = {
+  requests = tonumber(state.requests or 0) + tonumber(state.last_requests or 0),
+  tokens = tonumber(state.tokens or 0) + tonumber(state.last_tokens or 0),
+}
+for name, limit, remaining, reset in string.gmatch(ARGV[15], '(%a+):([%d.]+):([%d.]+):([%d.]+)') do
+  limit, remaining, reset = tonumber(limit), tonumber(remaining), tonumber(reset)
+  -- A bucket's `remaining` is its level, so only what `reset` confirms counts as used.
+  local used = math.min(limit - remaining, reset * limit / 60)
+  if used > sent[name] + 2 + 0.02 * limit then
+    for _, dim in ipairs(dims) do
+      if dim.level == 's' and dim.name == name then
+        dim.tat = math.max(dim.tat, now + reset - remaining / dim.rate)
+      end
+    end
+  end
+end
+
+-- 4. The processes: who is alive, who waits, who has had the least.
+local live, all, held_by_others, slowest, mine = 0, 0, 0, nil, nil
+for id, record in pairs(hash(KEYS[3])) do
+  local expiry, seen, waits, holds, vt = string.match(record, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+  if id == me then
+    mine = { backlog = tonumber(waits), vt = tonumber(vt) }
+  elseif tonumber(expiry) < now then
+    redis.call('HDEL', KEYS[3], id)
+    redis.call('HDEL', KEYS[4], id)
+  else
+    all = all + 1
+    held_by_others = held_by_others + tonumber(holds)
+    -- A stopped process must not hold the others back for its whole lease.
+    if tonumber(waits) > 0 and now - tonumber(seen) < math.max(1, 1.5 * longest_s) then
+      live = live + 1
+      slowest = math.min(slowest or tonumber(vt), tonumber(vt))
+    end
+  end
+end
+live, all = live + 1, all + 1
+local system_vt = tonumber(state.vt or 0)
+local vt = mine and mine.vt or system_vt
+if not mine or mine.backlog == 0 then vt = math.max(vt, system_vt) end
+system_vt = math.max(system_vt, math.min(vt, slowest or vt))
+
+-- 5. The day's allowance.
+local day = math.floor(now / 86400)
+local used_today = max_day > 0 and tonumber(redis.call('HGET', KEYS[5], day) or 0) or 0
+
+-- 6. Slots for the first waiters, in order; none overtakes.
+local pause = tonumber(state.pause or 0)
+local slots, wait, why, horizon, tokens = {}, 0, 'done', nil, 0
+-- A limit on calls in flight is shared evenly while others wait too.
+local most_calls = max_calls
+if max_calls > 0 and live > 1 then most_calls = math.ceil(max_calls / live) end
+
+local function first_instant(cost)
+  local at, unit = math.max(now, pause), 0
+  for _, dim in ipairs(dims) do
+    at = math.max(at, dim.tat + (cost[dim.name] - dim.burst) / dim.rate)
+    unit = math.max(unit, cost[dim.name] / dim.rate)
+  end
+  return at, unit
+end
+
+local function sell(cost, at)
+  for _, dim in ipairs(dims) do
+    local c = cost[dim.name]
+    dim.tat = math.max(dim.tat, at - math.max(0, c - dim.burst) / dim.rate) + c / dim.rate
+  end
+end
+
+local function refusal(at, unit)
+  if max_day > 0 and used_today + #slots >= max_day then return 'day', (day + 1) * 86400 - now end
+  if max_calls > 0 then
+    local calls = held + #slots
+    if calls >= most_calls or calls + held_by_others >= max_calls then return 'calls', 0.1 end
+  end
+  -- The head may look further, by what its own cost takes, or small requests of others would for ever stand before it.
+  if at > now + horizon + (#slots == 0 and unit or 0) then return 'far', at - now end
+  local near = math.max(0.05, horizon / 4)
+  if slowest and vt - slowest > horizon / live and at > now + near then return 'fair', at - now end
+end
+
+for count, input, output in string.gmatch(ARGV[11], '(%d+):(%d+):(%d+)') do
+  local cost = { requests = 1, input = tonumber(input), output = tonumber(output) }
+  cost.tokens = cost.input + cost.output
+  for _ = 1, tonumber(count) do
+    local at, unit = first_instant(cost)
+    horizon = horizon or math.max(0.1, math.min(longest_s, 32 * live * unit))
+    local reason, wait_s = refusal(at, unit)
+    if reason then
+      why, wait = reason, wait_s
+      break
+    end
+    sell(cost, at)
+    vt = vt + unit
+    tokens = tokens + cost.tokens
+    slots[#slots + 1] = micros(at)
+  end
+  if why ~= 'done' then break end
+end
+horizon = horizon or 0.1
+
+-- 7. Write it down.
+local free = tonumber(ARGV[14])
+local settled, reserved, used = string.match(ARGV[13], '^(%d+):(%d+):(%d+)$')
+local flow, _, flow_from = flow_with(state, now, #slots + free)
+redis.call('HSET', KEYS[2],
+  'epoch', state.epoch or 1, 'vt', seconds(system_vt), 'dimensions', ARGV[4],
+  'minute', minute, 'requests', tonumber(state.requests or 0) + #slots + free - returned,
+  'tokens', tonumber(state.tokens or 0) + tokens - back.tokens,
+  'last_requests', state.last_requests or 0, 'last_tokens', state.last_tokens or 0,
+  'settled', tonumber(state.settled or 0) + tonumber(settled),
+  'reserved_tokens', string.format('%.0f', tonumber(state.reserved_tokens or 0) + tonumber(reserved)),
+  'used_tokens', string.format('%.0f', tonumber(state.used_tokens or 0) + tonumber(used)),
+  'flow', seconds(flow), 'flow_at', seconds(now), 'flow_from', seconds(flow_from),
+  'max_in_flight', max_calls, 'requests_per_day', max_day)
+redis.call('EXPIRE', KEYS[2], 172800)
+if state.cap and not cap then redis.call('HDEL', KEYS[2], 'cap', 'cap_at') end
+if state.factor and factor >= 1 then redis.call('HDEL', KEYS[2], 'factor', 'factor_at') end
+for _, dim in ipairs(dims) do
+  local key = dim.level == 's' and KEYS[2] or KEYS[6]
+  redis.call('HSET', key, 'tat:' .. dim.name, seconds(dim.tat))
+  if dim.level == 'o' then redis.call('EXPIRE', key, 172800) end
+end
+if max_day > 0 and #slots - returned ~= 0 then
+  redis.call('HINCRBY', KEYS[5], day, #slots - returned)
+  redis.call('EXPIRE', KEYS[5], 172800)
+end
+
+local reply = {
+  micros(now), state.epoch or '1', pause > now and micros(pause) or '0', micros(wait), tostring(live), micros(horizon),
+  cap and '1' or '0', tostring(all), why,
+}
+for _, slot in ipairs(slots) do reply[#reply + 1] = slot end
+
+if leaving then
+  redis.call('HDEL', KEYS[3], me)
+else
+  redis.call('HSET', KEYS[3], me, table.concat({
+    seconds(now + lease_s), seconds(now), math.max(0, backlog - #slots), held + #slots, seconds(vt),
+  }, ' '))
+  redis.call('EXPIRE', KEYS[3], math.ceil(lease_s) * 4)
+end
+redis.call('HSET', KEYS[4], me, seq .. ' ' .. table.concat(reply, ' '))
+redis.call('EXPIRE', KEYS[4], math.ceil(lease_s) * 4)
+return reply

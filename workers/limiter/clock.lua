@@ -1,0 +1,73 @@
+-- clock.lua stands before each of the limiter's scripts: the limiter's own time, in seconds.
+--
+-- It is Redis's TIME, except that it never goes back: when somebody sets the server's clock back, `ahead` grows by the
+-- difference, and every instant that is already in the schedule keeps its meaning. The hash `clock` holds `seen` (the
+-- latest time told) and `ahead`; all limiters of a model share it. `given` stands in for TIME in tests.
+
+local function limiter_now(clock, given)
+  local wall
+  if given ~= '' then
+    wall = tonumber(given)
+  else
+    local t = redis.call('TIME')
+    wall = tonumber(t[1]) + tonumber(t[2]) / 1000000
+  end
+  local known = redis.call('HMGET', clock, 'seen', 'ahead')
+  local seen, ahead = tonumber(known[1] or 0), tonumber(known[2] or 0)
+  local now = wall + ahead
+  if now < seen then
+    ahead, now = seen - wall, seen
+  end
+  redis.call('HSET', clock, 'seen', string.format('%.6f', now), 'ahead', string.format('%.6f', ahead))
+  redis.call('EXPIRE', clock, 172800)
+  return now
+end
+
+local function seconds(value)
+  return string.format('%.6f', value)
+end
+
+local function micros(value)
+  return string.format('%.0f', value * 1000000)
+end
+
+local function hash(key)
+  local fields, flat = {}, redis.call('HGETALL', key)
+  for i = 1, #flat, 2 do fields[flat[i]] = flat[i + 1] end
+  return fields
+end
+
+-- `level:name:limit:rate:burst ...`; level s is the key's own limiter, o the organisation's above it.
+local function dimensions_of(spec)
+  local found = {}
+  for level, name, limit, rate, burst in string.gmatch(spec, '(%a):(%a+):([^: ]+):([^: ]+):([^: ]+)') do
+    found[#found + 1] = {
+      level = level, name = name, limit = tonumber(limit), rate = tonumber(rate), burst = tonumber(burst),
+    }
+  end
+  return found
+end
+
+-- What a 429 has left of the stated pace; it comes back by 1 % of the whole each second.
+local function factor_at(state, now)
+  if not state.factor then return 1 end
+  return math.min(1, tonumber(state.factor) + 0.01 * math.max(0, now - tonumber(state.factor_at)))
+end
+
+-- The pace of a model whose limits nobody knows, after a 429: it grows by 1 % each second and is forgotten at ten times
+-- what it was.
+local function cap_at(state, now)
+  if not state.cap then return nil end
+  local grown = math.min(1000, math.max(0, now - tonumber(state.cap_at)))
+  local growth = 1.01 ^ grown
+  if growth > 10 then return nil end
+  return tonumber(state.cap) * growth
+end
+
+-- Requests a second over the last seconds: a decaying sum, divided by how much of the decay has been seen.
+local function flow_with(state, now, count)
+  local from = tonumber(state.flow_from or now)
+  local sum = tonumber(state.flow or 0) * math.exp(-(now - tonumber(state.flow_at or now)) / 10) + count / 10
+  local seen = 1 - math.exp(-math.max(1, now - from) / 10)
+  return sum, sum / seen, from
+end

@@ -1,0 +1,40 @@
+"""What one request takes from the limits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+__all__ = ["DimensionName", "Cost", "TokenUsage"]
+
+DimensionName = Literal["requests", "tokens", "input", "output"]
+
+
+class TokenUsage(Protocol):
+    """What the provider counted, such as `tasks.results.Usage`."""
+
+    @property
+    def input_tokens(self) -> int: ...
+    @property
+    def output_tokens(self) -> int: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """One request's reservation. `input_chars` is what `input_tokens` was estimated from, so that the estimate learns."""
+
+    input_tokens: int = 0
+    output_tokens: int = 0
+    input_chars: int = 0
+
+    def of(self, dimension: DimensionName) -> int:
+        """How much of this dimension's limit the request takes."""
+        match dimension:
+            case "requests":
+                return 1
+            case "tokens":
+                return self.input_tokens + self.output_tokens
+            case "input":
+                return self.input_tokens
+            case "output":
+                return self.output_tokens

@@ -1,0 +1,44 @@
+"""Why a request was not admitted::
+
+    NotAdmitted
+    ├── TooLargeForLimit     no wait would help
+    ├── MustPark             its slot is far away; come back at `until_s`
+    └── TooLate              its deadline comes before its slot
+"""
+
+from __future__ import annotations
+
+__all__ = ["MustPark", "NotAdmitted", "TooLargeForLimit", "TooLate"]
+
+_WORDS = {"tokens": "tokens", "input": "input tokens", "output": "output tokens"}
+
+
+class NotAdmitted(Exception):
+    """Base of what `LimiterRegistry.admit` raises."""
+
+
+class TooLargeForLimit(NotAdmitted):
+    """The request alone is larger than what the provider lets through in a minute."""
+
+    def __init__(self, dimension: str, *, cost: int, limit: int) -> None:
+        words = _WORDS.get(dimension, dimension)
+        super().__init__(
+            f"the request takes about {cost} {words}, but the limit is {limit} a minute, so it can never be sent; "
+            "shorten it, or lower its max_tokens, or raise the model's limits in the catalogue if the account has more"
+        )
+        self.dimension = dimension
+        self.cost = cost
+        self.limit = limit
+
+
+class MustPark(NotAdmitted):
+    """The slot is further away than the caller wanted to wait. `until_s`: epoch seconds when to ask again."""
+
+    def __init__(self, until_s: float, *, reason: str) -> None:
+        super().__init__(reason)
+        self.until_s = until_s
+        self.reason = reason
+
+
+class TooLate(NotAdmitted):
+    """The job's deadline passes before its slot can come."""

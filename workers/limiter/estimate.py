@@ -1,0 +1,68 @@
+"""How many tokens a request will take, before it is sent."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import deque
+from typing import TYPE_CHECKING
+
+from .cost import Cost
+
+if TYPE_CHECKING:
+    from .cost import TokenUsage
+
+__all__ = ["Estimator"]
+
+CHARS_PER_TOKEN = 4.0
+"""English prose; other text is learned from what providers count."""
+
+_LEAST_CHARS_PER_TOKEN, _MOST_CHARS_PER_TOKEN = 0.25, 12.0
+_LEARNING = 0.05
+
+_WINDOW = 256
+_QUANTILE = 0.9
+"""Reserving `max_tokens` leaves most of a limit unused for as long as calls last; the mean would be too low half of the
+time. What an answer takes beyond its reservation is charged when it is settled."""
+
+_FIRST_OUTPUT_TOKENS = 512
+"""Until the model has answered."""
+
+
+class Estimator:
+    """One model's tokens per character and the lengths of its answers, as a moving 90th percentile."""
+
+    def __init__(self) -> None:
+        self._chars_per_token = CHARS_PER_TOKEN
+        self._recent: deque[int] = deque()
+        self._sorted: list[int] = []
+
+    def cost(self, *, input_chars: int, max_tokens: int | None = None, answers: int = 1) -> Cost:
+        """The reservation for a prompt of so many characters. `max_tokens` bounds each of the `answers` (`n`)."""
+        output = self._output_tokens()
+        if max_tokens is not None:
+            output = min(output, max_tokens)
+        return Cost(int(input_chars / self._chars_per_token) + 1, max(0, output * answers), input_chars)
+
+    def embedding_cost(self, *, input_chars: int) -> Cost:
+        """Embeddings have no output."""
+        return Cost(int(input_chars / self._chars_per_token) + 1, 0, input_chars)
+
+    def learn(self, cost: Cost, usage: TokenUsage) -> None:
+        """What the request really took."""
+        if cost.input_chars > 0 and usage.input_tokens > 0:
+            seen = cost.input_chars / usage.input_tokens
+            seen = min(max(seen, _LEAST_CHARS_PER_TOKEN), _MOST_CHARS_PER_TOKEN)
+            self._chars_per_token += _LEARNING * (seen - self._chars_per_token)
+        if usage.output_tokens > 0:
+            self._remember(usage.output_tokens)
+
+    def _remember(self, output_tokens: int) -> None:
+        if len(self._recent) == _WINDOW:
+            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+        self._recent.append(output_tokens)
+        insort(self._sorted, output_tokens)
+
+    def _output_tokens(self) -> int:
+        if not self._sorted:
+            return _FIRST_OUTPUT_TOKENS
+        return self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * _QUANTILE))]

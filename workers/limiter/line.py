@@ -1,0 +1,204 @@
+"""Who waits, and whose turn it is. No clock and no I/O.
+
+Interactive goes before normal, normal before bulk; but while lower classes wait, each is owed a share of the turns, so
+that none starves. Within a class, tenants take turns by start-time fair queueing, by weight; within a tenant, the first
+to come is the first to go.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from heapq import heapify, heappop, heappush
+from itertools import count
+from typing import TYPE_CHECKING, Literal
+
+from .cost import Cost
+
+if TYPE_CHECKING:
+    import asyncio
+    from collections.abc import Iterator, Mapping
+
+    from .permit import Permit
+
+__all__ = ["LEAST_SHARES", "PRIORITIES", "Line", "Priority", "Waiter"]
+
+Priority = Literal["interactive", "normal", "bulk"]
+PRIORITIES: tuple[Priority, ...] = ("interactive", "normal", "bulk")
+
+LEAST_SHARES: dict[Priority, float] = {"interactive": 0.0, "normal": 0.2, "bulk": 0.1}
+"""Of all turns, while the class has anybody waiting."""
+
+_ROUNDING = 1e-9
+_TENANTS_KEPT = 1_024
+
+
+@dataclass(slots=True, eq=False)
+class Waiter:
+    """One request that waits. `units` is what its turn takes of its tenant's share; `until_s` when it is too late."""
+
+    cost: Cost
+    answer: asyncio.Future[Permit]
+    priority: Priority = "normal"
+    tenant: str = ""
+    units: float = 1.0
+    until_s: float | None = None
+    park_after_s: float | None = None
+    movable: bool = False
+    gone: bool = field(default=False, repr=False)
+
+
+@dataclass(slots=True)
+class _Tenant:
+    weight: float
+    start: float = 0.0
+    waiters: deque[Waiter] = field(default_factory=deque)
+
+    def head(self) -> Waiter | None:
+        while self.waiters and self.waiters[0].gone:
+            self.waiters.popleft()
+        return self.waiters[0] if self.waiters else None
+
+
+class _Class:
+    """The tenants of one priority. The heap holds each waiting tenant once, by the start of its next turn."""
+
+    def __init__(self, weights: Mapping[str, float]) -> None:
+        self.waiting = 0
+        self.credit = 0.0
+        self._weights = weights
+        self._tenants: dict[str, _Tenant] = {}
+        self._heap: list[tuple[float, int, str]] = []
+        self._order = count()
+        self._now = 0.0
+
+    def join(self, waiter: Waiter) -> None:
+        tenant = self._tenants.get(waiter.tenant)
+        if tenant is None:
+            tenant = self._tenants[waiter.tenant] = _Tenant(self._weights.get(waiter.tenant, 1.0))
+        if tenant.head() is None and not self._is_listed(waiter.tenant):
+            # A tenant that was away has saved up nothing.
+            tenant.start = max(tenant.start, self._now)
+            heappush(self._heap, (tenant.start, next(self._order), waiter.tenant))
+        tenant.waiters.append(waiter)
+        self.waiting += 1
+
+    def first(self) -> Waiter | None:
+        while self._heap:
+            start, order, name = self._heap[0]
+            tenant = self._tenants[name]
+            head = tenant.head()
+            if head is not None and start == tenant.start:
+                return head
+            heappop(self._heap)
+            if head is not None:
+                heappush(self._heap, (tenant.start, order, name))
+        return None
+
+    def take(self, waiter: Waiter) -> None:
+        tenant = self._tenants[waiter.tenant]
+        self._now = max(self._now, tenant.start)
+        tenant.start += waiter.units / tenant.weight
+        self.leave(waiter)
+        if len(self._tenants) > _TENANTS_KEPT:
+            self._forget_idle()
+
+    def leave(self, waiter: Waiter) -> None:
+        waiter.gone = True
+        self.waiting -= 1
+
+    def upcoming(self) -> Iterator[Waiter]:
+        """The order in which turns would go if nobody came and nobody left."""
+        starts = {name: tenant.start for name, tenant in self._tenants.items()}
+        lines = {name: (each for each in list(tenant.waiters) if not each.gone) for name, tenant in self._tenants.items()}
+        heap = [(starts[name], order, name) for _, order, name in self._heap]
+        heapify(heap)
+        while heap:
+            _, order, name = heappop(heap)
+            waiter = next(lines[name], None)
+            if waiter is not None:
+                yield waiter
+                starts[name] += waiter.units / self._tenants[name].weight
+                heappush(heap, (starts[name], order, name))
+
+    def _is_listed(self, name: str) -> bool:
+        return any(listed == name for _, _, listed in self._heap)
+
+    def _forget_idle(self) -> None:
+        listed = {name for _, _, name in self._heap}
+        idle = [name for name, each in self._tenants.items() if name not in listed and each.start <= self._now]
+        for name in idle:
+            del self._tenants[name]
+
+
+class Line:
+    """Everybody who waits for one limiter in this process."""
+
+    def __init__(self, tenant_weights: Mapping[str, float] | None = None) -> None:
+        self._classes = {priority: _Class(tenant_weights or {}) for priority in PRIORITIES}
+        self._waiting = 0
+
+    def __len__(self) -> int:
+        return self._waiting
+
+    def __iter__(self) -> Iterator[Waiter]:
+        """Everybody, class by class."""
+        for each in self._classes.values():
+            yield from each.upcoming()
+
+    def ahead_of(self, priority: Priority) -> int:
+        """How many wait in this class and those above it."""
+        return sum(self._classes[each].waiting for each in PRIORITIES[: PRIORITIES.index(priority) + 1])
+
+    def join(self, waiter: Waiter) -> None:
+        self._classes[waiter.priority].join(waiter)
+        self._waiting += 1
+
+    def leave(self, waiter: Waiter) -> None:
+        """Go away without a turn."""
+        if not waiter.gone:
+            self._classes[waiter.priority].leave(waiter)
+            self._waiting -= 1
+
+    def first(self) -> Waiter | None:
+        """Whose turn it is."""
+        priority = self._class_in_turn({name: each.waiting for name, each in self._classes.items()}, self._credits())
+        return None if priority is None else self._classes[priority].first()
+
+    def take(self, waiter: Waiter) -> None:
+        """It has its turn, whether or not it was the first."""
+        self._classes[waiter.priority].take(waiter)
+        self._waiting -= 1
+        credits = self._credits()
+        _serve(credits, waiter.priority, {name: each.waiting for name, each in self._classes.items()})
+        for name, each in self._classes.items():
+            each.credit = credits[name]
+
+    def upcoming(self, most: int) -> list[Waiter]:
+        """The first `most` waiters in the order of their turns, as it stands."""
+        orders = {name: each.upcoming() for name, each in self._classes.items()}
+        left = {name: each.waiting for name, each in self._classes.items()}
+        credits, found = self._credits(), []
+        while len(found) < most and (priority := self._class_in_turn(left, credits)) is not None:
+            found.append(next(orders[priority]))
+            left[priority] -= 1
+            _serve(credits, priority, left)
+        return found
+
+    def _credits(self) -> dict[Priority, float]:
+        return {name: each.credit for name, each in self._classes.items()}
+
+    @staticmethod
+    def _class_in_turn(waiting: Mapping[Priority, int], credits: Mapping[Priority, float]) -> Priority | None:
+        for name in reversed(PRIORITIES):
+            if waiting[name] and credits[name] >= 1.0 - _ROUNDING:
+                return name
+        return next((name for name in PRIORITIES if waiting[name]), None)
+
+
+def _serve(credits: dict[Priority, float], served: Priority, waiting: Mapping[Priority, int]) -> None:
+    """Each class that still waits earns its least share of this turn; the one that has had it pays."""
+    for name, share in LEAST_SHARES.items():
+        if name == served:
+            credits[name] = max(0.0, credits[name] - 1.0)
+        credits[name] = min(credits[name] + share, 2.0) if waiting[name] else 0.0

@@ -1,0 +1,53 @@
+-- pause.lua: a provider has answered 429. Nobody sends before the pause is over; a pause is only ever made longer.
+--
+-- The epoch rises, and every process drops the slots that it has not used; it hears of it by the channel at once, or
+-- else with its next reply. The buckets are emptied, so that the first after the pause is followed at the pace, not by a
+-- herd. Calls that were under way when the pause began (an older epoch) make it longer at most: they tell nothing new.
+--
+-- KEYS  1 clock, 2 state
+-- ARGV  1 now (s; '' = Redis's TIME), 2 channel, 3 the limiter's name, 4 epoch in which the refused request was sent,
+--       5 seconds the provider asks for (-1 = it does not say), 6 dimensions, 7 1 = the limit of requests is stated,
+--       8 requests that went without a slot and were not yet reported
+-- Returns {now, epoch, paused until} (us)
+
+local now = limiter_now(KEYS[1], ARGV[1])
+local state = hash(KEYS[2])
+local epoch, pause = tonumber(state.epoch or 1), tonumber(state.pause or 0)
+local asked_s = tonumber(ARGV[5])
+local is_news = tonumber(ARGV[4]) >= epoch and pause <= now
+
+local strikes = tonumber(state.strikes or 0)
+if now - tonumber(state.struck_at or 0) > 60 then strikes = 0 end
+if is_news then strikes = strikes + 1 end
+if asked_s < 0 then asked_s = math.min(60, 2 ^ (math.max(1, strikes) - 1)) end
+
+local ends = math.max(pause, now + asked_s)
+if is_news or ends > pause + 0.001 then epoch = epoch + 1 end
+
+local flow, per_s, flow_from = flow_with(state, now, tonumber(ARGV[8]))
+redis.call('HSET', KEYS[2], 'epoch', epoch, 'pause', seconds(ends), 'strikes', strikes,
+  'flow', seconds(flow), 'flow_at', seconds(now), 'flow_from', seconds(flow_from))
+if is_news then
+  redis.call('HSET', KEYS[2], 'struck_at', seconds(now))
+  redis.call('HINCRBY', KEYS[2], 'refused', 1)
+  if ARGV[7] ~= '1' then
+    local cap = math.min(cap_at(state, now) or per_s, per_s)
+    redis.call('HSET', KEYS[2], 'cap', seconds(math.max(0.2, cap * 0.7)), 'cap_at', seconds(ends))
+  elseif strikes > 1 then
+    -- The first may be the network's doing. The second says that the limit is lower than stated, or shared.
+    redis.call('HSET', KEYS[2], 'factor', seconds(math.max(0.05, factor_at(state, now) * 0.7)), 'factor_at', seconds(ends))
+  end
+end
+
+for _, dim in ipairs(dimensions_of(ARGV[6])) do
+  if dim.level == 's' then
+    local full = dim.name == 'requests' and dim.burst - 1 or dim.burst
+    local tat = tonumber(state['tat:' .. dim.name] or 0)
+    redis.call('HSET', KEYS[2], 'tat:' .. dim.name, seconds(math.max(tat, ends + full / dim.rate)))
+  end
+end
+redis.call('EXPIRE', KEYS[2], 172800)
+
+local reply = { micros(now), tostring(epoch), micros(ends) }
+redis.call('PUBLISH', ARGV[2], table.concat({ ARGV[3], epoch, micros(ends - now) }, ' '))
+return reply

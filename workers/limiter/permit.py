@@ -1,0 +1,62 @@
+"""The leave to send one request now."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from .cost import Cost, TokenUsage
+
+__all__ = ["Issuer", "Permit"]
+
+
+class Issuer(Protocol):
+    """The limiter behind a permit."""
+
+    def settle(self, permit: Permit, usage: TokenUsage | None) -> None: ...
+    def give_back(self, permit: Permit) -> None: ...
+    def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> None: ...
+    def observe(self, headers: Mapping[str, str]) -> None: ...
+
+
+class Permit:
+    """One request may be sent, now, with `key`. Settle it when the call is over, in whatever way it ended."""
+
+    __slots__ = ("_is_open", "_issuer", "cost", "epoch", "key")
+
+    def __init__(self, issuer: Issuer, cost: Cost, *, epoch: int) -> None:
+        self.key: Any = None
+        """Of the keys that were offered, the one to send with."""
+        self.cost = cost
+        self.epoch = epoch
+        self._issuer = issuer
+        self._is_open = True
+
+    def __repr__(self) -> str:
+        return f"<Permit {'open' if self._is_open else 'settled'}, {self.cost}>"
+
+    def settle(self, usage: TokenUsage | None = None) -> None:
+        """The call is over. `usage` is what the provider counted; None keeps the reservation. Once; more do nothing."""
+        if self._is_open:
+            self._is_open = False
+            self._issuer.settle(self, usage)
+
+    def give_back(self) -> None:
+        """Nothing was sent."""
+        if self._is_open:
+            self._is_open = False
+            self._issuer.give_back(self)
+
+    def rate_limited(self, retry_after_s: float | None, headers: Mapping[str, str]) -> None:
+        """The provider answered 429: everybody stops, for `retry_after_s` or what `headers` (lower-case names) say.
+
+        Settles the permit too: a refused request took no tokens.
+        """
+        self._issuer.rate_limited(self, retry_after_s, headers)
+        self.give_back()
+
+    def observe(self, headers: Mapping[str, str]) -> None:
+        """Learn from the rate headers of any answer. Cheap; header names are looked up in lower case."""
+        self._issuer.observe(headers)

@@ -1,0 +1,141 @@
+"""From a provider's limits to the pace that keeps them under every phase of its counting. Pure arithmetic.
+
+A schedule of rate r and burst b lets at most `b + floor(r * T)` requests go in any time T. A request reaches the
+provider up to J seconds after its instant (`use_by_s` for us, the rest for the network), so that:
+
+- windows of N per W, fixed or sliding, hold if  r < (N - b + 1) / (W + J), at every phase;
+- a bucket of capacity C that refills at R holds with r = R if  b + r * J <= C  and C >= 2. A bucket of one cannot
+  forgive: the gap between two requests must be 1 / R + J.
+
+Tokens come in lumps, and an answer's length is known only when it is over, so their margin is a share of the limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+from .errors import TooLargeForLimit
+
+if TYPE_CHECKING:
+    from config.catalog import Limits
+
+    from .cost import Cost, DimensionName
+
+__all__ = ["WINDOW_S", "Dimension", "Plan", "plan"]
+
+WINDOW_S = 60.0
+
+MAX_USE_BY_S = 0.25
+NETWORK_JITTER_S = 0.1
+"""What the way to the provider may add under windows; under buckets, `_NETWORK_SHARE` of J is for it."""
+
+_NETWORK_SHARE = 0.4
+_MIN_JITTER_S = 0.03
+_MIN_JITTER_GAPS = 0.04
+"""J is never less than this share of the gap between two requests: at 60 a minute a lost slot is a lost second."""
+
+_MAX_BURST = 4
+_BUCKET_S = 1.0
+_UNKNOWN_BUCKET_S = 0.1
+"""Providers are known to enforce 60,000 a minute as 1,000 a second; some go finer."""
+
+_TOKEN_BURST = 0.02
+_TOKEN_MARGIN = 0.005
+_BELOW = 1.0 - 1e-6
+
+
+@dataclass(frozen=True, slots=True)
+class Dimension:
+    """One limited quantity: `limit` a minute as the provider states it, and the safe pace below it."""
+
+    name: DimensionName
+    limit: int
+    rate_per_s: float
+    burst: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that governs one limiter. A slot is void `use_by_s` seconds after its instant."""
+
+    dimensions: tuple[Dimension, ...] = ()
+    use_by_s: float = MAX_USE_BY_S
+    requests_per_day: int | None = None
+    max_in_flight: int | None = None
+
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing is limited, so that only pauses hold a request."""
+        return not self.dimensions and self.requests_per_day is None and self.max_in_flight is None
+
+    @property
+    def counts_tokens(self) -> bool:
+        return any(dimension.name != "requests" for dimension in self.dimensions)
+
+    @property
+    def limits_requests(self) -> bool:
+        return any(dimension.name == "requests" for dimension in self.dimensions)
+
+    def unit_s(self, cost: Cost) -> float:
+        """Seconds of the tightest dimension's capacity that the request takes."""
+        return max((cost.of(each.name) / each.rate_per_s for each in self.dimensions), default=0.0)
+
+    def check(self, cost: Cost) -> None:
+        """Raises `TooLargeForLimit` for a request that no wait could let through."""
+        for each in self.dimensions:
+            if each.name != "requests" and cost.of(each.name) > each.limit:
+                raise TooLargeForLimit(each.name, cost=cost.of(each.name), limit=each.limit)
+
+
+@lru_cache(maxsize=1_024)
+def plan(limits: Limits) -> Plan:
+    """The safe pace for these limits."""
+    dimensions: list[Dimension] = []
+    use_by_s = MAX_USE_BY_S
+    if limits.rpm is not None:
+        requests, use_by_s = _requests(limits.rpm, limits.algorithm)
+        dimensions.append(requests)
+    stated: tuple[tuple[DimensionName, int | None], ...] = (
+        ("tokens", limits.tpm),
+        ("input", limits.input_tpm),
+        ("output", limits.output_tpm),
+    )
+    dimensions.extend(_tokens(name, limit) for name, limit in stated if limit is not None)
+    return Plan(tuple(dimensions), use_by_s, limits.rpd, limits.max_in_flight)
+
+
+def _requests(rpm: int, algorithm: str) -> tuple[Dimension, float]:
+    per_s = rpm / WINDOW_S
+    match algorithm:
+        case "bucket":
+            rate, burst, use_by_s = _under_bucket(per_s, capacity=max(1.0, per_s * _BUCKET_S))
+        case "sliding" | "fixed":
+            burst, use_by_s = max(1, min(_MAX_BURST, rpm // 300)), MAX_USE_BY_S
+            rate = _under_windows(rpm, burst=burst, use_by_s=use_by_s)
+        case _:
+            capacity = max(1.0, min(2.0, per_s * _BUCKET_S), per_s * _UNKNOWN_BUCKET_S)
+            rate, burst, use_by_s = _under_bucket(per_s, capacity=capacity)
+            rate = min(rate, _under_windows(rpm, burst=burst, use_by_s=use_by_s))
+    return Dimension("requests", rpm, rate, burst), use_by_s
+
+
+def _under_windows(limit: int, *, burst: int, use_by_s: float) -> float:
+    return (limit - burst + 1) / (WINDOW_S + use_by_s + NETWORK_JITTER_S) * _BELOW
+
+
+def _under_bucket(per_s: float, *, capacity: float) -> tuple[float, int, float]:
+    """Rate, burst and use-by for a bucket that refills with `per_s`."""
+    burst = int(max(1, min(_MAX_BURST, capacity / 8)))
+    jitter_s = max((capacity - burst) / per_s, _MIN_JITTER_S, _MIN_JITTER_GAPS / per_s)
+    use_by_s = min(MAX_USE_BY_S, jitter_s * (1 - _NETWORK_SHARE))
+    # A bucket of two or more forgives; below, each gap pays for the jitter of its two ends.
+    rate = per_s / max(1.0, 2.0 - capacity + per_s * min(jitter_s, MAX_USE_BY_S)) if capacity < 2 else per_s
+    return rate * _BELOW, burst, use_by_s
+
+
+def _tokens(name: DimensionName, limit: int) -> Dimension:
+    burst = max(1.0, limit * _TOKEN_BURST)
+    rate = (limit * (1 - _TOKEN_MARGIN) - burst) / (WINDOW_S + MAX_USE_BY_S + NETWORK_JITTER_S)
+    return Dimension(name, limit, max(rate, limit / WINDOW_S / 2), burst)

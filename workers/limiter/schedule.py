@@ -1,0 +1,211 @@
+"""What a process and the shared schedule say to each other, and the schedule in Redis."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from redis.exceptions import NoScriptError
+
+from tasks import keys
+
+from .cost import Cost
+from .scripts import ACQUIRE, PAUSE
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+    from .headers import RateHeader
+    from .rate import Plan
+    from .scripts import Script
+
+__all__ = ["Ask", "Grant", "LimiterName", "Pause", "PauseReport", "RedisSchedule", "Schedule"]
+
+_US = 1_000_000
+_FIXED_FIELDS = 9
+
+
+@dataclass(frozen=True, slots=True)
+class LimiterName:
+    """Which limit: of one key (its fingerprint, never the key), for one model of one provider."""
+
+    provider: str
+    model: str
+    fingerprint: str
+
+    def __str__(self) -> str:
+        return f"{self.provider}:{self.model}:{self.fingerprint}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ask:
+    """One process's call. The same `seq` again changes nothing and gets the same answer.
+
+    `costs` are the first waiters', in order. `returned` are instants (s, the schedule's time) of slots given back.
+    """
+
+    process: str
+    seq: int
+    backlog: int = 0
+    held: int = 0
+    costs: Sequence[Cost] = ()
+    refund_input: int = 0
+    refund_output: int = 0
+    settled: int = 0
+    reserved_tokens: int = 0
+    used_tokens: int = 0
+    went_free: int = 0
+    headers: Sequence[RateHeader] = ()
+    has_been_here: bool = False
+    leaves: bool = False
+    returned: Sequence[float] = ()
+    longest_horizon_s: float = 4.0
+    lease_s: float = 12.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """The answer. `now`, `paused_until` (0 = no pause) and `slots` are instants of the schedule's time, in seconds.
+
+    `reason` says why there are no more slots: `done, far, fair, calls` or `day`; `wait_s` is how far the next is.
+    """
+
+    now: float
+    epoch: int = 1
+    paused_until: float = 0.0
+    wait_s: float = 0.0
+    live: int = 1
+    horizon_s: float = 0.1
+    is_capped: bool = False
+    processes: int = 1
+    reason: str = "done"
+    slots: Sequence[float] = field(default=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseReport:
+    """A 429. `epoch` is that of the refused request's slot; `asked_s` is None where the provider named no time."""
+
+    epoch: int
+    asked_s: float | None
+    went_free: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pause:
+    """A pause that holds for everybody. Instants of the schedule's time, in seconds."""
+
+    now: float
+    epoch: int
+    until: float
+
+
+class Schedule(Protocol):
+    """Where slots are sold. Raises `redis.exceptions.RedisError` or `OSError` when it can't be reached."""
+
+    async def acquire(self, ask: Ask) -> Grant: ...
+    async def pause(self, report: PauseReport) -> Pause: ...
+
+
+class RedisSchedule:
+    """One limiter's schedule, in Redis. `organisation` is a limit above all keys of the model."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        name: LimiterName,
+        plan: Plan,
+        *,
+        organisation: Plan | None = None,
+        key_prefix: str = "",
+        fixed_now: str = "",
+    ) -> None:
+        """`fixed_now` (epoch seconds as text) stands in for Redis's clock; for tests of the scripts."""
+        self.fixed_now = fixed_now
+        self._redis = redis
+        self._name = name
+        self._states_requests = plan.limits_requests
+        self._max_in_flight = plan.max_in_flight or 0
+        self._requests_per_day = plan.requests_per_day or 0
+        self._dimensions = " ".join([*_spelt("s", plan), *_spelt("o", organisation)])
+        clock, *own, above = keys.limiter(name.provider, name.model, name.fingerprint)
+        self._keys = [key_prefix + key for key in (clock, *own, above)]
+        self._channel = key_prefix + keys.LIMITER_PAUSES
+
+    async def acquire(self, ask: Ask) -> Grant:
+        """Settle, report and lease, in one round trip."""
+        return _grant(await self._run(ACQUIRE, self._keys, self._acquire_args(ask)))
+
+    async def pause(self, report: PauseReport) -> Pause:
+        """Stop everybody."""
+        args = (
+            self.fixed_now,
+            self._channel,
+            str(self._name),
+            report.epoch,
+            -1 if report.asked_s is None else report.asked_s,
+            self._dimensions,
+            int(self._states_requests),
+            report.went_free,
+        )
+        now, epoch, until = await self._run(PAUSE, self._keys[:2], args)
+        return Pause(int(now) / _US, int(epoch), int(until) / _US)
+
+    def _acquire_args(self, ask: Ask) -> tuple[str | int | float, ...]:
+        return (
+            self.fixed_now,
+            ask.process,
+            ask.seq,
+            self._dimensions,
+            ask.lease_s,
+            ask.longest_horizon_s,
+            ask.backlog,
+            ask.held,
+            self._max_in_flight,
+            self._requests_per_day,
+            _spelt_costs(ask.costs),
+            f"{ask.refund_input}:{ask.refund_output}",
+            f"{ask.settled}:{ask.reserved_tokens}:{ask.used_tokens}",
+            ask.went_free,
+            " ".join(header.spelt() for header in ask.headers),
+            int(ask.has_been_here),
+            int(ask.leaves),
+            " ".join(f"{instant * _US:.0f}" for instant in sorted(ask.returned, reverse=True)),
+        )
+
+    async def _run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
+        try:
+            reply = await self._redis.execute_command("EVALSHA", script.sha, len(names), *names, *args)
+        except NoScriptError:
+            reply = await self._redis.execute_command("EVAL", script.text, len(names), *names, *args)
+        return cast("list[bytes]", reply)
+
+
+def _spelt(level: str, plan: Plan | None) -> list[str]:
+    if plan is None:
+        return []
+    return [f"{level}:{each.name}:{each.limit}:{each.rate_per_s:.9g}:{each.burst:g}" for each in plan.dimensions]
+
+
+def _spelt_costs(costs: Sequence[Cost]) -> str:
+    runs = groupby(costs, key=lambda cost: (cost.input_tokens, cost.output_tokens))
+    return " ".join(f"{sum(1 for _ in run)}:{tokens[0]}:{tokens[1]}" for tokens, run in runs)
+
+
+def _grant(reply: Sequence[bytes]) -> Grant:
+    now, epoch, pause, wait, live, horizon, capped, processes = map(int, reply[: _FIXED_FIELDS - 1])
+    reason = reply[_FIXED_FIELDS - 1]
+    return Grant(
+        now=now / _US,
+        epoch=epoch,
+        paused_until=pause / _US,
+        wait_s=wait / _US,
+        live=live,
+        horizon_s=horizon / _US,
+        is_capped=bool(capped),
+        processes=processes,
+        reason=reason.decode() if isinstance(reason, bytes) else reason,
+        slots=[int(slot) / _US for slot in reply[_FIXED_FIELDS:]],
+    )

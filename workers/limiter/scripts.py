@@ -1,0 +1,29 @@
+"""The limiter's Lua scripts: each is a file beside this one, with `clock.lua` put before it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from hashlib import sha1
+from pathlib import Path
+
+__all__ = ["ACQUIRE", "PAUSE", "Script"]
+
+_HERE = Path(__file__).parent
+_PRELUDE = (_HERE / "clock.lua").read_text(encoding="utf-8")
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A script's text and the SHA1 digest by which EVALSHA names it."""
+
+    text: str = field(repr=False)
+    sha: str
+
+
+def _script(name: str) -> Script:
+    text = _PRELUDE + (_HERE / f"{name}.lua").read_text(encoding="utf-8")
+    return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
+
+
+ACQUIRE = _script("acquire")
+PAUSE = _script("pause")
