@@ -23,6 +23,7 @@ def _kombu_url(url: str) -> str:
 broker_url = _kombu_url(_settings.broker)
 broker_transport = "workers.broker:Transport"
 broker_connection_retry_on_startup = True
+broker_channel_error_retry = True  # nor does a Redis that refuses a command end it: full, read-only, loading
 broker_connection_max_retries = None  # a worker waits for its Redis for as long as it takes
 broker_transport_options = {
     "global_keyprefix": _settings.key_prefix,
@@ -53,6 +54,7 @@ timezone = "UTC"
 
 # -- worker ------------------------------------------------------------------------------------------------------------
 worker_pool = "workers.pool:TaskPool"
+worker_consumer = "workers.broker.consumer:Consumer"
 worker_lifespans = ("workers.results:lifespan", "workers.runtime:lifespan")
 worker_concurrency = _settings.concurrency
 worker_prefetch_multiplier = 1  # take no more than can start: prompts take seconds, and other workers may be idle

@@ -277,6 +277,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         """Take a job, or, while stopping, leave it: its message then goes back to the queue."""
         if self._state != self.RUN:
             return None
+        soft_timeout, timeout = self._current_limits(args) or (soft_timeout, timeout)
         job = Job(
             next(self.tokens),
             partial(target, *args, **(kwargs or {})),
@@ -296,6 +297,18 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             self._inbox_announced = True
             self._loop.call_soon_threadsafe(self._start_jobs)
         return job
+
+    def _current_limits(self, args: Any) -> tuple[float | None, float | None] | None:
+        """The soft and the hard limit of a job as `control time_limit` last set them.
+
+        Celery passes those that the task had when the consumer started (celery/worker/request.py, create_request_cls),
+        so that on its own pools the command changes nothing.
+        """
+        task = self.app.tasks.get(args[0]) if len(args) > 2 else None
+        if task is None:
+            return None
+        hard, soft = args[2].get("timelimit") or (None, None)
+        return soft or task.soft_time_limit, hard or task.time_limit
 
     def terminate_job(self, pid: int, signum: int | None = None) -> None:
         """End the job with this token, which Celery calls `worker_pid`.

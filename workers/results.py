@@ -114,7 +114,12 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
                 logger.warning("Result of %s refused: it has ended already, or is another worker's", entry.job_id)
 
     def mark_as_revoked(
-        self, task_id: str, reason: str = "", request: Any = None, store_result: bool = True, state: str = states.REVOKED
+        self,
+        task_id: str,
+        reason: str = "",
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.REVOKED,
     ) -> None:
         """As Celery's. Without a request it is remote control's, about a job that this worker doesn't have."""
         if request is None and store_result:

@@ -124,6 +124,7 @@ def test_queues_come_and_go(side: Side) -> None:
 
 
 def test_time_limits_change(side: Side) -> None:
+    """On stock pools the command is answered with "ok" and changes nothing: the request class has the old limits."""
     side.control("time_limit", "nap_uncaught", soft=0.2)
     (error,) = side.wait_results(side.send("nap_uncaught", 60))
     assert type(error).__name__ == "SoftTimeLimitExceeded"

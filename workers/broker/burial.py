@@ -35,7 +35,9 @@ def tell_end(app: Any, grave: Grave) -> bool:
 
 def _failure(job_id: str, grave: Grave) -> JobFailed:
     error = JobError("dead_letter", f"{grave.reason}; see `promptmill dead show {job_id}`")
-    result = PromptResult(id=job_id, status="failed", error=error, suspected_double_payment=_was_suspected(grave.lease.raw))
+    result = PromptResult(
+        id=job_id, status="failed", error=error, suspected_double_payment=_was_suspected(grave.lease.raw)
+    )
     return JobFailed.of(result)
 
 

@@ -57,7 +57,15 @@ class Commands:
     """Knows the keys of one broker. `prefix` is kombu's `global_keyprefix`, which stands before all of them."""
 
     def __init__(
-        self, leases: Leases, *, prefix: str, unacked: str, index: str, steps: Sequence[int], separator: str, lease_s: float
+        self,
+        leases: Leases,
+        *,
+        prefix: str,
+        unacked: str,
+        index: str,
+        steps: Sequence[int],
+        separator: str,
+        lease_s: float,
     ) -> None:
         self._leases = leases
         self._prefix = prefix
