@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import signal
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
@@ -53,6 +55,8 @@ def bench(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by 
     except BenchError as error:
         report.console.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
         raise typer.Exit(1) from None
+    except asyncio.CancelledError:
+        raise typer.Exit(143) from None  # SIGTERM
     if as_json:
         typer.echo(json.dumps(report.figures))
 
@@ -67,12 +71,20 @@ def _chosen(names: list[str], *, everything: bool) -> dict[str, Benchmark]:
 
 
 async def _run(chosen: dict[str, Benchmark], report: Report) -> None:
+    _end_children_too()
     report.show_machine()
     started_s = time.monotonic()
     for benchmark in chosen.values():
         await benchmark(report)
     report.show_verdicts()
     report.say(f"{time.monotonic() - started_s:.0f} s in all")
+
+
+def _end_children_too() -> None:
+    """Have SIGTERM cancel the run, as Ctrl-C does: each process that was started is stopped on the way out."""
+    this = asyncio.current_task()
+    assert this is not None, "runs as a task"
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, this.cancel)
 
 
 def main() -> None:

@@ -9,12 +9,13 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from celery import Celery
 from redis.asyncio import Redis
 
-from tasks import PromptQueue
+from tasks import PromptQueue, PromptResult
+from tasks.jobs import Group
 
 from .fleet import Fleet, Shape, our_workers, running_fleet
 from .processes import HERE, BenchError, clean_environ, python, running
@@ -30,7 +31,7 @@ WARM_UP_FIRST = 10_000_000
 
 RESULT_PREFIX = "celery-task-meta-"
 LOOK_S = 0.05
-STALL_S = 60.0
+STALL_S = 30.0
 
 
 class Ready(NamedTuple):
@@ -66,14 +67,21 @@ async def ours(shape: Shape, jobs: int, *, provider: Provider, latency_s: float,
         return await _measured(Ready(fleet, redis, provider), shape, jobs, latency_s, fill)
 
 
-async def finish(group: Any) -> None:
+async def finish(group: Group) -> None:
     """Read a group's results as they come. Raises `BenchError` for one that is not an answer."""
-    async with asyncio.timeout(None) as stall:
-        async for batch in group.completed_batches():
-            stall.reschedule(asyncio.get_running_loop().time() + STALL_S)
-            failed = [result for result in batch if not result.ok]
-            if failed:
-                raise BenchError(f"A job ended without an answer: {failed[0].error}")
+    try:
+        async with asyncio.timeout(STALL_S) as stall:
+            async for batch in group.completed_batches():
+                stall.reschedule(asyncio.get_running_loop().time() + STALL_S)
+                _check(batch)
+    except TimeoutError:
+        raise BenchError(f"No job has ended for {STALL_S:g} s.") from None
+
+
+def _check(batch: list[PromptResult]) -> None:
+    failed = [result for result in batch if not result.ok]
+    if failed:
+        raise BenchError(f"A job ended without an answer: {failed[0].error}")
 
 
 async def stock(shape: Shape, jobs: int, *, provider: Provider, latency_s: float) -> Sample:

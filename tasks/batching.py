@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Generic, TypeVar
 
+from .cancellation import stop
+
 __all__ = ["Batcher"]
 
 T = TypeVar("T")
@@ -41,6 +43,5 @@ class Batcher(Generic[T]):
     async def aclose(self) -> None:
         """Drop what is waiting and stop."""
         self._items.clear()
-        if (task := self._task) is not None:
-            task.cancel()
-            await asyncio.wait([task])
+        if self._task is not None:
+            await stop(self._task)

@@ -16,6 +16,7 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
+from .cancellation import keep_cancellation
 from .errors import QueueFull, QueueUnavailable
 
 __all__ = ["Address", "RedisConnection", "Script"]
@@ -95,8 +96,9 @@ class RedisConnection:
         `advice` is what the caller may do next, said after the reason.
         """
         try:
-            async with asyncio.timeout(self.timeout_s):
-                yield
+            with keep_cancellation():
+                async with asyncio.timeout(self.timeout_s):
+                    yield
         except (redis_errors.RedisError, OSError) as error:
             if isinstance(error, QueueUnavailable):
                 raise
@@ -128,35 +130,45 @@ class Script:
         return await self._script(keys=keys, args=args)
 
 
-# The first row that fits counts: a later class may be the base of an earlier one.
-_REASONS: Final[tuple[tuple[tuple[type[Exception], ...], str], ...]] = (
+# Each row: classes of redis-py, a word of Redis's own, what to say. The first row that fits counts: a later class may
+# be the base of an earlier one. A script reports what it met as text, and then only the word tells.
+_REASONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
+    (
+        (redis_errors.OutOfMemoryError,),
+        "OOM command not allowed",
+        "is full (maxmemory) and takes no more jobs. Let the workers drain the queue, or raise maxmemory.",
+    ),
+    (
+        (),
+        "max number of clients",
+        "has no connection left (maxclients). Raise it, or close unused clients.",
+    ),
     (
         (redis_errors.TimeoutError, TimeoutError),
+        "",
         "did not answer within {timeout_s:g} s. Check that it runs, that the network lets you through, and that it "
         "is not stalled.",
     ),
     (
         (redis_errors.AuthenticationError, redis_errors.AuthorizationError, redis_errors.NoPermissionError),
+        "NOAUTH",
         "refused the user or password. Check the credentials in the Redis URL.",
     ),
-    ((redis_errors.BusyLoadingError,), "is loading its data after a start. Try again in a moment."),
-    ((redis_errors.MaxConnectionsError,), "has more calls under way than connections. Call it less in parallel."),
+    ((redis_errors.BusyLoadingError,), "LOADING", "is loading its data after a start. Try again in a moment."),
+    ((redis_errors.ReadOnlyError,), "READONLY", "is a read-only replica. Point the Redis URL at the primary."),
+    ((redis_errors.MaxConnectionsError,), "", "has more calls under way than connections. Call it less in parallel."),
     (
         (redis_errors.ConnectionError, OSError),
+        "",
         "can't be reached. Check that it runs, and the host and port of the Redis URL.",
     ),
-    ((redis_errors.ReadOnlyError,), "is a read-only replica. Point the Redis URL at the primary."),
 )
-_FULL: Final = "is full (maxmemory) and takes no more jobs. Let the workers drain the queue, or raise maxmemory."
 
 
 def _reason(error: Exception, timeout_s: float) -> tuple[type[QueueUnavailable], str]:
-    # A script that meets the limit reports it in its own words, so that the class alone does not tell.
-    if isinstance(error, redis_errors.OutOfMemoryError) or "OOM command not allowed" in str(error):
-        return QueueFull, _FULL
-    if "max number of clients" in str(error):
-        return QueueUnavailable, "has no connection left (maxclients). Raise it, or close unused clients."
-    for classes, text in _REASONS:
-        if isinstance(error, classes):
-            return QueueUnavailable, text.format(timeout_s=timeout_s)
-    return QueueUnavailable, f"refused the command: {error}"
+    said = str(error)
+    for classes, word, text in _REASONS:
+        if isinstance(error, classes) or (word and word in said):
+            kind = QueueFull if redis_errors.OutOfMemoryError in classes else QueueUnavailable
+            return kind, text.format(timeout_s=timeout_s)
+    return QueueUnavailable, f"refused the command: {said}"

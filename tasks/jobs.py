@@ -23,7 +23,7 @@ _PAGE: Final = 500
 _OPEN_GROUP_WAIT_S: Final = 0.25
 """Nothing wakes a reader when a group is closed after its last job has ended; it looks this often."""
 _CLOSED_GROUP_WAIT_S: Final = 2.0
-_LATE_RESULT_TRIES: Final = 20
+_LATE_RESULT_TRIES: Final = 10
 _LATE_RESULT_S: Final = 0.05
 
 OpenStore = Callable[[], Awaitable[Store]]

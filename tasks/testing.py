@@ -14,10 +14,12 @@ import inspect
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from .cancellation import stop
 from .client import PromptQueue
 from .errors import InvalidJob, JobFailed, ResultTimeout, UnknownJob
 from .outcome import failure
@@ -143,11 +145,13 @@ class _MemoryStore:
         for watcher in watchers:
             watcher.get_loop().call_soon_threadsafe(_finish, watcher)
 
-    async def _change(self) -> None:
-        watcher = asyncio.get_running_loop().create_future()
+    @contextmanager
+    def _watching(self) -> Iterator[asyncio.Future[None]]:
+        """Done at the next change from now on."""
+        watcher: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._watchers.append(watcher)
         try:
-            await watcher
+            yield watcher
         finally:
             if watcher in self._watchers:
                 self._watchers.remove(watcher)
@@ -172,11 +176,14 @@ class _MemoryStore:
             raise ResultTimeout(f"job {job_id} has not ended within {timeout_s:g} s; it goes on") from None
 
     async def _wait(self, job_id: str) -> PromptResult:
-        while (record := self._records.get(job_id)) is not None:
-            if record.result is not None:
-                return record.result
-            await self._change()
-        raise unknown_job(job_id)
+        while True:
+            with self._watching() as change:
+                sighting = await self.look(job_id)
+                if sighting.result is not None:
+                    return sighting.result
+                if sighting.state is None:
+                    raise unknown_job(job_id)
+                await change
 
     async def cancel(self, job_ids: Sequence[str]) -> int:
         """Ends those that have not ended."""
@@ -218,8 +225,9 @@ class _MemoryStore:
     async def group_ended(self, group_id: str, *, after: str, wait_s: float) -> list[GroupEntry]:
         """`after` is how many were read."""
         ended, start = self._group(group_id).ended, int(after or 0)
-        if len(ended) <= start:
-            await asyncio.wait([asyncio.ensure_future(self._change())], timeout=wait_s)
+        with self._watching() as change:
+            if len(ended) <= start:
+                await asyncio.wait([change], timeout=wait_s)
         return [GroupEntry(str(number), job_id) for number, job_id in enumerate(ended[start:], start=start + 1)]
 
     def _group(self, group_id: str) -> _GroupRecord:
@@ -231,10 +239,7 @@ class _MemoryStore:
         """Stops the answers that this event loop was still waiting for."""
         loop = asyncio.get_running_loop()
         tasks = [task for task in self._running.values() if task.get_loop() is loop]
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await stop(*tasks)
 
 
 def _finish(watcher: asyncio.Future[None]) -> None:

@@ -17,6 +17,7 @@ from redis import exceptions as redis_errors
 from redis.asyncio.connection import AbstractConnection
 
 from .batching import Batcher
+from .cancellation import is_stopped, stop
 from .connection import RedisConnection
 from .errors import QueueUnavailable, ResultTimeout, UnknownJob
 from .outcome import read_outcome
@@ -83,10 +84,7 @@ class ResultWaiter:
         for batcher in (self._subscribing, self._unsubscribing, self._looking):
             await batcher.aclose()
         tasks, self._tasks = self._tasks, []
-        for task in tasks:
-            task.cancel()
-        if tasks:
-            await asyncio.wait(tasks)
+        await stop(*tasks)
         for future in [future for futures in self._waiting.values() for future in futures]:
             future.cancel()
 
@@ -136,7 +134,7 @@ class ResultWaiter:
         return not self._waiting and _now_s() > self._last_used_s + _IDLE_S
 
     async def _listen(self) -> None:
-        while True:
+        while not is_stopped():
             try:
                 await self._listen_once()
             except _RedisFault as error:
@@ -148,9 +146,11 @@ class ResultWaiter:
         try:
             self._pubsub = pubsub
             self._subscribing.add(*self._waiting)
-            while True:
+            while not is_stopped():
                 # The recheck sends a PING each time: a longer silence means that the link is dead.
                 message = await pubsub.read_response(timeout=2 * self._recheck_s + self._connection.timeout_s)
+                if message is None:
+                    raise redis_errors.TimeoutError("pub/sub is silent")
                 self._fault = None
                 self._receive(*message)
         finally:
@@ -180,7 +180,7 @@ class ResultWaiter:
     # -- looking
 
     async def _recheck(self) -> None:
-        while not self._idle():
+        while not self._idle() and not is_stopped():
             await asyncio.sleep(self._recheck_s)
             await self._send("PING")
             self._looking.add(*self._waiting)

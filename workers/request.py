@@ -14,8 +14,8 @@ HIDDEN = "(hidden)"
 class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     """A request whose message knows whether its job was ever started: then its call may have been paid for.
 
-    Of a task with `is_prompt = True` it shows no arguments in logs, events, Flower and `celery inspect`, and its job has a
-    record (`tasks.keys.job`) from its start at the latest.
+    Of a task with `is_prompt = True` it shows no arguments in logs, events, Flower and `inspect`, and its job has
+    a record (`tasks.keys.job`) from its start at the latest.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -130,7 +130,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     def revoke(self, job_ids: Sequence[str], *, reason: str = "revoked", known_only: bool = True) -> None:
         """Record the end of cancelled jobs that still wait, blocking. Raises redis's errors.
 
-        A job that runs is left to its worker, which ends its call first. `known_only`: leave those without a record too.
+        A job that runs is left to its worker, which ends its call. `known_only`: those without a record are left too.
         """
         for start in range(0, len(job_ids), BATCH_SIZE):
             batch = job_ids[start : start + BATCH_SIZE]
@@ -170,7 +170,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     @cached_property
     def _key_prefix(self) -> str:
         """What stands before the results, and so before the groups' keys that move with them."""
-        return bytes_to_str(self.get_key_for_task("")).removesuffix(keys.RESULT_PREFIX)
+        return str(bytes_to_str(self.get_key_for_task(""))).removesuffix(keys.RESULT_PREFIX)
 
     @cached_property
     def _broker_prefix(self) -> str:

@@ -22,6 +22,7 @@ import redis
 import redis.asyncio
 
 from tasks import keys
+from tasks.cancellation import stop
 from tasks.errors import JobFailed
 from tasks.results import JobError, PromptResult
 
@@ -132,12 +133,10 @@ class FakeWorker:
             taking = asyncio.create_task(self._take())
             self._ready.set()
             await self._stop.wait()
-            for task in [taking, *self._jobs]:
-                task.cancel()
-            await asyncio.wait([taking, *self._jobs])
+            await stop(taking, *self._jobs)
 
     async def _take(self) -> None:
-        while True:
+        while not self._stop.is_set():
             taken = await self._redis.brpop(LISTS, timeout=0.05)
             if taken is not None:
                 task = asyncio.create_task(self._run(json.loads(taken[1])))
@@ -168,7 +167,7 @@ class FakeWorker:
         try:
             answer = self._answer(text["body"])
             answer = await answer if inspect.isawaitable(answer) else answer
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - what the test raises is how the job fails
             answer = error
         if isinstance(answer, Exception):
             code = answer.code if isinstance(answer, JobFailed) else "internal"

@@ -6,7 +6,7 @@ BRPOP and records the message in a second step, we send one script that takes ma
 that are done (exchange.lua). Queues read without acknowledgement (replies to remote control) are left to kombu.
 
 An empty queue is waited for without polling: Redis tells us when one of its lists is written to (client-side caching,
-redirected to a second connection). Where it can't, we look often (lookout.py; docs/adr/0003-waiting-on-empty-queues.md).
+redirected to a second connection). Where it can't, we look often (docs/adr/0003-waiting-on-empty-queues.md).
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def _lists(self, queue: str) -> list[str]:
         return [self._q_for_pri(queue, step) for step in self.priority_steps]
 
-    # -- saying things now, and waiting for the reply -------------------------------------------------------------------
+    # -- saying things now, and waiting for the reply ------------------------------------------------------------------
 
     def flush(self) -> None:
         """Say what is to be said now, waiting for Redis's replies. Raises redis's errors; nothing is lost by them."""

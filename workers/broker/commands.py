@@ -1,7 +1,7 @@
 """What a channel says to Redis: each script with its keys and arguments, and what becomes of the reply. No I/O.
 
-A command's `on_reply` gets Redis's reply, or an exception: then nobody knows whether the command was carried out. All of
-them may be said twice, because a fence is never given twice: what the first has done, the second leaves alone.
+A command's `on_reply` gets Redis's reply, or an exception: then nobody knows whether the command was carried out. All
+may be said twice, because a fence is never given twice: what the first has done, the second leaves alone.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any
 
 from tasks import keys
@@ -84,7 +85,7 @@ class Commands:
         room = max(min(room, TAKE_LIMIT), 0)
         queue_keys = [[self._prefix + keys.delayed(queue), *map(self.key, lists(queue))] for queue in queues]
         args = (
-            *_evalsha(scripts.EXCHANGE, *self._lease_keys, self.key(keys.FENCE), *sum(queue_keys, [])),
+            *_evalsha(scripts.EXCHANGE, *self._lease_keys, self.key(keys.FENCE), *chain.from_iterable(queue_keys)),
             room,
             TAKE_BYTES,
             self._lease_ms,

@@ -31,7 +31,7 @@ REVOKED_LOOK_S = 0.25
 """How soon Redis hears of what remote control revoked."""
 
 REVOKED_LIMIT = 1_000_000
-"""Cancelled jobs that a worker remembers; Celery's default of 50,000 for three hours would forget jobs that still wait."""
+"""Cancelled jobs that a worker remembers. Celery's default, 50,000 for three hours, forgets jobs that still wait."""
 
 
 class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publishes no types

@@ -155,7 +155,7 @@ class Link:
         try:
             yield
         except (RedisError, OSError):
-            # While the last jobs of a stopping worker are finished, nobody makes a new channel: the next batch connects.
+            # While a stopping worker finishes its last jobs, nobody makes a new channel: the next batch connects.
             self.close()
             raise
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["DimensionName", "Cost", "TokenUsage"]
+__all__ = ["Cost", "DimensionName", "TokenUsage"]
 
 DimensionName = Literal["requests", "tokens", "input", "output"]
 
@@ -21,7 +21,7 @@ class TokenUsage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One request's reservation. `input_chars` is what `input_tokens` was estimated from, so that the estimate learns."""
+    """One request's reservation. `input_chars` is what `input_tokens` was estimated from: the estimate learns by it."""
 
     input_tokens: int = 0
     output_tokens: int = 0

@@ -1,9 +1,9 @@
 """Why a request was not admitted::
 
-    NotAdmitted
-    ├── TooLargeForLimit     no wait would help
-    ├── MustPark             its slot is far away; come back at `until_s`
-    └── TooLate              its deadline comes before its slot
+NotAdmitted
+├── TooLargeForLimit     no wait would help
+├── MustPark             its slot is far away; come back at `until_s`
+└── TooLate              its deadline comes before its slot
 """
 
 from __future__ import annotations

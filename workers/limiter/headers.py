@@ -68,9 +68,7 @@ def learned(limits: Limits, headers: list[RateHeader]) -> Limits:
     told = {"rpm" if each.name == "requests" else "tpm": each.limit for each in headers if not each.is_daily}
     if any(each.name == "requests" and each.is_daily for each in headers):
         told["rpd"] = next(each.limit for each in headers if each.name == "requests")
-    news = {
-        field: limit for field, limit in told.items() if (known := getattr(limits, field)) is None or limit < known
-    }
+    news = {field: limit for field, limit in told.items() if (known := getattr(limits, field)) is None or limit < known}
     return limits.model_copy(update=news) if news else limits
 
 

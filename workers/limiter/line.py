@@ -45,6 +45,7 @@ class Waiter:
     until_s: float | None = None
     park_after_s: float | None = None
     movable: bool = False
+    has_slot: bool = False
     gone: bool = field(default=False, repr=False)
 
 
@@ -52,12 +53,17 @@ class Waiter:
 class _Tenant:
     weight: float
     start: float = 0.0
+    is_listed: bool = False
     waiters: deque[Waiter] = field(default_factory=deque)
 
     def head(self) -> Waiter | None:
         while self.waiters and self.waiters[0].gone:
             self.waiters.popleft()
         return self.waiters[0] if self.waiters else None
+
+
+def _still_here(tenant: _Tenant) -> Iterator[Waiter]:
+    return (waiter for waiter in list(tenant.waiters) if not waiter.gone)
 
 
 class _Class:
@@ -76,9 +82,11 @@ class _Class:
         tenant = self._tenants.get(waiter.tenant)
         if tenant is None:
             tenant = self._tenants[waiter.tenant] = _Tenant(self._weights.get(waiter.tenant, 1.0))
-        if tenant.head() is None and not self._is_listed(waiter.tenant):
+        if tenant.head() is None:
             # A tenant that was away has saved up nothing.
             tenant.start = max(tenant.start, self._now)
+        if not tenant.is_listed:
+            tenant.is_listed = True
             heappush(self._heap, (tenant.start, next(self._order), waiter.tenant))
         tenant.waiters.append(waiter)
         self.waiting += 1
@@ -91,6 +99,7 @@ class _Class:
             if head is not None and start == tenant.start:
                 return head
             heappop(self._heap)
+            tenant.is_listed = head is not None
             if head is not None:
                 heappush(self._heap, (tenant.start, order, name))
         return None
@@ -110,7 +119,9 @@ class _Class:
     def upcoming(self) -> Iterator[Waiter]:
         """The order in which turns would go if nobody came and nobody left."""
         starts = {name: tenant.start for name, tenant in self._tenants.items()}
-        lines = {name: (each for each in list(tenant.waiters) if not each.gone) for name, tenant in self._tenants.items()}
+        lines = {
+            name: (each for each in list(tenant.waiters) if not each.gone) for name, tenant in self._tenants.items()
+        }
         heap = [(starts[name], order, name) for _, order, name in self._heap]
         heapify(heap)
         while heap:
@@ -121,12 +132,8 @@ class _Class:
                 starts[name] += waiter.units / self._tenants[name].weight
                 heappush(heap, (starts[name], order, name))
 
-    def _is_listed(self, name: str) -> bool:
-        return any(listed == name for _, _, listed in self._heap)
-
     def _forget_idle(self) -> None:
-        listed = {name for _, _, name in self._heap}
-        idle = [name for name, each in self._tenants.items() if name not in listed and each.start <= self._now]
+        idle = [name for name, each in self._tenants.items() if not each.is_listed and each.start <= self._now]
         for name in idle:
             del self._tenants[name]
 
@@ -162,43 +169,44 @@ class Line:
 
     def first(self) -> Waiter | None:
         """Whose turn it is."""
-        priority = self._class_in_turn({name: each.waiting for name, each in self._classes.items()}, self._credits())
+        priority = self._class_in_turn({name: each.waiting for name, each in self._classes.items()}, self._owed())
         return None if priority is None else self._classes[priority].first()
 
     def take(self, waiter: Waiter) -> None:
         """It has its turn, whether or not it was the first."""
         self._classes[waiter.priority].take(waiter)
         self._waiting -= 1
-        credits = self._credits()
-        _serve(credits, waiter.priority, {name: each.waiting for name, each in self._classes.items()})
+        owed = self._owed()
+        _serve(owed, waiter.priority, {name: each.waiting for name, each in self._classes.items()})
         for name, each in self._classes.items():
-            each.credit = credits[name]
+            each.credit = owed[name]
 
     def upcoming(self, most: int) -> list[Waiter]:
         """The first `most` waiters in the order of their turns, as it stands."""
         orders = {name: each.upcoming() for name, each in self._classes.items()}
         left = {name: each.waiting for name, each in self._classes.items()}
-        credits, found = self._credits(), []
-        while len(found) < most and (priority := self._class_in_turn(left, credits)) is not None:
+        owed = self._owed()
+        found: list[Waiter] = []
+        while len(found) < most and (priority := self._class_in_turn(left, owed)) is not None:
             found.append(next(orders[priority]))
             left[priority] -= 1
-            _serve(credits, priority, left)
+            _serve(owed, priority, left)
         return found
 
-    def _credits(self) -> dict[Priority, float]:
+    def _owed(self) -> dict[Priority, float]:
         return {name: each.credit for name, each in self._classes.items()}
 
     @staticmethod
-    def _class_in_turn(waiting: Mapping[Priority, int], credits: Mapping[Priority, float]) -> Priority | None:
+    def _class_in_turn(waiting: Mapping[Priority, int], owed: Mapping[Priority, float]) -> Priority | None:
         for name in reversed(PRIORITIES):
-            if waiting[name] and credits[name] >= 1.0 - _ROUNDING:
+            if waiting[name] and owed[name] >= 1.0 - _ROUNDING:
                 return name
         return next((name for name in PRIORITIES if waiting[name]), None)
 
 
-def _serve(credits: dict[Priority, float], served: Priority, waiting: Mapping[Priority, int]) -> None:
+def _serve(owed: dict[Priority, float], served: Priority, waiting: Mapping[Priority, int]) -> None:
     """Each class that still waits earns its least share of this turn; the one that has had it pays."""
     for name, share in LEAST_SHARES.items():
         if name == served:
-            credits[name] = max(0.0, credits[name] - 1.0)
-        credits[name] = min(credits[name] + share, 2.0) if waiting[name] else 0.0
+            owed[name] = max(0.0, owed[name] - 1.0)
+        owed[name] = min(owed[name] + share, 2.0) if waiting[name] else 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -177,10 +177,11 @@ class RedisSchedule:
 
     async def _run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
         try:
-            reply = await self._redis.execute_command("EVALSHA", script.sha, len(names), *names, *args)
+            reply = self._redis.evalsha(script.sha, len(names), *names, *args)
+            return await cast("Awaitable[list[bytes]]", reply)
         except NoScriptError:
-            reply = await self._redis.execute_command("EVAL", script.text, len(names), *names, *args)
-        return cast("list[bytes]", reply)
+            reply = self._redis.eval(script.text, len(names), *names, *args)
+            return await cast("Awaitable[list[bytes]]", reply)
 
 
 def _spelt(level: str, plan: Plan | None) -> list[str]:

@@ -1,0 +1,48 @@
+"""The app of the workers under fault: Promptmill's own, with scaled leases, and tasks that record their starts.
+
+The harness says through the environment: FAULTS_TRANSPORT_OPTIONS (JSON), FAULTS_RECORDER (a Redis that no fault hits).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from typing import Any
+
+import redis
+from celery import signals
+
+from workers import app
+
+app.conf.broker_transport_options = {
+    **app.conf.broker_transport_options,
+    **json.loads(os.environ.get("FAULTS_TRANSPORT_OPTIONS", "{}")),
+}
+recorder = redis.Redis.from_url(os.environ["FAULTS_RECORDER"])
+
+
+@app.task(bind=True)
+async def nap(self: Any, seconds: float) -> str:
+    """Sleep, and record the start."""
+    recorder.rpush(f"starts:{self.request.id}", f"{time.monotonic():.3f}")
+    await asyncio.sleep(seconds)
+    return "rested"
+
+
+@app.task
+def add(x: int, y: int) -> int:
+    return x + y
+
+
+@signals.task_prerun.connect
+def _die_of_poison(sender: Any = None, task_id: str = "", **_: Any) -> None:
+    if sender is not None and sender.name == f"{__name__}.poison":
+        recorder.rpush(f"starts:{task_id}", f"{time.monotonic():.3f}")
+        os._exit(70)
+
+
+@app.task
+async def poison() -> None:
+    """Its worker's process ends before it begins."""

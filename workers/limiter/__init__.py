@@ -1,0 +1,29 @@
+"""One limit for all workers: requests wait here until the provider will take them.
+
+A process leases runs of dispatch slots from a schedule in Redis and sends at those instants by its own clock; see
+docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Permit` what it gets.
+
+    registry.py    all limiters of the process; which key
+    limiter.py     one limit in this process: waiters, slots, the one caller
+    line.py        whose turn it is
+    schedule.py    the schedule in Redis: acquire.lua, pause.lua
+    rate.py        from a provider's limits to the safe pace
+"""
+
+from .cost import Cost
+from .errors import MustPark, NotAdmitted, TooLargeForLimit, TooLate
+from .permit import Permit
+from .registry import LimiterRegistry, snapshot
+from .view import LimiterView
+
+__all__ = [
+    "Cost",
+    "LimiterRegistry",
+    "LimiterView",
+    "MustPark",
+    "NotAdmitted",
+    "Permit",
+    "TooLargeForLimit",
+    "TooLate",
+    "snapshot",
+]
