@@ -32,6 +32,9 @@ USUAL: dict[str, Benchmark] = {
     "memory": memory.run,
     "articles": articles.run,
 }
+FILE_WIDTH = 132
+"""Characters in a line where the output is no terminal."""
+
 ALL: dict[str, Benchmark] = {**USUAL, "run": file_run.run}
 
 
@@ -49,7 +52,7 @@ def bench(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by 
     plan = QUICK if quick else WHOLE
     if repeats is not None:
         plan = replace(plan, repeats=repeats)
-    report = Report(plan, Console(stderr=as_json), against.resolve() if against else None)
+    report = Report(plan, _console(stderr=as_json), against.resolve() if against else None)
     try:
         uvloop.run(_run(_chosen(names or [], everything=everything), report))
     except BenchError as error:
@@ -59,6 +62,13 @@ def bench(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by 
         raise typer.Exit(143) from None  # SIGTERM
     if as_json:
         typer.echo(json.dumps(report.figures))
+
+
+def _console(*, stderr: bool) -> Console:
+    console = Console(stderr=stderr, highlight=False)
+    if not console.is_terminal:
+        console.width = FILE_WIDTH
+    return console
 
 
 def _chosen(names: list[str], *, everything: bool) -> dict[str, Benchmark]:

@@ -6,6 +6,7 @@ import asyncio
 import signal
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from .processes import HERE, Child, clean_environ, python, running
@@ -19,13 +20,13 @@ BINDINGS = "_kombu.binding.celery.pidbox"
 """kombu's set of the workers that listen for remote control, which they do once they take jobs."""
 
 
+@dataclass(frozen=True, slots=True)
 class Shape:
     """How many processes, with how many jobs each at a time."""
 
-    def __init__(self, processes: int, concurrency: int, *, events: bool = False) -> None:
-        self.processes = processes
-        self.concurrency = concurrency
-        self.events = events
+    processes: int
+    concurrency: int
+    events: bool = False
 
     def __str__(self) -> str:
         return f"{self.processes} x {self.concurrency}{', events' if self.events else ''}"

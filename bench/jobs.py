@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -44,16 +44,11 @@ class Results:
         return statistics.median(sample.cpu_us / base.cpu_us for sample, base in pairs)
 
     def ratio_to_bare(self, row: Row) -> float:
-        base = next(shape for shape in (ONE, TWO, FEW) if (shape.processes, shape.places) == _size(row[1]))
-        return self.ratio(row, (BARE, base))
-
-
-def _size(shape: Shape) -> tuple[int, int]:
-    return shape.processes, shape.places
+        return self.ratio(row, (BARE, replace(row[1], events=False)))
 
 
 async def run(report: Report) -> None:
-    """Measure all rows in turn, as many rounds as the plan says, and print the table and the verdicts."""
+    """Measure all rows in turn, as many rounds as the plan says: what disturbs the machine disturbs them all."""
     samples: dict[Row, list[Sample]] = defaultdict(list)
     async with scratch() as directory, running_provider(directory, latency_ms=LATENCY_S * 1000) as provider:
         for number in range(report.plan.repeats):
@@ -84,7 +79,7 @@ def _rows(report: Report) -> dict[Row, Measure]:
 def _table(results: Results) -> Table:
     table = Table(title="Prompts of about 400 characters, 200 ms each; medians", title_justify="left")
     table.add_column("")
-    table.add_column("processes x places")
+    table.add_column("workers")
     for name in (
         "jobs",
         "jobs/s",

@@ -1,7 +1,8 @@
-"""Cancellations that don't get lost on the way.
+"""Time-outs and cancellations that don't get lost on the way.
 
 `asyncio.wait_for` of Python 3.11, which redis-py uses for each send, loses a cancellation that comes together with its
-result (fixed in 3.12): one in a few hundred, and then a caller's `task.cancel()` does nothing.
+result (fixed in 3.12). One in a few hundred; and then a caller's `task.cancel()` does nothing, and `asyncio.timeout`,
+which cancels once, lets redis-py go on through all of its retries.
 """
 
 from __future__ import annotations
@@ -9,17 +10,56 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
-__all__ = ["is_stopped", "keep_cancellation", "stop"]
+__all__ = ["is_stopped", "stop", "within"]
+
+_INSIST_S: Final = 0.05
 
 
 @contextmanager
-def keep_cancellation() -> Iterator[None]:
-    """Raise CancelledError at the end if the task was cancelled meanwhile and nothing inside let it through."""
-    before = _cancellations()
-    yield
-    if _cancellations() > before:
+def within(timeout_s: float) -> Iterator[None]:
+    """As `asyncio.timeout`, but cancels again until the block ends. Raises TimeoutError.
+
+    A cancellation from outside that nothing inside let through is raised at the end.
+    """
+    alarm = _Alarm(timeout_s)
+    try:
+        yield
+    except asyncio.CancelledError:
+        if alarm.stop() or not alarm.rang:
+            raise
+        raise TimeoutError from None
+    except BaseException:
+        alarm.stop()
+        raise
+    if alarm.stop():
         raise asyncio.CancelledError
+
+
+class _Alarm:
+    """Cancels the current task when the time is up, and again until it is stopped."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._task = asyncio.current_task()
+        self._before = _cancellations()
+        self.rang = 0
+        self._timer = self._loop.call_later(timeout_s, self._ring)
+
+    def _ring(self) -> None:
+        assert self._task is not None
+        self.rang += 1
+        self._task.cancel()
+        self._timer = self._loop.call_later(_INSIST_S, self._ring)
+
+    def stop(self) -> bool:
+        """Take back its own cancellations; whether there is one of somebody else's."""
+        assert self._task is not None
+        self._timer.cancel()
+        for _ in range(self.rang):
+            self._task.uncancel()
+        return _cancellations() > self._before
 
 
 def is_stopped() -> bool:

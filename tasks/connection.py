@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from redis.asyncio.connection import AbstractConnection, parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
-from .cancellation import keep_cancellation
+from .cancellation import within
 from .errors import QueueFull, QueueUnavailable
 
 __all__ = ["Address", "RedisConnection", "Script"]
@@ -96,9 +95,8 @@ class RedisConnection:
         `advice` is what the caller may do next, said after the reason.
         """
         try:
-            with keep_cancellation():
-                async with asyncio.timeout(self.timeout_s):
-                    yield
+            with within(self.timeout_s):
+                yield
         except (redis_errors.RedisError, OSError) as error:
             if isinstance(error, QueueUnavailable):
                 raise

@@ -41,7 +41,8 @@ REAPER = "pm:reaper"
 """Hash: `at`, when leases were last checked, and `grace_until`, before when none is ended (ms)."""
 
 CANCELLED = "pm:cancelled"
-"""Sorted set, job id -> when it was cancelled (ms). Kept for `RECORD_TTL_S`, so that a worker that starts later knows."""
+"""Sorted set, job id -> when it was cancelled (ms). Kept for `RECORD_TTL_S`, so that a worker that starts later
+knows."""
 
 DEAD = "pm:dead"
 """List of JSON texts, newest first: messages that no worker could do. Kept until purged, at most `DEAD_LIMIT`."""
@@ -55,17 +56,17 @@ DELAYED_PREFIX = "pm:delayed:"
 
 
 def delayed(queue: str) -> str:
-    """Sorted set, message -> when it is due (ms): the queue's messages with an ETA or countdown. Owned by the broker."""
+    """Sorted set, message -> when it is due (ms): the queue's messages with an ETA or countdown. The broker owns it."""
     return DELAYED_PREFIX + queue
 
 
 def job(job_id: str) -> str:
-    """Hash: the submitted job's record (state, model, tenant, group, times). TTL `RECORD_TTL_S`."""
+    """Hash: the submitted job's record (state, model, tenant, group, priority, times, `cancel`). TTL `RECORD_TTL_S`."""
     return f"pm:job:{job_id}"
 
 
 def group(group_id: str) -> str:
-    """Hash: `total` (-1 while rows are still being submitted), and a counter for each status. TTL."""
+    """Hash: `submitted`, `total` (-1 until the group is closed), and a counter for each status. TTL."""
     return f"pm:group:{group_id}"
 
 
@@ -85,8 +86,8 @@ def result(job_id: str) -> str:
 
 
 LIMITERS = "pm:limiters"
-"""Sorted set, `<provider>:<model>:<fingerprint>` of a limiter as JSON list -> Redis time (s) when a process last opened it.
-Written by the workers; members older than `LIMITER_TTL_S` don't count and are removed by them."""
+"""Sorted set, `<provider>:<model>:<fingerprint>` of a limiter as JSON list -> Redis time (s) when a process last
+opened it. Written by the workers; members older than `LIMITER_TTL_S` don't count and are removed by them."""
 
 LIMITER_PAUSES = "pm:limiter:pauses"
 """Channel: `<limiter> <epoch> <microseconds left>`, when a provider's 429 has stopped everybody."""

@@ -11,6 +11,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from . import keys
 from .batching import Batcher
+from .cancellation import within
 from .connection import Address, RedisConnection, Script
 from .errors import InvalidJob, PromptmillError
 from .message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
@@ -120,7 +121,7 @@ class RedisStore:
     async def _send_part(self, part: list[_Submission], group: str | None) -> None:
         error: Exception | None = None
         try:
-            async with asyncio.timeout(self._settings.timeout_s):
+            with within(self._settings.timeout_s):
                 terms = await self._current_terms()
                 await self._send([submission.job for submission in part], group=group, terms=terms)
         except Exception as caught:  # noqa: BLE001 - handed to those who wait, each of whom raises it

@@ -104,6 +104,11 @@ class Job(Cancellable):
         self.timers: list[asyncio.TimerHandle] = []
         self.outcome: Callable[[], Any] | None = None
 
+    @property
+    def has_ended(self) -> bool:
+        """Whether the loop is done with it; the hub may not know yet."""
+        return self.task is not None and self.task.done()
+
     def terminate(self, signum: int | None = None) -> None:
         """Nothing: Celery calls `terminate_job` first, and this right after it, for pools that may have missed it.
 
@@ -399,12 +404,13 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
 
     def _cancel(self, job: Job) -> None:
         # Once, whoever asks again (a shutdown asks twice): the second time would hit the task's clean-up.
-        if not job.cancelled:
-            job.cancelled = True
-            self._cancel_task(job)
+        if job.cancelled or job.has_ended:
+            return
+        job.cancelled = True
+        self._cancel_task(job)
 
     def _cancel_task(self, job: Job) -> None:
-        if job.task is not None and not job.task.done():
+        if job.task is not None and not job.has_ended:
             job.task.cancel()
             job.timers.append(self._loop.call_later(CANCEL_AGAIN_S, self._cancel_task, job))
 
@@ -413,7 +419,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             self._cancel(job)
 
     def _interrupt(self, job: Job) -> None:
-        if job.task is None or job.task.done():
+        if job.task is None or job.has_ended:
             return
         if not job.may_be_interrupted:
             self._cancel(job)

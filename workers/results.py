@@ -27,7 +27,7 @@ from celery.backends.redis import RedisBackend
 from celery.exceptions import BackendStoreError, TaskRevokedError
 from kombu.utils.encoding import bytes_to_str
 from redis import Redis
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from tasks import keys
 from tasks.errors import JobFailed
@@ -170,7 +170,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     @cached_property
     def _key_prefix(self) -> str:
         """What stands before the results, and so before the groups' keys that move with them."""
-        return str(bytes_to_str(self.get_key_for_task(""))).removesuffix(keys.RESULT_PREFIX)
+        return str(bytes_to_str(self.task_keyprefix)).removesuffix(keys.RESULT_PREFIX)
 
     @cached_property
     def _broker_prefix(self) -> str:
@@ -249,7 +249,7 @@ Waiting = tuple[Entry, "asyncio.Future[None]"]
 
 def _will_pass(exc: Exception) -> bool:
     """Whether Redis may take the same write later: it is away, starting, full or read-only for now."""
-    if not isinstance(exc, ResponseError):
+    if not isinstance(exc, ResponseError) or isinstance(exc, OutOfMemoryError | ReadOnlyError):
         return True
     return any(word in str(exc) for word in ("OOM", "LOADING", "READONLY", "MISCONF", "NOREPLICAS", "BUSY "))
 
@@ -295,7 +295,7 @@ class BatchWriter:
     async def _store(self, batch: list[Waiting]) -> None:
         try:
             await self._write([entry for entry, _ in batch])
-        except (RedisError, OSError) as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, a job waits for its result to be stored
             if len(batch) > 1:
                 # One result that Redis will never take must not keep the others: find it.
                 for waiting in batch:
@@ -303,7 +303,7 @@ class BatchWriter:
                 return
             entry, stored = batch[0]
             if not stored.done():
-                stored.set_exception(BackendStoreError(str(exc), task_id=entry.job_id))
+                stored.set_exception(BackendStoreError(repr(exc), task_id=entry.job_id))
         else:
             for _, stored in batch:
                 if not stored.done():

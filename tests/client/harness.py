@@ -145,7 +145,7 @@ class FakeWorker:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._jobs.discard(task)
-        if not task.cancelled() and (fault := task.exception()) is not None:
+        if not task.cancelled() and (fault := task.exception()) is not None and not self._stop.is_set():
             self.faults.append(fault)
 
     async def _run(self, message: dict[str, Any]) -> None:

@@ -20,8 +20,9 @@ from .harness import FakeWorker, Gate, RedisServer, free_port, wait_until
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 PASSWORD = "canary-password-5d1f"
-MAX_GAP_S = 0.1
-"""A blocking call would show as its time-out, 0.2 s or more; measured are 1 to 5 ms."""
+TIMEOUT_S = 1.0
+MAX_GAP_S = 0.5
+"""A blocking call would show as the whole time-out; measured are 4 to 20 ms, and an idle loop here has 1 to 17."""
 
 
 class LoopGaps:
@@ -63,33 +64,33 @@ async def raised(call: Any) -> QueueUnavailable:
 
 
 async def test_a_frozen_redis_neither_blocks_the_loop_nor_the_caller(own_redis: RedisServer) -> None:
-    async with PromptQueue(own_redis.url, timeout_s=0.3) as queue:
+    async with PromptQueue(own_redis.url, timeout_s=TIMEOUT_S) as queue:
         await queue.submit(model="m", messages=MESSAGES)
         with own_redis.frozen():
             async with loop_gaps() as gaps:
-                started_s = time.monotonic()
                 calls = [raised(queue.submit(model="m", messages=MESSAGES, id=f"try-{n}")) for n in range(50)]
-                errors = await asyncio.gather(*calls)
-                took_s = time.monotonic() - started_s
+                errors = await asyncio.wait_for(asyncio.gather(*calls), 3 * TIMEOUT_S)
         assert "try-0" in str(errors[0]) and "submit it again with this id" in str(errors[0])
         assert f"127.0.0.1:{own_redis.port}" in str(errors[0])
-        assert took_s < 3
         assert gaps.longest_s < MAX_GAP_S
         again = await queue.submit(model="m", messages=MESSAGES, id="try-0")
         assert await again.status() == "queued"
 
 
-async def test_a_black_hole_is_given_up_in_time() -> None:
+async def test_a_black_hole_does_not_block_the_loop() -> None:
     with black_hole() as port:
-        async with PromptQueue(f"redis://user:{PASSWORD}@127.0.0.1:{port}/0", timeout_s=0.2) as queue:
-            async with loop_gaps() as gaps:
-                for call in every_call(queue):
-                    started_s = time.monotonic()
-                    error = await raised(call())
-                    assert time.monotonic() - started_s < 3
-                    assert "did not answer within 0.2 s" in str(error)
-                    assert PASSWORD not in str(error) + repr(queue)
-            assert gaps.longest_s < MAX_GAP_S
+        async with PromptQueue(f"redis://127.0.0.1:{port}/0", timeout_s=TIMEOUT_S) as queue, loop_gaps() as gaps:
+            await raised(asyncio.wait_for(queue.submit(model="m", messages=MESSAGES), 3 * TIMEOUT_S))
+        assert gaps.longest_s < MAX_GAP_S
+
+
+async def test_each_call_gives_a_black_hole_up_in_time() -> None:
+    with black_hole() as port:
+        async with PromptQueue(f"redis://user:{PASSWORD}@127.0.0.1:{port}/0", timeout_s=0.1) as queue:
+            for call in every_call(queue):
+                error = await asyncio.wait_for(raised(call()), 3)
+                assert "did not answer within 0.1 s" in str(error)
+                assert PASSWORD not in str(error) + repr(queue)
 
 
 def every_call(queue: PromptQueue) -> list[Callable[[], Any]]:

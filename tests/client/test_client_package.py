@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -92,6 +93,10 @@ def test_both_names_offer_the_same(installed: Path) -> None:
 
 
 def test_the_engine_has_the_same_version_and_python() -> None:
-    engine, client = ((ROOT / path).read_text() for path in ("pyproject.toml", "packaging/client/pyproject.toml"))
-    for line in ('version = "0.1.0"', 'requires-python = ">=3.11"'):
-        assert line in engine and line in client
+    engine, client = (
+        tomllib.loads((ROOT / path).read_text())["project"]
+        for path in ("pyproject.toml", "packaging/client/pyproject.toml")
+    )
+    assert [client[name] for name in ("version", "requires-python")] == [
+        engine[name] for name in ("version", "requires-python")
+    ]

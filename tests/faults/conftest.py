@@ -1,7 +1,8 @@
 """Scenarios that run side by side.
 
-Most of a scenario's time is spent waiting: for a process to start, for a lease to end. A test function with the argument
-`world` is therefore begun together with the others, on one of a few threads; pytest then takes the outcomes in its order.
+Most of a scenario's time is spent waiting: for a process to start, for a lease to end. A test function with the
+argument `world` is therefore begun together with the others, on one of a few threads; pytest then takes the outcomes in
+its order.
 """
 
 from __future__ import annotations

@@ -109,14 +109,13 @@ class Provider:
 
     def __init__(self, *options: str) -> None:
         command = [sys.executable, "-m", "workers.simulator", "--port", "0", "--jitter", "0", *options]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().split()[-1]
+        self.base_url = self.process.stdout.readline().split()[-1]
+        self._url = self.base_url.removesuffix("/v1")
 
     def calls(self) -> list[dict[str, Any]]:
-        with urllib.request.urlopen(f"{self.url}/__ledger", timeout=PATIENCE_S) as reply:
+        with urllib.request.urlopen(f"{self._url}/__ledger", timeout=PATIENCE_S) as reply:
             calls: list[dict[str, Any]] = json.load(reply)["calls"]
         return calls
 
@@ -138,9 +137,9 @@ class Providers:
         self.catalog.write_text("\n".join(map(self._entry, self._providers)))
 
     def _entry(self, model: str) -> str:
-        url = self._providers[model].url
+        url = self._providers[model].base_url
         return (
-            f'[providers.{model}]\nbase_url = "{url}/v1"\napi_keys = ["FAULTS_API_KEY"]\n'
+            f'[providers.{model}]\nbase_url = "{url}"\napi_keys = ["FAULTS_API_KEY"]\n'
             f'[models.{model}]\nprovider = "{model}"\n'
         )
 
@@ -230,7 +229,7 @@ class World:
         self._closing.callback(closing.close)
         return closing
 
-    # -- parts -----------------------------------------------------------------------------------------------------------
+    # -- parts ---------------------------------------------------------------------------------------------------------
 
     def start_redis(self, *options: str, binary: Path | None = None) -> RedisServer:
         self.server: RedisServer = self.enter(RedisServer(self.directory / "redis", *options, binary=binary))
@@ -260,7 +259,8 @@ class World:
             *(sys.executable, "-m", "celery", "-A", app, "worker", "-n", name, "-c", str(concurrency)),
             *("-l", "WARNING", *options),
         ]
-        transport_options = {"lease_s": LEASE_S, **transport_options} if app != "faults.stock_app" else transport_options
+        if app != "faults.stock_app":
+            transport_options = {"lease_s": LEASE_S, **transport_options}
         worker = Worker(
             self,
             name,
@@ -281,9 +281,7 @@ class World:
 
     def start_stock_worker(self, **transport_options: Any) -> Worker:
         """A worker of plain Celery, on kombu's own Redis transport."""
-        return self.start_worker(
-            app="faults.stock_app", options=["-P", "threads"], concurrency=4, **transport_options
-        )
+        return self.start_worker(app="faults.stock_app", options=["-P", "threads"], concurrency=4, **transport_options)
 
     def celery(self, **transport_options: Any) -> Celery:
         """A plain Celery client of the queue."""
@@ -292,7 +290,7 @@ class World:
         client.conf.update(task_default_queue="prompts", broker_transport_options=transport_options)
         return client
 
-    # -- jobs ------------------------------------------------------------------------------------------------------------
+    # -- jobs ----------------------------------------------------------------------------------------------------------
 
     def submit(self, n: int, *, model: str, **options: Any) -> list[SyncJob]:
         return [self.queue.submit(model=model, messages=MESSAGES, **options) for _ in range(n)]
@@ -313,6 +311,9 @@ class World:
         except redis.RedisError:
             return [None]
         return [read_outcome(job.id, record) for job, record in zip(jobs, records, strict=True)]
+
+    def count_ended(self, jobs: Sequence[SyncJob]) -> int:
+        return sum(result is not None for result in self.stored(jobs))
 
     def calls(self, jobs: Sequence[SyncJob], *, model: str) -> list[int]:
         """How often the provider was called for each job."""

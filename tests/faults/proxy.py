@@ -13,8 +13,11 @@ __all__ = ["Fault", "Proxy"]
 
 T = TypeVar("T")
 
-Fault = Literal["none", "refuse", "black_hole", "hold_replies", "slow"]
+Fault = Literal["none", "refuse", "black_hole", "hold_messages", "slow"]
 SLOW_S = 0.05
+MESSAGE_BYTES = 700
+"""No answer without a message in it is so long."""
+
 CHUNK_BYTES = 65_536
 
 
@@ -25,7 +28,7 @@ class Proxy:
     - `black_hole`: no byte passes, on old connections and new ones, and none of them is closed (a half-open link).
       When it ends, what was held back on the way is lost, as on a link whose peer has forgotten it: those connections
       are reset.
-    - `hold_replies`: the server hears everything, its answers are held back until the fault ends.
+    - `hold_messages`: the server hears everything; an answer of the size of a message is held back, and all behind it.
     - `slow`: each piece takes 50 ms.
     """
 
@@ -106,30 +109,32 @@ class Proxy:
                 return
             self._pairs.add((writer, server_writer))
             await asyncio.gather(
-                self._pump(reader, server_writer, blocked_by=("black_hole",)),
-                self._pump(server_reader, writer, blocked_by=("black_hole", "hold_replies")),
+                self._pump(reader, server_writer),
+                self._pump(server_reader, writer, holds_messages=True),
             )
         finally:
             self._tasks.discard(task)
 
     async def _pump(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, blocked_by: tuple[Fault, ...]
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, holds_messages: bool = False
     ) -> None:
         try:
             while data := await reader.read(CHUNK_BYTES):
                 if self._fault == "slow":
                     await asyncio.sleep(SLOW_S)
-                await self._until_passable(*blocked_by)
+                if holds_messages and len(data) >= MESSAGE_BYTES:
+                    await self._until_passable("hold_messages")
+                await self._until_passable("black_hole")
                 writer.write(data)
                 await writer.drain()
         except OSError:
             pass
-        await self._until_passable(*blocked_by)
+        await self._until_passable("black_hole")
         if not writer.is_closing():
             writer.close()
 
-    async def _until_passable(self, *blocked_by: Fault) -> None:
-        while self._fault in blocked_by:
+    async def _until_passable(self, fault: Fault) -> None:
+        while self._fault == fault:
             await self._changed.wait()
 
 

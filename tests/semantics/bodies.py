@@ -267,6 +267,15 @@ async def nap_uncaught(self: Task, seconds: float) -> None:
 
 
 @task()
+async def hold(self: Task, key: str) -> str:
+    """Returns as soon as it is told to. It only reads: Redis may be refusing writes."""
+    arrive(self.request.id)
+    while not store.exists(key):
+        await asyncio.sleep(0.005)
+    return "held"
+
+
+@task()
 async def fetch(self: Task, url: str) -> str:
     """An HTTP call that hangs. Its clean-up waits: a second cancellation would interrupt it."""
     try:
@@ -409,18 +418,30 @@ return now
 """)
 
 
+CROWD_TIMEOUT_S = 5.0
+
+LINGER_S = 0.1
+"""Time for one too many to come in."""
+
+
 @task()
-async def crowd(self: Task, seconds: float) -> None:
-    """Counts how many of its kind run at a time."""
+async def crowd(self: Task, goal: int) -> None:
+    """Stays until so many have been here at a time."""
     TAKE_PLACE(keys=["crowd:now", "crowd:most"])
-    await asyncio.sleep(seconds)
+    until = time.monotonic() + CROWD_TIMEOUT_S
+    while int(store.get("crowd:most") or 0) < goal and time.monotonic() < until:
+        await asyncio.sleep(0.02)
+    await asyncio.sleep(LINGER_S)
     store.decr("crowd:now")
 
 
-@task(name="crowd_def")
-def crowd_def(self: Task, seconds: float) -> None:
+@task()
+def crowd_def(self: Task, goal: int) -> None:
     TAKE_PLACE(keys=["crowd:now", "crowd:most"])
-    time.sleep(seconds)
+    until = time.monotonic() + CROWD_TIMEOUT_S
+    while int(store.get("crowd:most") or 0) < goal and time.monotonic() < until:
+        time.sleep(0.02)
+    time.sleep(LINGER_S)
     store.decr("crowd:now")
 
 

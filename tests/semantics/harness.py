@@ -331,10 +331,10 @@ class Side:
     def pool(self) -> dict[str, Any]:
         return self.ask("stats")["pool"]
 
-    def most_at_once(self, name: str, jobs: int, seconds: float) -> int:
-        """How many of so many jobs ran at a time."""
+    def most_at_once(self, name: str, goal: int) -> int:
+        """How many jobs ran at a time, when each of many waited for so many."""
         self.redis.delete("crowd:now", "crowd:most")
-        self.wait_results(*self.many(name, [(seconds,)] * jobs))
+        self.wait_results(*self.many(name, [(goal,)] * (goal + goal // 2 + 2)))
         return int(self.redis.get("crowd:most"))
 
 

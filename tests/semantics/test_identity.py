@@ -34,7 +34,7 @@ def test_current_task_in_sub_tasks_gather_and_threads(wide: Side) -> None:
 
 
 def test_200_jobs_run_at_a_time(wide: Side) -> None:
-    assert wide.most_at_once("crowd", 400, 0.5) == 200
+    assert wide.most_at_once("crowd", 200) == 200
 
 
 @pytest.mark.parametrize("name", ["prerun_mark", "prerun_mark_async"])

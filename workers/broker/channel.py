@@ -12,12 +12,13 @@ redirected to a second connection). Where it can't, we look often (docs/adr/0003
 from __future__ import annotations
 
 import logging
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import redis as redis_py
 from celery.worker.state import active_requests
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
 from . import scripts
 from .commands import Command, Commands, Exchanged, Reply
@@ -128,18 +129,19 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def _queue_bind(self, exchange: str, routing_key: str, pattern: str, queue: str) -> None:
         try:
             super()._queue_bind(exchange, routing_key, pattern, queue)
-        except ResponseError as exc:
-            if "OOM" not in str(exc):
-                raise
-            self._bind_on_full_redis(exchange, self.sep.join([routing_key or "", pattern or "", queue or ""]), queue)
+        except OutOfMemoryError:
+            table, members = self.keyprefix_queue % exchange, self.keyprefix_binding_permanent % exchange
+            member = self.sep.join([routing_key or "", pattern or "", queue or ""])
+            # kombu's client puts the prefix before the first key only.
+            self._refresh_binding(keys=[table, self.commands.key(members)], args=[member, exchange, 0])
 
-    def _bind_on_full_redis(self, exchange: str, member: str, queue: str) -> None:
-        expires = queue in self._expires
-        second = self.keyprefix_binding_deadlines if expires else self.keyprefix_binding_permanent % exchange
-        table_keys = [self.commands.key(name) for name in (self.keyprefix_queue % exchange, second)]
-        ttl_ms = self._binding_ttl(queue) if expires else 0
-        args = ("EVALSHA", scripts.BIND.sha, 2, *table_keys, member, exchange, ttl_ms)
-        self._run_now(Command(args, _raise_errors))
+    @cached_property
+    def _refresh_binding(self) -> Any:
+        return self._create_client().register_script(scripts.BIND.text)
+
+    def _get_client(self) -> Any:
+        super()._get_client()
+        return partial(_Client, global_keyprefix=self.global_keyprefix)
 
     @property
     def take_queues(self) -> list[str]:
@@ -299,6 +301,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def _bury(self, tag: str, kind: str, reason: str) -> None:
         self.leases.condemn(tag, kind, reason)
         self.leases.bury(tag)
+
+
+class _Client(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]  # kombu publishes no types
+    """A Redis that is full refuses even reads inside MULTI, with which kombu begins a pipeline unless told otherwise."""
+
+    def pipeline(self, transaction: bool = False, shard_hint: Any = None) -> Any:
+        return super().pipeline(transaction, shard_hint)
 
 
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]  # kombu publishes no types

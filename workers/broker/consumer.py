@@ -6,10 +6,12 @@ Selected by `worker_consumer = "workers.broker.consumer:Consumer"`.
 from __future__ import annotations
 
 import logging
+import warnings
 from functools import partial
 from typing import Any
 
 from celery import signals
+from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CeleryConsumer
 
 from .channel import Channel
@@ -34,6 +36,12 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery publishes no typ
             conn.ensure_connection, interval_start=RECONNECT_S, interval_step=0, interval_max=RECONNECT_S
         )
         return super().ensure_connected(conn)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        with warnings.catch_warnings():
+            # It says that jobs which go on through a reconnect are given to others too. Under leases they are not.
+            warnings.simplefilter("ignore", CPendingDeprecationWarning)
+            super().on_connection_error_after_connected(exc)
 
     def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
         if not isinstance(message.channel, Channel):

@@ -26,9 +26,10 @@ for i = 10, #ARGV do
 end
 
 -- A message that has been on a worker's deathbed before waits a little, each time longer: if it is the one that kills
--- them, its neighbours get the time to end without it. They come back one by one, because fences differ.
+-- them, its neighbours get the time to end without it. They come back one by one: 617 of 1,000, near the golden section,
+-- puts neighbouring fences far apart.
 local function delay_ms(deliveries, tag)
-  local share = (tonumber(string.match(tag, '%d+$') or 0) * 7919 % 1000) / 1000
+  local share = (tonumber(string.match(tag, '%d+$') or 0) * 617 % 1000) / 1000
   return math.floor(500 * 2 ^ math.min(deliveries, 6) * (0.5 + share / 2))
 end
 

@@ -22,6 +22,7 @@ logger = logging.getLogger("promptmill.limiter")
 PING_EVERY_S = 2.0
 DEAF_AFTER_S = 5.0
 AGAIN_S = 0.25
+CANCEL_AGAIN_S = 0.1
 
 
 class Ears(Protocol):
@@ -40,6 +41,7 @@ class PauseChannel:
         self._name = key_prefix + keys.LIMITER_PAUSES
         self._heard_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
+        self._closing = False
 
     @property
     def hears(self) -> bool:
@@ -50,13 +52,14 @@ class PauseChannel:
         self._task = asyncio.create_task(self._keep_listening())
 
     async def close(self) -> None:
-        if self._task is not None:
+        self._closing = True
+        # redis-py has been seen to swallow a cancellation that met its own time-out.
+        while self._task is not None and not self._task.done():
             self._task.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._task
+            await asyncio.wait([self._task], timeout=CANCEL_AGAIN_S)
 
     async def _keep_listening(self) -> None:
-        while True:
+        while not self._closing:
             # Closing a broken connection may fail as well.
             with suppress(RedisError, OSError, TimeoutError):
                 await self._listen()
@@ -66,7 +69,7 @@ class PauseChannel:
     async def _listen(self) -> None:
         async with self._redis.pubsub() as subscription:
             await subscription.subscribe(self._name)
-            while True:
+            while not self._closing:
                 await self._hear_one(subscription)
 
     async def _hear_one(self, subscription: PubSub) -> None:

@@ -113,6 +113,7 @@ class Limiter:
         self._line = line or Line()
         self._slots: deque[_Slot] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._timer_due = math.inf
         self._wake = asyncio.Event()
         self._sleeps_until = -math.inf
         self._in_flight = 0
@@ -302,8 +303,10 @@ class Limiter:
         if not self._slots or self._closing:
             return
         due = self._slots[0].due
-        if self._timer is None or self._timer.when() > due:
+        if self._timer is None or self._timer_due > due:
             self._stop_timer()
+            # Kept beside the handle: uvloop's handle of a time that has come knows no `when`.
+            self._timer_due = due
             self._timer = self._loop.call_at(due, self._dispatch)
 
     def _stop_timer(self) -> None:
@@ -434,7 +437,12 @@ class Limiter:
             await self._until_due()
             if self._closing:
                 break
-            await (self._tell_pause() if self._report is not None else self._call())
+            try:
+                await (self._tell_pause() if self._report is not None else self._call())
+            except Exception:  # a fault of ours must not leave everybody waiting for a caller that is no more
+                logger.exception("A fault of ours in a limiter's call; it goes on")
+                self._retry_at = self._loop.time() + RETRY_S
+                self._ask_at = max(self._ask_at, self._retry_at)
         # A limiter that never spoke has nothing to take leave of. The first call may be one that had no answer.
         for _ in range(1 + (self._pending is not None)):
             if self._last is not None:

@@ -1,0 +1,86 @@
+"""Prompts behind a FastAPI app: `uvicorn fastapi_app:app`, with a worker and Redis running elsewhere.
+
+Ask and wait:      curl localhost:8000/ask  -d '{"question": "What is a queue?"}' -H 'content-type: application/json'
+Ask, look later:   the same to /jobs, then  curl localhost:8000/jobs/<id>
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Annotated
+
+from fastapi import Depends, FastAPI, Request
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel
+
+from tasks import (
+    JobExpired,
+    JobFailed,
+    PromptQueue,
+    QueueUnavailable,
+    ResultTimeout,
+    UnknownJob,
+)  # or promptmill_client
+
+MODEL = "gpt-4o-mini"
+WAIT_S = 30
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with PromptQueue.from_env() as app.state.queue:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+def the_queue(request: Request) -> PromptQueue:
+    return request.app.state.queue
+
+
+Queue = Annotated[PromptQueue, Depends(the_queue)]
+
+
+class Question(BaseModel):
+    question: str
+
+    def messages(self) -> list[dict[str, str]]:
+        return [{"role": "user", "content": self.question}]
+
+
+@app.post("/ask")
+async def ask(question: Question, queue: Queue) -> dict[str, str | None]:
+    """Somebody is waiting: before all bulk work, and not longer than they will."""
+    job = await queue.submit(model=MODEL, messages=question.messages(), priority="interactive", deadline_s=WAIT_S)
+    answer = await job.result(timeout_s=WAIT_S)
+    return {"id": job.id, "answer": answer.text}
+
+
+@app.post("/jobs", status_code=202)
+async def submit(question: Question, queue: Queue) -> dict[str, str]:
+    job = await queue.submit(model=MODEL, messages=question.messages())
+    return {"id": job.id}
+
+
+@app.get("/jobs/{job_id}")
+async def look(job_id: str, queue: Queue) -> dict[str, str | None]:
+    job = queue.job(job_id)
+    status = await job.status()
+    if status == "unknown":
+        raise UnknownJob(f"no job {job_id} is known")
+    answer = await job.result() if status == "succeeded" else None
+    return {"id": job_id, "status": status, "answer": answer and answer.text}
+
+
+STATUS_CODES = {QueueUnavailable: 503, ResultTimeout: 504, UnknownJob: 404, JobExpired: 504, JobFailed: 502}
+
+
+async def explain(request: Request, error: Exception) -> JSONResponse:
+    status_code = next(code for kind, code in STATUS_CODES.items() if isinstance(error, kind))
+    return JSONResponse({"error": str(error)}, status_code)
+
+
+for kind in STATUS_CODES:
+    app.add_exception_handler(kind, explain)
