@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -11,13 +12,15 @@ import psutil
 from rich.table import Table
 
 from .contestants import scratch
-from .processes import Child, python, running
+from .processes import Child, running
 from .report import Report, Verdict
 from .workload import bodies
 
 __all__ = ["run"]
 
 LOOK_S = 0.1
+PROMPTMILL = "from workers.cli import main; main()"
+"""The console script, of the checkout that is first on the path."""
 
 
 async def run(report: Report) -> None:
@@ -26,7 +29,7 @@ async def run(report: Report) -> None:
     report.say(f"run: {rows:,} rows through `promptmill run --simulate`")
     async with scratch() as directory:
         await asyncio.to_thread(_write_rows, directory / "in.jsonl", rows)
-        command = python("workers.cli", "run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--json")
+        command = [sys.executable, "-P", "-c", PROMPTMILL, "run", "in.jsonl", "-o", "out.jsonl", "--simulate", "--json"]
         command += ["--latency-ms", "0", "--jitter", "0"]
         async with running(command, log=directory / "run.log") as child:
             output, peak_bytes = await asyncio.gather(child.output(), _peak(child))

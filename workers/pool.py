@@ -7,7 +7,7 @@ the hub once. No Celery callback runs on the loop's thread, because the hub has 
 
     hub thread                                          loop thread
     on_apply ──▶ inbox ── call_soon_threadsafe ──▶ _start_jobs ──▶ asyncio task ──▶ bridge.run_job
-    _deliver ◀── outbox ◀── hub.call_soon ──────────────────────── _ended
+    _deliver ◀── outbox ◀── Bell ───────────────────────────────── _ended
 
 Selected by `worker_pool = "workers.pool:TaskPool"`, so that a bare `celery -A workers worker` uses it.
 """
@@ -19,12 +19,13 @@ import gc
 import itertools
 import logging
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -116,6 +117,31 @@ class Job(Cancellable):
         """
 
 
+class Bell:
+    """Rung on the loop's thread, heard by the hub, which polls it.
+
+    Not `hub.call_soon(deliver)`: what a callback of the hub makes ready in its turn, such as an acknowledgement, waits
+    for the next event or timer, up to a second (kombu/asynchronous/hub.py, create_loop). After an event it does not.
+    """
+
+    def __init__(self) -> None:
+        self.reader, self._writer = socket.socketpair()
+        self.reader.setblocking(False)
+        self._writer.setblocking(False)
+
+    def ring(self) -> None:
+        with suppress(OSError):
+            self._writer.send(b"\0")
+
+    def silence(self) -> None:
+        with suppress(OSError):
+            self.reader.recv(4096)
+
+    def close(self) -> None:
+        self.reader.close()
+        self._writer.close()
+
+
 class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
     """Hundreds of jobs at a time on one asyncio loop, with Celery's own tracer around each."""
 
@@ -137,6 +163,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         self._outbox: deque[Callable[[], Any]] = deque()
         self._outbox_announced = False
         self._outbox_filled = threading.Event()
+        self._bell = Bell()
         self._hub: Hub | None = None
         self._thread: threading.Thread | None = None
         self._stopping = False
@@ -179,10 +206,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         return self._thread is not None and self._thread.is_alive()
 
     def register_with_event_loop(self, hub: Hub) -> None:
-        """Remember the hub. Celery calls it again after each reconnect."""
+        """Have the hub hear of jobs that end. Celery calls it again after each reconnect, which resets the hub."""
         self._hub = hub
-        # The error that ended the connection may have kept the hub from calling what was ready, us too.
-        hub.call_soon(self._deliver)
+        hub.add_reader(self._bell.reader, self._deliver)
 
     def on_stop(self) -> None:
         """Warm shutdown: wait for the running jobs, with the hub ticking (acks, heartbeats), then close the loop."""
@@ -191,7 +217,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             # thread was doing, perhaps inside the hub. `on_terminate`, or the warm stop below us, does the work.
             return
         self._stopping = True
-        self._deliver()  # what asked the worker to stop may have kept the hub from doing it
+        if self._hub is not None:
+            self.register_with_event_loop(self._hub)  # a connection that was lost just now has reset the hub
         while self._jobs:
             self._tick()
         self._close_loop()
@@ -326,6 +353,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             self._loop.call_soon_threadsafe(self._interrupt if interrupt else self._cancel, job)
 
     def _deliver(self) -> None:
+        self._bell.silence()
         self._outbox_announced = False
         self._outbox_filled.clear()
         outbox = self._outbox
@@ -399,8 +427,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         if not self._outbox_announced:
             self._outbox_announced = True
             self._outbox_filled.set()
-            if self._hub is not None:
-                self._hub.call_soon(self._deliver)
+            self._bell.ring()
 
     def _cancel(self, job: Job) -> None:
         # Once, whoever asks again (a shutdown asks twice): the second time would hit the task's clean-up.

@@ -112,6 +112,8 @@ class Proxy:
                 self._pump(reader, server_writer),
                 self._pump(server_reader, writer, holds_messages=True),
             )
+        except asyncio.CancelledError:
+            _reset(writer)  # the proxy closes; a stream's task that ends cancelled would be reported as an error
         finally:
             self._tasks.discard(task)
 

@@ -68,6 +68,12 @@ def test_a_rate_limit_spaces_the_starts(ours: Side) -> None:
     assert started[-1] - started[0] > 0.2  # 20/s: five intervals of 50 ms; a slow machine only makes them longer
 
 
+def test_a_place_is_free_again_at_once(workers: Workers) -> None:
+    """With one place, a job's message is acknowledged before the next is taken: at once, not at the hub's next tick."""
+    side = workers.start(concurrency=1)
+    side.wait_results(*side.many("add_async", [(n, n) for n in range(30)]), timeout_s=10)  # 30 s, if each waits 1 s
+
+
 def test_no_place_is_lost(ours: Side) -> None:
     """Runs after all the others of this worker in this module: whatever they did, every place is free again."""
     wait_until(lambda: ours.pool()["running"] == 0, "all jobs have ended")

@@ -304,7 +304,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
 
 
 class _Client(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]  # kombu publishes no types
-    """A Redis that is full refuses even reads inside MULTI, with which kombu begins a pipeline unless told otherwise."""
+    """A full Redis refuses even reads inside MULTI, with which kombu begins a pipeline unless told otherwise."""
 
     def pipeline(self, transaction: bool = False, shard_hint: Any = None) -> Any:
         return super().pipeline(transaction, shard_hint)

@@ -30,6 +30,10 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery publishes no typ
     Here such a message is buried with a reason of ours; the dead letters, which only `promptmill dead` shows, keep it.
     """
 
+    def __init__(self, *args: Any, app: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, app=app, **kwargs)
+        self.app.events.dispatcher_cls = "workers.broker.events:EventDispatcher"
+
     def ensure_connected(self, conn: Any) -> Any:
         # Celery passes kombu no intervals, and has no setting for them.
         conn.ensure_connection = partial(
