@@ -31,7 +31,17 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-__all__ = ["Http", "Log", "Retry", "Settings", "SettingsError", "environment", "get_settings", "settings_variables"]
+__all__ = [
+    "Http",
+    "Limit",
+    "Log",
+    "Retry",
+    "Settings",
+    "SettingsError",
+    "environment",
+    "get_settings",
+    "settings_variables",
+]
 
 PREFIX = "PROMPTMILL_"
 NESTED = "__"
@@ -152,6 +162,20 @@ class Log:
     jobs: bool = False
 
 
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Limit:
+    """The limit that all workers share.
+
+    While Redis is away a worker goes on at four fifths of its last share for `degraded_for_s`, then stops
+    (`degraded`); stops at once (`closed`); or sends without a limit (`open`). A job whose turn is more than
+    `park_after_s` away gives its place in the worker to another.
+    """
+
+    when_redis_is_away: Literal["degraded", "closed", "open"] = "degraded"
+    degraded_for_s: Seconds = 60.0
+    park_after_s: Seconds = 5.0
+
+
 class Settings(BaseSettings):
     """Everything a deployment can set, apart from models and keys, which the catalogue names.
 
@@ -179,6 +203,7 @@ class Settings(BaseSettings):
     concurrency: Count = 100
     result_expires_s: Count = 86_400
     retry: Retry = Retry()
+    limit: Limit = Limit()
     http: Http = Http()
     log: Log = Log()
 

@@ -6,11 +6,12 @@ One rung, one worry, outermost first; each calls the next::
     run        whatever happens, a `PromptResult` comes of it
     _in_time   the job's own deadline
     _attempts  again, and when
-    _attempt   one counted call; what went wrong is written down
+    _attempt   leave to send, from the limit that all workers share
+    _call      one counted call; what went wrong is written down
     _send      codec, HTTP, codec
 
-A rung that fails raises `Failure`. Only cancellation passes through all of them, and closes the HTTP request
-on its way.
+A rung that fails raises `Failure`. Two things pass through all of them: cancellation, which closes the HTTP
+request on its way, and `Parked`, for a job whose turn is so far away that it gives its place in the pool back.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import logging
 import traceback
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from celery.exceptions import SoftTimeLimitExceeded
 
@@ -29,6 +30,7 @@ from tasks.results import Attempt, JobError, PromptResult, Status, Usage
 
 from .failures import Failure
 from .job import JobKind, PromptJob, parse
+from .limiter import MustPark, TooLargeForLimit, TooLate
 from .providers import CODECS, Answer, Codec, ProviderRequest
 from .retry import Decision, GiveUp, Retry, RetryPolicy
 
@@ -36,14 +38,46 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
     from random import Random
 
+    from pydantic import SecretStr
+
     from config.catalog import Catalog, Model, Provider
 
     from .http import Http
+    from .limiter import Cost, Permit
+    from .limiter.line import Priority
     from .providers.keyring import KeyRing
 
-__all__ = ["Pipeline"]
+__all__ = ["Limits", "Parked", "Pipeline"]
 
 logger = logging.getLogger("promptmill.pipeline")
+
+
+class Limits(Protocol):
+    """The shared limit, as the pipeline sees it: `limiter.LimiterRegistry`."""
+
+    def estimate(
+        self, model: Model, *, input_chars: int, max_tokens: int | None = None, answers: int = 1, embeds: bool = False
+    ) -> Cost: ...
+
+    async def admit(
+        self,
+        model: Model,
+        keys: Sequence[SecretStr | None],
+        *,
+        cost: Cost,
+        priority: Priority = "normal",
+        tenant: str | None = None,
+        deadline_at: float | None = None,
+        park_after_s: float | None = None,
+    ) -> Permit: ...
+
+
+class Parked(Exception):
+    """The job's turn is far away. Nothing was sent; run it again at `until_s` (epoch seconds, Redis's clock)."""
+
+    def __init__(self, until_s: float, reason: str) -> None:
+        super().__init__(reason)
+        self.until_s = until_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +109,22 @@ class Pipeline:
         catalog: Catalog,
         http: Http,
         keys: KeyRing,
+        limits: Limits,
         retry: RetryPolicy,
         now: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
         rng: Random,
+        park_after_s: float | None = None,
     ) -> None:
-        """`now` gives epoch seconds by the clock that stamps `submitted_at`; `sleep` takes seconds."""
+        """`now` gives epoch seconds by the clock that stamps `submitted_at`; `sleep` takes seconds.
+
+        A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place.
+        """
         self._catalog = catalog
         self._http = http
         self._keys = keys
+        self._limits = limits
+        self._park_after_s = park_after_s
         self._retry = retry
         self._now = now
         self._sleep = sleep
@@ -110,7 +151,7 @@ class Pipeline:
         return await self.run(job)
 
     async def run(self, job: PromptJob) -> PromptResult:
-        """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError`."""
+        """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
         trip = _Trip(job, self._now())
         try:
             route = self._route(job.model)
@@ -120,6 +161,8 @@ class Pipeline:
         except SoftTimeLimitExceeded:
             late = Failure("timeout", "the task's soft time limit passed before there was an answer")
             return _without_answer(trip, late, self._now())
+        except Parked:
+            raise
         except Exception as bug:  # noqa: BLE001 - a fault of ours must end this job, not the worker
             return _without_answer(trip, _internal(bug, job), self._now())
         return _answered(trip, route, answer, self._now())
@@ -165,12 +208,50 @@ class Pipeline:
         )
 
     async def _attempt(self, trip: _Trip, route: _Route) -> Answer:
-        key = self._keys.next_key(route.provider)
+        permit = await self._admit(trip, route)
+        try:
+            answer = await self._call(trip, route, permit)
+            permit.settle(answer.usage)
+        finally:
+            permit.settle()  # what brought no answer may have cost what was reserved
+        return answer
+
+    async def _admit(self, trip: _Trip, route: _Route) -> Permit:
+        keys = self._keys.of(route.provider)
+        options = trip.job.options
+        size = route.codec.size(trip.job)
+        cost = self._limits.estimate(
+            route.model,
+            input_chars=size.input_chars,
+            max_tokens=size.max_tokens,
+            answers=size.answers,
+            embeds=trip.job.kind == "embed",
+        )
+        try:
+            return await self._limits.admit(
+                route.model,
+                keys,
+                cost=cost,
+                priority=options.priority,
+                tenant=options.tenant,
+                deadline_at=options.deadline_at,
+                # Parking forgets the attempts so far, so a job that has made some waits in its place.
+                park_after_s=self._park_after_s if trip.attempts == 0 else None,
+            )
+        except MustPark as far:
+            raise Parked(far.until_s, far.reason) from None
+        except TooLargeForLimit as never:
+            raise Failure("too_large", str(never)) from None
+        except TooLate as late:
+            raise Failure("expired", str(late)) from None
+
+    async def _call(self, trip: _Trip, route: _Route, permit: Permit) -> Answer:
+        key = permit.key
         request = route.codec.request(trip.job, model=route.model, provider=route.provider, key=key)
         started_at = self._now()
         trip.attempts += 1
         try:
-            return await self._send(trip, route, request)
+            return await self._send(trip, route, request, permit)
         except Failure as failure:
             if key is not None:
                 failure.hide(key.get_secret_value())
@@ -181,9 +262,15 @@ class Pipeline:
             self._note(trip, route, Failure("timeout", "stopped before there was an answer"), started_at)
             raise
 
-    async def _send(self, trip: _Trip, route: _Route, request: ProviderRequest) -> Answer:
+    async def _send(self, trip: _Trip, route: _Route, request: ProviderRequest, permit: Permit) -> Answer:
         raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
-        return route.codec.response(trip.job, raw, now=self._now())
+        permit.observe(raw.headers)
+        try:
+            return route.codec.response(trip.job, raw, now=self._now())
+        except Failure as failure:
+            if failure.code == "rate_limited":
+                permit.rate_limited(failure.retry_after_s, raw.headers)
+            raise
 
     def _note(self, trip: _Trip, route: _Route, failure: Failure, started_at: float) -> None:
         attempt = Attempt(

@@ -137,10 +137,6 @@ class Bell:
         with suppress(OSError):
             self.reader.recv(4096)
 
-    def close(self) -> None:
-        self.reader.close()
-        self._writer.close()
-
 
 class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
     """Hundreds of jobs at a time on one asyncio loop, with Celery's own tracer around each."""

@@ -12,6 +12,8 @@ from celery.states import READY_STATES
 from tasks.errors import JobFailed
 
 from .celery import app
+from .pipeline import Parked
+from .request import Postponed
 from .results import JSONResult
 from .runtime import current
 
@@ -43,7 +45,10 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
     request = task.request
     if request.delivery_info and request.delivery_info.get("redelivered"):
         await _stop_if_ended(task, request.id)
-    result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group)
+    try:
+        result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group)
+    except Parked as parked:
+        raise Postponed(parked.until_s) from None
     if request.get("suspected_double_payment"):
         result = replace(result, suspected_double_payment=True)
     if not result.ok:

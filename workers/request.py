@@ -4,11 +4,27 @@ from __future__ import annotations
 
 from typing import Any
 
+from celery.exceptions import Ignore
 from celery.worker.request import Request as CeleryRequest
+from celery.worker.state import task_ready
 
-__all__ = ["Request"]
+__all__ = ["Postponed", "Request"]
 
 HIDDEN = "(hidden)"
+
+
+class Postponed(Ignore):  # type: ignore[misc]  # Celery publishes no types
+    """Raised by a task that wants to be run again later, as if it had not been run: no state, no retry counted.
+
+    Its message waits in Redis until `until_s` (epoch seconds, Redis's clock) and takes up no place in any worker.
+    """
+
+    def __init__(self, until_s: float) -> None:
+        super().__init__(f"postponed until {until_s:.3f}")
+        self.until_s = until_s
+
+    def __reduce__(self) -> tuple[type[Postponed], tuple[float]]:
+        return type(self), (self.until_s,)
 
 
 class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
@@ -40,3 +56,12 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         if leases is not None:
             leases.start(self.message.delivery_tag, self.id, has_record=self.is_prompt)
         super().on_accepted(pid, time_accepted)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """As Celery's; a postponed job's message goes back to Redis, not off the queue."""
+        leases = getattr(self.message.channel, "leases", None)
+        if isinstance(exc_info.exception, Postponed) and leases is not None:
+            task_ready(self)
+            leases.delay(self.message.delivery_tag, int(exc_info.exception.until_s * 1000))
+            return None
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

@@ -21,6 +21,7 @@ from config.settings import get_settings
 from tasks import keys
 
 from .http import Http
+from .limiter import LimiterRegistry
 from .pipeline import Pipeline
 from .providers.keyring import KeyRing
 from .retry import RetryPolicy
@@ -65,11 +66,24 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
     ring = KeyRing.read(catalog)
     _warn_without_keys(catalog, ring)
     clock = RedisClock()
-    async with _announced(catalog, settings, clock), Http(settings.http) as http:
+    async with (
+        _redis(settings) as redis,
+        _announced(catalog, settings, clock),
+        LimiterRegistry(
+            redis,
+            now=clock,
+            key_prefix=settings.key_prefix,
+            when_away=settings.limit.when_redis_is_away,
+            degraded_for_s=settings.limit.degraded_for_s,
+        ) as limits,
+        Http(settings.http) as http,
+    ):
         pipeline = Pipeline(
             catalog=catalog,
             http=http,
             keys=ring,
+            limits=limits,
+            park_after_s=settings.limit.park_after_s,
             retry=_retry_policy(settings.retry),
             now=clock,
             sleep=asyncio.sleep,
@@ -80,6 +94,18 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             yield
         finally:
             _pipelines.remove(pipeline)
+
+
+@asynccontextmanager
+async def _redis(settings: Settings) -> AsyncIterator[Redis]:
+    """The limiter's connections: to the broker's Redis, which all workers share."""
+    redis: Redis = Redis.from_url(
+        settings.broker, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
+    )
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
 
 
 class RedisClock:

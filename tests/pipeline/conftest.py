@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
@@ -16,6 +16,7 @@ from config.catalog import Catalog
 from config.settings import Http as HttpSettings
 from workers.http import Http
 from workers.job import Options, PromptJob
+from workers.limiter import Cost, Permit
 from workers.pipeline import Pipeline
 from workers.providers.keyring import KeyRing
 from workers.retry import RetryPolicy
@@ -70,6 +71,46 @@ def catalog_at() -> Callable[..., Catalog]:
     return make_catalog
 
 
+class FreeLimits:
+    """Admits everything at once, the keys in turn."""
+
+    def __init__(self) -> None:
+        self.turn = 0
+        self.asked: list[dict[str, Any]] = []
+        self.settled: list[Any] = []
+        self.refused: list[float | None] = []
+        self.raises: Exception | None = None
+
+    def estimate(self, model: Any, **size: Any) -> Cost:
+        return Cost()
+
+    async def admit(self, model: Any, keys: Sequence[Any], **options: Any) -> Permit:
+        self.asked.append(options)
+        if self.raises is not None:
+            raise self.raises
+        permit = Permit(self, Cost(), epoch=0)
+        permit.key = keys[self.turn % len(keys)] if keys else None
+        self.turn += 1
+        return permit
+
+    def settle(self, permit: Permit, usage: Any) -> None:
+        self.settled.append(usage)
+
+    def give_back(self, permit: Permit) -> None:
+        self.settled.append("nothing sent")
+
+    def rate_limited(self, permit: Permit, asked_s: float | None, headers: Any) -> None:
+        self.refused.append(asked_s)
+
+    def observe(self, headers: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def free_limits() -> FreeLimits:
+    return FreeLimits()
+
+
 PipelineMaker = Callable[..., AbstractAsyncContextManager[Pipeline]]
 
 
@@ -84,6 +125,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         http: dict[str, Any] | None = None,
         retry: RetryPolicy | None = None,
         keys: KeyRing | None = None,
+        limits: Any = None,
+        park_after_s: float | None = None,
         real_time: bool = False,
         **model: Any,
     ) -> AsyncIterator[Pipeline]:
@@ -92,6 +135,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 catalog=make_catalog(url, **model),
                 http=session,
                 keys=keys or KeyRing({"p": [SecretStr(KEY)]}),
+                limits=limits or FreeLimits(),
+                park_after_s=park_after_s,
                 retry=retry or RetryPolicy(),
                 now=time.time if real_time else clock,
                 sleep=asyncio.sleep if real_time else clock.sleep,

@@ -15,7 +15,8 @@ from pydantic import SecretStr
 from tasks.results import PromptResult, Usage
 from workers.failures import Failure
 from workers.job import PromptJob
-from workers.pipeline import Pipeline
+from workers.limiter import MustPark, TooLargeForLimit, TooLate
+from workers.pipeline import Parked, Pipeline
 from workers.providers.keyring import KeyRing
 from workers.retry import RetryPolicy
 
@@ -414,11 +415,12 @@ class _Broken:
         raise self.error
 
 
-def broken_pipeline(error: BaseException, catalog: Any, clock: Any) -> Pipeline:
+def broken_pipeline(error: BaseException, catalog: Any, clock: Any, limits: Any) -> Pipeline:
     return Pipeline(
         catalog=catalog,
         http=_Broken(error),
         keys=KeyRing({"p": [SecretStr("k")]}),
+        limits=limits,
         retry=RetryPolicy(),
         now=clock,
         sleep=clock.sleep,
@@ -427,9 +429,9 @@ def broken_pipeline(error: BaseException, catalog: Any, clock: Any) -> Pipeline:
 
 
 async def test_a_fault_of_ours_ends_the_job_and_tells_no_prompt(
-    catalog_at: Any, chat_job: Any, clock: Any, prompt: str, caplog: Any
+    catalog_at: Any, chat_job: Any, clock: Any, prompt: str, caplog: Any, free_limits: Any
 ) -> None:
-    pipeline = broken_pipeline(KeyError(prompt), catalog_at("http://h/v1"), clock)
+    pipeline = broken_pipeline(KeyError(prompt), catalog_at("http://h/v1"), clock, free_limits)
     result = await pipeline.run(chat_job())
     assert (result.status, result.error.code) == ("failed", "internal")
     assert "KeyError" in result.error.message
@@ -438,6 +440,71 @@ async def test_a_fault_of_ours_ends_the_job_and_tells_no_prompt(
     assert prompt not in caplog.text + result.error.message
 
 
-async def test_celerys_soft_time_limit_is_a_time_out(catalog_at: Any, chat_job: Any, clock: Any) -> None:
-    pipeline = broken_pipeline(SoftTimeLimitExceeded(3), catalog_at("http://h/v1"), clock)
+async def test_celerys_soft_time_limit_is_a_time_out(
+    catalog_at: Any, chat_job: Any, clock: Any, free_limits: Any
+) -> None:
+    pipeline = broken_pipeline(SoftTimeLimitExceeded(3), catalog_at("http://h/v1"), clock, free_limits)
     assert (await pipeline.run(chat_job())).error.code == "timeout"
+
+
+# -- the shared limit
+
+
+async def test_a_permit_is_settled_with_what_the_provider_counted(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
+) -> None:
+    server = await raw_server(reply(200, completion(prompt_tokens=9, completion_tokens=5)))
+    async with pipeline_to(server.url, limits=free_limits) as pipeline:
+        await pipeline.run(chat_job(priority="bulk", tenant="acme"))
+    assert free_limits.settled == [Usage(input_tokens=9, output_tokens=5)]
+    assert (free_limits.asked[0]["priority"], free_limits.asked[0]["tenant"]) == ("bulk", "acme")
+
+
+async def test_a_429_is_told_to_the_limiter_and_waited_for_there(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any, clock: Any
+) -> None:
+    server = await raw_server(reply(429, b"{}", "Retry-After: 7"), reply(200, completion()))
+    async with pipeline_to(server.url, limits=free_limits) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.status, result.attempts) == ("succeeded", 2)
+    assert free_limits.refused == [7.0]
+    assert clock.slept_s in ([], [0.0])
+
+
+async def test_a_failed_call_keeps_its_reservation(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
+) -> None:
+    server = await raw_server(reply(400, b"{}"))
+    async with pipeline_to(server.url, limits=free_limits) as pipeline:
+        assert (await pipeline.run(chat_job())).error.code == "bad_request"
+    assert free_limits.settled == [None]
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"),
+    [(TooLargeForLimit("tokens", cost=9, limit=5), "too_large"), (TooLate("no time"), "expired")],
+)
+async def test_a_job_that_can_never_be_sent_fails_at_once(
+    pipeline_to: Any, chat_job: Any, free_limits: Any, raised: Exception, code: str
+) -> None:
+    free_limits.raises = raised
+    async with pipeline_to("http://127.0.0.1:9/v1", limits=free_limits) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.error.code, result.attempts) == (code, 0)
+
+
+async def test_a_job_whose_turn_is_far_away_is_parked(pipeline_to: Any, chat_job: Any, free_limits: Any) -> None:
+    free_limits.raises = MustPark(1_000_060.0, reason="the limit is used up for now")
+    async with pipeline_to("http://127.0.0.1:9/v1", limits=free_limits) as pipeline:
+        with pytest.raises(Parked) as parked:
+            await pipeline.run(chat_job())
+    assert parked.value.until_s == 1_000_060.0
+
+
+async def test_a_job_that_has_made_an_attempt_waits_in_its_place(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
+) -> None:
+    server = await raw_server(reply(500, b"{}"), reply(200, completion()))
+    async with pipeline_to(server.url, limits=free_limits, park_after_s=5.0) as pipeline:
+        await pipeline.run(chat_job())
+    assert [asked["park_after_s"] for asked in free_limits.asked] == [5.0, None]

@@ -12,8 +12,8 @@ __all__ = ["EventDispatcher"]
 class EventDispatcher(CeleryEventDispatcher):  # type: ignore[misc]  # Celery publishes no types
     """Sends each event once. One that fails is buffered by Celery, and sent after the next reconnect.
 
-    The worker's own heartbeat event asks for retries without end, and the hub's thread would make them: while Redis does
-    not answer, nothing else would be noticed or mended there (celery/worker/heartbeat.py, `_send`).
+    The worker's own heartbeat event asks for retries without end, and the hub's thread would make them: while Redis
+    does not answer, nothing else would be noticed or mended there (celery/worker/heartbeat.py, `_send`).
     """
 
     def send(self, type: str, **options: Any) -> Any:  # noqa: A002 - Celery's name

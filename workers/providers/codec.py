@@ -1,7 +1,7 @@
-"""What a provider codec is: a pair of pure functions from job to request and from response to answer.
+"""What a provider codec is: pure functions from job to request and from response to answer.
 
 A codec does no I/O, so tables and property tests cover it without a socket (httpx's `auth_flow` is built the
-same way). To add a kind of provider, write a class with these two methods and name it in `workers.providers`.
+same way). To add a kind of provider, write a class with these three methods and name it in `workers.providers`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
 
     from ..job import PromptJob
 
-__all__ = ["Answer", "Codec", "ProviderRequest", "RawResponse"]
+__all__ = ["Answer", "Codec", "ProviderRequest", "RawResponse", "RequestSize"]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestSize:
+    """What a limiter must know of a request to estimate its tokens. `max_tokens`: for each of the `answers`."""
+
+    input_chars: int
+    max_tokens: int | None = None
+    answers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,9 @@ class Answer:
 
 class Codec(Protocol):
     """The wire format of one kind of provider."""
+
+    def size(self, job: PromptJob) -> RequestSize:
+        """How large the job is. Cheap: it counts no tokens."""
 
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
         """The job as this provider wants it. Raises `Failure` if its body can't be written as JSON."""

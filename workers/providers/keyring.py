@@ -1,8 +1,7 @@
-"""Which key a call is made with."""
+"""The keys that a provider's calls may be made with."""
 
 from __future__ import annotations
 
-from itertools import cycle
 from typing import TYPE_CHECKING, Self
 
 from config.keys import MissingKey, UnusableKey, read_keys
@@ -10,7 +9,7 @@ from config.keys import MissingKey, UnusableKey, read_keys
 from ..failures import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from pydantic import SecretStr
 
@@ -20,11 +19,11 @@ __all__ = ["KeyRing"]
 
 
 class KeyRing:
-    """The keys of all providers, read once. A provider's keys are used in turn."""
+    """The keys of all providers, read once. The limiter chooses among a provider's: the one that is free first."""
 
     def __init__(self, keys: Mapping[str, list[SecretStr]], missing: Mapping[str, str] | None = None) -> None:
         """Keys by provider; `missing` says, by provider, what to do about a key that is not there."""
-        self._turns: dict[str, Iterator[SecretStr]] = {name: cycle(given) for name, given in keys.items() if given}
+        self._keys = {name: tuple(given) for name, given in keys.items()}
         self._missing = dict(missing or {})
         self._usable = frozenset(keys) - frozenset(self._missing)
 
@@ -54,9 +53,8 @@ class KeyRing:
         """The providers that can be called: those with a key, and those that need none."""
         return self._usable
 
-    def next_key(self, provider: Provider) -> SecretStr | None:
-        """The key for the next call; None for a provider that needs none. Raises `Failure` (`auth`)."""
+    def of(self, provider: Provider) -> tuple[SecretStr, ...]:
+        """The provider's keys; none for one that needs none. Raises `Failure` (`auth`) where they are missing."""
         if provider.name in self._missing:
             raise Failure("auth", self._missing[provider.name])
-        turn = self._turns.get(provider.name)
-        return next(turn) if turn else None
+        return self._keys.get(provider.name, ())

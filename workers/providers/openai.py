@@ -10,7 +10,7 @@ import orjson
 
 from ..failures import Failure
 from .answers import read_chat, read_embeddings, read_object
-from .codec import Answer, ProviderRequest, RawResponse
+from .codec import Answer, ProviderRequest, RawResponse, RequestSize
 from .refusals import refusal, with_evidence
 
 if TYPE_CHECKING:
@@ -32,6 +32,15 @@ class OpenAICodec:
     `stream` and `stream_options` are left out, because the answer is delivered whole.
     """
 
+    def size(self, job: PromptJob) -> RequestSize:
+        """See `Codec.size`."""
+        body = job.body
+        return RequestSize(
+            input_chars=_chars(body.get("input" if job.kind == "embed" else "messages")) + _chars(body.get("tools")),
+            max_tokens=_count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")),
+            answers=_count(body.get("n")) or 1,
+        )
+
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
         """See `Codec.request`."""
         body = {**job.body, "model": model.upstream}
@@ -48,6 +57,21 @@ class OpenAICodec:
             return read_chat(body) if job.kind == "chat" else read_embeddings(body, job)
         except Failure as failure:
             raise with_evidence(failure, raw) from None
+
+
+def _chars(value: Any) -> int:
+    """Characters of text in a JSON value, roughly as the provider's tokenizer meets them."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(_chars, value.values()))
+    if isinstance(value, list):
+        return sum(map(_chars, value))
+    return 1 if value is not None else 0
+
+
+def _count(value: Any) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
 def _headers(job: PromptJob, key: SecretStr | None) -> dict[str, str]:

@@ -1,0 +1,50 @@
+"""A worker whose clock is wrong: promises.md row 13."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from .harness import wait_until
+
+if TYPE_CHECKING:
+    from .harness import World
+
+HOW_TO = "libfaketime is not installed: it comes with `make install` (the wheel libfaketime)"
+
+
+def faketime_library() -> str:
+    spec = find_spec("libfaketime")
+    if spec is None or spec.origin is None:
+        pytest.skip(HOW_TO)
+    (library,) = Path(spec.origin).parent.glob("vendor/libfaketime/src/libfaketime.so.1")
+    return str(library)
+
+
+def test_a_clock_two_hours_ahead_changes_nothing(world: World) -> None:
+    environ = {
+        "LD_PRELOAD": faketime_library(),
+        "FAKETIME": "+2h",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_NO_CACHE": "0",
+    }
+    world.start_redis()
+    # It looks for messages that were forgotten as often as it can.
+    sweeps = {"unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}
+    right = world.start_worker(concurrency=4)
+    jobs = world.submit(8, model="slower", deadline_s=600)
+    wait_until(lambda: world.redis.zcard("pm:leases") == 4, "the right one has its hands full")
+    ahead = world.start_worker(concurrency=4, environ=environ, **sweeps)
+    delayed = world.submit(2, model="quick", delay_s=6)
+    nap = world.celery().send_task("faults.app.nap", args=[0], countdown=6)
+    assert [result.status for result in world.results(jobs)] == ["succeeded"] * 8
+    assert world.calls(jobs, model="slower") == [1] * 8
+    results = world.results(delayed)
+    assert all(result.ok and 6 <= (result.queued_s or 0) < 30 for result in results)
+    wait_until(nap.successful, "the nap ends")
+    assert len(world.starts(nap.id)) == 1
+    assert "2 hours" not in right.log_text() and ahead.is_alive()
+    world.wait_clean()

@@ -1,0 +1,122 @@
+"""What stands in the queue is not what it should be: promises.md rows 15 and 16."""
+
+from __future__ import annotations
+
+import base64
+import json
+import pickle
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import pytest
+
+from tasks import DeadLettered, InvalidJob
+
+from .harness import MESSAGES, wait_until
+
+if TYPE_CHECKING:
+    from .harness import World
+
+
+def message(task: str | None, body: Any, *, job_id: str, content_type: str = "application/json") -> str:
+    """A message as kombu puts it into Redis. `body` is bytes, or becomes JSON."""
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = {"lang": "py", "id": job_id, "root_id": job_id, "argsrepr": "", "kwargsrepr": ""}
+    if task is not None:
+        headers["task"] = task
+    return json.dumps(
+        {
+            "body": base64.b64encode(raw).decode(),
+            "content-encoding": "binary" if "python" in content_type else "utf-8",
+            "content-type": content_type,
+            "headers": headers,
+            "properties": {
+                "correlation_id": job_id,
+                "body_encoding": "base64",
+                "delivery_info": {"exchange": "", "routing_key": "prompts"},
+                "delivery_tag": uuid4().hex,
+                "priority": 0,
+            },
+        }
+    )
+
+
+EMBEDDED = {"callbacks": None, "errbacks": None, "chain": None, "chord": None}
+CASES: dict[str, tuple[str, str | None, Any, str]] = {
+    # name: kind of the dead letter, task, body, content type
+    "pickle": ("unreadable", "prompts.chat", pickle.dumps(([], {}, EMBEDDED)), "application/x-python-serialize"),
+    "a body that is not JSON": ("unreadable", "prompts.chat", b"\xff\xfe{", "application/json"),
+    "a body that is half of one": ("unreadable", "prompts.chat", b'[["a"', "application/json"),
+    "an unknown task": ("unknown_task", "prompts.chta", [[], {}, EMBEDDED], "application/json"),
+    "no task": ("invalid", None, [[], {}, EMBEDDED], "application/json"),
+    "a body of one part": ("undeliverable", "prompts.chat", [[]], "application/json"),
+}
+GARBAGE = [
+    b"garbage",
+    b"\xff\x00\xfe",
+    b"[1, 2]",
+    b"null",
+    b"{}",
+    b'{"body": "e30=", "headers": null, "properties": {}}',
+]
+
+
+def test_what_can_not_be_done_is_buried_with_its_reason_and_the_worker_lives(world: World) -> None:
+    world.start_redis()
+    worker = world.start_worker(concurrency=5)
+    for garbage in GARBAGE:
+        world.redis.lpush("prompts", garbage)
+    ids = {name: f"job-{uuid4()}" for name in CASES}
+    for name, (_, task, body, content_type) in CASES.items():
+        world.redis.lpush("prompts", message(task, body, job_id=ids[name], content_type=content_type))
+    good = world.submit(3, model="quick")
+    assert all(result.ok for result in world.results(good))
+    wait_until(lambda: len(world.dead()) == len(CASES) + len(GARBAGE), "all are buried")
+    letters = {letter["id"]: letter for letter in world.dead()}
+    for name, (kind, *_) in CASES.items():
+        assert (name, letters[ids[name]]["kind"]) == (name, kind)
+        with pytest.raises(DeadLettered, match="dead_letter"):
+            world.queue.job(ids[name]).result(timeout_s=10)
+    assert sum(letter["kind"] == "garbage" for letter in world.dead()) == len(GARBAGE)
+    counts = world.redis.hgetall("pm:dead:counts")
+    assert counts == {"garbage": "6", "unreadable": "3", "unknown_task": "1", "invalid": "1", "undeliverable": "1"}
+    assert worker.is_alive()
+    world.wait_clean()
+
+
+def test_bad_arguments_fail_with_what_to_mend(world: World) -> None:
+    world.start_redis()
+    world.start_worker(concurrency=5)
+    client = world.celery()
+    wrong = [
+        client.send_task("prompts.chat", kwargs={"messages": MESSAGES}),
+        client.send_task("prompts.chat", args=[7]),
+    ]
+    wrong.append(client.send_task("faults.app.add", args=[1]))
+    wait_until(lambda: all(task.failed() for task in wrong), "all fail")
+    assert "bad_request" in str(wrong[0].result) and "model" in str(wrong[0].result)
+    assert "bad_request" in str(wrong[1].result)
+    assert "TypeError" in repr(wrong[2].result)
+    assert world.dead() == []
+    world.wait_clean()
+
+
+def test_users_data_comes_through_unchanged_or_is_refused(world: World) -> None:
+    world.start_redis()
+    world.start_worker(concurrency=5)
+    odd = {"__type__": "datetime", "__value__": "x", "": [], "nul": "\x00", "deep": [[[[{}]]]], "big": 2**53 + 1}
+    jobs = [
+        world.queue.submit(model="quick", messages=MESSAGES, metadata=odd, seed=7),
+        world.queue.submit(model="quick", messages=[{"role": "user", "content": "x" * 4_000_000}], metadata={"n": 1}),
+    ]
+    first, second = world.results(jobs)
+    assert first.ok and first.metadata == odd
+    assert second.ok and second.metadata == {"n": 1}
+    deep: list[Any] = []
+    for _ in range(200):
+        deep = [deep]
+    for bad in (float("nan"), float("inf"), "\ud800", {1: 2}, deep, "y" * 20_000_000):
+        with pytest.raises(InvalidJob):
+            world.queue.submit(model="quick", messages=[{"role": "user", "content": bad}])
+    assert world.queued() == 0
+    world.wait_clean()
