@@ -42,13 +42,13 @@ WHOLE = Plan(
 
 QUICK = Plan(
     repeats=1,
-    jobs=4_000,
-    few_in_flight_jobs=600,
-    stock_jobs=600,
+    jobs=2_500,
+    few_in_flight_jobs=400,
+    stock_jobs=500,
     latency_jobs=100,
     enqueued_singly=1_000,
     enqueued_in_bulk=10_000,
-    idle_s=5.0,
+    idle_s=3.0,
     article_jobs=1_000,
     held_jobs=1_000,
     rows=10_000,

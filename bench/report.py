@@ -35,6 +35,10 @@ class Verdict:
         )
 
     @property
+    def shown(self) -> str:
+        return f"{self.value:,.0f}" if self.value >= 100 else f"{self.value:.3g}"
+
+    @property
     def limit(self) -> str:
         return f"at most {self.at_most:,g}" if self.at_most is not None else f"at least {self.at_least:,g}"
 
@@ -73,5 +77,5 @@ class Report:
         table.add_column("")
         for verdict in self.verdicts:
             kept = "kept" if verdict.is_kept else "[bold red]MISSED[/]"
-            table.add_row(verdict.what, f"{verdict.value:,.3g}", verdict.limit, kept)
+            table.add_row(verdict.what, verdict.shown, verdict.limit, kept)
         self.show(table)

@@ -188,6 +188,8 @@ class Pipeline:
                 return await self._attempt(trip, route)
             except Failure as failure:
                 match self._decide(trip, failure):
+                    case Retry() if failure.code == "rate_limited":
+                        pause_s = 0.0  # the limiter makes everybody wait, and this job in its turn
                     case Retry(after_s):
                         pause_s = after_s
                     case GiveUp("deadline"):
@@ -269,7 +271,7 @@ class Pipeline:
             return route.codec.response(trip.job, raw, now=self._now())
         except Failure as failure:
             if failure.code == "rate_limited":
-                permit.rate_limited(failure.retry_after_s, raw.headers)
+                permit.rate_limited(self._retry.bounded(failure.retry_after_s), raw.headers)
             raise
 
     def _note(self, trip: _Trip, route: _Route, failure: Failure, started_at: float) -> None:

@@ -72,6 +72,10 @@ class RetryPolicy:
             return GiveUp("deadline")
         return Retry(after_s)
 
+    def bounded(self, asked_s: float | None) -> float | None:
+        """What the provider asked us to wait, as long as we are willing to; None where it asked for nothing."""
+        return None if asked_s is None else min(self.cap_s, asked_s)
+
     def _wait_s(self, asked_s: float, *, attempt: int, rng: Random) -> float:
         ceiling_s = min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS))
         floor_s = min(self.cap_s, asked_s)

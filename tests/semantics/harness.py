@@ -180,7 +180,11 @@ class Side:
             return bool(self.redis.exists("ready"))
 
         wait_until(ready, f"the {self.flavour} worker is ready")
+        wait_until(self.answers, f"the {self.flavour} worker listens to remote control")
         return self
+
+    def answers(self) -> bool:
+        return bool(self.app.control.ping([self.host], timeout=0.5))
 
     def send_signal(self, number: int) -> None:
         self.process.send_signal(number)

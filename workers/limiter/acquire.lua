@@ -166,7 +166,7 @@ local function refusal(at, unit)
   if max_day > 0 and used_today + #slots >= max_day then return 'day', (day + 1) * 86400 - now end
   if max_calls > 0 then
     local calls = held + #slots
-    if calls >= most_calls or false then return 'calls', 0.1 end
+    if calls >= most_calls or calls + held_by_others >= max_calls then return 'calls', 0.1 end
   end
   -- The head may look further, by what its own cost takes, or small requests of others would for ever stand before it.
   if at > now + horizon + (#slots == 0 and unit or 0) then return 'far', at - now end
