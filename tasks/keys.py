@@ -97,7 +97,7 @@ LIMITER_TTL_S = 172_800
 
 def limiter(provider: str, model: str, fingerprint: str) -> tuple[str, str, str, str, str, str]:
     """The keys of one limiter, owned by workers/limiter/. The model's hash tag keeps them, and the limit above all keys
-    of the model, on one cluster node. TTL `LIMITER_TTL_S` after the last use, `processes` and `replies` a minute.
+    of the model, on one cluster node. TTL `LIMITER_TTL_S` after the last use, `processes` and `replies` twenty minutes.
 
     clock         hash: the limiters' own time; shared by the model's limiters
     state         hash: the schedule, the pause, counters

@@ -152,7 +152,8 @@ class ResultWaiter:
                 if message is None:
                     raise redis_errors.TimeoutError("pub/sub is silent")
                 self._fault = None
-                self._receive(*message)
+                if isinstance(message, list):  # while nothing is subscribed, a PING is answered with a bare "PONG"
+                    self._receive(*message)
         finally:
             self._pubsub = None
             await pubsub.disconnect(nowait=True)

@@ -538,4 +538,4 @@ def _tune_interpreter() -> None:
     gc.freeze()
     gc.set_threshold(50_000, 20, 50)
     # Two busy threads share the interpreter's lock: fewer forced hand-overs cost less than they delay.
-    sys.setswitchinterval(0.001)
+    sys.setswitchinterval(0.005)

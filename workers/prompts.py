@@ -29,18 +29,18 @@ _OPTIONS: dict[str, Any] = {"bind": True, "acks_late": True, "throws": (JobFaile
 
 
 @app.task(name="prompts.chat", **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
-async def chat(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+async def chat(self: Task, *args: Any, **kwargs: Any) -> JSONResult:
     """Answer a chat prompt. Returns `PromptResult.to_dict()`, or raises the `JobFailed` that names the error's code."""
     return await _answer(self, "chat", args, kwargs)
 
 
 @app.task(name="prompts.embed", **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
-async def embed(self: Task, *args: Any, **kwargs: Any) -> dict[str, Any]:
+async def embed(self: Task, *args: Any, **kwargs: Any) -> JSONResult:
     """Embed a text or a list of texts. As `chat`; the vectors are in the result's `response`."""
     return await _answer(self, "embed", args, kwargs)
 
 
-async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> JSONResult:
     pipeline = current()
     request = task.request
     if request.delivery_info and request.delivery_info.get("redelivered"):

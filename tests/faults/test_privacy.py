@@ -23,9 +23,10 @@ def test_neither_key_nor_prompt_is_seen_outside_the_job(world: World) -> None:
     worker = world.start_worker(concurrency=2, environ=environ, options=["-E", "-l", "DEBUG", "-Q", "prompts"])
     client = world.celery()
     messages = [{"role": "user", "content": PROMPT}]
-    with client.connection_for_read() as connection:
-        receiver = client.events.Receiver(connection, handlers={"*": seen.append})
-        with receiver.consumer_context():
+    with client.connection_for_read() as listening:
+        receiver = client.events.Receiver(listening, handlers={"*": seen.append})
+        with receiver.consumer_context() as (connection, *_):
+            drained(connection)  # it subscribes when it first listens
             jobs = [world.queue.submit(model="slow", messages=messages)]
             # A stock producer puts the arguments' repr into the headers; nobody may show it.
             stock = client.send_task("prompts.chat", kwargs={"model": "slow", "messages": messages})
@@ -64,6 +65,6 @@ def kinds(events: list[Any]) -> set[str]:
 
 
 def inspected(client: Any, ids: list[str]) -> list[Any]:
-    inspect = client.control.inspect(timeout=5)
+    inspect = client.control.inspect(timeout=1.5)
     shown = [inspect.active(), inspect.reserved(), inspect.scheduled(), inspect.revoked(), inspect.query_task(*ids)]
     return [*shown, inspect.stats(), inspect.conf()]

@@ -139,9 +139,9 @@ RAISES: dict[str, Any] = {
     "ignore": lambda: Ignore("quietly"),
     "reject": lambda: Reject("unwanted", requeue=False),
     "exit": lambda: SystemExit(3),
-    "interrupt": lambda: KeyboardInterrupt(),
+    "interrupt": KeyboardInterrupt,
     "cancelled": lambda: asyncio.CancelledError("by myself"),
-    "generator_exit": lambda: GeneratorExit(),
+    "generator_exit": GeneratorExit,
     "memory": lambda: MemoryError("too much"),
     "own_base": lambda: OwnBase("not an Exception"),
 }
@@ -164,7 +164,7 @@ def reject_once(self: Task) -> int:
 def retry_until(self: Task, times: int, *, countdown: float = 0.0) -> int:
     if self.request.retries < times:
         raise self.retry(countdown=countdown)
-    return self.request.retries
+    return int(self.request.retries)
 
 
 @both(max_retries=1, default_retry_delay=0)
@@ -370,14 +370,14 @@ async def whereabouts(self: Task) -> list[str]:
 
     async def child() -> str:
         await asyncio.sleep(0.01)
-        return current_task.request.id
+        return str(current_task.request.id)
 
     async def grandchild() -> str:
         first, _ = await asyncio.gather(child(), asyncio.sleep(0))
         return first
 
     def in_thread() -> str:
-        return current_task.request.id
+        return str(current_task.request.id)
 
     async with asyncio.TaskGroup() as tasks:
         grouped = tasks.create_task(grandchild())

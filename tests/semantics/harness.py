@@ -30,7 +30,7 @@ PACKAGE = __package__ or "semantics"
 TESTS = Path(__file__).resolve().parents[len(PACKAGE.split("."))]
 ROOT = Path(__file__).resolve().parents[2]
 
-WAIT_S = 10.0
+WAIT_S = 20.0
 """Long enough for a loaded machine; a test that waits for something true takes milliseconds."""
 
 PRIORITY_SEPARATOR = "\x06\x16"
@@ -153,8 +153,8 @@ class Side:
         with log.open("wb") as output:
             self.process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "celery", "-A", f"{PACKAGE}.app", "worker", "-n", self.host, "-l", "WARNING"),
-                    *("--without-gossip", "--without-mingle", "--without-heartbeat", *options),
+                    *(sys.executable, "-m", "celery", "-A", f"{PACKAGE}.app", "worker", "-n", self.host),
+                    *("-l", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat", *options),
                     *(() if any(o.startswith("--autoscale") for o in options) else ("-c", str(concurrency))),
                 ],
                 cwd=ROOT,
@@ -241,7 +241,10 @@ class Side:
     def wait_running(self, task_id: str, runs: int = 1) -> None:
         wait_until(lambda: int(self.redis.get(f"runs:{task_id}") or 0) >= runs, f"{task_id} runs on {self.flavour}")
 
-    # -- what is left ----------------------------------------------------------------------------------------------------
+    def wait_event(self, task_id: str, name: str) -> None:
+        wait_until(lambda: self.count(task_id, name), f"{name} of {task_id} on {self.flavour}")
+
+    # -- what is left --------------------------------------------------------------------------------------------------
 
     def queued(self, queue: str = "work") -> int:
         """Messages that wait, of all priorities."""
@@ -281,6 +284,9 @@ class Side:
                 states.append(published["status"])
         return self._states.get(task_id, [])
 
+    def wait_published(self, task_id: str, status: str) -> None:
+        wait_until(lambda: status in self.states(task_id), f"{status} of {task_id} is published")
+
     def stored(self, task_id: str) -> dict[str, Any]:
         """The result record without what must differ."""
         raw = self.redis.get(f"celery-task-meta-{task_id}")
@@ -300,9 +306,8 @@ class Side:
             wait_until(settled, f"{dict(runs)} end on {self.flavour}")
         except AssertionError as error:
             seen = {id_: self.event_names(id_) for id_ in runs}
-            raise AssertionError(
-                f"{error}\nseen: {seen}, queued: {self.queued()}, unacked: {self.unacknowledged()}\n{self.log_text()[-3000:]}"
-            ) from None
+            left = f"queued: {self.queued()}, unacknowledged: {self.unacknowledged()}"
+            raise AssertionError(f"{error}\nseen: {seen}, {left}\n{self.log_text()[-3000:]}") from None
 
     def report(self, runs: Mapping[str, int]) -> Report:
         """Wait for the tasks to end, then tell all about them."""
@@ -311,12 +316,12 @@ class Side:
         for id_ in runs:
             report.results[id_] = self.stored(id_)
             if status := report.results[id_].get("status"):
-                wait_until(lambda id_=id_, status=status: status in self.states(id_), f"{status} of {id_} published")
+                self.wait_published(id_, status)
             report.states[id_] = list(self.states(id_))
             report.events[id_] = self.events(id_)
         return report
 
-    # -- control -----------------------------------------------------------------------------------------------------------
+    # -- control -------------------------------------------------------------------------------------------------------
 
     def ask(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """One worker's answer to an `inspect` command."""
@@ -326,20 +331,18 @@ class Side:
 
     def control(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """One worker's answer to a `control` command."""
-        answers = getattr(self.app.control, method)(
-            *args, destination=[self.host], reply=True, timeout=10, **kwargs
-        )
+        answers = getattr(self.app.control, method)(*args, destination=[self.host], reply=True, timeout=10, **kwargs)
         assert answers, f"No answer to {method}:\n{self.log_text()}"
         return answers[0][self.host]
 
     def pool(self) -> dict[str, Any]:
-        return self.ask("stats")["pool"]
+        return cast("dict[str, Any]", self.ask("stats")["pool"])
 
     def most_at_once(self, name: str, goal: int) -> int:
         """How many jobs ran at a time, when each of many waited for so many."""
         self.redis.delete("crowd:now", "crowd:most")
         self.wait_results(*self.many(name, [(goal,)] * (goal + goal // 2 + 2)))
-        return int(self.redis.get("crowd:most"))
+        return int(self.redis.get("crowd:most") or 0)
 
 
 class HangingServer:

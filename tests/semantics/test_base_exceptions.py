@@ -39,7 +39,7 @@ OUTCOMES = [
 
 
 @pytest.mark.parametrize("limit", [None, 30], ids=["", "limited"])
-@pytest.mark.parametrize(("task", "kind", "error"), OUTCOMES, ids=lambda value: str(value))
+@pytest.mark.parametrize(("task", "kind", "error"), OUTCOMES, ids=str)
 def test_ends_the_job_alone(ours: Side, task: str, kind: str, error: str, limit: float | None) -> None:
     id_ = ours.send(task, kind, soft_time_limit=limit)
     report = ours.report({id_: 1})

@@ -42,7 +42,7 @@ def test_inspect(side: Side) -> None:
     for id_ in running:
         side.wait_running(id_)
     reserved = side.send("nap_async", 0)
-    wait_until(lambda: side.count(reserved, "received"), "one more is received")
+    side.wait_event(reserved, "received")
     active = side.ask("active")
     assert ids(active) == set(running)
     assert len({request["worker_pid"] for request in active}) == 4  # a token for each job, not the process
@@ -58,7 +58,7 @@ def test_inspect(side: Side) -> None:
 
 def test_revoked_while_it_is_scheduled(side: Side) -> None:
     id_ = side.send("add", 1, 2, countdown=1.5)
-    wait_until(lambda: side.count(id_, "received"), "it is received")
+    side.wait_event(id_, "received")
     assert ids(side.ask("scheduled")) == {id_}
     side.control("revoke", id_)
     assert id_ in side.ask("revoked")
@@ -81,7 +81,7 @@ def test_growing_starts_jobs_that_wait(side: Side) -> None:
     running = side.many("nap_async", [(1,)] * 4)
     waiting = side.many("nap_async", [(0.1,)] * 2)
     for id_ in waiting:
-        wait_until(lambda id_=id_: side.count(id_, "received"), "more jobs are received than places there are")
+        side.wait_event(id_, "received")
     side.control("pool_grow", 1)
     side.wait_results(*waiting)
     assert not any(side.stored(id_) for id_ in running)
@@ -141,7 +141,7 @@ def test_rate_limits_change(workers: Workers) -> None:
     first = side.send("add_async", 1, 2)
     assert side.wait_results(first) == [3]
     second = side.send("add_async", 1, 2)
-    wait_until(lambda: side.count(second, "received"), "the second is received")
+    side.wait_event(second, "received")
     assert side.wait_results(side.send("add", 3, 4)) == [7]
     assert side.event_names(second) == ["received"]
 

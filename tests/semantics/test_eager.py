@@ -47,7 +47,7 @@ async def identity(self: Any) -> list[Any]:
 
 @app.task(name="outer")
 async def outer(n: int) -> int:
-    return await double(n) + increment(n)
+    return int(await double(n) + increment(n))
 
 
 async def test_a_direct_call_returns_the_coroutine() -> None:

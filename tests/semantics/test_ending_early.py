@@ -52,7 +52,7 @@ def test_revoked_while_it_waits_for_a_place(small: Side) -> None:
     running = small.send("nap_async", 0.5)
     small.wait_running(running)
     waiting = small.send("nap_async", 0.5)
-    wait_until(lambda: small.count(waiting, "received"), "the second job is received")
+    small.wait_event(waiting, "received")
     small.control("revoke", waiting)
     small.settle({running: 1, waiting: 1})
     assert (small.state(running), small.state(waiting)) == ("SUCCESS", "REVOKED")
@@ -88,7 +88,7 @@ def test_terminated_while_it_runs(ours: Side, prefork: Side) -> None:
         side.wait_running("terminated")
         side.control("revoke", "terminated", terminate=True)
         side.settle({"terminated": 1})
-        wait_until(lambda side=side: side.count("terminated", "postrun"), "the tracer has ended")
+        side.wait_event("terminated", "postrun")
     mine, stock = (side.report({"terminated": 1}).comparable() for side in (ours, prefork))
     # The tracer's end and the record of it belong to two threads, or processes: their order is open.
     for report in (mine, stock):
@@ -127,7 +127,7 @@ def test_what_swallows_its_termination_stays_revoked(ours: Side) -> None:
         id_ = ours.send(name, 60)
         ours.wait_running(id_)
         ours.control("revoke", id_, terminate=True)
-        wait_until(lambda id_=id_: ours.count(id_, "postrun"), "the coroutine has ended")
+        ours.wait_event(id_, "postrun")
         assert ours.redis.exists(f"swallowed:{id_}")
         ours.settle({id_: 1})
         assert ours.state(id_) == "REVOKED"
@@ -140,7 +140,7 @@ def test_sigusr1_is_a_soft_time_limit(ours: Side, prefork: Side) -> None:
         side.send(name, 60, task_id="sigusr1", soft_time_limit=50)
         side.wait_running("sigusr1")
         side.control("revoke", "sigusr1", terminate=True, signal="SIGUSR1")
-        wait_until(lambda side=side: side.count("sigusr1", "postrun"), "it ended")
+        side.wait_event("sigusr1", "postrun")
         side.settle({"sigusr1": 1})
     mine, stock = (side.report({"sigusr1": 1}).comparable() for side in (ours, prefork))
     assert sorted(mine["events"]["sigusr1"], key=str) == sorted(stock["events"]["sigusr1"], key=str)
@@ -153,7 +153,7 @@ def test_one_sigusr1_interrupts_once_and_leaves_no_trace(ours: Side) -> None:
     id_ = ours.send("interrupted_twice", 0.3, soft_time_limit=50)
     ours.wait_running(id_)
     ours.control("revoke", id_, terminate=True, signal="SIGUSR1")
-    wait_until(lambda: ours.count(id_, "postrun"), "it ended")
+    ours.wait_event(id_, "postrun")
     (result,) = (fields["result"] for name, _, fields in ours.events(id_) if name == "success")
     assert result == ["list", "[1, True, 0]"]
 
@@ -187,7 +187,7 @@ def test_a_soft_limit_interrupts_once(ours: Side) -> None:
 
 
 @pytest.mark.parametrize("limit", [{"soft_time_limit": 0.5}, {}], ids=["soft", "none"])
-def test_a_soft_limit_does_not_strike_while_the_result_is_stored(workers: Workers, limit: dict[str, float]) -> None:
+def test_a_soft_limit_does_not_strike_while_the_result_is_stored(workers: Workers, limit: dict[str, Any]) -> None:
     side = workers.start()
     id_ = side.send("hold", "let-go", **limit)
     side.wait_running(id_)
@@ -212,8 +212,9 @@ def test_a_hard_limit(ours: Side, prefork: Side) -> None:
     ours.send("nap_async", 60, task_id="hard", time_limit=0.3)
     prefork.send("nap", 60, task_id="hard", time_limit=0.3)
     for side in (ours, prefork):
-        wait_until(lambda side=side: side.count("hard", "failure") and side.is_idle(), "the limit is recorded")
-    wait_until(lambda: ours.count("hard", "postrun"), "the tracer has ended")
+        side.wait_event("hard", "failure")
+        wait_until(side.is_idle, "the message is acknowledged")
+    ours.wait_event("hard", "postrun")
     mine, stock = ours.report({"hard": 1}).comparable(), prefork.report({"hard": 0}).comparable()
     assert mine["results"] == stock["results"]
     assert mine["states"] == stock["states"] == {"hard": ["FAILURE"]}
@@ -229,7 +230,7 @@ def test_a_hard_limit_on_a_coroutine_that_swallows_it(ours: Side, name: str) -> 
     id_ = ours.send(name, 60, time_limit=0.2)
     (error,) = ours.wait_results(id_)
     assert type(error).__name__ == "TimeLimitExceeded"
-    wait_until(lambda: ours.count(id_, "postrun"), "it was cancelled until it ended")
+    ours.wait_event(id_, "postrun")
     ours.settle({id_: 1})
     assert ours.redis.exists(f"swallowed:{id_}")
     assert ours.state(id_) == "FAILURE"
@@ -240,7 +241,7 @@ def test_a_timed_out_task_that_must_not_be_acknowledged_runs_again(ours: Side, p
     for side in (ours, prefork):
         side.send("slow_once", task_id="slow", time_limit=0.5)
     for side in (ours, prefork):
-        wait_until(lambda side=side: side.state("slow") == "SUCCESS", "the second run ends")
+        side.wait_published("slow", "SUCCESS")  # prefork records the failure of the first run before
         wait_until(side.is_idle, "nothing is left")
         assert side.redis.get("runs:slow") == "2"
 

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .harness import Side, Workers, wait_until
+from .harness import RedisServer, Side, Workers, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
 @pytest.fixture(scope="module")
-def wide(redis_servers, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:  # type: ignore[no-untyped-def]
+def wide(redis_servers: dict[str, RedisServer], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Side]:
     """200 jobs at a time."""
     workers = Workers(redis_servers["ours"], tmp_path_factory.mktemp("wide"))
     yield workers.start(concurrency=200)

@@ -46,10 +46,17 @@ def single(
     """One task, as a `def` and as a coroutine."""
 
     def sender(name: str) -> Callable[[Side, str], None]:
-        return lambda side, id_: side.signature(name, *args, **kwargs).apply_async(task_id=id_, **options()) and None
+        def send(side: Side, id_: str) -> None:
+            side.signature(name, *args, **kwargs).apply_async(task_id=id_, **options())
+
+        return send
 
     suffix = f"-{label}" if label else ""
     return [Case(f"{name}{suffix}", sender(name), state, runs) for name in (task, f"{task}_async")]
+
+
+def send_foreign(side: Side, id_: str) -> None:
+    side.send("foreign", 5, task_id=id_)
 
 
 JSON_KINDS = ["none", "true", "float", "big", "text", "nested", "tuple", "int_keys"]
@@ -90,7 +97,7 @@ SINGLES = [
     *single("replaced_by_group", 5, runs=2),
     *single("spawn_chord", 5),
     *single("give", "none", label="expired", state="REVOKED", options=lambda: {"expires": -1}),
-    Case("foreign", lambda side, id_: side.send("foreign", 5, task_id=id_) and None),
+    Case("foreign", send_foreign),
 ]
 
 
@@ -200,7 +207,9 @@ def sent(shared_workers: dict[str, Side]) -> dict[str, dict[str, Runs]]:
     """All cases at once on both workers; each test then waits for its own."""
     runs: dict[str, dict[str, Runs]] = {}
     for flavour in ("ours", "threads"):
-        runs[flavour] = {case.name: case.send(shared_workers[flavour], case.name) or {case.name: case.runs} for case in CASES}
+        runs[flavour] = {
+            case.name: case.send(shared_workers[flavour], case.name) or {case.name: case.runs} for case in CASES
+        }
     return runs
 
 
@@ -217,7 +226,8 @@ def comparable(report: Report, case: Case) -> dict[str, Any]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_behaves_as_on_a_stock_pool(case: Case, sent: dict[str, dict[str, Runs]], ours: Side, threads: Side) -> None:
     mine, stock = (
-        comparable(side.report(sent[flavour][case.name]), case) for flavour, side in (("ours", ours), ("threads", threads))
+        comparable(side.report(sent[flavour][case.name]), case)
+        for flavour, side in (("ours", ours), ("threads", threads))
     )
     assert mine["results"] == stock["results"]
     assert mine["states"] == stock["states"]

@@ -19,6 +19,10 @@ def cut_connections(side: Side) -> int:
     return sum(side.redis.client_kill_filter(_id=client["id"]) for client in clients)
 
 
+def wait_reconnecting(side: Side, times: int) -> None:
+    wait_until(lambda: side.log_text().count("Trying to re-establish") >= times, "the worker has noticed")
+
+
 def test_jobs_go_on_and_no_place_is_lost_or_given_twice(workers: Workers) -> None:
     side = workers.start(concurrency=4)
     # Acknowledged at start: with kombu's own transport a cut connection gives unacknowledged messages back.
@@ -27,7 +31,7 @@ def test_jobs_go_on_and_no_place_is_lost_or_given_twice(workers: Workers) -> Non
     wait_until(lambda: side.pool()["running"] == side.unacknowledged() == 4, "four run, four more are received")
     for cut in (1, 2):
         assert cut_connections(side)
-        wait_until(lambda cut=cut: side.log_text().count("Trying to re-establish") >= cut, "the worker noticed")
+        wait_reconnecting(side, cut)
         wait_until(side.answers, "the worker is back")
     assert side.wait_results(*running) == [1] * 4
     assert all(side.wait_results(*waiting))
@@ -41,10 +45,10 @@ def test_a_full_pool_admits_nobody_after_a_reconnect(workers: Workers) -> None:
     running = side.many("early_nap", [(2.5,)] * 2)
     wait_until(lambda: side.pool()["running"] == 2, "all places are taken")
     assert cut_connections(side)
-    wait_until(lambda: "Trying to re-establish" in side.log_text(), "the worker noticed")
+    wait_reconnecting(side, 1)
     late = side.many("crowd", [(2,)] * 2)
     for id_ in late:
-        wait_until(lambda id_=id_: side.count(id_, "received"), "it is received")
+        side.wait_event(id_, "received")
     pool = side.pool()
     assert (pool["running"], pool["free"]) == (2, 0)
     assert [side.count(id_, "prerun") for id_ in late] == [0, 0]

@@ -110,16 +110,19 @@ for name, limit, remaining, reset in string.gmatch(ARGV[15], '(%a+):([%d.]+):([%
   end
 end
 
--- 4. The processes: who is alive, who waits, who has had the least.
+-- 4. The processes: who is alive, who waits, who has had the least. One whose lease is over counts no more, but its last
+-- reply stays: it may only have lost us, and make the call again.
+local remember_s = 600
 local live, all, held_by_others, slowest, mine = 0, 0, 0, nil, nil
 for id, record in pairs(hash(KEYS[3])) do
   local expiry, seen, waits, holds, vt = string.match(record, '^(%S+) (%S+) (%S+) (%S+) (%S+)$')
+  local expired_s = now - tonumber(expiry)
   if id == me then
-    mine = { backlog = tonumber(waits), vt = tonumber(vt) }
-  elseif tonumber(expiry) < now then
+    mine = { backlog = expired_s > 0 and 0 or tonumber(waits), vt = tonumber(vt) }
+  elseif expired_s > remember_s then
     redis.call('HDEL', KEYS[3], id)
     redis.call('HDEL', KEYS[4], id)
-  else
+  elseif expired_s <= 0 then
     all = all + 1
     held_by_others = held_by_others + tonumber(holds)
     -- A stopped process must not hold the others back for its whole lease.
@@ -233,8 +236,8 @@ else
   redis.call('HSET', KEYS[3], me, table.concat({
     seconds(now + lease_s), seconds(now), math.max(0, backlog - #slots), held + #slots, seconds(vt),
   }, ' '))
-  redis.call('EXPIRE', KEYS[3], math.ceil(lease_s) * 4)
+  redis.call('EXPIRE', KEYS[3], 2 * remember_s)
 end
 redis.call('HSET', KEYS[4], me, seq .. ' ' .. table.concat(reply, ' '))
-redis.call('EXPIRE', KEYS[4], math.ceil(lease_s) * 4)
+redis.call('EXPIRE', KEYS[4], 2 * remember_s)
 return reply

@@ -46,6 +46,9 @@ LONGEST_HORIZON_S = 4.0
 DEAF_HORIZON_S = 0.5
 """Leases are this short while pauses are not heard by the channel: they would be heard with the next reply only."""
 
+TOKENS_HORIZON_S = 1.0
+"""Settlement brings tokens back all the time; what is leased far ahead was leased by estimates alone."""
+
 LEAST_GAP_S = 0.005
 """Between two calls, so that arrivals of one moment share a call."""
 
@@ -507,11 +510,16 @@ class Limiter:
             has_been_here=self._last is not None,
             leaves=self._closing,
             returned=said.returned,
-            longest_horizon_s=LONGEST_HORIZON_S if self._hears_pauses() else DEAF_HORIZON_S,
+            longest_horizon_s=self._longest_horizon_s(),
             lease_s=LEASE_S,
         )
         self._headers = []
         return ask, owners
+
+    def _longest_horizon_s(self) -> float:
+        if not self._hears_pauses():
+            return DEAF_HORIZON_S
+        return TOKENS_HORIZON_S if self.plan.counts_tokens else LONGEST_HORIZON_S
 
     def _wanted(self) -> tuple[Sequence[Cost], list[Waiter]]:
         """What to ask for, and for whom; nobody in particular where all cost the same."""

@@ -41,7 +41,7 @@ _BUCKET_S = 1.0
 _UNKNOWN_BUCKET_S = 0.1
 """Providers are known to enforce 60,000 a minute as 1,000 a second; some go finer."""
 
-_TOKEN_BURST = 0.02
+_TOKEN_BURST = 0.01
 _TOKEN_MARGIN = 0.005
 _BELOW = 1.0 - 1e-6
 

@@ -1,0 +1,117 @@
+"""A schedule in memory, and an event loop whose time passes only when everybody sleeps."""
+
+from __future__ import annotations
+
+import asyncio
+import selectors
+from collections.abc import Coroutine
+from typing import Any
+
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from workers.limiter.rate import Plan
+from workers.limiter.schedule import Ask, Grant, Pause, PauseReport
+
+
+class _Selector(selectors.DefaultSelector):
+    """Instead of waiting, it moves the clock."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_s = 1_000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        events = super().select(0)
+        if events or timeout == 0:
+            return events
+        assert timeout is not None, "everybody waits for something that will never come"
+        self.now_s += max(timeout, 1e-6)
+        return events
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        self._virtual = _Selector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now_s
+
+
+def run_virtually(main: Coroutine[Any, Any, None]) -> None:
+    """Hours in milliseconds."""
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(asyncio.wait_for(main, 100_000))
+
+
+class PlainSchedule:
+    """One process's schedule as the scripts keep it, without the fairness between processes."""
+
+    def __init__(self, plan: Plan, *, latency_s: float = 0.001, live: int = 1) -> None:
+        self.plan = plan
+        self.latency_s = latency_s
+        self.live = live
+        self.is_away = False
+        self.reply_is_lost = False
+        self.asks: list[Ask] = []
+        self.pauses: list[PauseReport] = []
+        self.sold: list[float] = []
+        self.epoch = 1
+        self.paused_until = 0.0
+        self._tat = dict.fromkeys((each.name for each in plan.dimensions), 0.0)
+        self._answered: dict[int, Grant] = {}
+
+    async def acquire(self, ask: Ask) -> Grant:
+        await asyncio.sleep(self.latency_s)
+        if self.is_away:
+            raise RedisConnectionError("away")
+        if ask.seq not in self._answered:
+            self.asks.append(ask)
+            self._answered[ask.seq] = self._grant(ask)
+        if self.reply_is_lost:
+            self.reply_is_lost = False
+            raise RedisConnectionError("the reply was lost")
+        return self._answered[ask.seq]
+
+    async def pause(self, report: PauseReport) -> Pause:
+        await asyncio.sleep(self.latency_s)
+        if self.is_away:
+            raise RedisConnectionError("away")
+        self.pauses.append(report)
+        now = asyncio.get_running_loop().time()
+        self.epoch += 1
+        self.paused_until = max(self.paused_until, now + (report.asked_s or 1.0))
+        return Pause(now, self.epoch, self.paused_until)
+
+    def _grant(self, ask: Ask) -> Grant:
+        now = asyncio.get_running_loop().time()
+        horizon_s, slots, wait_s, reason = 0.5, [], 0.0, "done"
+        for name, back in (("input", ask.refund_input), ("output", ask.refund_output)):
+            self._give_back(name, back)
+        for cost in ask.costs:
+            at = max(now, self.paused_until)
+            for each in self.plan.dimensions:
+                at = max(at, self._tat[each.name] + (cost.of(each.name) - each.burst) / each.rate_per_s)
+            if at > now + horizon_s:
+                wait_s, reason = at - now, "far"
+                break
+            for each in self.plan.dimensions:
+                self._tat[each.name] = max(self._tat[each.name], at) + cost.of(each.name) / each.rate_per_s
+            slots.append(at)
+        self.sold += slots
+        return Grant(
+            now=now,
+            epoch=self.epoch,
+            paused_until=self.paused_until if self.paused_until > now else 0.0,
+            wait_s=wait_s,
+            horizon_s=horizon_s,
+            reason=reason,
+            slots=slots,
+            live=self.live,
+            processes=self.live,
+        )
+
+    def _give_back(self, name: str, amount: int) -> None:
+        for each in self.plan.dimensions:
+            if each.name in ("tokens", name):
+                self._tat[each.name] -= amount / each.rate_per_s

@@ -1,0 +1,349 @@
+"""One limiter in one process, on a virtual clock: order, dispatch, pauses, lost replies, Redis away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import wraps
+from typing import Any
+
+import pytest
+
+from config.catalog import Limits
+from tasks.results import Usage
+from workers.limiter.cost import Cost
+from workers.limiter.errors import MustPark, TooLate
+from workers.limiter.estimate import Estimator
+from workers.limiter.limiter import Limiter, LimiterOptions
+from workers.limiter.line import Priority, Waiter
+from workers.limiter.permit import Permit
+from workers.limiter.rate import Plan, plan
+
+from .ledger import Ledger
+from .plain import PlainSchedule, run_virtually
+
+TEN_A_SECOND = plan(Limits(rpm=600, algorithm="sliding"))
+
+
+def virtually(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    @wraps(test)
+    def run(*args: Any, **kwargs: Any) -> None:
+        run_virtually(test(*args, **kwargs))
+
+    return run
+
+
+@asynccontextmanager
+async def limiter_of(
+    plan_: Plan = TEN_A_SECOND, *, when_away: Any = "degraded", degraded_for_s: float = 60.0, live: int = 1
+) -> AsyncIterator[tuple[Limiter, PlainSchedule]]:
+    schedule = PlainSchedule(plan_, live=live)
+    loop = asyncio.get_running_loop()
+    options = LimiterOptions("p", when_away, degraded_for_s)
+    limiter = Limiter(plan_, schedule, options=options, estimator=Estimator(), now=loop.time)
+    try:
+        yield limiter, schedule
+    finally:
+        schedule.is_away = False
+        await limiter.close()
+
+
+async def admit(limiter: Limiter, cost: Cost | None = None, **fields: Any) -> Permit:
+    waiter = Waiter(cost or Cost(), asyncio.get_running_loop().create_future(), **fields)
+    return await limiter.admit(waiter)
+
+
+async def sent_at(limiter: Limiter, cost: Cost | None = None, **fields: Any) -> float:
+    permit = await admit(limiter, cost, **fields)
+    permit.settle(Usage(permit.cost.input_tokens, permit.cost.output_tokens))
+    return asyncio.get_running_loop().time()
+
+
+@virtually
+async def test_requests_go_at_the_pace_and_never_early() -> None:
+    async with limiter_of() as (limiter, schedule):
+        times = await asyncio.gather(*(sent_at(limiter) for _ in range(100)))
+    pace = TEN_A_SECOND.dimensions[0]
+    ledger = Ledger()
+    ledger.add(times)
+    assert ledger.worst_excess(rate_per_s=pace.rate_per_s, burst=pace.burst) <= 0.02
+    assert all(sent >= slot - 0.0011 for sent, slot in zip(sorted(times), schedule.sold, strict=True))
+    assert max(times) - min(times) == pytest.approx(99 / pace.rate_per_s, rel=0.03)
+
+
+@virtually
+async def test_one_caller_serves_hundreds() -> None:
+    async with limiter_of(plan(Limits(rpm=12_000))) as (limiter, schedule):
+        await asyncio.gather(*(sent_at(limiter) for _ in range(1_000)))
+        assert len(schedule.asks) < 50
+
+
+@virtually
+async def test_within_a_class_the_first_to_come_is_the_first_to_go() -> None:
+    async with limiter_of() as (limiter, _):
+        times = await asyncio.gather(*(sent_at(limiter) for _ in range(30)))
+    assert list(times) == sorted(times)
+
+
+@virtually
+async def test_interactive_goes_first_and_bulk_is_not_starved() -> None:
+    order: list[Priority] = []
+
+    async def one(limiter: Limiter, priority: Priority) -> None:
+        await sent_at(limiter, priority=priority)
+        order.append(priority)
+
+    async with limiter_of() as (limiter, _):
+        wanted: list[Priority] = ["bulk"] * 20 + ["interactive"] * 60
+        await asyncio.gather(*(one(limiter, priority) for priority in wanted))
+    first = order[:55]
+    assert first.count("interactive") >= 48
+    gaps = [index for index, each in enumerate(first) if each == "bulk"]
+    assert gaps, "bulk starved"
+    assert max(later - earlier for earlier, later in zip(gaps, gaps[1:], strict=False)) <= 12
+
+
+@virtually
+async def test_a_cancelled_waiter_leaves_its_turn_to_the_next() -> None:
+    async with limiter_of() as (limiter, schedule):
+        tasks = [asyncio.create_task(sent_at(limiter)) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        for task in tasks[5:10]:
+            task.cancel()
+        done = await asyncio.gather(*tasks, return_exceptions=True)
+    assert sum(isinstance(each, asyncio.CancelledError) for each in done) == 5
+    assert sum(isinstance(each, float) for each in done) == 15
+    assert limiter.waiting == 0 and limiter.in_flight == 0
+
+
+@virtually
+async def test_a_permit_that_was_given_to_a_cancelled_task_is_given_back() -> None:
+    async with limiter_of() as (limiter, _):
+        waiter = Waiter(Cost(), asyncio.get_running_loop().create_future())
+        task = asyncio.create_task(limiter.admit(waiter))
+        while not waiter.answer.done():
+            await asyncio.sleep(0.001)
+            if waiter.answer.done():
+                task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+            raise asyncio.CancelledError  # it may have got through before the cancel
+        assert limiter.in_flight <= 1
+
+
+@virtually
+async def test_what_can_not_come_in_time_is_refused_at_once() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of() as (limiter, _):
+        others = [asyncio.create_task(sent_at(limiter)) for _ in range(100)]
+        await asyncio.sleep(0.5)
+        asked_at = loop.time()
+        with pytest.raises(TooLate):
+            await admit(limiter, until_s=loop.time() + 2.0)
+        assert loop.time() == asked_at
+        await asyncio.gather(*others)
+
+
+@virtually
+async def test_who_is_too_late_in_the_line_is_told_and_takes_no_slot() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of() as (limiter, schedule):
+        late = asyncio.create_task(admit(limiter, priority="bulk", until_s=loop.time() + 1.0))
+        others = [asyncio.create_task(sent_at(limiter, priority="interactive")) for _ in range(8)]
+        await asyncio.sleep(0)
+        limiter.hear_pause(2, 3.0)
+        with pytest.raises(TooLate):
+            await late
+        await asyncio.gather(*others)
+
+
+@virtually
+async def test_a_far_slot_is_parked_and_parked_jobs_come_back_one_by_one() -> None:
+    async with limiter_of() as (limiter, _):
+        others = [asyncio.create_task(sent_at(limiter)) for _ in range(100)]
+        await asyncio.sleep(0.5)
+        untils = []
+        for _ in range(5):
+            with pytest.raises(MustPark) as parked:
+                await admit(limiter, park_after_s=3.0)
+            untils.append(parked.value.until_s)
+        assert untils == sorted(untils) and len(set(untils)) == 5
+        for other in others:
+            other.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+@virtually
+async def test_after_a_429_nothing_leaves_until_the_pause_is_over_and_then_no_herd() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of() as (limiter, schedule):
+        first = await admit(limiter)
+        others = [asyncio.create_task(sent_at(limiter)) for _ in range(40)]
+        await asyncio.sleep(1.0)
+        first.rate_limited(3.0, {})
+        refused_at = loop.time()
+        times = sorted(await asyncio.gather(*others))
+    assert len(schedule.pauses) == 1
+    assert not [each for each in times if refused_at < each < refused_at + 3.0]
+    after = [each for each in times if each >= refused_at + 3.0]
+    assert sum(each < refused_at + 4.0 for each in after) <= 10 + TEN_A_SECOND.dimensions[0].burst + 1
+
+
+@virtually
+async def test_many_429s_of_one_moment_are_one_pause() -> None:
+    async with limiter_of() as (limiter, schedule):
+        permits = [await admit(limiter) for _ in range(20)]
+        for permit in permits:
+            permit.rate_limited(2.0, {})
+        await asyncio.sleep(1.0)
+        assert len(schedule.pauses) == 1
+
+
+@virtually
+async def test_a_pause_heard_by_the_channel_voids_what_was_leased() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of() as (limiter, schedule):
+        others = [asyncio.create_task(sent_at(limiter)) for _ in range(30)]
+        await asyncio.sleep(0.5)
+        heard_at = loop.time()
+        schedule.paused_until, schedule.epoch = heard_at + 2.0, 2
+        limiter.hear_pause(2, 2.0)
+        times = await asyncio.gather(*others)
+    assert not [each for each in times if heard_at < each < heard_at + 2.0]
+
+
+@virtually
+async def test_a_pause_longer_than_a_waiter_s_patience_sends_it_to_park() -> None:
+    async with limiter_of() as (limiter, _):
+        others = [asyncio.create_task(admit(limiter, park_after_s=5.0)) for _ in range(30)]
+        await asyncio.sleep(0.2)
+        limiter.hear_pause(2, 60.0)
+        results = await asyncio.gather(*others, return_exceptions=True)
+        parked = [each for each in results if isinstance(each, MustPark)]
+        assert len(parked) > 20
+        now = asyncio.get_running_loop().time()
+        assert all(each.until_s >= now + 59.0 for each in parked)
+
+
+@virtually
+async def test_a_stalled_loop_drops_its_slots_instead_of_sending_a_burst() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of() as (limiter, _):
+        others = [asyncio.create_task(sent_at(limiter)) for _ in range(40)]
+        await asyncio.sleep(1.0)
+        loop._virtual.now_s += 3.0  # nothing ran in the meantime, as after SIGSTOP
+        resumed_at = loop.time()
+        times = await asyncio.gather(*others)
+    assert limiter.tally.stale > 0
+    assert sum(resumed_at <= each < resumed_at + 0.2 for each in times) <= TEN_A_SECOND.dimensions[0].burst + 4
+
+
+@virtually
+async def test_a_lost_reply_loses_and_doubles_nothing() -> None:
+    async with limiter_of() as (limiter, schedule):
+        others = [asyncio.create_task(sent_at(limiter)) for _ in range(40)]
+        await asyncio.sleep(0.55)
+        schedule.reply_is_lost = True
+        times = await asyncio.gather(*others)
+        seqs = [ask.seq for ask in schedule.asks]
+    assert len(times) == 40
+    assert seqs == sorted(set(seqs)), "a call was counted twice"
+    assert sum(ask.settled for ask in schedule.asks) == 40 - limiter.tally.settled
+
+
+@virtually
+async def test_tokens_are_settled_exactly_once() -> None:
+    per_minute = plan(Limits(tpm=60_000, algorithm="sliding"))
+    async with limiter_of(per_minute) as (limiter, schedule):
+
+        async def one() -> None:
+            permit = await admit(limiter, Cost(100, 400))
+            permit.settle(Usage(100, 150))
+            permit.settle(Usage(100, 150))
+            permit.give_back()
+
+        await asyncio.gather(*(one() for _ in range(30)))
+        await asyncio.sleep(2.0)
+        assert sum(ask.refund_output for ask in schedule.asks) == 30 * 250
+        assert sum(ask.refund_input for ask in schedule.asks) == 0
+        assert sum(ask.used_tokens for ask in schedule.asks) == 30 * 250
+        assert sum(ask.reserved_tokens for ask in schedule.asks) == 30 * 500
+
+
+@virtually
+async def test_a_large_request_is_not_starved_by_small_ones() -> None:
+    per_minute = plan(Limits(tpm=60_000, algorithm="sliding"))
+    loop = asyncio.get_running_loop()
+    async with limiter_of(per_minute) as (limiter, _):
+        running = True
+
+        async def small() -> None:
+            while running:
+                await sent_at(limiter, Cost(10, 40))
+
+        others = [asyncio.create_task(small()) for _ in range(20)]
+        await asyncio.sleep(1.0)
+        asked_at = loop.time()
+        await sent_at(limiter, Cost(10, 400))
+        assert loop.time() - asked_at < 10.0
+        running = False
+        await asyncio.gather(*others)
+
+
+@virtually
+async def test_a_model_without_limits_waits_for_nobody_but_a_pause() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of(Plan()) as (limiter, schedule):
+        permits = [await admit(limiter) for _ in range(500)]
+        assert len(schedule.asks) <= 1
+        permits[0].rate_limited(2.0, {})
+        refused_at = loop.time()
+        await admit(limiter)
+        assert loop.time() >= refused_at + 2.0
+        await asyncio.sleep(2.0)
+        assert sum(ask.went_free for ask in schedule.asks) >= 500
+
+
+@pytest.mark.parametrize("live", [1, 4])
+@virtually
+async def test_degraded_keeps_to_a_share_of_the_pace_for_a_bounded_time(live: int) -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of(degraded_for_s=20.0, live=live) as (limiter, schedule):
+        await admit(limiter)
+        schedule.is_away = True
+        gone_at = loop.time()
+        others = [asyncio.create_task(sent_at(limiter)) for _ in range(400)]
+        await asyncio.sleep(60.0)
+        times = [task.result() for task in others if task.done()]
+        pace = TEN_A_SECOND.dimensions[0].rate_per_s
+        assert len(times) == pytest.approx(pace * 0.8 / live * 20, abs=3)
+        assert max(times) <= gone_at + 21.0
+        schedule.is_away = False
+        await asyncio.gather(*others)
+
+
+@virtually
+async def test_closed_lets_nobody_go_and_open_everybody() -> None:
+    async with limiter_of(when_away="closed") as (limiter, schedule):
+        schedule.is_away = True
+        waiting = asyncio.create_task(admit(limiter))
+        await asyncio.sleep(30.0)
+        assert not waiting.done()
+        schedule.is_away = False
+        await waiting
+    async with limiter_of(when_away="open") as (limiter, schedule):
+        schedule.is_away = True
+        await asyncio.gather(*(admit(limiter) for _ in range(100)))
+
+
+@virtually
+async def test_closing_gives_back_slots_and_cancels_who_waits() -> None:
+    async with limiter_of(replace(TEN_A_SECOND)) as (limiter, schedule):
+        others = [asyncio.create_task(admit(limiter)) for _ in range(30)]
+        await asyncio.sleep(0.3)
+    results = await asyncio.gather(*others, return_exceptions=True)
+    assert any(isinstance(each, asyncio.CancelledError) for each in results)
+    assert schedule.asks[-1].leaves
+    assert schedule.asks[-1].returned
