@@ -21,7 +21,7 @@ def _kombu_url(url: str) -> str:
 
 # -- broker ------------------------------------------------------------------------------------------------------------
 broker_url = _kombu_url(_settings.broker)
-broker_transport = "workers.broker:Transport"
+broker_transport = f"workers.broker:{'SentinelTransport' if broker_url.startswith('sentinel:') else 'Transport'}"
 broker_connection_retry_on_startup = True
 broker_channel_error_retry = True  # nor does a Redis that refuses a command end it: full, read-only, loading
 broker_connection_max_retries = None  # a worker waits for its Redis for as long as it takes
@@ -35,7 +35,8 @@ broker_transport_options = {
 }
 
 # -- results -----------------------------------------------------------------------------------------------------------
-result_backend = "workers.results:Backend+" + _kombu_url(_settings.results)
+_backend = "SentinelBackend" if _settings.results.startswith("sentinel:") else "Backend"
+result_backend = f"workers.results:{_backend}+{_kombu_url(_settings.results)}"
 result_backend_thread_safe = True  # one backend for the hub, the loop and their threads
 result_expires = _settings.result_expires_s
 redis_socket_timeout = SOCKET_TIMEOUT_S

@@ -20,11 +20,13 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import orjson
 from celery import states
 from celery.app.task import Context
 from celery.backends.redis import RedisBackend
+from celery.backends.redis import SentinelBackend as CelerySentinelBackend
 from celery.exceptions import BackendStoreError, TaskRevokedError
 from kombu.utils.encoding import bytes_to_str
 from redis import Redis
@@ -40,7 +42,7 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
-__all__ = ["Backend", "JSONResult", "lifespan"]
+__all__ = ["Backend", "JSONResult", "SentinelBackend", "lifespan"]
 
 logger = logging.getLogger("promptmill.results")
 
@@ -259,6 +261,20 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
     def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
         offload(super()._call_task_errbacks, request, exc, traceback)
+
+
+class SentinelBackend(Backend, CelerySentinelBackend):  # type: ignore[misc]  # Celery publishes no types
+    """The same for sentinel:// URLs; `result_backend_transport_options` must name the master (`master_name`)."""
+
+    @cached_property
+    def _leases_key(self) -> str:
+        broker = self.app.connection_for_read()
+        sentinels = sorted(f"{host['host']}:{host['port']}" for host in self.connparams["hosts"])
+        brokers = sorted(urlsplit(url).netloc.rpartition("@")[2] for url in broker.alt)
+        same_master = broker.transport_options.get("master_name") == self._transport_options.get("master_name")
+        same_db = str(broker.virtual_host or 0).strip("/") == str(self.connparams.get("db") or 0)
+        is_same = sentinels == brokers and same_master and same_db
+        return self._broker_prefix + keys.LEASES if is_same else ""
 
 
 def _text(value: bytes | None) -> str | None:

@@ -81,7 +81,7 @@ class Commands:
         """Acknowledge what is done and take up to `room` messages. `lists` names a queue's lists, most urgent first."""
         leases = self._leases
         acks, leases.acks = leases.acks[:ACKS], leases.acks[ACKS:]
-        started, leases.started_jobs = leases.started_jobs[:ACKS], leases.started_jobs[ACKS:]
+        started = {tag: leases.started_jobs.pop(tag) for tag in list(leases.started_jobs)[:ACKS]}
         room = max(min(room, TAKE_LIMIT), 0)
         queue_keys = [[self._prefix + keys.delayed(queue), *map(self.key, lists(queue))] for queue in queues]
         args = (
@@ -96,14 +96,18 @@ class Commands:
             len(started),
             keys.RECORD_TTL_S,
             *queues,
-            *(word for job_id, has_record in started for word in (self.key(keys.job(job_id)), int(has_record))),
+            *(
+                word
+                for job_id, has_record in started.values()
+                for word in (self.key(keys.job(job_id)), int(has_record))
+            ),
             *acks,
         )
 
         def on_reply(reply: Reply) -> None:
             if isinstance(reply, Exception):
                 leases.acks[:0] = acks
-                leases.started_jobs[:0] = started
+                leases.started_jobs |= {tag: job for tag, job in started.items() if tag in leases.held}
                 raise reply
             now_ms, due_ms, *rest = reply
             taken = [(rest[i].decode(), queues[rest[i + 1] - 1], rest[i + 2]) for i in range(0, len(rest), 3)]
@@ -163,7 +167,8 @@ class Commands:
         return Command(args, partial(_or_again, self._leases.returns, returns))
 
     def _delay(self, lease: Lease, due_ms: int) -> Command:
-        args = (*_evalsha(scripts.DELAY, *self._lease_keys, self.key(keys.delayed(lease.queue))), lease.tag, due_ms)
+        delay_keys = (*self._lease_keys, self.key(keys.delayed(lease.queue)))
+        args = (*_evalsha(scripts.DELAY, *delay_keys), lease.tag, due_ms, self.key(keys.job("")))
         return Command(args, partial(_or_again, self._leases.delays, [(lease, due_ms)]))
 
     def _bury(self, grave: Grave, now_ms: int) -> Command:

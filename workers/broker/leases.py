@@ -42,8 +42,8 @@ class Leases:
     held: dict[str, Lease] = field(default_factory=dict)
     acks: list[str] = field(default_factory=list)
     """Tags to acknowledge with the next exchange."""
-    started_jobs: list[tuple[str, bool]] = field(default_factory=list)
-    """Ids of jobs that have begun; the next exchange says so in their records. True: a job without one gets one."""
+    started_jobs: dict[str, tuple[str, bool]] = field(default_factory=dict)
+    """Tag -> id of a job that has begun; the next exchange says so in its record. True: it gets one if it has none."""
     returns: list[Lease] = field(default_factory=list)
     """To be put back at the front of their queues."""
     delays: list[tuple[Lease, int]] = field(default_factory=list)
@@ -75,7 +75,7 @@ class Leases:
         lease = self.held.get(tag)
         if lease is not None:
             lease.started = True
-            self.started_jobs.append((job_id, has_record))
+            self.started_jobs[tag] = job_id, has_record
 
     def ack(self, tag: str) -> None:
         """Celery is done with the message."""
@@ -86,15 +86,19 @@ class Leases:
 
     def hand_back(self, tag: str) -> None:
         """Put the message back at the front of its queue, for any worker."""
-        lease = self.held.pop(tag, None)
+        lease = self._let_go(tag)
         if lease is not None:
             self.returns.append(lease)
 
     def delay(self, tag: str, due_ms: int) -> None:
         """Keep the message in Redis until it is due."""
-        lease = self.held.pop(tag, None)
+        lease = self._let_go(tag)
         if lease is not None:
             self.delays.append((lease, due_ms))
+
+    def _let_go(self, tag: str) -> Lease | None:
+        self.started_jobs.pop(tag, None)  # its record is to say that the job waits
+        return self.held.pop(tag, None)
 
     def condemn(self, tag: str, kind: str, reason: str) -> None:
         """When Celery lets go of this message, bury it. The first reason given stands; one it lets go of gets this."""
