@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import importlib
 import importlib.util
 import json
 import math
-import os
 import random
 import signal
 import sys
@@ -25,7 +25,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequen
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import uvloop
 from redis.asyncio import Redis
@@ -54,7 +54,7 @@ class Scenario:
     rpm: int | None = 12_000
     tpm: int | None = None
     algorithm: str = "bucket"
-    told: str = "unknown"
+    told: Literal["bucket", "sliding", "fixed", "unknown"] = "unknown"
     seconds: float = 20.0
     latency_s: float = 0.1
     jitter_s: float = 0.010
@@ -244,15 +244,14 @@ async def split(worker: Worker) -> AsyncIterator[Callable[[int], Awaitable[None]
 @asynccontextmanager
 async def limits_library(worker: Worker) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """`limits`: a moving window; it cannot wait, so its waiters poll."""
-    from limits import RateLimitItemPerMinute  # noqa: PLC0415 - optional
-    from limits.aio.storage import RedisStorage  # noqa: PLC0415
-    from limits.aio.strategies import MovingWindowRateLimiter  # noqa: PLC0415
-
-    item = RateLimitItemPerMinute(worker.scenario.rpm)
-    limiter = MovingWindowRateLimiter(RedisStorage(f"async+{_url(worker.redis)}", implementation="redispy"))
+    limits, aio = importlib.import_module("limits"), importlib.import_module("limits.aio")
+    item = limits.RateLimitItemPerMinute(worker.scenario.rpm)
+    limiter = aio.strategies.MovingWindowRateLimiter(
+        aio.storage.RedisStorage(f"async+{_url(worker.redis)}", implementation="redispy")
+    )
 
     async def once(waiter: int) -> None:
-        while not await limiter.hit(item, "bench"):
+        while not await limiter.hit(item, "bench"):  # noqa: ASYNC110 - it has no way to wait
             await asyncio.sleep(POLL_S)
         worker.grants += 1
         await _call_and_obey(worker, waiter)
@@ -263,14 +262,13 @@ async def limits_library(worker: Worker) -> AsyncIterator[Callable[[int], Awaita
 @asynccontextmanager
 async def pyrate(worker: Worker) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """`pyrate-limiter`: a bucket in Redis; it waits by sleeping until its bucket has room."""
-    from pyrate_limiter import Limiter, Rate, RedisBucket  # noqa: PLC0415 - optional
-
     assert worker.scenario.rpm is not None, "counts requests"
-    bucket = await RedisBucket.init([Rate(worker.scenario.rpm, 60_000)], worker.redis, "bench")
-    limiter = Limiter(bucket)
+    library = importlib.import_module("pyrate_limiter")
+    rates = [library.Rate(worker.scenario.rpm, 60_000)]
+    limiter = library.Limiter(await library.RedisBucket.init(rates, worker.redis, "bench"))
 
     async def once(waiter: int) -> None:
-        while not await limiter.try_acquire_async("bench", blocking=False):
+        while not await limiter.try_acquire_async("bench", blocking=False):  # noqa: ASYNC110 - its wait holds a lock
             await asyncio.sleep(POLL_S)
         worker.grants += 1
         await _call_and_obey(worker, waiter)
@@ -312,7 +310,7 @@ async def live(scenario: Scenario, *, index: int, redis_url: str, port: int) -> 
     client, listening = await ProviderClient.connect(port, index)
     async with Redis.from_url(redis_url) as redis, _contest(scenario, redis, client) as (worker, once):
         waiters = [asyncio.create_task(_forever(once, number)) for number in range(scenario.waiters)]
-        print("ready", flush=True)
+        _say("ready")
         before_s = time.process_time()
         await stopped.wait()
         cpu_us = int((time.process_time() - before_s) * 1e6)
@@ -372,7 +370,7 @@ async def measure(scenario: Scenario) -> Outcome:
         events = await _let_run(scenario, provider, children)
         sums = await _finish(children)
         commands = await _commands(redis) - before
-    return _judge(scenario, provider, started_at, events, sums, commands)
+    return _judge(provider, started_at, events, sums, commands)
 
 
 async def _start(scenario: Scenario, index: int, redis_url: str, port: int) -> asyncio.subprocess.Process:
@@ -419,13 +417,13 @@ async def _commands(redis: RedisServer) -> Counter[str]:
 
 
 def _judge(
-    scenario: Scenario,
     provider: StrictProvider,
     started_at: float,
     events: dict[str, float],
     sums: Counter[str],
     commands: Counter[str],
 ) -> Outcome:
+    scenario = provider.scenario
     begins, ends = started_at + WARM_UP_S, started_at + scenario.seconds
     counted = [call for call in provider.calls if begins <= call.at < ends and call.admitted]
     grants = sum(call.admitted for call in provider.calls)
@@ -501,25 +499,29 @@ def main() -> None:
     if options.live:
         part = json.loads(options.live)
         scenario = Scenario(**part.pop("scenario"))
-        print(json.dumps(uvloop.run(live(scenario, **part))))
+        _say(json.dumps(uvloop.run(live(scenario, **part))))
         return
     chosen = [each for each in (*SCENARIOS, *OTHERS) if options.only in each.name]
-    print(f"{'':44}{'used':>7}{'429s':>7}{'trips/grant':>12}{'Jain K':>8}{'Jain W':>8}{'stale':>7}{'us/grant':>9}")
+    _say(f"{'':44}{'used':>7}{'429s':>7}{'trips/grant':>12}{'Jain K':>8}{'Jain W':>8}{'stale':>7}{'us/grant':>9}")
     for scenario in chosen:
         module = MODULES.get(scenario.contestant)
         if module is not None and importlib.util.find_spec(module) is None:
-            print(f"{scenario.name:44}not installed")
+            _say(f"{scenario.name:44}not installed")
             continue
         seconds = scenario.seconds if options.seconds is None else options.seconds
         _print(asyncio.run(measure(replace(scenario, seconds=seconds))))
 
 
+def _say(text: str) -> None:
+    sys.stdout.write(text + "\n")
+    sys.stdout.flush()
+
+
 def _print(outcome: Outcome) -> None:
-    print(
+    _say(
         f"{outcome.scenario.name:44}{outcome.used_share:>7.1%}{outcome.rejected:>7}"
         f"{outcome.round_trips_per_grant:>12.3f}{outcome.jain_processes:>8.3f}{outcome.jain_waiters:>8.3f}"
         f"{outcome.stale:>7}{outcome.cpu_us_per_grant:>9.0f}  {outcome.note}",
-        flush=True,
     )
 
 

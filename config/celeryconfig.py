@@ -44,7 +44,7 @@ redis_socket_connect_timeout = 5.0
 redis_socket_keepalive = True
 
 # -- tasks -------------------------------------------------------------------------------------------------------------
-imports = ("workers.prompts",)
+imports = ("workers.prompts", "workers.checks")
 task_default_queue = "prompts"
 task_acks_late = True  # a message is taken off the queue when its result is stored, not before
 task_serializer = "json"

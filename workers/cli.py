@@ -8,6 +8,10 @@ from typing import Annotated
 
 import typer
 
+from .dead import dead
+from .doctor import doctor
+from .limits import limits
+from .lookup import cancel, status
 from .run.command import run
 from .simulator.command import simulate
 
@@ -23,8 +27,9 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Workers: celery -A workers worker",
 )
-app.command()(run)
-app.command()(simulate)
+for command in (run, simulate, doctor, limits, status, cancel):
+    app.command()(command)
+app.add_typer(dead, name="dead")
 
 
 def _print_version(wanted: bool) -> None:

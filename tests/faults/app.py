@@ -31,6 +31,15 @@ async def nap(self: Any, seconds: float) -> str:
     return "rested"
 
 
+if renamed := os.environ.get("FAULTS_RENAMED_TASK"):
+
+    @app.task(name=renamed, bind=True, is_prompt=True)
+    async def _renamed(self: Any, **body: Any) -> Any:
+        from workers.runtime import current
+
+        return (await current().handle("chat", self.request.id, (), body)).to_dict()
+
+
 @app.task
 def add(x: int, y: int) -> int:
     return x + y

@@ -250,6 +250,7 @@ class World:
         environ: Mapping[str, str] | None = None,
         app: str = "faults.app",
         options: Sequence[str] = (),
+        files: int | None = None,
         wait: bool = True,
         **transport_options: Any,
     ) -> Worker:
@@ -261,6 +262,8 @@ class World:
         ]
         if app != "faults.stock_app":
             transport_options = {"lease_s": LEASE_S, **transport_options}
+        if files is not None:
+            command = ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"', *command]
         worker = Worker(
             self,
             name,

@@ -41,7 +41,7 @@ def test_workers_follow_the_master_and_lose_what_was_not_replicated_at_most(worl
         world.wait_started(nap.id)
     assert world.redis.execute_command("WAIT", 1, int(PATIENCE_S * 1000)) == 1
     master.kill()
-    wait_until(lambda: is_master(replica), "the replica takes over")
+    wait_until(lambda: is_master(replica) and known_master(sentinel) == replica.port, "the replica takes over")
     after = [client.send_task("faults.app.nap", args=[0.1]) for _ in range(2)]
     wait_until(lambda: all(ended(replica, nap.id) for nap in (*before, *after)), "all naps end")
     assert [len(world.starts(nap.id)) for nap in (*before, *after)] == [1] * 10
@@ -60,6 +60,12 @@ def start_sentinel(world: World, master: RedisServer) -> RedisServer:
 def is_master(server: RedisServer) -> bool:
     with server.client() as client:
         return str(client.info("replication")["role"]) == "master"
+
+
+def known_master(sentinel: RedisServer) -> int:
+    with sentinel.client() as client:
+        master = client.sentinel_master("mill")
+    return 0 if master["is_odown"] or master["is_sdown"] else int(master["port"])
 
 
 def ended(server: RedisServer, task_id: str) -> bool:

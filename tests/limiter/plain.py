@@ -37,6 +37,10 @@ class VirtualLoop(asyncio.SelectorEventLoop):
     def time(self) -> float:
         return self._virtual.now_s
 
+    def skip(self, seconds: float) -> None:
+        """Nothing runs for so long, as after SIGSTOP."""
+        self._virtual.now_s += seconds
+
 
 def run_virtually(main: Coroutine[Any, Any, None]) -> None:
     """Hours in milliseconds."""
@@ -85,7 +89,9 @@ class PlainSchedule:
 
     def _grant(self, ask: Ask) -> Grant:
         now = asyncio.get_running_loop().time()
-        horizon_s, slots, wait_s, reason = 0.5, [], 0.0, "done"
+        self.epoch = max(self.epoch, ask.epoch)
+        horizon_s, wait_s, reason = 0.5, 0.0, "done"
+        slots: list[float] = []
         for name, back in (("input", ask.refund_input), ("output", ask.refund_output)):
             self._give_back(name, back)
         for cost in ask.costs:

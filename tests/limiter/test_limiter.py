@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import wraps
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -22,7 +23,7 @@ from workers.limiter.permit import Permit
 from workers.limiter.rate import Plan, plan
 
 from .ledger import Ledger
-from .plain import PlainSchedule, run_virtually
+from .plain import PlainSchedule, VirtualLoop, run_virtually
 
 TEN_A_SECOND = plan(Limits(rpm=600, algorithm="sliding"))
 
@@ -96,18 +97,19 @@ async def test_interactive_goes_first_and_bulk_is_not_starved() -> None:
         order.append(priority)
 
     async with limiter_of() as (limiter, _):
-        wanted: list[Priority] = ["bulk"] * 20 + ["interactive"] * 60
-        await asyncio.gather(*(one(limiter, priority) for priority in wanted))
+        bulk: list[Priority] = ["bulk"] * 20
+        urgent: list[Priority] = ["interactive"] * 60
+        await asyncio.gather(*(one(limiter, priority) for priority in bulk + urgent))
     first = order[:55]
     assert first.count("interactive") >= 48
     gaps = [index for index, each in enumerate(first) if each == "bulk"]
     assert gaps, "bulk starved"
-    assert max(later - earlier for earlier, later in zip(gaps, gaps[1:], strict=False)) <= 12
+    assert max(later - earlier for earlier, later in pairwise(gaps)) <= 12
 
 
 @virtually
 async def test_a_cancelled_waiter_leaves_its_turn_to_the_next() -> None:
-    async with limiter_of() as (limiter, schedule):
+    async with limiter_of() as (limiter, _):
         tasks = [asyncio.create_task(sent_at(limiter)) for _ in range(20)]
         await asyncio.sleep(0.05)
         for task in tasks[5:10]:
@@ -149,7 +151,7 @@ async def test_what_can_not_come_in_time_is_refused_at_once() -> None:
 @virtually
 async def test_who_is_too_late_in_the_line_is_told_and_takes_no_slot() -> None:
     loop = asyncio.get_running_loop()
-    async with limiter_of() as (limiter, schedule):
+    async with limiter_of() as (limiter, _):
         late = asyncio.create_task(admit(limiter, priority="bulk", until_s=loop.time() + 1.0))
         others = [asyncio.create_task(sent_at(limiter, priority="interactive")) for _ in range(8)]
         await asyncio.sleep(0)
@@ -230,10 +232,11 @@ async def test_a_pause_longer_than_a_waiter_s_patience_sends_it_to_park() -> Non
 @virtually
 async def test_a_stalled_loop_drops_its_slots_instead_of_sending_a_burst() -> None:
     loop = asyncio.get_running_loop()
+    assert isinstance(loop, VirtualLoop)
     async with limiter_of() as (limiter, _):
         others = [asyncio.create_task(sent_at(limiter)) for _ in range(40)]
         await asyncio.sleep(1.0)
-        loop._virtual.now_s += 3.0  # nothing ran in the meantime, as after SIGSTOP
+        loop.skip(3.0)  # nothing ran in the meantime, as after SIGSTOP
         resumed_at = loop.time()
         times = await asyncio.gather(*others)
     assert limiter.tally.stale > 0

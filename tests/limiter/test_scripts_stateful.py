@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, cast
 
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 from redis.asyncio import Redis
 
 from config.catalog import Limits
@@ -36,6 +41,7 @@ class Process:
     seq: int = 0
     last: tuple[Ask, Grant] | None = None
     in_flight: list[Cost] = field(default_factory=list)
+    seen_at: float = 0.0
 
 
 class Scripts(RuleBasedStateMachine):
@@ -47,7 +53,7 @@ class Scripts(RuleBasedStateMachine):
         super().__init__()
         self.runner = asyncio.Runner()
         self.redis = Redis.from_url(self.url)
-        self.runner.run(self.redis.flushall())
+        self.runner.run(_wiped(self.redis))
 
     def teardown(self) -> None:
         self.runner.run(self.redis.aclose())
@@ -59,7 +65,7 @@ class Scripts(RuleBasedStateMachine):
         max_in_flight=st.none() | st.integers(1, 20),
         algorithm=st.sampled_from(["bucket", "sliding", "unknown"]),
     )
-    def begin(self, rpm: int, tpm: int | None, max_in_flight: int | None, algorithm: str) -> None:
+    def begin(self, rpm: int, tpm: int | None, max_in_flight: int | None, algorithm: Any) -> None:
         self.limits = Limits(rpm=rpm, tpm=tpm, max_in_flight=max_in_flight, algorithm=algorithm)
         self.fastest = {each.name: each for each in plan(self.limits).dimensions}
         self.real_now = BEGINNING
@@ -82,10 +88,14 @@ class Scripts(RuleBasedStateMachine):
 
     def acquire(self, process: Process, **fields: object) -> Grant:
         process.seq += 1
+        for each in self.processes.values():
+            # One that has said nothing for longer than its lease counts as dead; a live one says something every 4 s.
+            if self.real_now - each.seen_at > LEASE_S - 0.1:
+                each.in_flight.clear()
         asked = Ask(
             process=process.name,
             seq=process.seq,
-            has_been_here=process.last is not None,
+            epoch=process.last[1].epoch if process.last else 0,
             held=len(process.in_flight),
             longest_horizon_s=LONGEST_HORIZON_S,
             lease_s=LEASE_S,
@@ -93,6 +103,7 @@ class Scripts(RuleBasedStateMachine):
         )
         grant = self.runner.run(self.schedule().acquire(asked))
         process.last = (asked, grant)
+        process.seen_at = self.real_now
         self.check(asked, grant)
         return grant
 
@@ -132,6 +143,7 @@ class Scripts(RuleBasedStateMachine):
     def a_reply_is_lost_and_the_call_made_again(self, data: st.DataObject) -> None:
         process = data.draw(st.sampled_from([each for each in self.processes.values() if each.last]))
         before = self.state()
+        assert process.last is not None
         asked, first = process.last
         second = self.runner.run(self.schedule().acquire(asked))
         assert second.slots == (first.slots if second.epoch == first.epoch else []), "other slots at the second time"
@@ -181,7 +193,7 @@ class Scripts(RuleBasedStateMachine):
 
     @rule(rpm=st.sampled_from([30, 300, 6_000]))
     def the_limit_is_lowered(self, rpm: int) -> None:
-        self.limits = self.limits.model_copy(update={"rpm": min(rpm, self.limits.rpm)})
+        self.limits = self.limits.model_copy(update={"rpm": min(rpm, self.limits.rpm or rpm)})
 
     # ---- what must hold
 
@@ -207,7 +219,7 @@ class Scripts(RuleBasedStateMachine):
     # ---- looking inside
 
     def state(self) -> dict[bytes, bytes]:
-        return self.runner.run(self.redis.hgetall("{rl:p:m}:k:state"))
+        return self.runner.run(_hash(self.redis, "{rl:p:m}:k:state"))
 
     def tat(self, name: str) -> float | None:
         value = self.state().get(f"tat:{name}".encode())
@@ -221,11 +233,19 @@ class Scripts(RuleBasedStateMachine):
         return pace.rate_per_s if factor == 1 else None
 
 
+async def _wiped(redis: Redis) -> None:
+    await redis.flushall()
+
+
+async def _hash(redis: Redis, key: str) -> dict[Any, Any]:
+    return await cast("Awaitable[dict[Any, Any]]", redis.hgetall(key))
+
+
 def test_the_scripts_hold_their_bounds_whatever_happens(redis_server: RedisServer) -> None:
     Scripts.url = redis_server.url
     run_state_machine_as_test(
         Scripts,
         settings=settings(
-            max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

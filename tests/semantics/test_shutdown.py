@@ -31,10 +31,10 @@ def start_jobs(side: Side, name: str, n: int, seconds: float) -> list[str]:
 def test_a_warm_shutdown_finishes_what_runs_and_leaves_the_rest(
     workers: Workers, signals: list[int], exit_code: int
 ) -> None:
-    side = workers.start(concurrency=4)
+    side = workers.start(concurrency=4, conf={"worker_prefetch_multiplier": 2})
     running = start_jobs(side, "nap_async", 2, 0.8) + start_jobs(side, "nap", 2, 0.8)
     waiting = side.many("nap_async", [(0,)] * 6)
-    wait_until(lambda: side.unacknowledged() == 4, "the worker has taken what it prefetches")
+    wait_until(lambda: side.unacknowledged() == 8, "four of them wait for a place in the worker")
     for number in signals:
         side.send_signal(number)
         wait_until(lambda: "Warm shutdown" in side.log_text(), "the signal has arrived")

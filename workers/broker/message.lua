@@ -30,10 +30,13 @@ local function history(raw)
   return tonumber(deliveries or 0), tonumber(suspected or 0)
 end
 
-local function with_history(raw, deliveries, suspected)
+local function without_history(raw)
   local start = string.find(string.sub(raw, -80), TRAILER_PATTERN)
-  local bare = start and string.sub(raw, 1, #raw - math.min(80, #raw) + start - 1) or string.sub(raw, 1, -2)
-  return bare .. string.format(TRAILER, deliveries, suspected)
+  return start and string.sub(raw, 1, #raw - math.min(80, #raw) + start - 1) .. '}' or raw
+end
+
+local function with_history(raw, deliveries, suspected)
+  return string.sub(without_history(raw), 1, -2) .. string.format(TRAILER, deliveries, suspected)
 end
 
 -- A record of `unacked` is kombu's: [message, "exchange", "routing key"], in JSON. Ours have no exchange, and the

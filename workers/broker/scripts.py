@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from hashlib import sha1
 from pathlib import Path
 
-__all__ = ["ALL", "BIND", "BURY", "CANCEL", "DELAY", "EXCHANGE", "HAND_BACK", "HEARTBEAT", "Script"]
+__all__ = ["ALL", "BIND", "BURY", "CANCEL", "DELAY", "EXCHANGE", "HAND_BACK", "HEARTBEAT", "RETRY_DEAD", "Script"]
 
 _HERE = Path(__file__).parent
 _PRELUDE = (_HERE / "message.lua").read_text(encoding="utf-8")
@@ -35,4 +35,5 @@ DELAY = _script("delay")
 BURY = _script("bury")
 BIND = _script("bind")
 CANCEL = _script("cancel")
+RETRY_DEAD = _script("retry_dead")
 ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, CANCEL)

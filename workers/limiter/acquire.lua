@@ -14,7 +14,7 @@
 --       10 requests a day (0 = any), 11 costs of the first waiters: "count:input:output ...", 12 tokens to give back
 --       "input:output" (negative: more was used than reserved), 13 "requests:reserved:used" of what was settled,
 --       14 requests that went without a slot, 15 rate headers "name:limit:remaining:reset s ...",
---       16 1 = this process has had a reply before, 17 1 = it leaves, 18 instants to give back (us), descending
+--       16 the epoch that this process knows (0 = it has had no reply yet), 17 1 = it leaves, 18 instants to give back (us), descending
 -- Returns {now, epoch, paused until or 0, wait, live processes, horizon, 1 = an unstated limit is being felt,
 --          all processes, why it stopped, slots ...}; instants and durations in us.
 
@@ -27,10 +27,10 @@ if before then
   if its_seq == seq then
     local reply = {}
     for word in string.gmatch(text, '%S+') do reply[#reply + 1] = word end
-    local epoch, pause = unpack(redis.call('HMGET', KEYS[2], 'epoch', 'pause'))
+    local epoch_now, pause = unpack(redis.call('HMGET', KEYS[2], 'epoch', 'pause'))
     -- A pause since then has made its slots void.
-    if epoch ~= reply[2] then reply = { unpack(reply, 1, 9) } end
-    reply[1], reply[2] = micros(now), epoch or reply[2]
+    if epoch_now ~= reply[2] then reply = { unpack(reply, 1, 9) } end
+    reply[1], reply[2] = micros(now), epoch_now or reply[2]
     reply[3] = tonumber(pause or 0) > now and micros(tonumber(pause)) or '0'
     return reply
   end
@@ -61,8 +61,10 @@ if cap and not has_requests then
 end
 
 -- A limiter that nobody has used starts with one permit. One whose state is gone may have slots out that were leased
--- from the lost schedule; the new one begins behind the furthest of them.
-local behind_s = (is_new and ARGV[16] == '1') and longest_s or 0
+-- from the lost schedule; the new one begins behind the furthest of them, in the epoch that its processes know.
+local its_epoch = tonumber(ARGV[16])
+local behind_s = (is_new and its_epoch > 0) and longest_s or 0
+local epoch = string.format('%.0f', math.max(tonumber(state.epoch or 1), its_epoch))
 for _, dim in ipairs(dims) do
   local tat = levels[dim.level]['tat:' .. dim.name]
   dim.tat = tonumber(tat) or now + behind_s + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
@@ -202,7 +204,7 @@ local free = tonumber(ARGV[14])
 local settled, reserved, used = string.match(ARGV[13], '^(%d+):(%d+):(%d+)$')
 local flow, _, flow_from = flow_with(state, now, #slots + free)
 redis.call('HSET', KEYS[2],
-  'epoch', state.epoch or 1, 'vt', seconds(system_vt), 'dimensions', ARGV[4],
+  'epoch', epoch, 'vt', seconds(system_vt), 'dimensions', ARGV[4],
   'minute', minute, 'requests', tonumber(state.requests or 0) + #slots + free - returned,
   'tokens', tonumber(state.tokens or 0) + tokens - back.tokens,
   'last_requests', state.last_requests or 0, 'last_tokens', state.last_tokens or 0,
@@ -225,7 +227,7 @@ if max_day > 0 and #slots - returned ~= 0 then
 end
 
 local reply = {
-  micros(now), state.epoch or '1', pause > now and micros(pause) or '0', micros(wait), tostring(live), micros(horizon),
+  micros(now), epoch, pause > now and micros(pause) or '0', micros(wait), tostring(live), micros(horizon),
   cap and '1' or '0', tostring(all), why,
 }
 for _, slot in ipairs(slots) do reply[#reply + 1] = slot end

@@ -24,8 +24,8 @@ _QUANTILE = 0.9
 """Reserving `max_tokens` leaves most of a limit unused for as long as calls last; the mean would be too low half of the
 time. What an answer takes beyond its reservation is charged when it is settled."""
 
-_FIRST_OUTPUT_TOKENS = 512
-"""Until the model has answered."""
+_FIRST_OUTPUT_TOKENS = 1_024
+"""Until the model has answered. What is reserved too low at first is sent too fast, and has to be paid back."""
 
 
 class Estimator:

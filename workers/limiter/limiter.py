@@ -46,7 +46,7 @@ LONGEST_HORIZON_S = 4.0
 DEAF_HORIZON_S = 0.5
 """Leases are this short while pauses are not heard by the channel: they would be heard with the next reply only."""
 
-TOKENS_HORIZON_S = 1.0
+TOKENS_HORIZON_S = 1.5
 """Settlement brings tokens back all the time; what is leased far ahead was leased by estimates alone."""
 
 LEAST_GAP_S = 0.005
@@ -507,7 +507,7 @@ class Limiter:
             used_tokens=said.used_tokens,
             went_free=said.went_free,
             headers=self._headers,
-            has_been_here=self._last is not None,
+            epoch=self._epoch if self._last is not None else 0,
             leaves=self._closing,
             returned=said.returned,
             longest_horizon_s=self._longest_horizon_s(),

@@ -12,7 +12,8 @@
 
 local now = limiter_now(KEYS[1], ARGV[1])
 local state = hash(KEYS[2])
-local epoch, pause = tonumber(state.epoch or 1), tonumber(state.pause or 0)
+local epoch = math.max(tonumber(state.epoch or 1), tonumber(ARGV[4]))
+local pause = tonumber(state.pause or 0)
 local asked_s = tonumber(ARGV[5])
 local is_news = tonumber(ARGV[4]) >= epoch and pause <= now
 

@@ -42,7 +42,6 @@ _UNKNOWN_BUCKET_S = 0.1
 """Providers are known to enforce 60,000 a minute as 1,000 a second; some go finer."""
 
 _TOKEN_BURST = 0.01
-_TOKEN_MARGIN = 0.005
 _BELOW = 1.0 - 1e-6
 
 
@@ -129,13 +128,14 @@ def _under_bucket(per_s: float, *, capacity: float) -> tuple[float, int, float]:
     """Rate, burst and use-by for a bucket that refills with `per_s`."""
     burst = int(max(1, min(_MAX_BURST, capacity / 8)))
     jitter_s = max((capacity - burst) / per_s, _MIN_JITTER_S, _MIN_JITTER_GAPS / per_s)
-    use_by_s = min(MAX_USE_BY_S, jitter_s * (1 - _NETWORK_SHARE))
+    jitter_s = min(jitter_s, MAX_USE_BY_S / (1 - _NETWORK_SHARE))
+    use_by_s = jitter_s * (1 - _NETWORK_SHARE)
     # A bucket of two or more forgives; below, each gap pays for the jitter of its two ends.
-    rate = per_s / max(1.0, 2.0 - capacity + per_s * min(jitter_s, MAX_USE_BY_S)) if capacity < 2 else per_s
+    rate = per_s / max(1.0, 2.0 - capacity + per_s * jitter_s) if capacity < 2 else per_s
     return rate * _BELOW, burst, use_by_s
 
 
 def _tokens(name: DimensionName, limit: int) -> Dimension:
     burst = max(1.0, limit * _TOKEN_BURST)
-    rate = (limit * (1 - _TOKEN_MARGIN) - burst) / (WINDOW_S + MAX_USE_BY_S + NETWORK_JITTER_S)
+    rate = (limit - burst) / (WINDOW_S + MAX_USE_BY_S + NETWORK_JITTER_S)
     return Dimension(name, limit, max(rate, limit / WINDOW_S / 2), burst)

@@ -43,7 +43,8 @@ class LimiterName:
 class Ask:
     """One process's call. The same `seq` again changes nothing and gets the same answer.
 
-    `costs` are the first waiters', in order. `returned` are instants (s, the schedule's time) of slots given back.
+    `costs` are the first waiters', in order; `epoch` is the latest that it knows, 0 before its first reply; `returned`
+    are instants (s, the schedule's time) of slots given back.
     """
 
     process: str
@@ -58,7 +59,7 @@ class Ask:
     used_tokens: int = 0
     went_free: int = 0
     headers: Sequence[RateHeader] = ()
-    has_been_here: bool = False
+    epoch: int = 0
     leaves: bool = False
     returned: Sequence[float] = ()
     longest_horizon_s: float = 4.0
@@ -170,7 +171,7 @@ class RedisSchedule:
             f"{ask.settled}:{ask.reserved_tokens}:{ask.used_tokens}",
             ask.went_free,
             " ".join(header.spelt() for header in ask.headers),
-            int(ask.has_been_here),
+            ask.epoch,
             int(ask.leaves),
             " ".join(f"{instant * _US:.0f}" for instant in sorted(ask.returned, reverse=True)),
         )

@@ -1,0 +1,73 @@
+"""The safe pace: for every limit and every way of counting, at every phase, with every jitter."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from config.catalog import Limits
+from workers.limiter.cost import Cost
+from workers.limiter.errors import TooLargeForLimit
+from workers.limiter.rate import NETWORK_JITTER_S, Plan, plan
+from workers.simulator.limits import Bucket, FixedWindow, SlidingLog
+
+
+def dispatched(pace: Plan, *, seconds: float, seed: int, network_s: float) -> list[float]:
+    """Arrivals of a schedule that runs at full pace, each as late as its slot and the network allow."""
+    (requests,) = pace.dimensions
+    rng = random.Random(seed)
+    tat, arrivals = 1_000.0, []
+    while tat < 1_000.0 + seconds:
+        at = max(1_000.0, tat - (requests.burst - 1) / requests.rate_per_s)
+        tat += 1 / requests.rate_per_s
+        arrivals.append(at + rng.choice([0.0, pace.use_by_s]) + rng.choice([0.0, network_s]))
+    return sorted(arrivals)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rpm=st.integers(2, 3_000), seed=st.integers(0, 10_000), phase_s=st.floats(0, 60))
+@pytest.mark.parametrize("told", ["sliding", "fixed", "unknown"])
+def test_windows_hold_at_every_phase(told: Any, rpm: int, seed: int, phase_s: float) -> None:
+    pace = plan(Limits(rpm=rpm, algorithm=told))
+    for meter in (SlidingLog(rpm), FixedWindow(rpm, phase_s=phase_s)):
+        for at in dispatched(pace, seconds=150, seed=seed, network_s=NETWORK_JITTER_S):
+            assert meter.wait_s(at, 1) == 0
+            meter.take(at, 1)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rpm=st.integers(2, 12_000), seed=st.integers(0, 10_000))
+@pytest.mark.parametrize(("told", "bucket_s"), [("bucket", 1.0), ("unknown", 1.0), ("unknown", 0.1)])
+def test_buckets_hold(told: Any, bucket_s: float, rpm: int, seed: int) -> None:
+    capacity = max(min(2.0, rpm / 60), rpm / 60 * bucket_s, 1.0)
+    pace = plan(Limits(rpm=rpm, algorithm=told))
+    meter = Bucket(rpm, capacity=capacity)
+    for at in dispatched(pace, seconds=60, seed=seed, network_s=pace.use_by_s / 2):
+        assert meter.wait_s(at, 1) == 0
+        meter.take(at, 1)
+
+
+@pytest.mark.parametrize("rpm", [600, 1_200, 12_000])
+@pytest.mark.parametrize("algorithm", ["bucket", "sliding", "fixed", "unknown"])
+def test_little_is_left_unused(rpm: int, algorithm: Any) -> None:
+    (requests,) = plan(Limits(rpm=rpm, algorithm=algorithm)).dimensions
+    assert requests.rate_per_s * 60 >= 0.985 * rpm
+
+
+def test_a_request_above_a_minute_s_tokens_is_refused_with_the_reason() -> None:
+    pace = plan(Limits(tpm=30_000, input_tpm=20_000))
+    pace.check(Cost(20_000, 10_000))
+    with pytest.raises(TooLargeForLimit, match="about 30001 tokens, but the limit is 30000 a minute"):
+        pace.check(Cost(15_000, 15_001))
+    with pytest.raises(TooLargeForLimit, match="about 20001 input tokens"):
+        pace.check(Cost(20_001, 0))
+
+
+def test_what_is_not_limited_costs_nothing() -> None:
+    assert plan(Limits()).is_free
+    assert plan(Limits()).unit_s(Cost(5, 5)) == 0.0
+    assert not plan(Limits(rpd=100)).is_free

@@ -1,0 +1,128 @@
+"""What is read or guessed: rate headers, token estimates, Redis's time on our clock."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.catalog import Limits
+from tasks.results import Usage
+from workers.limiter.clock import ScheduleClock
+from workers.limiter.cost import Cost
+from workers.limiter.estimate import Estimator
+from workers.limiter.headers import RateHeader, learned, rate_headers, reset_s, wait_s
+from workers.simulator.limits import reset_text
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("6m0s", 360.0),
+        ("1s", 1.0),
+        ("20ms", 0.02),
+        ("1.5s", 1.5),
+        ("1h2m3s", 3_723.0),
+        ("7", 7.0),
+        (" 2s ", 2.0),
+        ("900000s", 86_400.0),
+        ("", None),
+        ("soon", None),
+        ("-1s", None),
+        ("1s!", None),
+        ("nan", None),
+        ("1e9s", None),
+        ("\u0661s", None),
+        ("1s" * 100, None),
+    ],
+)
+def test_resets(text: str, seconds: float | None) -> None:
+    assert reset_s(text) == (None if seconds is None else pytest.approx(seconds))
+
+
+@given(st.floats(0, 3_600))
+def test_every_reset_that_the_simulator_writes_is_read(seconds: float) -> None:
+    assert reset_s(reset_text(seconds)) == pytest.approx(seconds, abs=0.0011, rel=1e-4)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from([f"x-ratelimit-{part}-requests" for part in ("limit", "remaining", "reset")]), st.text()
+    )
+)
+def test_junk_is_no_news(headers: dict[str, str]) -> None:
+    for found in rate_headers(headers):
+        assert 0 <= found.remaining <= found.limit and found.reset_s >= 0
+
+
+def told(limit: int, remaining: int, reset: str, name: str = "requests") -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{name}": str(limit),
+        f"x-ratelimit-remaining-{name}": str(remaining),
+        f"x-ratelimit-reset-{name}": reset,
+    }
+
+
+def test_limits_are_learned_where_unknown_and_only_lowered_where_known() -> None:
+    headers = rate_headers(told(500, 499, "120ms") | told(30_000, 29_000, "2s", "tokens"))
+    assert learned(Limits(), headers) == Limits(rpm=500, tpm=30_000)
+    assert learned(Limits(rpm=100, tpm=40_000), headers) == Limits(rpm=100, tpm=30_000)
+
+
+def test_a_limit_whose_use_comes_back_over_hours_is_a_day_s() -> None:
+    assert learned(Limits(), rate_headers(told(200, 199, "7m12s"))) == Limits(rpd=200)
+
+
+def test_a_429_without_retry_after_waits_for_what_is_spent() -> None:
+    headers = rate_headers(told(500, 0, "800ms") | told(30_000, 10, "20s", "tokens"))
+    assert wait_s(headers) == pytest.approx(0.8)
+    assert wait_s([RateHeader("requests", 500, 3, 1.0)]) is None
+
+
+def test_output_is_the_90th_percentile_within_max_tokens() -> None:
+    estimator = Estimator()
+    for tokens in range(1, 101):
+        estimator.learn(Cost(), Usage(output_tokens=tokens))
+    assert estimator.cost(input_chars=4).output_tokens == 91
+    assert estimator.cost(input_chars=4, max_tokens=50).output_tokens == 50
+    assert estimator.cost(input_chars=4, max_tokens=50, answers=3).output_tokens == 150
+
+
+def test_only_the_last_answers_count() -> None:
+    estimator = Estimator()
+    for tokens in [4_000] * 300 + [10] * 256:
+        estimator.learn(Cost(), Usage(output_tokens=tokens))
+    assert estimator.cost(input_chars=4).output_tokens == 10
+
+
+def test_characters_per_token_are_learned() -> None:
+    estimator = Estimator()
+    for _ in range(200):
+        cost = estimator.cost(input_chars=1_000)
+        estimator.learn(cost, Usage(input_tokens=1_000, output_tokens=1))
+    assert estimator.cost(input_chars=1_000).input_tokens == pytest.approx(1_000, rel=0.02)
+
+
+@given(
+    offset=st.floats(-1e6, 1e6),
+    trips=st.lists(st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)), min_size=1, max_size=30),
+    ahead_s=st.floats(0, 4),
+)
+def test_instants_are_late_by_the_fastest_reply_at_most_and_never_early(
+    offset: float, trips: list[tuple[float, float]], ahead_s: float
+) -> None:
+    clock, now = ScheduleClock(), 1_000.0
+    for there_s, back_s in trips:
+        written = now + there_s
+        clock.learn(written - offset, asked_at=now, heard_at=written + back_s)
+        now = written + back_s + 0.01
+    due = clock.monotonic(now - offset + ahead_s)
+    assert due >= now + ahead_s - 1e-6
+    assert due <= now + ahead_s + min(back_s for _, back_s in trips) + 30 * 1e-4 + 1e-6
+
+
+def test_a_step_of_redis_s_clock_is_followed() -> None:
+    clock = ScheduleClock()
+    clock.learn(100.0, asked_at=1.0, heard_at=1.001)
+    clock.learn(500.0, asked_at=2.0, heard_at=2.001)
+    assert clock.monotonic(501.0) == pytest.approx(3.001)

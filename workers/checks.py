@@ -1,0 +1,160 @@
+"""What is looked at before a worker takes jobs: a set-up that would lose them is refused, with the reason.
+
+`checks_at_start` runs when Celery has set the worker up (config/celeryconfig.py imports this module);
+`promptmill doctor` shows the same findings.
+"""
+
+from __future__ import annotations
+
+import logging
+import resource
+import sys
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from celery import signals
+from redis import Redis
+from redis.exceptions import ConnectionError as RedisConnectionError
+from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import TimeoutError as RedisTimeoutError
+
+from config.settings import environment, get_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+__all__ = ["Finding", "check_file_limit", "check_redis", "check_settings_redis", "checks_at_start"]
+
+logger = logging.getLogger("promptmill.checks")
+
+OLDEST_REDIS = (6, 2)
+ALLOW_EVICTION = "PROMPTMILL_ALLOW_EVICTION"
+REDIS_TIMEOUT_S = 3.0
+
+OTHER_FILES = 100
+"""What a worker opens besides a connection for each prompt in flight: Redis, logs, modules, pipes."""
+
+Level = Literal["ok", "warning", "refused"]
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked at. `refused`: a worker does not start with it."""
+
+    level: Level
+    subject: str
+    text: str
+
+    def to_dict(self) -> dict[str, str]:
+        """For JSON."""
+        return asdict(self)
+
+
+def check_redis(redis: Redis, *, subject: str, holds_queue: bool = True) -> Iterator[Finding]:
+    """Look at a Redis: version, eviction, persistence. Raises redis's connection errors.
+
+    `holds_queue`: it is the queue's; of one that holds results alone nothing is refused.
+    """
+    yield _version(redis, subject)
+    try:
+        # One by one: Redis 6.2 takes no more.
+        config = {name: _setting(redis, name) for name in ("maxmemory-policy", "appendonly", "save")}
+    except ResponseError as exc:
+        text = f"it does not let us read maxmemory-policy, which must be noeviction, nor appendonly ({exc})"
+        yield Finding("warning", subject, text)
+        return
+    yield _eviction(config, subject, holds_queue)
+    yield _persistence(config, subject, holds_queue)
+
+
+def _setting(redis: Redis, name: str) -> str:
+    found: Any = redis.config_get(name)
+    return str(found.get(name, ""))
+
+
+def _version(redis: Redis, subject: str) -> Finding:
+    info: Any = redis.info("server")
+    version = str(info["redis_version"])
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
+        wanted = ".".join(map(str, OLDEST_REDIS))
+        return Finding("refused", subject, f"it is Redis {version}; Promptmill needs {wanted} or newer. Upgrade it.")
+    return Finding("ok", subject, f"Redis {version}")
+
+
+def _eviction(config: dict[str, str], subject: str, holds_queue: bool) -> Finding:
+    policy = config["maxmemory-policy"]
+    if policy == "noeviction":
+        return Finding("ok", subject, "maxmemory-policy is noeviction")
+    text = f"maxmemory-policy is {policy}: when Redis is full it deletes "
+    if not holds_queue:
+        return Finding("warning", subject, text + "results before they are read. Set it to noeviction.")
+    level: Level = "warning" if environment().get(ALLOW_EVICTION, "").lower() in {"1", "true", "yes"} else "refused"
+    advice = f"Run `redis-cli CONFIG SET maxmemory-policy noeviction`, or accept the loss with {ALLOW_EVICTION}=true."
+    return Finding(level, subject, f"{text}queued jobs, and nobody is told. {advice}")
+
+
+def _persistence(config: dict[str, str], subject: str, holds_queue: bool) -> Finding:
+    if config["appendonly"] == "yes":
+        return Finding("ok", subject, "it keeps an append-only file")
+    what = "queued jobs" if holds_queue else "results"
+    if config["save"]:
+        return Finding(
+            "warning", subject, f"it saves snapshots only: a crash loses {what} since the last. Set appendonly yes."
+        )
+    return Finding("warning", subject, f"it keeps nothing on disk: a restart loses all {what}. Set appendonly yes.")
+
+
+def check_file_limit(concurrency: int, *, limit: int | None = None) -> Finding:
+    """Whether a worker with so many prompts in flight may open enough files. `limit`: the process's, unless given."""
+    limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0] if limit is None else limit
+    needed = concurrency + OTHER_FILES
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        return Finding(
+            "refused",
+            "open files",
+            f"`ulimit -n` is {limit}, and {concurrency} prompts in flight need about {needed}. Raise it "
+            f"(`ulimit -n {2 * needed}`; systemd: LimitNOFILE=), or use at most `-c {max(limit - OTHER_FILES, 1)}`.",
+        )
+    return Finding("ok", "open files", f"the limit of {limit} is enough for {concurrency} prompts in flight")
+
+
+def check_settings_redis() -> list[Finding]:
+    """Look at the settings' Redis, or two where queue and results are apart. One that is away is a warning."""
+    settings = get_settings()
+    if settings.broker == settings.results:
+        return _look(settings.broker, subject="Redis", holds_queue=True)
+    queue = _look(settings.broker, subject="Redis of the queue", holds_queue=True)
+    return queue + _look(settings.results, subject="Redis of the results", holds_queue=False)
+
+
+def _look(url: str, *, subject: str, holds_queue: bool) -> list[Finding]:
+    with Redis.from_url(
+        url, decode_responses=True, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S, retry=None
+    ) as redis:
+        try:
+            return list(check_redis(redis, subject=subject, holds_queue=holds_queue))
+        except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
+            return [Finding("warning", subject, f"it can't be reached ({type(exc).__name__})")]
+        except RedisError as exc:
+            return [Finding("warning", subject, f"it refused to be looked at: {exc}")]
+
+
+def refuse(findings: Iterable[Finding]) -> None:
+    """Log what is not as it should be. Raises SystemExit with what is refused."""
+    refused = []
+    for finding in findings:
+        if finding.level == "refused":
+            refused.append(finding)
+        elif finding.level == "warning":
+            logger.warning("%s: %s", finding.subject, finding.text)
+    if refused:
+        sys.exit("\n".join(f"The worker does not start. {finding.subject}: {finding.text}" for finding in refused))
+
+
+def checks_at_start(instance: Any = None, **_: Any) -> None:
+    """Receive Celery's `celeryd_after_setup`. Only SystemExit gets through Celery's signals."""
+    concurrency = max(int(instance.concurrency or 1), int(getattr(instance, "max_concurrency", None) or 1))
+    refuse([check_file_limit(concurrency), *check_settings_redis()])
+
+
+signals.celeryd_after_setup.connect(checks_at_start, weak=False)

@@ -1,0 +1,87 @@
+"""`promptmill status ID` and `promptmill cancel ID`: one job, or a group."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from config.settings import SettingsError, get_settings
+from tasks import PromptmillError, PromptQueue
+from tasks.keys import GROUP_ID_PREFIX
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tasks.blocking import SyncQueue
+
+__all__ = ["cancel", "status"]
+
+IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A job's id, or a group's (pmg-...).")]
+RedisOption = Annotated[str | None, typer.Option("--redis", help="Redis URL of the queue.", show_default="settings")]
+
+
+def status(
+    job_id: IdArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    redis: RedisOption = None,
+) -> None:
+    """Show how a job, or a group of jobs, stands. Exit code 1: unknown."""
+    with _queue(redis) as queue:
+        shown = _of_group(queue, job_id) if job_id.startswith(GROUP_ID_PREFIX) else _of_job(queue, job_id)
+    if as_json:
+        typer.echo(json.dumps(shown))
+    else:
+        for name, value in shown.items():
+            if value is not None:
+                typer.echo(f"{name:10} {value}")
+    raise typer.Exit(1 if shown["status"] == "unknown" else 0)
+
+
+def _of_group(queue: SyncQueue, group_id: str) -> dict[str, Any]:
+    progress = asdict(queue.group(group_id).progress())
+    return {"id": group_id, "status": "known", **progress}
+
+
+def _of_job(queue: SyncQueue, job_id: str) -> dict[str, Any]:
+    job = queue.job(job_id)
+    state = job.status()
+    shown: dict[str, Any] = {"id": job_id, "status": state}
+    if state in {"failed", "cancelled", "expired"}:
+        try:
+            job.result(timeout_s=1.0)
+        except PromptmillError as error:
+            shown["error"] = str(error)
+    return shown
+
+
+def cancel(job_id: IdArgument, redis: RedisOption = None) -> None:
+    """Cancel a job, or all jobs of a group: queued, waiting or running. Exit code 1: there was nothing to cancel."""
+    with _queue(redis) as queue:
+        if job_id.startswith(GROUP_ID_PREFIX):
+            cancelled = queue.group(job_id).cancel()
+        else:
+            cancelled = int(queue.job(job_id).cancel())
+    typer.echo(f"{cancelled} cancelled")
+    raise typer.Exit(0 if cancelled else 1)
+
+
+@contextmanager
+def _queue(redis: str | None) -> Iterator[SyncQueue]:
+    try:
+        settings = get_settings()
+        queue = PromptQueue(
+            redis or settings.broker,
+            result_url=None if redis else settings.results,
+            key_prefix=settings.key_prefix,
+        )
+        try:
+            yield queue.sync
+        finally:
+            queue.sync.close()
+    except (SettingsError, PromptmillError) as error:
+        typer.echo(f"Error: {error}", err=True)
+        raise typer.Exit(2) from None
