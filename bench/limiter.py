@@ -245,10 +245,9 @@ async def split(worker: Worker) -> AsyncIterator[Callable[[int], Awaitable[None]
 async def limits_library(worker: Worker) -> AsyncIterator[Callable[[int], Awaitable[None]]]:
     """`limits`: a moving window; it cannot wait, so its waiters poll."""
     limits, aio = importlib.import_module("limits"), importlib.import_module("limits.aio")
+    storage = aio.storage.RedisStorage(f"async+{_url(worker.redis)}", implementation="redispy")
     item = limits.RateLimitItemPerMinute(worker.scenario.rpm)
-    limiter = aio.strategies.MovingWindowRateLimiter(
-        aio.storage.RedisStorage(f"async+{_url(worker.redis)}", implementation="redispy")
-    )
+    limiter = aio.strategies.MovingWindowRateLimiter(storage)
 
     async def once(waiter: int) -> None:
         while not await limiter.hit(item, "bench"):  # noqa: ASYNC110 - it has no way to wait

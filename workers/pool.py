@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Any, cast
 from billiard.einfo import ExceptionInfo
 from celery.concurrency.base import BasePool
 from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded, WorkerLostError, reraise
+from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
 from .bridge import Cancellable, Task, run_job, task_threads
@@ -303,7 +304,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         **_: Any,
     ) -> Job | None:
         """Take a job, or, while stopping, leave it: its message then goes back to the queue."""
-        if self._state != self.RUN:
+        if self._state != self.RUN or _shutdown_has_begun():
             return None
         soft_timeout, timeout = self._current_limits(args) or (soft_timeout, timeout)
         job = Job(
@@ -500,6 +501,12 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             "loop": type(self._loop).__module__.partition(".")[0],
             "loop-beat-age-s": round(time.monotonic() - self.beat_at, 3),
         }
+
+
+def _shutdown_has_begun() -> bool:
+    """Whether a signal has asked for it. The hub acts on that after its next event, which may be a place set free."""
+    asked = (worker_state.should_stop, worker_state.should_terminate)  # an exit code, of which 0 is one
+    return any(code is not None and code is not False for code in asked)
 
 
 def _worker_lost(exc: BaseException) -> ExceptionInfo:

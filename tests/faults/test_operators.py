@@ -97,6 +97,7 @@ def test_a_retried_job_of_a_group_is_counted_once(world: World) -> None:
     group = world.queue.submit_many([{"model": "quick", "messages": MESSAGES, "id": f"g{n}"} for n in range(3)])
     assert [result.error.code for result in group.as_completed() if result.error] == ["dead_letter"] * 3
     assert group.progress().failed == 3
+    wait_until(lambda: len(world.dead()) == 3, "all are buried")
     worker.kill()
     world.start_worker(concurrency=2)
     run("dead", "retry", "--all", "--redis", world.server.url)

@@ -276,6 +276,25 @@ async def hold(self: Task, key: str) -> str:
 
 
 @task()
+async def gated(self: Task) -> str:
+    """Runs until the test opens the gate."""
+    arrive(self.request.id)
+    while not store.exists("gate"):
+        await asyncio.sleep(0.005)
+    store.incr("ended")
+    return "through"
+
+
+@task()
+def gated_def(self: Task) -> str:
+    arrive(self.request.id)
+    while not store.exists("gate"):
+        time.sleep(0.005)
+    store.incr("ended")
+    return "through"
+
+
+@task()
 async def fetch(self: Task, url: str) -> str:
     """An HTTP call that hangs. Its clean-up waits: a second cancellation would interrupt it."""
     try:

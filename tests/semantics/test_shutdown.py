@@ -16,8 +16,8 @@ SOON_S = 8.0
 """Far less than the jobs last that a cold shutdown must not wait for."""
 
 
-def start_jobs(side: Side, name: str, n: int, seconds: float) -> list[str]:
-    ids = side.many(name, [(seconds,)] * n)
+def start_jobs(side: Side, name: str, n: int, *args: float) -> list[str]:
+    ids = side.many(name, [args] * n)
     for id_ in ids:
         side.wait_running(id_)
     return ids
@@ -32,12 +32,13 @@ def test_a_warm_shutdown_finishes_what_runs_and_leaves_the_rest(
     workers: Workers, signals: list[int], exit_code: int
 ) -> None:
     side = workers.start(concurrency=4, conf={"worker_prefetch_multiplier": 2})
-    running = start_jobs(side, "nap_async", 2, 0.8) + start_jobs(side, "nap", 2, 0.8)
+    running = start_jobs(side, "gated", 2) + start_jobs(side, "gated_def", 2)
     waiting = side.many("nap_async", [(0,)] * 6)
     wait_until(lambda: side.unacknowledged() == 8, "four of them wait for a place in the worker")
     for number in signals:
         side.send_signal(number)
         wait_until(lambda: "Warm shutdown" in side.log_text(), "the signal has arrived")
+    side.redis.set("gate", "open")
     assert side.wait_exit() == exit_code
     assert [side.state(id_) for id_ in running] == ["SUCCESS"] * 4
     assert side.queued_ids() == dict.fromkeys(waiting, 1)
@@ -72,9 +73,11 @@ def test_a_cold_shutdown_waits_for_no_plain_function(workers: Workers) -> None:
 
 def test_a_soft_shutdown_finishes_the_short_jobs(workers: Workers) -> None:
     side = workers.start(concurrency=4, conf={"worker_soft_shutdown_timeout": 1.0})
-    short = start_jobs(side, "nap_async", 2, 0.4)
+    short = start_jobs(side, "gated", 2)
     long = start_jobs(side, "nap_async", 2, 60)
     side.send_signal(SIGQUIT)
+    wait_until(lambda: "Initiating Soft Shutdown" in side.log_text(), "the time of grace has begun")
+    side.redis.set("gate", "open")
     side.wait_exit(SOON_S)
     assert [side.state(id_) for id_ in short] == ["SUCCESS"] * 2
     assert side.queued_ids() == dict.fromkeys(long, 1)

@@ -1,0 +1,102 @@
+"""`promptmill status`, `cancel` and `limits`, as somebody types them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+
+import pytest
+from click.testing import Result
+from redis.asyncio import Redis
+from servers import RedisServer
+from typer.testing import CliRunner
+
+from config.catalog import Model
+from tasks import PromptQueue
+from workers.cli import app
+from workers.limiter import Cost, LimiterRegistry
+
+MESSAGES = [{"role": "user", "content": "the canary prompt"}]
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def url(redis_server: RedisServer) -> str:
+    with redis_server.client() as client:
+        client.flushall()
+    return redis_server.url
+
+
+def promptmill(*args: str) -> Result:
+    return CliRunner().invoke(app, list(args), env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+def test_status_and_cancel_of_a_job(url: str) -> None:
+    queue = PromptQueue(url).sync
+    job = queue.submit(model="m", messages=MESSAGES)
+    shown = promptmill("status", job.id, "--redis", url)
+    assert (shown.exit_code, shown.stdout.split()) == (0, ["id", job.id, "status", "queued"])
+    assert promptmill("cancel", job.id, "--redis", url).stdout == "1 cancelled\n"
+    assert "canary" not in shown.output
+    queue.close()
+
+
+def test_status_of_a_group_counts(url: str) -> None:
+    queue = PromptQueue(url).sync
+    group = queue.submit_many({"model": "m", "messages": MESSAGES} for _ in range(3))
+    shown = json.loads(promptmill("status", group.id, "--json", "--redis", url).stdout)
+    assert (shown["total"], shown["submitted"], shown["succeeded"]) == (3, 3, 0)
+    assert promptmill("cancel", group.id, "--redis", url).stdout == "3 cancelled\n"
+    queue.close()
+
+
+@pytest.mark.parametrize("job_id", ["nobody-knows-it", "pmg-nobody-knows-it"])
+def test_what_nobody_knows_is_unknown(url: str, job_id: str) -> None:
+    shown = promptmill("status", job_id, "--redis", url)
+    assert shown.exit_code in {1, 2}
+    assert "unknown" in shown.output or "no group" in shown.output.lower()
+
+
+@pytest.mark.parametrize("command", [["status", "x"], ["cancel", "x"], ["limits"]])
+def test_a_redis_that_is_away_is_named(command: list[str]) -> None:
+    shown = promptmill(*command, "--redis", "redis://127.0.0.1:1/0")
+    assert shown.exit_code == 2
+    assert "Error:" in shown.output
+    assert "Redis" in shown.output
+
+
+async def use_a_limiter(url: str) -> None:
+    model = Model.model_validate({"name": "m", "provider": "p", "upstream": "m", "limits": {"rpm": 60}})
+    redis: Redis = Redis.from_url(url)
+    async with LimiterRegistry(redis, now=time.time) as registry:
+        permit = await registry.admit(model, (), cost=Cost(10, 20, 40))
+        permit.settle()
+        async with asyncio.timeout(10):
+            while not (views := await registry.snapshot()) or not views[0].settled:
+                await asyncio.sleep(0.05)
+    await redis.aclose()
+
+
+def test_limits_shows_each_limiter(url: str) -> None:
+    assert "No worker has used a limiter" in promptmill("limits", "--redis", url).stdout
+    asyncio.run(use_a_limiter(url))
+    view = json.loads(promptmill("limits", "--json", "--redis", url).stdout)
+    assert (view["provider"], view["model"], view["settled"]) == ("p", "m", 1)
+    assert 58 < view["permitted_per_minute"]["requests"] <= 60
+    table = promptmill("limits", "--redis", url).stdout
+    assert "p/m" in table
+    assert "requests a minute" in table
+
+
+def test_the_command_line_lists_what_the_interface_promises() -> None:
+    shown = promptmill("--help").stdout
+    for command in ("run", "simulate", "doctor", "limits", "status", "cancel", "dead"):
+        assert f" {command} " in shown
