@@ -248,6 +248,10 @@ def test_the_scripts_hold_their_bounds_whatever_happens(redis_server: RedisServe
     run_state_machine_as_test(
         Scripts,
         settings=settings(
-            max_examples=60, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck), phases=[Phase.generate]
+            max_examples=60,
+            stateful_step_count=30,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            phases=[Phase.generate, Phase.shrink],
         ),
     )

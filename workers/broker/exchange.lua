@@ -54,7 +54,7 @@ for list = 1, lists do
     while room > 0 and bytes > 0 do
       local raw = redis.call('RPOP', key_of(queue, list))
       if not raw then break end
-      last_fence = (last_fence or math.max(tonumber(redis.call('GET', fence) or 0), now * 1000)) + 1
+      last_fence = (last_fence or math.max(tonumber(redis.call('GET', fence) or 0), now_us())) + 1
       local tag = string.format('pm-%.0f', last_fence)
       redis.call('HSET', unacked, tag, record_of(raw, ARGV[9 + queue]))
       redis.call('ZADD', leases, now + lease_ms, tag)

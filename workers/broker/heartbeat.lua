@@ -29,7 +29,7 @@ end
 -- them, its neighbours get the time to end without it. They come back one by one: 617 of 1,000, near the golden section,
 -- puts neighbouring fences far apart.
 local function delay_ms(deliveries, tag)
-  local share = (tonumber(string.match(tag, '%d+$') or 0) * 617 % 1000) / 1000
+  local share = (tonumber(string.match(tag, '%d%d?%d?$') or 0) * 617 % 1000) / 1000
   return math.floor(500 * 2 ^ math.min(deliveries, 6) * (0.5 + share / 2))
 end
 

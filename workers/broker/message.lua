@@ -11,9 +11,13 @@ local TRAILER_PATTERN = ', "promptmill": {"deliveries": (%d+), "suspected": (%d)
 -- (6.2: luaRedisGenericCommand in scripting.c; 7.0: scriptVerifyOOM in script.c).
 redis.call('DEL', 'pm:none')
 
-local function now_ms()
+local function now_us()
   local time = redis.call('TIME')
-  return time[1] * 1000 + math.floor(time[2] / 1000)
+  return time[1] * 1000000 + time[2]
+end
+
+local function now_ms()
+  return math.floor(now_us() / 1000)
 end
 
 local function numbers(text)

@@ -50,13 +50,15 @@ class Delivery:
 def read(raw: bytes) -> Delivery:
     """Take a message's text apart. Raises Unreadable."""
     payload = _parse(raw)
-    history = payload.pop(HISTORY, None) or {}
-    return Delivery(
-        payload,
-        deliveries=history.get("deliveries", 0),
-        suspected=bool(history.get("suspected")),
-        due_ms=_due_ms(payload["headers"].get("eta")),
-    )
+    match payload.pop(HISTORY, None):
+        case None:
+            deliveries, suspected = 0, 0
+        case {"deliveries": int(deliveries), "suspected": int(suspected)}:
+            pass
+        case _:
+            raise Unreadable("its history is not one of ours")
+    due_ms = _due_ms(payload["headers"].get("eta"))
+    return Delivery(payload, deliveries=deliveries, suspected=bool(suspected), due_ms=due_ms)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -70,6 +72,8 @@ def _parse(raw: bytes) -> dict[str, Any]:
     for name in ("headers", "properties"):
         if not isinstance(payload.get(name), dict):
             raise Unreadable(f"it has no {name}")
+    if not isinstance(payload["properties"].get("delivery_info", {}), dict):
+        raise Unreadable("its delivery_info is not an object")
     if not isinstance(payload.get("body"), str):
         raise Unreadable("it has no body")
     return payload

@@ -52,7 +52,7 @@ TOKENS_HORIZON_S = 1.5
 LEAST_GAP_S = 0.005
 """Between two calls, so that arrivals of one moment share a call."""
 
-FLUSH_S = 0.5
+FLUSH_S = 0.25
 FREE_REPORT_S = 1.0
 RENEW_S = 4.0
 RETRY_S = 0.25

@@ -1,0 +1,93 @@
+"""What is read from a message's text, whatever the bytes are."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from workers.broker.leases import Grave, Lease
+from workers.broker.messages import Unreadable, context, dead_letter, read
+
+from .broker import message
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
+    try:
+        read(raw)
+    except Unreadable as refused:
+        assert str(refused)
+
+
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("body", "headers", "properties", "promptmill"), JSON)))
+def test_any_json_is_read_or_refused(payload: dict[str, Any]) -> None:
+    try:
+        delivery = read(json.dumps(payload).encode())
+    except Unreadable:
+        return
+    assert delivery.payload["body"] == payload["body"]
+    assert delivery.ready("pm-1")["properties"]["delivery_tag"] == "pm-1"
+
+
+@pytest.mark.parametrize(
+    ("eta", "due_ms"),
+    [
+        (None, None),
+        ("2030-01-01T00:00:00+00:00", 1_893_456_000_000),
+        ("2030-01-01T00:00:00", 1_893_456_000_000),
+        ("2030-01-01T02:00:00.250+02:00", 1_893_456_000_250),
+        ("tomorrow", None),
+        (7, None),
+        ({"__type__": "datetime", "__value__": "2030-01-01T00:00:00+00:00"}, 1_893_456_000_000),
+    ],
+)
+def test_an_eta_is_read_as_celery_writes_it(eta: Any, due_ms: int | None) -> None:
+    assert read(message("a", eta=eta)).due_ms == due_ms
+
+
+def test_a_message_that_is_due_hides_its_eta_from_celery() -> None:
+    # Celery would ask this machine's clock.
+    delivery = read(message("a", eta=datetime.now(UTC).isoformat()))
+    assert delivery.ready("pm-1")["headers"]["eta"] is None
+
+
+def test_a_message_that_comes_again_says_so() -> None:
+    raw = message("a")[:-1] + b', "promptmill": {"deliveries": 2, "suspected": 1}}'
+    headers = read(raw).ready("pm-1")["headers"]
+    assert headers["redelivered"] is True and headers["suspected_double_payment"] is True
+    assert "redelivered" not in read(message("a")).ready("pm-1")["headers"]
+
+
+def test_the_reason_never_quotes_the_message() -> None:
+    for raw in (
+        b"a secret",
+        b'["a secret"]',
+        b'{"body": "a secret"}',
+        b'{"x": {"__type__": "a secret", "__value__": 1}}',
+    ):
+        with pytest.raises(Unreadable) as refused:
+            read(raw)
+        assert "secret" not in str(refused.value)
+
+
+@given(st.binary(max_size=100))
+def test_a_dead_letter_keeps_any_message(raw: bytes) -> None:
+    letter = json.loads(dead_letter(Grave(Lease("pm-1", "q", raw), "garbage", "why"), 1_500))
+    assert (letter["id"], letter["kind"], letter["at"]) == ("pm-1", "garbage", 1.5)
+
+
+def test_the_context_of_a_message_is_what_celery_would_make_of_it() -> None:
+    body = "W1tdLCB7fSwgeyJjaG9yZCI6IHsiYSI6IDF9fV0="  # [[], {}, {"chord": {"a": 1}}]
+    made = context(message("a", body=body, group="g"))
+    assert (made.id, made.group, made.chord) == ("a", "g", {"a": 1})

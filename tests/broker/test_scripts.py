@@ -1,0 +1,267 @@
+"""The broker's scripts in a real Redis, case by case."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+from typing import Any
+
+import pytest
+
+from tasks import keys
+from workers.broker.messages import read
+
+from .broker import LONG_S, Broker, list_name, message
+
+
+def history(raw: bytes) -> tuple[int, bool]:
+    delivery = read(raw)
+    return delivery.deliveries, delivery.suspected
+
+
+def test_the_most_urgent_come_first_and_the_oldest_of_them(broker: Broker) -> None:
+    for number, step in enumerate([9, 0, 3, 9, 0, 6]):
+        broker.put(message(f"{number}", priority=step), step=step)
+    taken = [json.loads(raw)["headers"]["id"] for _, raw in broker.take()]
+    assert taken == ["1", "4", "2", "5", "0", "3"]
+
+
+def test_no_more_is_taken_than_there_is_room_for(broker: Broker) -> None:
+    for number in range(5):
+        broker.put(message(f"{number}"))
+    assert len(broker.take(room=2)) == 2
+    assert len(broker.take(room=0)) == 0
+    assert len(broker.waiting()) == 3
+
+
+def test_bytes_are_bounded_too_but_one_message_always_passes(broker: Broker) -> None:
+    for number in range(3):
+        broker.put(message(f"{number}", body="x" * 3_000_000))
+    assert len(broker.take()) == 2
+    exchanged = broker.exchange("q")
+    assert len(exchanged.taken) == 1 and exchanged.emptied
+
+
+def test_a_fence_is_never_given_twice_not_even_by_a_redis_that_forgot(broker: Broker, client: Any) -> None:
+    tags = set()
+    for forget in (lambda: None, client.flushall, lambda: client.set(keys.FENCE, 5), lambda: client.delete(keys.FENCE)):
+        forget()
+        for number in range(3):
+            broker.put(message(f"{number}"))
+        tags |= {tag for tag, _ in broker.take()}
+    assert len(tags) == 12
+    assert all(tag.startswith(keys.LEASE_TAG_PREFIX) and tag[3:].isdigit() for tag in tags)
+
+
+def test_what_is_acknowledged_is_gone(broker: Broker, client: Any) -> None:
+    broker.put(message("a"))
+    ((tag, _),) = broker.take()
+    assert client.hlen("unacked") == client.zcard("unacked_index") == client.zcard(keys.LEASES) == 1
+    broker.leases.ack(tag)
+    broker.exchange()
+    assert not client.exists("unacked", "unacked_index", keys.LEASES)
+
+
+def test_records_of_unacked_are_kombus(broker: Broker, client: Any) -> None:
+    raw = message("a", queue='a "queue" of ours/ö')
+    broker.put(raw, queue='a "queue" of ours/ö')
+    ((tag, _),) = broker.take('a "queue" of ours/ö')
+    record = json.loads(client.hget("unacked", tag))
+    assert record == [json.loads(raw), "", 'a "queue" of ours/ö']
+    broker.leases.hand_back(tag)
+    broker.say_news()
+    assert broker.waiting('a "queue" of ours/ö') == [raw]
+
+
+@pytest.mark.parametrize(("started", "past"), [(False, (0, False)), (True, (0, True))])
+def test_handed_back_they_are_next_and_say_whether_they_may_have_cost(
+    broker: Broker, started: bool, past: tuple[int, bool]
+) -> None:
+    broker.put(message("a", priority=3), step=3)
+    broker.put(message("b", priority=3), step=3)
+    ((tag, _),) = broker.take(room=1)
+    if started:
+        broker.leases.start(tag, "a")
+    broker.leases.hand_back(tag)
+    broker.say_news()
+    first, second = broker.waiting(step=3)
+    assert json.loads(first)["headers"]["id"] == "a"
+    assert history(first) == past
+    assert history(second) == (0, False)
+
+
+def test_an_ended_lease_comes_back_once_and_its_past_is_counted(client: Any) -> None:
+    dying, other = Broker(client, lease_s=-1), Broker(client)
+    raw = message("a", priority=6)
+    dying.put(raw, step=6)
+    dying.take()
+    assert other.heartbeat()[2] == 1
+    assert other.heartbeat()[2] == 0
+    (back,) = other.waiting(step=6)
+    assert history(back) == (1, True)
+    payload = read(back).payload
+    assert payload == read(raw).payload, "nothing else has changed"
+    assert payload["headers"]["empty"] == [] and payload["headers"]["big"] == 2**60 + 1
+
+
+def test_from_the_second_death_on_it_waits_a_little(client: Any) -> None:
+    dying, other = Broker(client, lease_s=-1), Broker(client)
+    dying.put(message("a"))
+    dying.take()
+    other.heartbeat()
+    dying.take()
+    now_ms = other.heartbeat()[0]
+    assert other.waiting() == []
+    ((raw, due_ms),) = client.zrange(keys.delayed("q"), 0, -1, withscores=True)
+    assert history(raw) == (2, True)
+    assert 1_000 <= due_ms - now_ms <= 2_000
+    exchanged = other.exchange("q")
+    assert exchanged.taken == [] and exchanged.next_due_ms == due_ms
+    client.zadd(keys.delayed("q"), {raw: now_ms - 1})
+    assert [raw for _, raw in other.take()] == [raw]
+
+
+def test_neighbours_of_a_poison_do_not_come_back_with_it(client: Any) -> None:
+    dying, other = Broker(client, lease_s=-1), Broker(client)
+    for number in range(6):
+        dying.put(message(f"{number}"))
+    for _ in range(2):
+        dying.take()
+        other.heartbeat()
+    due = sorted(score for _, score in client.zrange(keys.delayed("q"), 0, -1, withscores=True))
+    assert min(later - sooner for sooner, later in pairwise(due)) > 50
+
+
+def test_a_lease_that_is_renewed_stays_and_a_lost_one_is_told(client: Any) -> None:
+    dying, keeper = Broker(client, lease_s=-1), Broker(client)
+    dying.put(message("a"))
+    ((tag, _),) = dying.take()
+    assert keeper.heartbeat([tag, "pm-1"])[1:3] == [[b"pm-1"], 0]
+    assert client.zscore(keys.LEASES, tag) > client.time()[0] * 1000 + 0.9 * LONG_S * 1000
+    assert keeper.heartbeat([tag])[1:3] == [[], 0]
+
+
+def test_after_a_silence_nobody_is_declared_dead_for_a_lease(client: Any) -> None:
+    dying, other = Broker(client, lease_s=-1), Broker(client)
+    dying.put(message("a"))
+    dying.take()
+    assert other.heartbeat(heartbeat_s=1.5)[2] == 0, "nobody has beaten before"
+    grace_until = int(client.hget(keys.REAPER, "grace_until"))
+    assert grace_until >= client.time()[0] * 1000 + 0.9 * LONG_S * 1000
+    client.hset(keys.REAPER, "grace_until", 0)
+    assert other.heartbeat(heartbeat_s=1.5)[2] == 1
+    client.hset(keys.REAPER, "at", int(client.hget(keys.REAPER, "at")) - 3_001)
+    assert other.heartbeat(heartbeat_s=1.5)[2] == 0
+    assert int(client.hget(keys.REAPER, "grace_until")) >= grace_until
+
+
+def test_what_is_not_due_waits_in_redis_and_its_record_says_so(broker: Broker, client: Any) -> None:
+    raw = message("a")
+    client.hset(keys.job("a"), "state", "running")
+    broker.put(raw)
+    ((tag, _),) = broker.take()
+    broker.leases.delay(tag, 99_999_999_999_999)
+    assert broker.say_news() == [1]
+    assert client.zrange(keys.delayed("q"), 0, -1) == [raw]
+    assert client.hget(keys.job("a"), "state") == b"queued"
+    assert client.hlen("unacked") == 0
+
+
+def test_the_record_of_a_started_job_says_so_and_lives_a_day(broker: Broker, client: Any) -> None:
+    client.hset(keys.job("known"), "state", "queued")
+    for job_id in ("known", "of stock", "no prompt"):
+        broker.put(message(job_id))
+    tags = dict(zip(("known", "of stock", "no prompt"), (tag for tag, _ in broker.take()), strict=True))
+    for job_id, tag in tags.items():
+        broker.leases.start(tag, job_id, has_record=job_id == "of stock")
+    broker.exchange()
+    assert client.hget(keys.job("known"), "state") == client.hget(keys.job("of stock"), "state") == b"running"
+    assert not client.exists(keys.job("no prompt"))
+    assert 0 < client.ttl(keys.job("of stock")) <= keys.RECORD_TTL_S
+
+
+def test_said_twice_changes_nothing(broker: Broker, client: Any) -> None:
+    # A lost connection leaves it open whether a command was carried out; it is said again.
+    for job_id in "abcd":
+        broker.put(message(job_id))
+    acked, returned, delayed, buried = (tag for tag, _ in broker.take())
+    broker.leases.ack(acked)
+    broker.leases.hand_back(returned)
+    broker.leases.delay(delayed, 99_999_999_999_999)
+    broker.leases.bury(buried)
+    commands = broker.commands.news(now_ms=0)
+    commands.append(broker.commands.exchange([], lambda queue: [], room=0, then=lambda exchanged: None))
+    for command in commands * 2:
+        broker.run(command)
+    assert len(broker.waiting()) == 1
+    assert client.zcard(keys.delayed("q")) == 1
+    assert client.llen(keys.DEAD) == 1
+    assert client.hgetall(keys.DEAD_COUNTS) == {b"rejected": b"1"}
+    assert client.hlen("unacked") == client.zcard(keys.LEASES) == 0
+
+
+def test_who_has_lost_a_lease_buries_nothing(client: Any) -> None:
+    dying, other = Broker(client, lease_s=-1), Broker(client)
+    dying.put(message("a"))
+    ((tag, _),) = dying.take()
+    other.heartbeat()
+    dying.leases.bury(tag)
+    assert dying.say_news() == [0]
+    assert client.llen(keys.DEAD) == 0
+    assert len(other.waiting()) == 1
+
+
+def test_a_key_prefix_stands_before_every_key(client: Any) -> None:
+    dying, other = Broker(client, lease_s=-1, prefix="x:"), Broker(client, prefix="x:")
+    for job_id in "abcde":
+        dying.put(message(job_id))
+        client.hset(f"x:{keys.job(job_id)}", "state", "queued")
+    for tag, _ in dying.take(room=1):
+        dying.leases.hand_back(tag)
+    for tag, _ in dying.take(room=1):
+        dying.leases.delay(tag, 99_999_999_999_999)
+    for tag, _ in dying.take(room=1):
+        dying.leases.bury(tag)
+    dying.say_news()
+    dying.take()
+    other.heartbeat()
+    other.run(other.commands.cancel(["a"], on_reply=lambda reply: None))
+    assert [key for key in client.scan_iter() if not key.startswith(b"x:")] == []
+
+
+def test_cancellations_are_heard_from_the_first_to_the_last(broker: Broker, client: Any) -> None:
+    # 2,500 in one millisecond, as one script cancels them, and some before and after.
+    client.zadd(keys.CANCELLED, {"early": 1_000})
+    now_ms = int(client.time()[0]) * 1000
+    client.zadd(keys.CANCELLED, {"before": now_ms - 1, **{f"{n}": now_ms for n in range(2_500)}})
+    heard, seen_ms = set(), 0
+    for _ in range(2):
+        *_, seen_ms, ids = broker.heartbeat(seen_ms=seen_ms)
+        heard |= set(ids)
+    assert len(heard) == 2_501, "all but the one that is older than a day"
+    broker.run(broker.commands.cancel(["late", "late"], on_reply=lambda reply: None))
+    *_, seen_ms, ids = broker.heartbeat(seen_ms=seen_ms)
+    assert ids == [b"late"]
+    wait = broker.heartbeat(seen_ms=seen_ms + 1)
+    assert wait[4] == []
+
+
+def test_binary_garbage_is_taken_and_kept_as_it_is(broker: Broker, client: Any) -> None:
+    garbage = bytes(range(256)) + b'], "", "q"]'
+    broker.put(garbage)
+    ((tag, raw),) = broker.take()
+    assert raw == garbage
+    broker.leases.bury(tag)
+    broker.say_news()
+    letter = json.loads(client.lindex(keys.DEAD, 0))
+    assert letter["id"] == tag and "message_base64" in letter
+
+
+@pytest.mark.parametrize("priority", [-1, 0, 1, 3, 4, 9, 255])
+def test_a_message_goes_back_to_the_list_that_kombu_would_choose(broker: Broker, client: Any, priority: int) -> None:
+    broker.put(message("a", priority=priority))
+    ((tag, _),) = broker.take()
+    broker.leases.hand_back(tag)
+    broker.say_news()
+    step = max((step for step in (0, 3, 6, 9) if step <= priority), default=0)
+    assert client.llen(list_name("q", step)) == 1
