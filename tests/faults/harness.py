@@ -13,6 +13,7 @@ import time
 import urllib.request
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any, Self
 from uuid import uuid4
@@ -59,6 +60,13 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@cache
+def _redis_version(binary: Path) -> tuple[int, ...]:
+    told = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=True).stdout
+    (version,) = (word.removeprefix("v=") for word in told.split() if word.startswith("v="))
+    return tuple(int(part) for part in version.split("."))
+
+
 class RedisServer:
     """A private redis-server that a test may kill, start again, fill and freeze."""
 
@@ -77,6 +85,8 @@ class RedisServer:
         config = self._directory / "redis.conf"
         if not config.exists():
             lines = [f"port {self.port}", "bind 127.0.0.1", f"dir {self._directory}", *self._options]
+            if _redis_version(self._binary) >= (7, 0):
+                lines.append("enable-debug-command local")  # DEBUG SLEEP is one of the faults
             config.write_text("\n".join([*lines, *([] if self._sentinel else ['save ""']), ""]))
         with (self._directory / "redis.log").open("ab") as log:
             mode = ["--sentinel"] if self._sentinel else []
@@ -336,7 +346,8 @@ class World:
 
     def bindings(self) -> set[str]:
         try:
-            return set(self.redis.smembers("_kombu.binding.celery.pidbox"))
+            tables = self.redis.keys("*_kombu.binding.celery.pidbox")  # a key prefix may stand before it
+            return set(self.redis.sunion(tables)) if tables else set()
         except redis.RedisError:
             return set()
 

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 import pytest
 
-from tasks import DeadLettered, InvalidJob
+from tasks import DeadLettered, InvalidJob, JobCancelled, PromptQueue
 
 from .harness import MESSAGES, wait_until
 
@@ -82,6 +82,39 @@ def test_what_can_not_be_done_is_buried_with_its_reason_and_the_worker_lives(wor
     assert counts == {"garbage": "6", "unreadable": "3", "unknown_task": "1", "invalid": "1", "undeliverable": "1"}
     assert worker.is_alive()
     world.wait_clean()
+
+
+def test_a_job_that_comes_again_after_its_end_is_not_run_again(world: World) -> None:
+    # Its worker died between storing the result and saying that it is done with the message.
+    world.start_redis()
+    jobs = world.submit(2, model="quick")
+    texts = world.redis.lrange("prompts\x06\x163", 0, -1)
+    world.start_worker(concurrency=5)
+    results = world.results(jobs)
+    world.wait_clean()
+    for text in texts:
+        world.redis.lpush("prompts", text[:-1] + ', "promptmill": {"deliveries": 1, "suspected": 1}}')
+    world.wait_clean()
+    assert world.results(jobs) == results
+    assert world.calls(jobs, model="quick") == [1, 1]
+
+
+def test_deployments_with_key_prefixes_share_a_redis_and_nothing_else(world: World) -> None:
+    world.start_redis()
+    row = {"model": "quick", "messages": MESSAGES}
+    prefixes = ("", "staging:")
+    for prefix in prefixes:
+        world.start_worker(concurrency=2, environ={"PROMPTMILL_KEY_PREFIX": prefix}, wait=False)
+    for prefix in prefixes:
+        with PromptQueue(world.server.url, key_prefix=prefix).sync as queue:
+            delayed = queue.submit(**row, delay_s=600)
+            assert delayed.cancel()
+            group = queue.submit_many([row] * 5)
+            assert [result.ok for result in group.as_completed()] == [True] * 5
+            with pytest.raises(JobCancelled):
+                delayed.result(timeout_s=30)
+    ours = {"pm:fence", "pm:reaper", "pm:cancelled", "pm:models", "pm:delayed:prompts"}
+    assert ours | {f"staging:{name}" for name in ours} <= set(world.redis.keys())
 
 
 def test_bad_arguments_fail_with_what_to_mend(world: World) -> None:

@@ -90,7 +90,8 @@ def test_limits_shows_each_limiter(url: str) -> None:
     asyncio.run(use_a_limiter(url))
     view = json.loads(promptmill("limits", "--json", "--redis", url).stdout)
     assert (view["provider"], view["model"], view["settled"]) == ("p", "m", 1)
-    assert 58 < view["permitted_per_minute"]["requests"] <= 60
+    # Of 60 a minute, of a kind that nobody has stated: what is safe whichever way the provider counts.
+    assert 55 < view["permitted_per_minute"]["requests"] <= 60
     table = promptmill("limits", "--redis", url).stdout
     assert "p/m" in table
     assert "requests a minute" in table

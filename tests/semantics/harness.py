@@ -13,10 +13,12 @@ import sys
 import threading
 import time
 from collections import Counter
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import psutil
 import redis
 from celery import Celery
 from celery.backends.redis import RedisBackend
@@ -30,7 +32,7 @@ PACKAGE = __package__ or "semantics"
 TESTS = Path(__file__).resolve().parents[len(PACKAGE.split("."))]
 ROOT = Path(__file__).resolve().parents[2]
 
-WAIT_S = 20.0
+WAIT_S = 60.0
 """Long enough for a loaded machine; a test that waits for something true takes milliseconds."""
 
 PRIORITY_SEPARATOR = "\x06\x16"
@@ -169,7 +171,6 @@ class Side:
                 },
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
             )
 
     # -- life ----------------------------------------------------------------------------------------------------------
@@ -202,7 +203,7 @@ class Side:
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
-                os.killpg(self.process.pid, signal.SIGKILL)
+                _kill_with_children(self.process.pid)
                 self.process.wait(10)
         self._published.close()
         self.redis.close()
@@ -343,6 +344,13 @@ class Side:
         self.redis.delete("crowd:now", "crowd:most")
         self.wait_results(*self.many(name, [(goal,)] * (goal + goal // 2 + 2)))
         return int(self.redis.get("crowd:most") or 0)
+
+
+def _kill_with_children(pid: int) -> None:
+    worker = psutil.Process(pid)
+    for process in (*worker.children(recursive=True), worker):
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 class HangingServer:

@@ -71,7 +71,7 @@ def test_a_rate_limit_spaces_the_starts(ours: Side) -> None:
 def test_a_place_is_free_again_at_once(workers: Workers) -> None:
     """With one place, a job's message is acknowledged before the next is taken: at once, not at the hub's next tick."""
     side = workers.start(concurrency=1)
-    side.wait_results(*side.many("add_async", [(n, n) for n in range(30)]), timeout_s=10)  # 30 s, if each waits 1 s
+    side.wait_results(*side.many("add_async", [(n, n) for n in range(40)]), timeout_s=25)  # 40 s, if each waits 1 s
 
 
 def test_no_place_is_lost(ours: Side) -> None:

@@ -12,7 +12,7 @@ from .harness import wait_until
 if TYPE_CHECKING:
     from .harness import HangingServer, Side, Workers
 
-SOON_S = 8.0
+SOON_S = 20.0
 """Far less than the jobs last that a cold shutdown must not wait for."""
 
 
@@ -65,7 +65,7 @@ def test_a_cold_shutdown_hands_the_jobs_back(workers: Workers, hanging: HangingS
 
 def test_a_cold_shutdown_waits_for_no_plain_function(workers: Workers) -> None:
     side = workers.start(concurrency=2)
-    running = start_jobs(side, "nap", 2, 15)
+    running = start_jobs(side, "nap", 2, 60)
     side.send_signal(SIGQUIT)
     side.wait_exit(SOON_S)
     assert side.queued_ids() == dict.fromkeys(running, 1)

@@ -12,6 +12,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,18 @@ def _commands(client: redis.Redis) -> int:
     return int(client.info("stats")["total_commands_processed"])
 
 
+def _heard(client: redis.Redis, seconds: float) -> Counter[str]:
+    """The commands that clients send meanwhile, without those that scripts call."""
+    names: Counter[str] = Counter()
+    with client.monitor() as monitor:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            command = monitor.next_command()
+            if command["client_type"] != "lua":
+                names[command["command"].split()[0].upper()] += 1
+    return names
+
+
 def _redis_cpu_s(client: redis.Redis) -> float:
     cpu = client.info("cpu")
     return float(cpu["used_cpu_user"]) + float(cpu["used_cpu_sys"])
@@ -53,12 +66,11 @@ def _measure_worker(world: World) -> None:
     worker = world.start_worker(concurrency=100, lease_s=6.0)
     process = psutil.Process(worker.pid)
     time.sleep(2)  # it has settled
-    commands, cpu = _commands(world.redis), process.cpu_times()
-    time.sleep(IDLE_S)  # what is measured is time
-    idle_commands = (_commands(world.redis) - commands - 1) / IDLE_S
+    cpu, names = process.cpu_times(), _heard(world.redis, IDLE_S)
     now = process.cpu_times()
     idle_cpu = (now.user + now.system - cpu.user - cpu.system) / IDLE_S
-    print(f"idle worker: {idle_commands:.1f} commands/s (Lua's inner ones counted), CPU {100 * idle_cpu:.2f} %")
+    share = f"{names.total() / IDLE_S:.1f} commands/s ({dict(names)} in {IDLE_S:g} s)"
+    print(f"idle worker: {share}, CPU {100 * idle_cpu:.2f} %")
     client = world.celery()
     delays_ms = []
     for _ in range(100):

@@ -54,6 +54,23 @@ class Exchanged:
         return len(self.taken) < self.room and sum(len(raw) for _, _, raw in self.taken) < TAKE_BYTES
 
 
+@dataclass(frozen=True, slots=True)
+class _Load:
+    """What an exchange carries to Redis: tags to acknowledge, and jobs that have started."""
+
+    acks: list[str]
+    started: dict[str, tuple[str, bool]]
+
+    @classmethod
+    def of(cls, leases: Leases) -> _Load:
+        acks, leases.acks = leases.acks[:ACKS], leases.acks[ACKS:]
+        return cls(acks, {tag: leases.started_jobs.pop(tag) for tag in list(leases.started_jobs)[:ACKS]})
+
+    def put_back(self, leases: Leases) -> None:
+        leases.acks[:0] = self.acks
+        leases.started_jobs |= {tag: job for tag, job in self.started.items() if tag in leases.held}
+
+
 class Commands:
     """Knows the keys of one broker. `prefix` is kombu's `global_keyprefix`, which stands before all of them."""
 
@@ -79,41 +96,30 @@ class Commands:
         self, queues: Sequence[str], lists: Callable[[str], list[str]], *, room: int, then: Callable[[Exchanged], None]
     ) -> Command:
         """Acknowledge what is done and take up to `room` messages. `lists` names a queue's lists, most urgent first."""
-        leases = self._leases
-        acks, leases.acks = leases.acks[:ACKS], leases.acks[ACKS:]
-        started = {tag: leases.started_jobs.pop(tag) for tag in list(leases.started_jobs)[:ACKS]}
         room = max(min(room, TAKE_LIMIT), 0)
-        queue_keys = [[self._prefix + keys.delayed(queue), *map(self.key, lists(queue))] for queue in queues]
+        load = _Load.of(self._leases)
+        queue_keys = [[self.key(keys.delayed(queue)), *map(self.key, lists(queue))] for queue in queues]
         args = (
             *_evalsha(scripts.EXCHANGE, *self._lease_keys, self.key(keys.FENCE), *chain.from_iterable(queue_keys)),
-            room,
-            TAKE_BYTES,
-            self._lease_ms,
-            len(queue_keys[0]) - 1 if queue_keys else 0,
-            self._steps,
-            self._separator,
-            len(queues),
-            len(started),
-            keys.RECORD_TTL_S,
+            *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
+            *(self._steps, self._separator, len(queues), len(load.started), keys.RECORD_TTL_S),
             *queues,
-            *(
-                word
-                for job_id, has_record in started.values()
-                for word in (self.key(keys.job(job_id)), int(has_record))
+            *chain.from_iterable(
+                (self.key(keys.job(job)), int(has_record)) for job, has_record in load.started.values()
             ),
-            *acks,
+            *load.acks,
         )
+        return Command(args, partial(self._on_exchange, load, queues, room, then))
 
-        def on_reply(reply: Reply) -> None:
-            if isinstance(reply, Exception):
-                leases.acks[:0] = acks
-                leases.started_jobs |= {tag: job for tag, job in started.items() if tag in leases.held}
-                raise reply
-            now_ms, due_ms, *rest = reply
-            taken = [(rest[i].decode(), queues[rest[i + 1] - 1], rest[i + 2]) for i in range(0, len(rest), 3)]
-            then(Exchanged(now_ms, due_ms if due_ms >= 0 else None, taken, acked=len(acks), room=room))
-
-        return Command(args, on_reply)
+    def _on_exchange(
+        self, load: _Load, queues: Sequence[str], room: int, then: Callable[[Exchanged], None], reply: Reply
+    ) -> None:
+        if isinstance(reply, Exception):
+            load.put_back(self._leases)
+            raise reply
+        now_ms, due_ms, *rest = reply
+        taken = [(rest[i].decode(), queues[rest[i + 1] - 1], rest[i + 2]) for i in range(0, len(rest), 3)]
+        then(Exchanged(now_ms, due_ms if due_ms >= 0 else None, taken, acked=len(load.acks), room=room))
 
     def heartbeat(
         self, tags: Sequence[str], *, seen_ms: int, heartbeat_s: float, on_reply: Callable[[Reply], None]

@@ -53,6 +53,7 @@ LEAST_GAP_S = 0.005
 """Between two calls, so that arrivals of one moment share a call."""
 
 FLUSH_S = 0.25
+IDLE_FLUSH_S = 2.0
 FREE_REPORT_S = 1.0
 RENEW_S = 4.0
 RETRY_S = 0.25
@@ -257,6 +258,8 @@ class Limiter:
         return self.is_away and self._options.when_away == "open" and self._loop.time() >= self._paused_until
 
     def _check_wait(self, waiter: Waiter) -> None:
+        if waiter.until_s is None and waiter.park_after_s is None:
+            return
         wait_s = self.expected_wait_s(waiter.priority)
         if waiter.until_s is not None and self._now() + wait_s > waiter.until_s:
             raise TooLate("the job's deadline passes before the provider's limits let it be sent")
@@ -277,7 +280,7 @@ class Limiter:
     def _pace_s(self) -> float:
         """About how long one turn of this process takes."""
         live = self._last.live if self._last else 1
-        first = self._line.first()
+        first = self._line.first() if self.plan.counts_tokens else None
         return max(live * self.plan.unit_s(first.cost if first else Cost()), self._interval_s)
 
     def _abandon(self, waiter: Waiter) -> None:
@@ -401,12 +404,14 @@ class Limiter:
         if self._last is not None and self._last.reason == "calls" and self._line:
             self._ask_at = -math.inf
             self._nudge(self._asks_at())
-        elif self._must_flush():
+        else:
             self.tally.unsaid_since = min(self.tally.unsaid_since, now)
-            self._nudge(self.tally.unsaid_since + FLUSH_S)
+            self._nudge(self.tally.unsaid_since + self._flush_s())
 
-    def _must_flush(self) -> bool:
-        return self.plan.counts_tokens or self.plan.max_in_flight is not None
+    def _flush_s(self) -> float:
+        """How soon Redis must hear of it. Where nobody waits for it, it is for those who look at the figures."""
+        others_wait = self.plan.counts_tokens or self.plan.max_in_flight is not None
+        return FLUSH_S if others_wait else IDLE_FLUSH_S
 
     def _backlog(self) -> int:
         return len(self._line) - len(self._slots)
@@ -424,7 +429,7 @@ class Limiter:
             return self._retry_at
         if self._report is not None:
             return max(self._retry_at, self._called_at)
-        due = min(self._asks_at(), self.tally.unsaid_since + FLUSH_S)
+        due = min(self._asks_at(), self.tally.unsaid_since + self._flush_s())
         if self.tally.went_free:
             due = min(due, self._called_at + FREE_REPORT_S)
         if self._in_flight and self.plan.max_in_flight is not None:
