@@ -43,8 +43,8 @@ _UNKNOWN_BUCKET_S = 0.1
 
 _TOKEN_BURST = 0.01
 _TOKEN_MARGIN = 0.014
-"""What calls under way will have taken is not known at either end of a window. At 200,000 tokens a minute, calls of
-1 s and log-normal answers of 500, the difference of the two has a standard deviation of about 1 % of the limit."""
+"""What calls under way will have taken is not known at either end of a window. Found by trial at 200,000 tokens a
+minute, calls of 1 s and log-normal answers of 500 (docs/adr/0004-slot-leasing.md); other loads may need another."""
 
 _BUCKET_TOKEN_SHARE = 0.99
 """A bucket of tokens holds seconds of its rate, which is more than that difference."""
