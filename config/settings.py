@@ -200,6 +200,7 @@ class Settings(BaseSettings):
     result_url: Annotated[RedisUrl | None, Field(repr=False, examples=["redis://localhost:6379/1"])] = None
     key_prefix: Annotated[str, AfterValidator(_key_prefix), Field(examples=["staging:"])] = ""
     catalog: Annotated[UserPath | None, Field(examples=["/etc/promptmill/catalog.toml"])] = None
+    allow_eviction: bool = False
     concurrency: Count = 100
     result_expires_s: Count = 86_400
     retry: Retry = Retry()

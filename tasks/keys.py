@@ -35,7 +35,8 @@ LEASE_TAG_PREFIX = "pm-"
 """Delivery tags under a lease begin with this; the rest is the fence, a number given once."""
 
 FENCE = "pm:fence"
-"""Counter: the last delivery tag given. Never reset, so that no two claims share a tag."""
+"""Counter: the last delivery tag given. It never falls below Redis's clock in microseconds, so that no two claims share
+a tag even after a Redis that lost its data."""
 
 REAPER = "pm:reaper"
 """Hash: `at`, when leases were last checked, and `grace_until`, before when none is ended (ms)."""

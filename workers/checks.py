@@ -18,7 +18,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
-from config.settings import environment, get_settings
+from config.settings import get_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -28,7 +28,6 @@ __all__ = ["Finding", "check_file_limit", "check_redis", "check_settings_redis",
 logger = logging.getLogger("promptmill.checks")
 
 OLDEST_REDIS = (6, 2)
-ALLOW_EVICTION = "PROMPTMILL_ALLOW_EVICTION"
 REDIS_TIMEOUT_S = 3.0
 
 OTHER_FILES = 100
@@ -88,8 +87,8 @@ def _eviction(config: dict[str, str], subject: str, holds_queue: bool) -> Findin
     text = f"maxmemory-policy is {policy}: when Redis is full it deletes "
     if not holds_queue:
         return Finding("warning", subject, text + "results before they are read. Set it to noeviction.")
-    level: Level = "warning" if environment().get(ALLOW_EVICTION, "").lower() in {"1", "true", "yes"} else "refused"
-    advice = f"Run `redis-cli CONFIG SET maxmemory-policy noeviction`, or accept the loss with {ALLOW_EVICTION}=true."
+    level: Level = "warning" if get_settings().allow_eviction else "refused"
+    advice = "Run `redis-cli CONFIG SET maxmemory-policy noeviction`, or accept the loss with PROMPTMILL_ALLOW_EVICTION=true."
     return Finding(level, subject, f"{text}queued jobs, and nobody is told. {advice}")
 
 
