@@ -88,7 +88,7 @@ def _eviction(config: dict[str, str], subject: str, holds_queue: bool) -> Findin
     if not holds_queue:
         return Finding("warning", subject, text + "results before they are read. Set it to noeviction.")
     level: Level = "warning" if get_settings().allow_eviction else "refused"
-    advice = "Run `redis-cli CONFIG SET maxmemory-policy noeviction`, or accept the loss with PROMPTMILL_ALLOW_EVICTION=true."
+    advice = "Run `redis-cli CONFIG SET maxmemory-policy noeviction`, or accept it: PROMPTMILL_ALLOW_EVICTION=true."
     return Finding(level, subject, f"{text}queued jobs, and nobody is told. {advice}")
 
 
