@@ -226,8 +226,8 @@ def errback(self: Task, failed_id: str) -> str:
 @task(name="nap")
 def nap(self: Task, seconds: float) -> str:
     """A `def` that sleeps."""
-    arrive(self.request.id)
     try:
+        arrive(self.request.id)
         time.sleep(seconds)
     except SoftTimeLimitExceeded:
         return "caught"
@@ -237,8 +237,8 @@ def nap(self: Task, seconds: float) -> str:
 
 @task()
 async def nap_async(self: Task, seconds: float) -> str:
-    arrive(self.request.id)
     try:
+        arrive(self.request.id)
         await asyncio.sleep(seconds)
     except SoftTimeLimitExceeded:
         return "caught"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 
@@ -19,8 +20,9 @@ class Script:
     name: str
     text: str = field(repr=False)
 
-    @property
+    @cached_property
     def sha(self) -> str:
+        """Computed once: at a few hundred jobs a second it was 5 % of the hub thread's time."""
         return sha1(self.text.encode(), usedforsecurity=False).hexdigest()
 
 
