@@ -1,0 +1,10 @@
+"""For all tests: hypothesis judges the code, not the machine.
+
+On a fresh machine its first use of text takes more than a second (it builds a table of Unicode), which its health check would
+call a slow test; and a busy machine is no reason to fail.
+"""
+
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("promptmill", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("promptmill")
