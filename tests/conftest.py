@@ -1,6 +1,6 @@
 """For all tests: hypothesis judges the code, not the machine.
 
-On a fresh machine its first use of text takes more than a second (it builds a table of Unicode), which its health check would
+On a fresh machine its first use of text takes more than a second (a table of Unicode), which its health check would
 call a slow test; and a busy machine is no reason to fail.
 """
 
