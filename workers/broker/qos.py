@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Message", "QoS"]
 
+SPARE_SHARE = 25
+"""One message in so many may wait in the worker: a place that comes free is filled without a round trip to Redis, and no
+more than these few are kept from a worker that is idle."""
+
 RESTORE_LIMIT = 100
 """Messages of dead stock workers given back in one go."""
 
@@ -33,9 +37,9 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu publishes no types
         return self.room() > 0
 
     def room(self) -> int:
-        """How many more messages may be taken now."""
-        limit = self.prefetch_count or TAKE_LIMIT
-        return int(limit) - len(self._leases.held)
+        """How many more messages may be taken now: for the free places, and at 25 places and more a few to spare."""
+        limit = int(self.prefetch_count or TAKE_LIMIT)
+        return limit + limit // SPARE_SHARE - len(self._leases.held)
 
     def append(self, message: Any, delivery_tag: str) -> None:
         virtual.QoS.append(self, message, delivery_tag)
