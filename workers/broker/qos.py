@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Message", "QoS"]
 
 SPARE_SHARE = 25
-"""One message in so many may wait in the worker: a place that comes free is filled without a round trip to Redis, and no
+"""One message in so many may wait in the worker: a free place is filled without a round trip to Redis, and no
 more than these few are kept from a worker that is idle."""
 
 RESTORE_LIMIT = 100
