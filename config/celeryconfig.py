@@ -1,7 +1,8 @@
 """Celery's settings, as Promptmill needs them: `app.config_from_object("config.celeryconfig")`.
 
 Every name here is Celery's own (docs.celeryq.dev, "Configuration and defaults") except `worker_lifespans`
-(workers/pool.py). Values that a deployment changes come from `config.settings`.
+(workers/pool.py) and `result_compress_from_bytes` (workers/results.py). Values that a deployment changes come from
+`config.settings`.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ _backend = "SentinelBackend" if _settings.results.startswith("sentinel:") else "
 result_backend = f"workers.results:{_backend}+{_kombu_url(_settings.results)}"
 result_backend_thread_safe = True  # one backend for the hub, the loop and their threads
 result_expires = _settings.result_expires_s
+result_compress_from_bytes = _settings.result_compress_from_bytes
 redis_socket_timeout = SOCKET_TIMEOUT_S
 redis_socket_connect_timeout = 5.0
 redis_socket_keepalive = True

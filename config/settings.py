@@ -203,6 +203,7 @@ class Settings(BaseSettings):
     allow_eviction: bool = False
     concurrency: Count = 100
     result_expires_s: Count = 86_400
+    result_compress_from_bytes: CountOrZero = 32_768
     retry: Retry = Retry()
     limit: Limit = Limit()
     http: Http = Http()

@@ -72,7 +72,7 @@ class RedisConnection:
             max_connections=max_connections,
             timeout=self.timeout_s,
             decode_responses=True,
-            encoding_errors="replace",  # a foreign result may be bytes of any kind
+            encoding_errors="surrogateescape",  # a compressed result comes back as bytes (tasks/outcome.py)
             protocol=2,
             socket_timeout=self.timeout_s,
             socket_connect_timeout=self.timeout_s,

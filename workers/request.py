@@ -6,7 +6,10 @@ from typing import Any
 
 from celery.exceptions import Ignore
 from celery.worker.request import Request as CeleryRequest
+from celery.worker.state import revoked as revoked_jobs
 from celery.worker.state import task_ready
+
+from .broker.messages import MARKS
 
 __all__ = ["Postponed", "Request"]
 
@@ -39,6 +42,9 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         if self.content_type is not None:
             # Celery's Request decodes the body, and the tracer decodes it again: hand it on as it is (5 us a job).
             self._body, self._content_type, self._content_encoding = self.message.payload, None, None
+        marks = (self.message.properties or {}).get(MARKS, {})
+        if "eta" in marks:
+            self._request_dict["eta"] = marks["eta"]
         if self.is_prompt:
             # A stock producer puts the first kilobyte of the arguments into these headers.
             self._argsrepr = self._kwargsrepr = HIDDEN
@@ -48,6 +54,16 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     def is_prompt(self) -> bool:
         """Whether the task's arguments are private."""
         return bool(getattr(self.task, "is_prompt", False))
+
+    def maybe_expire(self) -> Any:
+        """As Celery's, by Redis's clock: this machine's may be hours ahead."""
+        lookout = getattr(self.message.channel, "lookout", None)
+        if self.expires is None or lookout is None:
+            return super().maybe_expire()
+        if lookout.now_s() <= self.expires.timestamp():
+            return None
+        revoked_jobs.add(self.id)
+        return True
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         """What `celery inspect` and Flower show."""

@@ -157,7 +157,7 @@ async def test_the_record_tells_what_the_job_is(queue: PromptQueue, client: redi
         "priority": "bulk",
         "delay_ms": "1500",
     }
-    assert keys.RECORD_TTL_S < client.ttl(keys.job(job.id)) <= keys.RECORD_TTL_S + 2
+    assert keys.WAITING_TTL_S < client.ttl(keys.job(job.id)) <= keys.WAITING_TTL_S + 2
 
 
 async def test_every_key_of_ours_has_a_lifetime(queue: PromptQueue, client: redis.Redis) -> None:

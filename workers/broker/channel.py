@@ -16,7 +16,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import redis as redis_py
-from celery.worker.state import active_requests
+from celery.worker.state import active_requests, revoked
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
@@ -228,7 +228,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         return self._deliver_taken()
 
     def _on_exchanged(self, exchanged: Exchanged) -> None:
-        self._taken += exchanged.taken
+        self._take_over(exchanged)
         if self.lookout.learn(exchanged) and self.lookout.may_be_notified:
             # Reading the lists makes Redis watch them; one that was filled after our exchange shows here.
             lists = [self.commands.key(name) for queue in self.take_queues for name in self._lists(queue)]
@@ -236,7 +236,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
 
     def _on_taken_alone(self, exchanged: Exchanged) -> None:
         self.lookout.redis_ms = exchanged.now_ms
+        self._take_over(exchanged)
+
+    def _take_over(self, exchanged: Exchanged) -> None:
         self._taken += exchanged.taken
+        # Celery discards a job that it knows to be revoked, and records its end.
+        revoked.update(exchanged.cancelled)
 
     def _on_exists(self, reply: Reply) -> None:
         _raise_errors(reply)
