@@ -60,8 +60,8 @@ def test_what_was_acknowledged_at_its_start_has_no_lease_to_hold(
 ) -> None:
     def nothing() -> None: ...
 
-    app.task(name="early", acks_late=False)(nothing)
-    app.task(name="late", acks_late=True)(nothing)
+    app.task(name="early", acks_late=False, shared=False)(nothing)
+    app.task(name="late", acks_late=True, shared=False)(nothing)
     backend.store_result("a", answer("a"), states.SUCCESS, request=request("a", tag="pm-1", task="early"))
     backend.store_result("b", answer("b"), states.SUCCESS, request=request("b", tag="pm-1", task="late"))
     assert stored(client, "a")["status"] == "SUCCESS"
