@@ -67,13 +67,13 @@ def _buried(queue: QueueView) -> Samples:
 
 QUEUE: Final[tuple[Metric[QueueView], ...]] = (
     Metric(
-        "queue_jobs_waiting",
+        "jobs_waiting",
         "Jobs that wait for a worker.",
         ("queue", "priority"),
         lambda queue: queue.waiting.items(),
     ),
     Metric(
-        "queue_jobs_delayed",
+        "jobs_delayed",
         "Jobs that are not due yet: with a delay of their own, or parked because their limiter's turn is far away.",
         ("queue",),
         lambda queue: [((name,), count) for name, count in queue.delayed.items()],
