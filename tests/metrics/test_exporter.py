@@ -184,13 +184,21 @@ def test_a_scrape_changes_nothing_and_tells_no_secret(broker: Broker, running: E
 
 
 def test_another_deployment_and_its_queues(broker: Broker, server: RedisServer) -> None:
-    Broker(broker.client, prefix="staging:").put(message("x", queue="mail"), queue="mail", step=6)
-    broker.put(message("y", queue="prompts"), queue="prompts")
+    staging = Broker(broker.client, prefix="staging:")
+    for name in ("later", "now"):
+        staging.put(message(name, queue="mail"), queue="mail", step=6)
+    [(tag, _)] = staging.take("mail", room=1)
+    staging.leases.delay(tag, int(time.time() * 1000) + 600_000)
+    staging.say_news()
+    for _ in range(3):
+        broker.put(message("another", queue="prompts"), queue="prompts")
     environ = {"PROMPTMILL_KEY_PREFIX": "staging:", "PROMPTMILL_REDIS_URL": server.url}
     with exporter("-Q", "prompts", "--queue", "mail", environ=environ) as running:
-        waiting = running.scrape()["promptmill_jobs_waiting"]
-    assert {labels for labels, count in waiting.items() if count} == {("6", "mail")}
+        scraped = running.scrape()
+    waiting = scraped["promptmill_jobs_waiting"]
+    assert {labels: count for labels, count in waiting.items() if count} == {("6", "mail"): 1.0}
     assert len(waiting) == 8
+    assert scraped["promptmill_jobs_delayed"] == {("mail",): 1.0, ("prompts",): 0.0}
 
 
 def test_the_text_is_openmetrics_to_the_letter(client: Any, running: Exporter, server: RedisServer) -> None:
@@ -222,7 +230,9 @@ def test_a_redis_that_says_nothing_holds_up_neither_a_scrape_nor_the_end(tmp_pat
     server = RedisServer(tmp_path)
     try:
         with exporter("--redis", server.url) as running, server.frozen():
-            assert running.scrape().keys() == ALWAYS
+            scraped = running.scrape()
+            assert scraped.keys() == ALWAYS
+            assert scraped["promptmill_scrape_duration_seconds"][()] < 10, "Prometheus waits no longer"
             with socket.create_connection(("127.0.0.1", urlsplit(running.url).port or 0)) as waiting:
                 waiting.sendall(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
                 assert running.end()[0] == 0
