@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -193,18 +194,26 @@ def test_another_deployment_and_its_queues(broker: Broker, server: RedisServer) 
     for _ in range(3):
         broker.put(message("another", queue="prompts"), queue="prompts")
     environ = {"PROMPTMILL_KEY_PREFIX": "staging:", "PROMPTMILL_REDIS_URL": server.url}
-    with exporter("-Q", "prompts", "--queue", "mail", environ=environ) as running:
+    with exporter("-Q", "prompts,mail", "--queue", "empty", environ=environ) as running:
         scraped = running.scrape()
     waiting = scraped["promptmill_jobs_waiting"]
     assert {labels: count for labels, count in waiting.items() if count} == {("6", "mail"): 1.0}
-    assert len(waiting) == 8
-    assert scraped["promptmill_jobs_delayed"] == {("mail",): 1.0, ("prompts",): 0.0}
+    assert len(waiting) == 12
+    assert scraped["promptmill_jobs_delayed"] == {("mail",): 1.0, ("prompts",): 0.0, ("empty",): 0.0}
 
 
 def test_the_text_is_openmetrics_to_the_letter(client: Any, running: Exporter, server: RedisServer) -> None:
     asyncio.run(use_the_limiter(server.url))
     text = running.text(accept="application/openmetrics-text; version=1.0.0")
     assert len({family.name for family in openmetrics_families(text)}) > 20
+
+
+def test_scrapes_at_the_same_time_do_not_mind_each_other(client: Any, running: Exporter, server: RedisServer) -> None:
+    asyncio.run(use_the_limiter(server.url))
+    with ThreadPoolExecutor(12) as threads:
+        scrapes = list(threads.map(lambda _: running.scrape(), range(24)))
+    assert all(scraped["promptmill_up"] == {(): 1.0} for scraped in scrapes)
+    assert len({frozenset(scraped) for scraped in scrapes}) == 1
 
 
 def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
@@ -229,11 +238,17 @@ def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
 def test_a_redis_that_says_nothing_holds_up_neither_a_scrape_nor_the_end(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     try:
-        with exporter("--redis", server.url) as running, server.frozen():
-            scraped = running.scrape()
-            assert scraped.keys() == ALWAYS
-            assert scraped["promptmill_scrape_duration_seconds"][()] < 10, "Prometheus waits no longer"
-            with socket.create_connection(("127.0.0.1", urlsplit(running.url).port or 0)) as waiting:
+        with exporter("--redis", server.url) as running:
+            with server.frozen():
+                scraped = running.scrape()
+                assert scraped.keys() == ALWAYS
+                assert scraped["promptmill_scrape_duration_seconds"][()] < 10, "Prometheus waits no longer"
+            # Replies to what was given up must not be taken for those to what is asked now.
+            with server.client() as client:
+                client.lpush("prompts", "a message")
+            for _ in range(3):
+                assert running.scrape()["promptmill_jobs_waiting"]["interactive", "prompts"] == 1
+            with server.frozen(), socket.create_connection(("127.0.0.1", urlsplit(running.url).port or 0)) as waiting:
                 waiting.sendall(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
                 assert running.end()[0] == 0
     finally:

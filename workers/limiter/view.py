@@ -37,8 +37,10 @@ class LimiterView:
 
     `estimated_tokens` were reserved for, and `actual_tokens` taken by, the `settled` calls. `pace_share` is what 429s
     have left of the stated pace; `refused` counts the 429s that began a pause. `paused_until` is in epoch seconds by
-    Redis's clock, `paused_for_s` needs no clock. `wait_s` is about how long a request of the usual size would wait now;
-    None where nobody can tell.
+    Redis's clock, `paused_for_s` needs no clock.
+
+    `wait_s` is about how long a request of the usual size would wait that came now and stood behind all others; in a
+    worker with a short line of its own it goes sooner. None: nobody can tell.
     """
 
     provider: str

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from typing import Annotated, NoReturn
 
 import typer
@@ -26,7 +27,7 @@ def metrics(
     port: Annotated[int, typer.Option(min=0, max=65_535, help="Port to listen on; 0 takes a free one.")] = DEFAULT_PORT,
     queue: Annotated[
         list[str] | None,
-        typer.Option("--queue", "-Q", help="A Celery queue to show; repeatable.", show_default=QUEUE),
+        typer.Option("--queue", "-Q", help="Celery queues to show; repeat it, or use commas.", show_default=QUEUE),
     ] = None,
     redis: Annotated[
         str | None, typer.Option("--redis", help="Redis URL of the queue.", show_default="settings")
@@ -40,7 +41,8 @@ def metrics(
     try:
         settings = get_settings()
         logs.configure()
-        collector = RedisCollector(redis or settings.broker, queues=queue or [QUEUE], key_prefix=settings.key_prefix)
+        queues = [name for names in queue or [QUEUE] for name in names.split(",")]
+        collector = RedisCollector(redis or settings.broker, queues=queues, key_prefix=settings.key_prefix)
     except SettingsError as error:
         _fail(str(error))
     except ValueError as error:
@@ -57,12 +59,24 @@ def _serve(collector: RedisCollector, *, host: str, port: int) -> NoReturn:
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "that is no address"
         _fail(f"can't listen on {host} port {port} ({reason}); choose others with --host and --port (0: a free one)")
-    for ending in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(ending, lambda *_: os._exit(0))
+    ending = _ending()
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"listening on http://{shown}:{server.server_port}/metrics")
-    while True:
-        signal.pause()
+    ending.recv(1)
+    os._exit(0)
+
+
+def _ending() -> socket.socket:
+    """Has a byte when SIGTERM or SIGINT has come.
+
+    The kernel gives a signal to any thread. A handler in Python would wait for the main thread, which then sleeps on.
+    """
+    ear, voice = socket.socketpair()
+    voice.setblocking(False)
+    signal.set_wakeup_fd(voice.detach())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: None)
+    return ear
 
 
 def _fail(text: str) -> NoReturn:
