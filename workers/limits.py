@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["limits"]
 
 TIMEOUT_S = 5.0
+LEAST_NAME_WIDTH = 16
 
 
 def limits(
@@ -32,10 +32,15 @@ def limits(
         str | None, typer.Option("--redis", help="Redis URL of the queue.", show_default="settings")
     ] = None,
 ) -> None:
-    """Show, for each model and key in use: permitted, used, waiting, paused until.
+    """Show what is permitted and used, who waits and how long, for each model and key.
 
-    A key is shown by its fingerprint. Figures are of the last minute; models that nobody has called for two hours are
-    left out.
+    First line: the last minute's requests and tokens, calls in flight, requests waiting for their turn, 429s, and the
+    tokens estimated for all calls so far.
+
+    Second line: what is permitted, how long a request that came now would wait, how much longer a 429 holds everybody
+    up, and the tokens that the calls really took. A `?` is not known.
+
+    A key is shown by its fingerprint. Limiters that nobody has used for two days are left out.
     """
     try:
         settings = get_settings()
@@ -60,29 +65,52 @@ async def _read(url: str, key_prefix: str) -> list[LimiterView]:
 
 
 def _table(views: Iterable[LimiterView]) -> Table:
-    table = Table("model", "key", box=None, pad_edge=False)
-    for name in ("requests a minute", "tokens a minute", "in flight", "waiting", "429s", "est/actual tokens"):
-        table.add_column(name, justify="right")
-    table.add_column("paused for", justify="right")
+    """Two lines for each limiter, so that it fits into 80 columns."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model\nkey", overflow="fold", min_width=LEAST_NAME_WIDTH)
+    headings = (
+        "requests\na minute",
+        "tokens\na minute",
+        "in\nflight",
+        "waiting\nwait",
+        "429s\npaused",
+        "estimated\nactual",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
     for view in views:
+        if table.rows:
+            table.add_row()
         table.add_row(
-            f"{view.provider}/{view.model}",
-            view.fingerprint,
-            _used(view, "requests"),
-            _used(view, "tokens"),
-            f"{view.in_flight}" + (f" of {view.max_in_flight}" if view.max_in_flight else ""),
-            str(view.waiting),
-            str(view.refused),
-            f"{view.estimated_tokens:,} / {view.actual_tokens:,}",
-            "-" if view.paused_until is None else f"{max(0.0, view.paused_until - time.time()):.0f} s",
+            f"{view.provider}/{view.model}\n{view.fingerprint}",
+            f"{_count(view.used_last_minute['requests'])}\n{_permitted(view, 'requests')}",
+            f"{_count(view.used_last_minute['tokens'])}\n{_permitted(view, 'tokens', 'input', 'output')}",
+            f"{view.in_flight:,}\n" + (f"of {view.max_in_flight:,}" if view.max_in_flight else ""),
+            f"{view.waiting:,}\n{_duration(view.wait_s)}",
+            f"{view.refused:,}\n{_duration(view.paused_for_s)}",
+            f"{_count(view.estimated_tokens)}\n{_count(view.actual_tokens)}",
         )
     return table
 
 
-def _used(view: LimiterView, dimension: str) -> str:
-    used = view.used_last_minute.get(dimension, 0.0)
-    permitted = view.permitted_per_minute.get(dimension)
-    return f"{used:,.0f} of {permitted:,.0f}" if permitted is not None else f"{used:,.0f}, no limit known"
+def _permitted(view: LimiterView, *dimensions: str) -> str:
+    known = [view.permitted_per_minute[each] for each in dimensions if each in view.permitted_per_minute]
+    return "of " + ("\n+ ".join(map(_count, known)) if known else "?")
+
+
+def _count(figure: float) -> str:
+    return f"{figure:,.0f}" if figure < 1_000_000 else f"{figure / 1_000_000:,.1f}M"
+
+
+def _duration(seconds: float | None) -> str:
+    """`?`: nobody can tell. `-`: none worth speaking of."""
+    if seconds is None:
+        return "?"
+    if seconds < 0.05:
+        return "-"
+    if seconds >= 3_600:
+        return f"{seconds / 3_600:,.1f} h"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
 
 
 def _fail(text: str) -> None:
