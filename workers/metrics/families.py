@@ -94,7 +94,7 @@ QUEUE: Final[tuple[Metric[QueueView], ...]] = (
     ),
     _queue_figure(
         "cancelled_marks",
-        "Cancellations that workers still look out for; one is kept for a day.",
+        "Cancellations that workers still look out for; one is kept for two weeks.",
         lambda queue: queue.cancelled,
     ),
 )
