@@ -20,6 +20,8 @@ from celery.worker.state import active_requests
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
+from tasks.sentinel import MasterConnection, MasterPool, Sentinels
+
 from . import scripts
 from .commands import Command, Commands, Exchanged, Reply
 from .leases import Lease, Leases
@@ -29,6 +31,8 @@ from .messages import Unreadable, read
 from .qos import Message, QoS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from .poller import Poller
 
 __all__ = ["Channel", "SentinelChannel"]
@@ -311,9 +315,21 @@ class _Client(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]  # kombu p
 
 
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]  # kombu publishes no types
-    """The same, with the master found through Sentinel."""
+    """The same, with the master found through Sentinel.
 
-    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS)
+    kombu reads the sentinels from the URL, as its alternates. After a failed attempt it would go on to the next one by
+    its URL alone: with kombu's own transport, without leases. Here the URL names one, and an option all of them.
+    """
+
+    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS, "sentinels")
+    sentinels: Sequence[tuple[str, int]] = ()
+    connection_class = MasterConnection
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> MasterPool:
+        params = self._connparams(asynchronous)
+        place = params.pop("host"), params.pop("port")
+        login = getattr(self, "sentinel_kwargs", None) or {}
+        return MasterPool(Sentinels(tuple(self.sentinels) or (place,), self.master_name, **login), **params)
 
 
 def _raise_errors(reply: Reply) -> None:

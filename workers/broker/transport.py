@@ -1,4 +1,4 @@
-"""The transports: `broker_transport = "workers.broker:Transport"` with a redis:// URL, or the Sentinel one."""
+"""The transports, one for each kind of URL: `broker_transport = "workers.broker:Transport"` with redis://."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from kombu.transport import redis as kombu_redis
 from .channel import Channel, SentinelChannel
 from .poller import Poller
 
-__all__ = ["SentinelTransport", "Transport"]
+__all__ = ["SentinelTransport", "SocketTransport", "Transport"]
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu publishes no types
@@ -22,8 +22,14 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu publishes
         self.cycle = Poller()
 
 
+class SocketTransport(Transport):
+    """The same for socket:///path. kombu hands such a URL on whole, or would take its own transport for it."""
+
+    can_parse_url = True
+
+
 class SentinelTransport(Transport):
-    """The same for sentinel:// URLs."""
+    """The same for the sentinel:// URL of one sentinel; the option `sentinels` names all."""
 
     Channel = SentinelChannel
     default_port = 26379
