@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
 from .channel import Channel, SentinelChannel
@@ -26,6 +27,10 @@ class SocketTransport(Transport):
     """The same for socket:///path. kombu hands such a URL on whole, or would take its own transport for it."""
 
     can_parse_url = True
+
+
+# Where Celery shows its settings, it asks kombu whose URL this is.
+TRANSPORT_ALIASES["socket"] = f"{__package__}:{SocketTransport.__name__}"
 
 
 class SentinelTransport(Transport):
