@@ -132,7 +132,7 @@ _REASONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
 
 def _reason(error: Exception, timeout_s: float) -> tuple[type[QueueUnavailable], str]:
     if isinstance(error, MasterNotFound):
-        return QueueUnavailable, f"can't be found: {error}"
+        return QueueUnavailable, f"can't be found: {error}."
     said = str(error)
     for classes, word, text in _REASONS:
         if isinstance(error, classes) or (word and word in said):

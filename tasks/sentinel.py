@@ -225,26 +225,26 @@ class _Failures:
         elif isinstance(error, redis_errors.ResponseError):
             self._silent.append(f"{where} is no sentinel")
         else:
-            self._silent.append(f"{where} {type(error).__name__}")
+            self._silent.append(f"{where}: {type(error).__name__}")
 
     def verdict(self) -> MasterNotFound:
         name = self._sentinels.master_name
         if self.is_down:
             return MasterNotFound(
-                f"the master {name} is down, and no replica has taken over yet. If this lasts, ask a sentinel: "
+                f"the master {name} is down, and no replica has taken over yet; if this lasts, ask a sentinel why: "
                 f"redis-cli -p 26379 SENTINEL CKQUORUM {name}"
             )
         if self.answered:
             known = ", ".join(sorted(self.known_names)) or "none"
             return MasterNotFound(
-                f"the sentinels know no master {name} (known: {known}). Check master_name in the Redis URL."
+                f"the sentinels know no master {name} (known: {known}); check master_name in the Redis URL"
             )
         if self._refused:
             return MasterNotFound(
-                f"the sentinel at {self._refused} refused the user or password. Check sentinel_username and "
-                "sentinel_password in the Redis URL; user and password before the host are those of Redis."
+                f"the sentinel at {self._refused} refused the user or password; check sentinel_username and "
+                "sentinel_password in the Redis URL (what stands before the host is for Redis)"
             )
         return MasterNotFound(
-            f"no sentinel answers ({', '.join(self._silent)}). Check that they run, and the hosts and ports of the "
-            "Redis URL."
+            f"no sentinel answers ({', '.join(self._silent)}); check that they run, and the hosts and ports of the "
+            "Redis URL"
         )

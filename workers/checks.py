@@ -136,7 +136,7 @@ def _look(url: str, *, subject: str, holds_queue: bool) -> list[Finding]:
         try:
             return list(check_redis(redis, subject=subject, holds_queue=holds_queue))
         except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
-            return [Finding("warning", subject, f"it can't be reached ({failure(exc)})")]
+            return [Finding("warning", subject, f"it can't be reached: {failure(exc)}")]
         except RedisError as exc:
             return [Finding("warning", subject, f"it refused to be looked at: {exc}")]
 

@@ -128,7 +128,7 @@ def _opened(url: str | None) -> Iterator[DeadLetters]:
         try:
             yield DeadLetters(redis, results_redis, prefix=settings.key_prefix)
         except RedisError as error:
-            _fail(f"Redis does not answer as it should ({error}). Check that it runs, and PROMPTMILL_REDIS_URL.")
+            _fail(f"Redis does not answer as it should: {error}. Check that it runs, and PROMPTMILL_REDIS_URL.")
 
 
 def _fail(text: str) -> NoReturn:

@@ -45,7 +45,7 @@ def limits(
     try:
         views = asyncio.run(_read(address, settings.key_prefix))
     except (RedisError, OSError) as error:
-        _fail(f"Redis can't be asked ({failure(error)}); check that it runs, and PROMPTMILL_REDIS_URL or --redis")
+        _fail(f"Redis can't be asked: {failure(error)}. Check that it runs, and PROMPTMILL_REDIS_URL or --redis.")
     if as_json:
         for view in views:
             typer.echo(json.dumps(asdict(view)))

@@ -131,7 +131,7 @@ async def _check_reachable(redis: Redis, url: str) -> None:
     try:
         await redis.ping()
     except MasterNotFound as error:
-        raise UnusableInput(f"--redis: {error}") from None
+        raise UnusableInput(f"--redis: {error}.") from None
     except (RedisError, OSError) as error:
         reason = "refused the user or password" if "auth" in str(error).lower() else "can't be reached"
         raise UnusableInput(f"Redis at {Address.of(url)} {reason}. Check that it runs, and --redis.") from None
