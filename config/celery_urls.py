@@ -7,59 +7,57 @@ from typing import Any
 from urllib.parse import quote, urlencode
 
 from tasks.address import Address
+from tasks.sentinel import Sentinels
 
 __all__ = ["CeleryUrl", "broker_of", "result_backend_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CeleryUrl:
-    """The class that takes the URL, and the transport options that go with it."""
+    """The class that takes the URL, the transport options that go with it, and the login where the URL has none."""
 
     name: str
     url: str = field(repr=False)
-    options: dict[str, Any] = field(default_factory=dict, repr=False)
-    is_socket: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    username: str | None = None
+    password: str | None = field(default=None, repr=False)
 
 
 def broker_of(address: Address) -> CeleryUrl:
-    """For `broker_url`, `broker_transport` and `broker_transport_options`."""
-    names = {"unix": "SocketTransport", "sentinel": "SentinelTransport"}
-    return _celery_url(f"workers.broker:{names.get(address.scheme, 'Transport')}", address)
+    """For `broker_url`, `broker_transport`, `broker_transport_options`, `broker_user` and `broker_password`."""
+    if address.scheme == "unix":
+        # kombu takes such a URL for a host's name, which it does not hide.
+        return CeleryUrl(
+            name="workers.broker:SocketTransport",
+            url=_of_socket(address),
+            username=address.username,
+            password=address.password,
+        )
+    if address.sentinels is not None:
+        return _behind_sentinels("workers.broker:SentinelTransport", address, address.sentinels)
+    return CeleryUrl(name="workers.broker:Transport", url=_of_host(address))
 
 
 def result_backend_of(address: Address) -> CeleryUrl:
     """For `result_backend` and `result_backend_transport_options`."""
-    name = "SentinelBackend" if address.scheme == "sentinel" else "Backend"
-    return _celery_url(f"workers.results:{name}", address)
-
-
-def _celery_url(name: str, address: Address) -> CeleryUrl:
     if address.scheme == "unix":
-        query = {**address.options, "virtual_host": str(address.database)}
-        url = f"socket://{_login(address)}{quote(address.host)}?{urlencode(query)}"
-        return CeleryUrl(name=name, url=url, is_socket=True)
+        return CeleryUrl(name="workers.results:Backend", url=_of_socket(address, _login(address)))
     if address.sentinels is not None:
-        return CeleryUrl(name=name, url=_of_one_sentinel(address), options=_of_all_sentinels(address))
-    return CeleryUrl(name=name, url=_of_host(address))
+        return _behind_sentinels("workers.results:SentinelBackend", address, address.sentinels)
+    return CeleryUrl(name="workers.results:Backend", url=_of_host(address))
 
 
-def _of_one_sentinel(address: Address) -> str:
-    # All of them would be alternates, to which kombu goes on with a transport of its own (workers/broker/channel.py);
-    # and where Celery shows its settings, it hides the password of the first alone.
-    assert address.sentinels is not None
-    host, port = address.sentinels.hosts[0]
-    return f"sentinel://{_login(address)}{_bracketed(host)}:{port}/{address.database}"
+def _behind_sentinels(name: str, address: Address, sentinels: Sentinels) -> CeleryUrl:
+    # With all of them in the URL they would be alternates, to which kombu goes on with a transport of its own
+    # (workers/broker/channel.py); and where Celery shows its settings, it hides the password of the first alone.
+    host, port = sentinels.hosts[0]
+    url = f"sentinel://{_login(address)}{_bracketed(host)}:{port}/{address.database}"
+    return CeleryUrl(name=name, url=url, options={"master_name": sentinels.master_name, "sentinels": sentinels})
 
 
-def _of_all_sentinels(address: Address) -> dict[str, Any]:
-    sentinels = address.sentinels
-    assert sentinels is not None
-    login = {"username": sentinels.username, "password": sentinels.password}
-    return {
-        "master_name": sentinels.master_name,
-        "sentinels": sentinels.hosts,
-        "sentinel_kwargs": {name: value for name, value in login.items() if value is not None},
-    }
+def _of_socket(address: Address, login: str = "") -> str:
+    query = {**address.options, "virtual_host": str(address.database)}
+    return f"socket://{login}{quote(address.host)}?{urlencode(query)}"
 
 
 def _of_host(address: Address) -> str:

@@ -22,6 +22,8 @@ SOCKET_TIMEOUT_S = 10.0
 # -- broker ------------------------------------------------------------------------------------------------------------
 broker_url = _broker.url
 broker_transport = _broker.name
+broker_user = _broker.username
+broker_password = _broker.password
 broker_connection_retry_on_startup = True
 broker_channel_error_retry = True  # nor does a Redis that refuses a command end it: full, read-only, loading
 broker_connection_max_retries = None  # a worker waits for its Redis for as long as it takes
@@ -42,7 +44,7 @@ result_backend_thread_safe = True  # one backend for the hub, the loop and their
 result_expires = _settings.result_expires_s
 redis_socket_timeout = SOCKET_TIMEOUT_S
 redis_socket_connect_timeout = 5.0
-redis_socket_keepalive = not _results.is_socket  # which has none
+redis_socket_keepalive = not _results.url.startswith("socket:")  # which has none
 
 # -- tasks -------------------------------------------------------------------------------------------------------------
 imports = ("workers.prompts", "workers.checks")

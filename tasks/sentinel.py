@@ -55,6 +55,10 @@ class Sentinels:
     def __str__(self) -> str:
         return ", ".join(f"{host}:{port}" for host, port in self.hosts)
 
+    def __json__(self) -> str:
+        """What `celery inspect` and Flower show: as an option of kombu's connection it is sent to whoever asks."""
+        return str(self)
+
 
 class MasterConnection(redis_sentinel.SentinelManagedConnection):
     """A connection to whoever is the master when it connects.

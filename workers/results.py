@@ -34,7 +34,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, Respon
 
 from tasks import keys
 from tasks.errors import JobFailed
-from tasks.sentinel import MasterPool, Sentinels
+from tasks.sentinel import MasterPool
 
 from .bridge import in_job, offload, wait
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
     from celery import Celery
+
+    from tasks.sentinel import Sentinels
 
 __all__ = ["Backend", "JSONResult", "SentinelBackend", "lifespan"]
 
@@ -270,21 +272,15 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
 
 class SentinelBackend(Backend, CelerySentinelBackend):  # type: ignore[misc]  # Celery publishes no types
-    """The same for the sentinel:// URL of one sentinel.
-
-    `result_backend_transport_options` names the master (`master_name`), and all sentinels (`sentinels`).
-    """
+    """The same behind Sentinel: the URL names one sentinel, the transport option `sentinels` all of them."""
 
     @property
     def _place(self) -> Place:
         return _place_behind(self._transport_options, int(self.connparams["db"] or 0))
 
     def _get_pool(self, **params: Any) -> MasterPool:
-        places = tuple((host["host"], host["port"]) for host in params.pop("hosts"))
-        options = self._transport_options
-        login = options.get("sentinel_kwargs", {})
-        sentinels = Sentinels(options.get("sentinels", places), options["master_name"], **login)
-        return MasterPool(sentinels, **params)
+        del params["hosts"]
+        return MasterPool(self._transport_options["sentinels"], **params)
 
 
 Place = tuple[Any, ...]
@@ -298,13 +294,14 @@ def _place_of(broker: Any) -> Place:
         path = url_to_parts(hostname)
         return f"/{path.path}", int(path.query.get("virtual_host") or 0)
     database = int(str(broker.virtual_host or 0).strip("/") or 0)
-    if "master_name" in broker.transport_options:
+    if "sentinels" in broker.transport_options:
         return _place_behind(broker.transport_options, database)
     return hostname, broker.port or 6379, database
 
 
 def _place_behind(options: Mapping[str, Any], database: int) -> Place:
-    return *sorted(options.get("sentinels", ())), options["master_name"], database
+    sentinels: Sentinels = options["sentinels"]
+    return *sorted(sentinels.hosts), sentinels.master_name, database
 
 
 def _text(value: bytes | None) -> str | None:

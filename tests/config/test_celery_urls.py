@@ -6,6 +6,7 @@ import ssl
 
 import pytest
 from celery import Celery
+from kombu.utils.json import dumps
 from redis.connection import SSLConnection, UnixDomainSocketConnection
 
 from config.celery_urls import broker_of, result_backend_of
@@ -23,6 +24,8 @@ def set_up(broker: str, results: str | None = None) -> Celery:
         broker_url=queue.url,
         broker_transport=queue.name,
         broker_transport_options=queue.options,
+        broker_user=queue.username,
+        broker_password=queue.password,
         result_backend=f"{backend.name}+{backend.url}",
         result_backend_transport_options=backend.options,
     )
@@ -59,8 +62,10 @@ def test_a_connection_that_fails_stays_with_our_transport() -> None:
 def test_where_celery_shows_its_settings_the_passwords_are_hidden(url: str) -> None:
     app = set_up(url)
     with app.connection_for_read() as connection:
+        assert connection.password == SECRET
+        inspected = {name: value for name, value in connection.info().items() if name != "password"}  # as Celery does
         shown = connection.as_uri() + app.backend.as_uri() + repr(broker_of(Address.of(url)))
-    assert SECRET not in shown + repr(app.conf.table(censored=True)) + app.bugreport()
+    assert SECRET not in shown + dumps(inspected) + dumps(app.conf.table(censored=True)) + app.bugreport()
 
 
 @pytest.mark.parametrize(

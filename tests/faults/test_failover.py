@@ -50,8 +50,11 @@ def test_all_follow_the_master_and_lose_what_was_not_replicated_at_most(world: W
     wait_until(lambda: load.count_since(taken_over_at) >= FEW_JOBS, "jobs are submitted to the new master")
     load.stop()
 
-    assert [job.result(timeout_s=PATIENCE_S).ok for job in before] == [True] * len(before)
-    assert world.calls(before, model="slow") == [1] * len(before)
+    results = [job.result(timeout_s=PATIENCE_S) for job in before]
+    assert all(result.ok for result in results)
+    # More than one call is for a failover longer than a lease: on a machine this busy, say.
+    for result, calls in zip(results, world.calls(before, model="slow"), strict=True):
+        assert calls == 1 or result.suspected_double_payment
     lost = [accepted_at for job, accepted_at in load.accepted if not is_answered(job)]
     assert all(accepted_at < killed_at for accepted_at in lost), "only the old master's last words may be missing"
     world.redis = world.enter(replica.client())

@@ -20,7 +20,7 @@ from celery.worker.state import active_requests
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
-from tasks.sentinel import MasterConnection, MasterPool, Sentinels
+from tasks.sentinel import MasterConnection, MasterPool
 
 from . import scripts
 from .commands import Command, Commands, Exchanged, Reply
@@ -31,11 +31,11 @@ from .messages import Unreadable, read
 from .qos import Message, QoS
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from tasks.sentinel import Sentinels
 
     from .poller import Poller
 
-__all__ = ["Channel", "SentinelChannel"]
+__all__ = ["Channel", "SentinelChannel", "SocketChannel"]
 
 logger = logging.getLogger("promptmill.broker")
 
@@ -314,6 +314,19 @@ class _Client(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]  # kombu p
         return super().pipeline(transaction, shard_hint)
 
 
+class SocketChannel(Channel):
+    """The same through a Unix socket.
+
+    kombu reads the login from the socket's URL, and shows that URL to all who inspect the worker. Here it is the
+    connection's own, which kombu shows without the password.
+    """
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        client = self.connection.client
+        params: dict[str, Any] = super()._connparams(asynchronous)
+        return params | {"username": client.userid, "password": client.password}
+
+
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]  # kombu publishes no types
     """The same, with the master found through Sentinel.
 
@@ -322,14 +335,13 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[mis
     """
 
     from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS, "sentinels")
-    sentinels: Sequence[tuple[str, int]] = ()
+    sentinels: Sentinels
     connection_class = MasterConnection
 
     def _sentinel_managed_pool(self, asynchronous: bool = False) -> MasterPool:
         params = self._connparams(asynchronous)
-        place = params.pop("host"), params.pop("port")
-        login = getattr(self, "sentinel_kwargs", None) or {}
-        return MasterPool(Sentinels(tuple(self.sentinels) or (place,), self.master_name, **login), **params)
+        del params["host"], params["port"]
+        return MasterPool(self.sentinels, **params)
 
 
 def _raise_errors(reply: Reply) -> None:

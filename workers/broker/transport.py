@@ -7,7 +7,7 @@ from typing import Any
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
-from .channel import Channel, SentinelChannel
+from .channel import Channel, SentinelChannel, SocketChannel
 from .poller import Poller
 
 __all__ = ["SentinelTransport", "SocketTransport", "Transport"]
@@ -26,6 +26,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu publishes
 class SocketTransport(Transport):
     """The same for socket:///path. kombu hands such a URL on whole, or would take its own transport for it."""
 
+    Channel = SocketChannel
     can_parse_url = True
 
 
@@ -34,7 +35,7 @@ TRANSPORT_ALIASES["socket"] = f"{__package__}:{SocketTransport.__name__}"
 
 
 class SentinelTransport(Transport):
-    """The same for the sentinel:// URL of one sentinel; the option `sentinels` names all."""
+    """The same behind Sentinel: the URL names one sentinel, the option `sentinels` (`tasks.sentinel`) all of them."""
 
     Channel = SentinelChannel
     default_port = 26379
