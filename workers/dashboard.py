@@ -1,4 +1,4 @@
-"""Flower, which shows every result and can stop workers: without a password it does not start.
+"""Flower, which shows every task and can stop workers: without a password it does not start.
 
 Flower sends Celery's `import_modules` when it has read its options and before it listens (flower/app.py); workers and
 the other commands of Celery send it too. `workers.celery` connects the receiver.
@@ -21,7 +21,10 @@ __all__ = ["asks_for_password", "refuse_open_flower"]
 
 logger = logging.getLogger("promptmill.checks")
 
-OPEN = "Flower has no password, and whoever reaches it reads the results and can stop workers."
+OPEN = (
+    "Flower has no password: it shows tasks, workers and settings to whoever reaches it, and where "
+    "FLOWER_UNAUTHENTICATED_API is set, lets them run tasks and stop workers."
+)
 ADVICE = (
     "Set FLOWER_BASIC_AUTH=user:password in its environment (or use --basic-auth, which `ps` shows), or let it sign "
     "people in with --auth, or accept it: PROMPTMILL_ALLOW_OPEN_FLOWER=true."
