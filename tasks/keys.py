@@ -12,6 +12,17 @@ from __future__ import annotations
 QUEUE = "prompts"
 """The Celery queue of prompt jobs."""
 
+PRIORITY_STEPS = (0, 3, 6, 9)
+"""kombu keeps a list for each of them, and reads 0 first."""
+
+PRIORITY_SEPARATOR = "\x06\x16"
+
+
+def queue_list(queue: str, step: int) -> str:
+    """kombu's list of a queue's messages of one priority step (`_q_for_pri`)."""
+    return f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue
+
+
 RECORD_TTL_S = 86_400
 """A job's record from the job's start, and a group from the end of its last job: a day, as results do by default."""
 

@@ -17,25 +17,21 @@ from json.encoder import encode_basestring_ascii
 from typing import Final
 from uuid import uuid4
 
-from .keys import QUEUE
+from .keys import QUEUE, queue_list
 from .request import Kind, NewJob, Priority
 
 __all__ = ["CELERY_PRIORITY", "TASK_NAMES", "Envelope", "queue_keys", "revoke_channel", "revoke_message"]
 
 TASK_NAMES: Final[dict[Kind, str]] = {"chat": "prompts.chat", "embed": "prompts.embed"}
 CELERY_PRIORITY: Final[dict[Priority, int]] = {"interactive": 0, "normal": 3, "bulk": 9}
-"""kombu's Redis transport keeps a list for each of the priorities 0, 3, 6 and 9, and reads 0 first."""
+"""Of `PRIORITY_STEPS`."""
 
-_SEPARATOR: Final = "\x06\x16"
 _BODY_END: Final = '], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 
 
 def queue_keys(key_prefix: str) -> list[str]:
-    """The Redis lists of the queue, in the order of `CELERY_PRIORITY` (kombu: `_q_for_pri`)."""
-    return [
-        f"{key_prefix}{QUEUE}{_SEPARATOR}{priority}" if priority else f"{key_prefix}{QUEUE}"
-        for priority in CELERY_PRIORITY.values()
-    ]
+    """The Redis lists of the queue, in the order of `CELERY_PRIORITY`."""
+    return [key_prefix + queue_list(QUEUE, priority) for priority in CELERY_PRIORITY.values()]
 
 
 class Envelope:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 from . import keys
+from .address import Address
 from .batching import Batcher
 from .cancellation import within
-from .connection import Address, RedisConnection, Script
+from .connection import RedisConnection, Script
 from .errors import InvalidJob, PromptmillError
 from .message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
 from .outcome import read_outcome

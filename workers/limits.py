@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from config.settings import SettingsError, get_settings
+from config.settings import get_settings
+from tasks.address import Address, failure
 
 from .limiter import LimiterView, snapshot
 
@@ -44,11 +44,13 @@ def limits(
     """
     try:
         settings = get_settings()
-        views = asyncio.run(_read(redis or settings.broker, settings.key_prefix))
-    except SettingsError as error:
+        address = Address.of(redis or settings.broker)
+    except ValueError as error:  # SettingsError is one too
         _fail(str(error))
-    except (RedisError, OSError, ValueError) as error:
-        _fail(f"Redis can't be asked ({type(error).__name__}); check that it runs, and PROMPTMILL_REDIS_URL or --redis")
+    try:
+        views = asyncio.run(_read(address, settings.key_prefix))
+    except (RedisError, OSError) as error:
+        _fail(f"Redis can't be asked: {failure(error)}. Check that it runs, and PROMPTMILL_REDIS_URL or --redis.")
     if as_json:
         for view in views:
             typer.echo(json.dumps(asdict(view)))
@@ -56,8 +58,8 @@ def limits(
         Console(markup=False).print(_table(views) if views else "No worker has used a limiter yet.")
 
 
-async def _read(url: str, key_prefix: str) -> list[LimiterView]:
-    redis: Redis = Redis.from_url(url, socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+async def _read(address: Address, key_prefix: str) -> list[LimiterView]:
+    redis = address.async_client(socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
     try:
         return await snapshot(redis, key_prefix=key_prefix)
     finally:
@@ -113,6 +115,6 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
 
 
-def _fail(text: str) -> None:
+def _fail(text: str) -> NoReturn:
     typer.echo(f"Error: {text}", err=True)
     raise typer.Exit(2)

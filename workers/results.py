@@ -22,7 +22,6 @@ from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import orjson
 from celery import states
@@ -32,18 +31,22 @@ from celery.backends.redis import RedisBackend
 from celery.backends.redis import SentinelBackend as CelerySentinelBackend
 from celery.exceptions import BackendStoreError, TaskRevokedError
 from kombu.utils.encoding import bytes_to_str
+from kombu.utils.url import url_to_parts
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
 
 from tasks import keys
 from tasks.errors import JobFailed
+from tasks.sentinel import MasterPool
 
 from .bridge import in_job, offload, wait
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 
     from celery import Celery
+
+    from tasks.sentinel import Sentinels
 
 __all__ = ["Backend", "JSONResult", "SentinelBackend", "lifespan"]
 
@@ -211,10 +214,15 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     @cached_property
     def _leases_key(self) -> str:
         """Where the broker keeps its leases, if that is the same Redis: only then one script can see both."""
-        broker, results = self.app.connection_for_read(), self.connparams
-        where = (broker.hostname, broker.port or 6379, str(broker.virtual_host or 0).strip("/") or "0")
-        ours = (results.get("host"), results.get("port"), str(results.get("db") or 0))
-        return self._broker_prefix + keys.LEASES if where == ours else ""
+        is_same = self._place == _place_of(self.app.connection_for_read())
+        return self._broker_prefix + keys.LEASES if is_same else ""
+
+    @property
+    def _place(self) -> Place:
+        """The results' Redis, as `_place_of` tells the broker's."""
+        where = self.connparams
+        database = int(where["db"] or 0)
+        return (where["path"], database) if "path" in where else (where["host"], where["port"], database)
 
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
@@ -304,17 +312,36 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
 
 class SentinelBackend(Backend, CelerySentinelBackend):  # type: ignore[misc]  # Celery publishes no types
-    """The same for sentinel:// URLs; `result_backend_transport_options` must name the master (`master_name`)."""
+    """The same behind Sentinel: the URL names one sentinel, the transport option `sentinels` all of them."""
 
-    @cached_property
-    def _leases_key(self) -> str:
-        broker = self.app.connection_for_read()
-        sentinels = sorted(f"{host['host']}:{host['port']}" for host in self.connparams["hosts"])
-        brokers = sorted(urlsplit(url).netloc.rpartition("@")[2] for url in broker.alt)
-        same_master = broker.transport_options.get("master_name") == self._transport_options.get("master_name")
-        same_db = str(broker.virtual_host or 0).strip("/") == str(self.connparams.get("db") or 0)
-        is_same = sentinels == brokers and same_master and same_db
-        return self._broker_prefix + keys.LEASES if is_same else ""
+    @property
+    def _place(self) -> Place:
+        return _place_behind(self._transport_options, int(self.connparams["db"] or 0))
+
+    def _get_pool(self, **params: Any) -> MasterPool:
+        del params["hosts"]
+        return MasterPool(self._transport_options["sentinels"], **params)
+
+
+Place = tuple[Any, ...]
+"""A Redis: host, port and database, or the socket's path and database, or sentinels, master and database."""
+
+
+def _place_of(broker: Any) -> Place:
+    """Where a connection of kombu's leads."""
+    hostname = broker.hostname or "localhost"
+    if "://" in hostname:
+        path = url_to_parts(hostname)
+        return f"/{path.path}", int(path.query.get("virtual_host") or 0)
+    database = int(str(broker.virtual_host or 0).strip("/") or 0)
+    if "sentinels" in broker.transport_options:
+        return _place_behind(broker.transport_options, database)
+    return hostname, broker.port or 6379, database
+
+
+def _place_behind(options: Mapping[str, Any], database: int) -> Place:
+    sentinels: Sentinels = options["sentinels"]
+    return *sorted(sentinels.hosts), sentinels.master_name, database
 
 
 def _text(value: bytes | None) -> str | None:

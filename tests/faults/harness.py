@@ -41,6 +41,8 @@ LEASE_S = 1.5
 LATENCY_MS = {"quick": 20, "steady": 300, "slow": 1_000, "slower": 4_000}
 """The simulated models, each a provider process of its own."""
 
+API_KEY = "sk-simulated-0123456789"
+
 MESSAGES = [{"role": "user", "content": "How much is 6 times 7?"}]
 
 
@@ -65,6 +67,21 @@ def _redis_version(binary: Path) -> tuple[int, ...]:
     told = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=True).stdout
     (version,) = (word.removeprefix("v=") for word in told.split() if word.startswith("v="))
     return tuple(int(part) for part in version.split("."))
+
+
+def promptmill(environ: Mapping[str, str], *arguments: str, exit_code: int = 0) -> str:
+    """Run the command as an operator does, and return what it prints."""
+    ended = subprocess.run(
+        [str(Path(sys.executable).with_name("promptmill")), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "FAULTS_API_KEY": API_KEY, **environ},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert ended.returncode == exit_code, ended.stdout + ended.stderr
+    return ended.stdout
 
 
 class RedisServer:
@@ -283,7 +300,7 @@ class World:
                 "PYTHONPATH": os.pathsep.join((str(TESTS), str(ROOT))),
                 "PROMPTMILL_REDIS_URL": url or self.server.url,
                 "PROMPTMILL_CATALOG": str(self.providers.catalog),
-                "FAULTS_API_KEY": "sk-simulated-0123456789",
+                "FAULTS_API_KEY": API_KEY,
                 "FAULTS_TRANSPORT_OPTIONS": json.dumps(transport_options),
                 "FAULTS_RECORDER": self._recorder_url,
                 **(environ or {}),

@@ -20,6 +20,8 @@ from celery.worker.state import active_requests, revoked
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
+from tasks.sentinel import MasterConnection, MasterPool
+
 from . import scripts
 from .commands import Command, Commands, Exchanged, Reply
 from .leases import Lease, Leases
@@ -29,9 +31,11 @@ from .messages import Unreadable, read
 from .qos import Message, QoS
 
 if TYPE_CHECKING:
+    from tasks.sentinel import Sentinels
+
     from .poller import Poller
 
-__all__ = ["Channel", "SentinelChannel"]
+__all__ = ["Channel", "SentinelChannel", "SocketChannel"]
 
 logger = logging.getLogger("promptmill.broker")
 
@@ -315,10 +319,34 @@ class _Client(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]  # kombu p
         return super().pipeline(transaction, shard_hint)
 
 
-class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]  # kombu publishes no types
-    """The same, with the master found through Sentinel."""
+class SocketChannel(Channel):
+    """The same through a Unix socket.
 
-    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS)
+    kombu reads the login from the socket's URL, and shows that URL to all who inspect the worker. Here it is the
+    connection's own, which kombu shows without the password.
+    """
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        client = self.connection.client
+        params: dict[str, Any] = super()._connparams(asynchronous)
+        return params | {"username": client.userid, "password": client.password}
+
+
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]  # kombu publishes no types
+    """The same, with the master found through Sentinel.
+
+    kombu reads the sentinels from the URL, as its alternates. After a failed attempt it would go on to the next one by
+    its URL alone: with kombu's own transport, without leases. Here the URL names one, and an option all of them.
+    """
+
+    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS, "sentinels")
+    sentinels: Sentinels
+    connection_class = MasterConnection
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> MasterPool:
+        params = self._connparams(asynchronous)
+        del params["host"], params["port"]
+        return MasterPool(self.sentinels, **params)
 
 
 def _raise_errors(reply: Reply) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from tasks import keys
-from tasks.connection import Address
+from tasks.address import Address
 from tasks.message import CELERY_PRIORITY
 from workers.limiter import LimiterView, snapshot
 
@@ -22,10 +22,6 @@ READ_TIMEOUT_S: Final = 3.0
 
 CONNECTIONS: Final = 4
 """Kept open between scrapes. Each limiter is a round trip, and they share these."""
-
-SEPARATOR: Final = "\x06\x16"
-PRIORITY_STEPS: Final = (0, 3, 6, 9)
-"""kombu's, as in config/celeryconfig.py: a queue has a list for each step, the first without a suffix."""
 
 _PRIORITIES: Final = {step: name for name, step in CELERY_PRIORITY.items()}
 
@@ -60,11 +56,9 @@ def connect(url: str) -> Redis:
 
     A connection that Redis has closed meanwhile is opened anew, once; more patience would cost the scrape.
     """
-    address = Address.of(url)
-    pool = BlockingConnectionPool.from_url(
-        address.url,
+    pool = Address.of(url).blocking_pool(
         max_connections=CONNECTIONS,
-        timeout=READ_TIMEOUT_S,
+        timeout_s=READ_TIMEOUT_S,
         socket_timeout=READ_TIMEOUT_S,
         socket_connect_timeout=READ_TIMEOUT_S,
         retry=Retry(NoBackoff(), retries=1),
@@ -80,9 +74,9 @@ async def read(redis: Redis, *, queues: Sequence[str], key_prefix: str = "") -> 
 
 async def _read_queue(redis: Redis, *, queues: Sequence[str], key_prefix: str) -> QueueView:
     lists = {
-        (queue, _PRIORITIES.get(step, str(step))): f"{queue}{SEPARATOR}{step}" if step else queue
+        (queue, _PRIORITIES.get(step, str(step))): keys.queue_list(queue, step)
         for queue in queues
-        for step in PRIORITY_STEPS
+        for step in keys.PRIORITY_STEPS
     }
     async with redis.pipeline(transaction=False) as commands:
         commands.time()
