@@ -48,7 +48,7 @@ bench: $(VENV)/dev.stamp ## benchmarks, beside a bare asyncio loop and stock Cel
 	$(BIN)/python -m bench $(ARGS)
 
 soak: $(VENV)/dev.stamp ## the long fault runs, bounded in time; prints a table fault by fault
-	$(BIN)/python -m tests.soak.kill_loop $(ARGS)
+	$(BIN)/python -m tests.soak $(ARGS)
 
 lock: ## pin the dependencies anew (needs uv)
 	uv pip compile pyproject.toml --extra local --group build --universal --generate-hashes --python-version 3.11 \
