@@ -11,9 +11,9 @@ from celery.states import READY_STATES
 
 from tasks.errors import JobFailed
 
+from .bridge import Postponed
 from .celery import app
 from .pipeline import Parked
-from .request import Postponed
 from .results import JSONResult
 from .runtime import current
 

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from celery.exceptions import Ignore
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import task_ready
 
-__all__ = ["Postponed", "Request"]
+from .bridge import Postponed
+
+__all__ = ["Request"]
 
 HIDDEN = "(hidden)"
-
-
-class Postponed(Ignore):  # type: ignore[misc]  # Celery publishes no types
-    """Raised by a task that wants to be run again later, as if it had not been run: no state, no retry counted.
-
-    Its message waits in Redis until `until_s` (epoch seconds, Redis's clock) and takes up no place in any worker.
-    """
-
-    def __init__(self, until_s: float) -> None:
-        super().__init__(f"postponed until {until_s:.3f}")
-        self.until_s = until_s
-
-    def __reduce__(self) -> tuple[type[Postponed], tuple[float]]:
-        return type(self), (self.until_s,)
 
 
 class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
