@@ -49,9 +49,12 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """As Celery's; a postponed job's message goes back to Redis, not off the queue."""
-        leases = getattr(self.message.channel, "leases", None)
-        if isinstance(exc_info.exception, Postponed) and leases is not None:
+        channel = self.message.channel
+        if isinstance(exc_info.exception, Postponed) and hasattr(channel, "leases"):
             task_ready(self)
-            leases.delay(self.message.delivery_tag, int(exc_info.exception.until_s * 1000))
+            until_ms = int(exc_info.exception.until_s * 1000)
+            channel.leases.delay(self.message.delivery_tag, until_ms)
+            if lane := self.message.headers.get("lane"):
+                channel.leases.lanes.postponed(lane, until_ms, now_ms=channel.lookout.redis_ms)
             return None
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
