@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from .harness import World, wait_until
+from .harness import MESSAGES, Worker, World, wait_until
 
 PLACES = 4
-LIMITED = '[models.limited]\nprovider = "quick"\nlimits = { rpm = 300 }\n'
+
+
+def start_worker(world: World, *, rpm: int) -> Worker:
+    world.start_redis()
+    catalogue = world.directory / "limited.toml"
+    limited = f'[models.limited]\nprovider = "quick"\nlimits = {{ rpm = {rpm} }}\n'
+    catalogue.write_text(f"{world.providers.catalog.read_text()}\n{limited}")
+    environ = {"PROMPTMILL_CATALOG": str(catalogue), "PROMPTMILL_LIMIT__PARK_AFTER_S": "0.5"}
+    return world.start_worker(concurrency=PLACES, environ=environ)
+
+
+def parked(world: World) -> int:
+    return int(world.redis.zcard("pm:delayed:prompts"))
 
 
 def test_jobs_far_from_their_turn_wait_in_redis_and_leave_their_places_to_others(world: World) -> None:
-    world.start_redis()
-    catalogue = world.directory / "limited.toml"
-    catalogue.write_text(f"{world.providers.catalog.read_text()}\n{LIMITED}")
-    environ = {"PROMPTMILL_CATALOG": str(catalogue), "PROMPTMILL_LIMIT__PARK_AFTER_S": "0.5"}
-    worker = world.start_worker(concurrency=PLACES, environ=environ)
-
+    worker = start_worker(world, rpm=300)
     limited = world.submit(30, model="limited")
-    wait_until(lambda: world.redis.zcard("pm:delayed:prompts"), "a job is parked")
+    wait_until(lambda: parked(world), "a job is parked")
     free = world.submit(3 * PLACES, model="quick")
 
     assert all(result.ok for result in world.results(free))
@@ -25,3 +32,11 @@ def test_jobs_far_from_their_turn_wait_in_redis_and_leave_their_places_to_others
     assert world.calls(limited, model="quick") == [1] * len(limited)
     world.wait_clean()
     assert "Traceback" not in worker.log_text()
+
+
+def test_jobs_behind_one_that_was_parked_are_not_started_to_be_parked(world: World) -> None:
+    worker = start_worker(world, rpm=60)
+    world.queue.submit_many({"model": "limited", "messages": MESSAGES} for _ in range(400))
+    wait_until(lambda: parked(world) > 380, "nearly all are parked")
+    (stats,) = world.celery().control.inspect([worker.name], timeout=10).stats().values()
+    assert 0 < stats["total"]["prompts.chat"] < 100
