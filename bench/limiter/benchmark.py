@@ -29,11 +29,11 @@ async def run(report: Report) -> None:
         longest_s = max(scenario.time_s for scenario in batch)
         names = dict.fromkeys(f"{_title(scenario)}: {scenario.contestant}" for scenario in batch)
         report.say(f"limiter, {longest_s:g} s: {'; '.join(names)}")
-        outcomes += [judge(record) for record in await asyncio.gather(*map(measure, batch))]
+        found = [judge(record) for record in await asyncio.gather(*map(measure, batch))]
+        for outcome in found:
+            report.say(f"    {_summary(outcome)}")
+        outcomes += found
     report.show(_table(outcomes))
-    for outcome in outcomes:
-        if (note := _note(outcome)) is not None:
-            report.say(f"{_title(outcome.scenario)}: {note}")
     report.verdicts += _verdicts(outcomes)
     report.figures["limiter"] = [outcome.figures() for outcome in outcomes]
 
@@ -106,13 +106,14 @@ def _table(outcomes: Sequence[Outcome]) -> Table:
     return table
 
 
-def _note(outcome: Outcome) -> str | None:
+def _summary(outcome: Outcome) -> str:
+    text = f"{outcome.used:.1%} used, {outcome.refused:,} 429s, {outcome.trips:.3f} trips a call"
     match outcome.after:
         case AfterKill(lost_s, full_after_s):
-            return f"{lost_s:.2f} s of capacity lost, full rate after {full_after_s:.2f} s"
+            text += f"; {lost_s:.2f} s of capacity lost, full rate after {full_after_s:.2f} s"
         case AfterRefusal(leaked, in_first_tenth, in_first_second):
-            return f"{leaked} leaked; after the pause {in_first_tenth} in 0.1 s, {in_first_second} in 1 s"
-    return None
+            text += f"; {leaked} leaked, after the pause {in_first_tenth} in 0.1 s, {in_first_second} in 1 s"
+    return text
 
 
 def _verdicts(outcomes: Sequence[Outcome]) -> Iterator[Verdict]:

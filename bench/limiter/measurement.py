@@ -77,7 +77,7 @@ def _process(
     scenario: Scenario, index: int, redis_url: str, port: int, directory: Path
 ) -> AbstractAsyncContextManager[Child]:
     part = {"scenario": asdict(scenario), "index": index, "redis_url": redis_url, "port": port}
-    return running(python("bench.limiter.process", json.dumps(part)), log=directory / f"process-{index}.log")
+    return running(python("bench.limiter", json.dumps(part)), log=directory / f"process-{index}.log")
 
 
 async def _let_run(scenario: Scenario, provider: StrictProvider, children: Sequence[Child]) -> float | None:

@@ -1,4 +1,4 @@
-"""One process of a scenario: `python -m bench.limiter.process JSON`. All its waiters ask until SIGTERM."""
+"""One process of a scenario: `python -m bench.limiter JSON`. All its waiters ask until SIGTERM."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .contestants import CONTESTANTS, Once, Part
 from .provider import connected
 from .scenarios import Scenario
 
-__all__ = ["READY"]
+__all__ = ["READY", "main"]
 
 READY = "ready"
 """What it prints once its waiters ask; what it has counted, it prints at its end."""
@@ -51,6 +51,7 @@ def _say(text: str) -> None:
     sys.stdout.flush()
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Live the life that the argument describes, and print what was counted."""
     options = json.loads(sys.argv[1])
     _say(json.dumps(uvloop.run(live(Scenario(**options.pop("scenario")), **options))))
