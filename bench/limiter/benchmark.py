@@ -89,6 +89,7 @@ _COLUMNS = (
     _Column("Jain W", lambda outcome: outcome.jain_waiters, ".3f"),
     _Column("stale", lambda outcome: outcome.stale, ",.0f"),
     _Column("us/call", lambda outcome: outcome.cpu_us, ",.0f"),
+    _Column("late ms", lambda outcome: outcome.late_ms, ",.0f"),
 )
 
 

@@ -38,6 +38,7 @@ class Record:
     grants: int
     stale: int
     cpu_s: float
+    provider_latest_s: float
 
 
 async def measure(scenario: Scenario) -> Record:
@@ -70,6 +71,7 @@ async def measure(scenario: Scenario) -> Record:
         grants=sum(started_at <= call.at < ended_at for call in provider.calls),
         stale=int(counts["stale"]),
         cpu_s=counts["cpu_s"],
+        provider_latest_s=provider.latest_s,
     )
 
 

@@ -56,11 +56,13 @@ class Outcome:
     stale: int
     cpu_us: float
     """For each call, of all processes."""
+    late_ms: float
+    """The longest that the provider itself stood still."""
     after: AfterKill | AfterRefusal | None
 
     def figures(self) -> dict[str, Any]:
         """For JSON."""
-        names = ("used", "refused", "trips", "jain_processes", "jain_waiters", "most", "stale", "cpu_us")
+        names = ("used", "refused", "trips", "jain_processes", "jain_waiters", "most", "stale", "cpu_us", "late_ms")
         after = {name: getattr(self.after, name) for name in self.after.__slots__} if self.after else {}
         scenario = {
             name: getattr(self.scenario, name) for name in ("contestant", "limit", "algorithm", "seed", "strike")
@@ -89,6 +91,7 @@ def judge(record: Record) -> Outcome:
         most=most / (60 * scenario.permitted_per_s),
         stale=record.stale,
         cpu_us=record.cpu_s / max(1, record.grants) * 1e6,
+        late_ms=record.provider_latest_s * 1e3,
         after=_after(record, admitted),
     )
 

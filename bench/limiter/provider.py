@@ -39,6 +39,8 @@ class StrictProvider:
         self.calls: list[Call] = []
         self.refused_at: float | None = None
         """When it refused the call that it was told to refuse."""
+        self.latest_s = 0.0
+        """The longest that a call had to wait for this process: where it is long, the machine was too busy to judge."""
         self._scenario = scenario
         self._random = random.Random(scenario.seed)
         self._allowance = _allowance(scenario, phase_s=self._random.uniform(0, WINDOW_S))
@@ -52,11 +54,13 @@ class StrictProvider:
         loop = asyncio.get_running_loop()
         with suppress(ConnectionError):
             while line := await reader.readline():
-                loop.call_later(self._random.uniform(0, self._scenario.jitter_s), self._arrive, line, writer)
+                due = loop.time() + self._random.uniform(0, self._scenario.jitter_s)
+                loop.call_at(due, self._arrive, line, due, writer)
         writer.close()
 
-    def _arrive(self, line: bytes, writer: asyncio.StreamWriter) -> None:
+    def _arrive(self, line: bytes, due: float, writer: asyncio.StreamWriter) -> None:
         number, process, waiter, tokens = map(int, line.split())
+        self.latest_s = max(self.latest_s, asyncio.get_running_loop().time() - due)
         now = time.monotonic()
         if self._refuses_next:
             self._refuses_next, self.refused_at = False, now
