@@ -54,7 +54,8 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
             task_ready(self)
             until_ms = int(exc_info.exception.until_s * 1000)
             channel.leases.delay(self.message.delivery_tag, until_ms)
-            if lane := self.message.headers.get("lane"):
+            lane = self.message.headers.get("lane")
+            if isinstance(lane, str):
                 channel.leases.lanes.postponed(lane, until_ms, now_ms=channel.lookout.redis_ms)
             return None
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
