@@ -44,7 +44,7 @@ format: $(VENV)/dev.stamp ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp ## benchmarks, beside other ways in the same run; make bench ARGS=limiter
+bench: $(VENV)/dev.stamp ## benchmarks, ours beside others in the same run; make bench ARGS=limiter
 	$(BIN)/python -m bench $(ARGS)
 
 soak: $(VENV)/dev.stamp ## the long fault runs, bounded in time; make soak ARGS=kills, or ARGS=limiter
