@@ -1,4 +1,4 @@
-"""How much each benchmark does: the whole run takes about 25 minutes, a quick one five."""
+"""How much each benchmark does: the whole run takes about half an hour, a quick one five."""
 
 from __future__ import annotations
 

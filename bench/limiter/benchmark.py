@@ -71,19 +71,17 @@ class _Column(NamedTuple):
     name: str
     of: Callable[[Outcome], float]
     shown: str
+    of_several: Callable[[Sequence[float]], float] = statistics.median
 
     def cell(self, outcomes: Sequence[Outcome]) -> str:
-        """The one figure, or median and worst of several runs."""
-        values = [self.of(outcome) for outcome in outcomes]
-        if len(values) == 1:
-            return f"{values[0]:{self.shown}}"
-        return f"{statistics.median(values):{self.shown}} ({min(values):{self.shown}}-{max(values):{self.shown}})"
+        return f"{self.of_several([self.of(outcome) for outcome in outcomes]):{self.shown}}"
 
 
 _COLUMNS = (
     _Column("used", lambda outcome: outcome.used, ".1%"),
+    _Column("least", lambda outcome: outcome.used, ".1%", min),
     _Column("most/60 s", lambda outcome: outcome.most, ".1%"),
-    _Column("429s", lambda outcome: outcome.refused, ",.0f"),
+    _Column("429s", lambda outcome: outcome.refused, ",.0f", sum),
     _Column("trips/call", lambda outcome: outcome.trips, ".3f"),
     _Column("Jain K", lambda outcome: outcome.jain_processes, ".3f"),
     _Column("Jain W", lambda outcome: outcome.jain_waiters, ".3f"),
@@ -94,9 +92,11 @@ _COLUMNS = (
 
 
 def _table(outcomes: Sequence[Outcome]) -> Table:
-    table = Table(title="4 processes at one strict provider; median (extremes) of several runs", title_justify="left")
-    table.add_column("")
-    table.add_column("")
+    table = Table(
+        title="4 processes at one strict provider; of several runs the medians, and all 429s", title_justify="left"
+    )
+    table.add_column("", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for column in _COLUMNS:
         table.add_column(column.name, justify="right")
     rows: dict[tuple[str, str], list[Outcome]] = {}
