@@ -46,6 +46,7 @@ class Envelope:
             .replace('"<id>"', "%(id)s")
             .replace('"<eta>"', "%(eta)s")
             .replace('"<group>"', "%(group)s")
+            .replace('"<lane>"', "%(lane)s")
             .replace('"<tag>"', '"%(tag)s"')
             for kind in TASK_NAMES
             for priority in CELERY_PRIORITY
@@ -59,6 +60,7 @@ class Envelope:
             "id": encode_basestring_ascii(job.id),
             "eta": f'"{_iso(now_s + job.delay_s)}"' if job.delay_s else "null",
             "group": "null" if group is None else encode_basestring_ascii(group),
+            "lane": "null" if job.lane is None else encode_basestring_ascii(job.lane),
             # kombu files a delivered message under this: never the same twice, nor in two processes.
             "tag": os.urandom(16).hex(),
         }
@@ -85,6 +87,7 @@ def _template(*, origin: str, reply_to: str) -> str:
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
+        "lane": "<lane>",  # ours: workers/broker/lanes.py
     }
     properties: dict[str, object] = {
         "correlation_id": "<id>",

@@ -11,10 +11,10 @@ from celery.states import READY_STATES
 
 from tasks.errors import JobFailed
 
+from .bridge import Postponed
 from .broker.messages import MARKS
 from .celery import app
 from .pipeline import Parked
-from .request import Postponed
 from .results import JSONResult
 from .runtime import current
 

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from uuid import uuid4
 
@@ -156,9 +157,19 @@ class Provider:
 class Providers:
     """All simulated models, and the catalogue that names them."""
 
-    def __init__(self, directory: Path, latencies_ms: Mapping[str, float] = LATENCY_MS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        latencies_ms: Mapping[str, float] = LATENCY_MS,
+        *,
+        options: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        limits: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`options` of a model's simulator, and what the catalogue says about its limits (a TOML table)."""
+        self._limits = limits
         self._providers = {
-            model: Provider("--latency-ms", str(latency_ms)) for model, latency_ms in latencies_ms.items()
+            model: Provider("--latency-ms", str(latency_ms), *options.get(model, ()))
+            for model, latency_ms in latencies_ms.items()
         }
         self.catalog = directory / "catalog.toml"
         self.catalog.write_text("\n".join(map(self._entry, self._providers)))
@@ -167,7 +178,7 @@ class Providers:
         url = self._providers[model].base_url
         return (
             f'[providers.{model}]\nbase_url = "{url}"\napi_keys = ["FAULTS_API_KEY"]\n'
-            f'[models.{model}]\nprovider = "{model}"\n'
+            f'[models.{model}]\nprovider = "{model}"\nlimits = {self._limits.get(model, "{}")}\n'
         )
 
     def calls(self, model: str) -> Counter[str]:

@@ -305,6 +305,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             self.leases.delay(tag, delivery.due_ms)
             self.lookout.within((delivery.due_ms - self.lookout.redis_ms) / 1000)
             return None
+        now_ms = self.lookout.redis_ms
+        if delivery.lane and (turn_ms := self.leases.lanes.turn_ms(delivery.lane, now_ms=now_ms)) is not None:
+            self.leases.delay(tag, turn_ms)
+            return None
         return delivery.ready(tag)
 
     def _bury(self, tag: str, kind: str, reason: str) -> None:

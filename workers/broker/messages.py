@@ -39,6 +39,12 @@ class Delivery:
     suspected: bool = False
     due_ms: int | None = None
 
+    @property
+    def lane(self) -> str | None:
+        """Where it may be kept waiting without being started. Not if it was: its call may have been paid for."""
+        name = self.payload["headers"].get("lane")
+        return name if isinstance(name, str) and not self.deliveries and not self.suspected else None
+
     def ready(self, tag: str) -> dict[str, Any]:
         """The payload, marked for its consumer."""
         headers, properties = self.payload["headers"], self.payload["properties"]
