@@ -176,9 +176,10 @@ class Providers:
 
     def _entry(self, model: str) -> str:
         url = self._providers[model].base_url
+        limits = f"limits = {self._limits[model]}" if model in self._limits else ""
         return (
             f'[providers.{model}]\nbase_url = "{url}"\napi_keys = ["FAULTS_API_KEY"]\n'
-            f'[models.{model}]\nprovider = "{model}"\nlimits = {self._limits.get(model, "{}")}\n'
+            f'[models.{model}]\nprovider = "{model}"\n{limits}\n'
         )
 
     def calls(self, model: str) -> Counter[str]:
