@@ -201,7 +201,6 @@ class Worker:
         self.name = name
         self.log = world.directory / f"{name.partition('@')[0]}.log"
         self._world = world
-        self.started_at = time.monotonic()
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=dict(environ), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
