@@ -19,7 +19,7 @@ from config.settings import SettingsError, get_settings
 from .limiter import LimiterView, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["limits"]
 
@@ -34,7 +34,7 @@ def limits(
 ) -> None:
     """Show, for each model and key in use: permitted, used, waiting, paused until.
 
-    A key is shown by its fingerprint. Figures are of the last minute; models that nobody has called for two hours are
+    A key is shown by its fingerprint; `all keys` are the organisation's limits above them. Figures are of the last minute; models that nobody has called for two hours are
     left out.
     """
     try:
@@ -64,25 +64,34 @@ def _table(views: Iterable[LimiterView]) -> Table:
     for name in ("requests a minute", "tokens a minute", "in flight", "waiting", "429s", "est/actual tokens"):
         table.add_column(name, justify="right")
     table.add_column("paused for", justify="right")
-    for view in views:
+    views = list(views)
+    for view, after in zip(views, [*views[1:], None], strict=True):
         table.add_row(
             f"{view.provider}/{view.model}",
             view.fingerprint,
-            _used(view, "requests"),
-            _used(view, "tokens"),
+            _used("requests", view.used_last_minute, view.permitted_per_minute),
+            _used("tokens", view.used_last_minute, view.permitted_per_minute),
             f"{view.in_flight}" + (f" of {view.max_in_flight}" if view.max_in_flight else ""),
             str(view.waiting),
             str(view.refused),
             f"{view.estimated_tokens:,} / {view.actual_tokens:,}",
             "-" if view.paused_until is None else f"{max(0.0, view.paused_until - time.time()):.0f} s",
         )
+        is_last_key = after is None or (after.provider, after.model) != (view.provider, view.model)
+        if is_last_key and view.organisation_permitted_per_minute:
+            _add_organisation(table, view)
     return table
 
 
-def _used(view: LimiterView, dimension: str) -> str:
-    used = view.used_last_minute.get(dimension, 0.0)
-    permitted = view.permitted_per_minute.get(dimension)
-    return f"{used:,.0f} of {permitted:,.0f}" if permitted is not None else f"{used:,.0f}, no limit known"
+def _add_organisation(table: Table, view: LimiterView) -> None:
+    used, permitted = view.organisation_used_last_minute, view.organisation_permitted_per_minute
+    limits = (_used(name, used, permitted) if name in permitted else "-" for name in ("requests", "tokens"))
+    table.add_row(f"{view.provider}/{view.model}", "all keys", *limits, "-", "-", "-", "-", "-")
+
+
+def _used(dimension: str, used: Mapping[str, float], permitted: Mapping[str, float]) -> str:
+    amount = f"{used.get(dimension, 0.0):,.0f}"
+    return f"{amount} of {permitted[dimension]:,.0f}" if dimension in permitted else f"{amount}, no limit known"
 
 
 def _fail(text: str) -> None:

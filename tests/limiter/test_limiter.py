@@ -155,7 +155,7 @@ async def test_who_is_too_late_in_the_line_is_told_and_takes_no_slot() -> None:
         late = asyncio.create_task(admit(limiter, priority="bulk", until_s=loop.time() + 1.0))
         others = [asyncio.create_task(sent_at(limiter, priority="interactive")) for _ in range(8)]
         await asyncio.sleep(0)
-        limiter.hear_pause(2, 3.0)
+        limiter.overhear_pause(2, 3.0)
         with pytest.raises(TooLate):
             await late
         await asyncio.gather(*others)
@@ -211,7 +211,7 @@ async def test_a_pause_heard_by_the_channel_voids_what_was_leased() -> None:
         await asyncio.sleep(0.5)
         heard_at = loop.time()
         schedule.paused_until, schedule.epoch = heard_at + 2.0, 2
-        limiter.hear_pause(2, 2.0)
+        limiter.overhear_pause(2, 2.0)
         times = await asyncio.gather(*others)
     assert not [each for each in times if heard_at < each < heard_at + 2.0]
 
@@ -221,7 +221,7 @@ async def test_a_pause_longer_than_a_waiter_s_patience_sends_it_to_park() -> Non
     async with limiter_of() as (limiter, _):
         others = [asyncio.create_task(admit(limiter, park_after_s=5.0)) for _ in range(30)]
         await asyncio.sleep(0.2)
-        limiter.hear_pause(2, 60.0)
+        limiter.overhear_pause(2, 60.0)
         results = await asyncio.gather(*others, return_exceptions=True)
         parked = [each for each in results if isinstance(each, MustPark)]
         assert len(parked) > 20

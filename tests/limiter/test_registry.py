@@ -235,13 +235,12 @@ async def test_processes_that_wait_share_evenly(client: Redis) -> None:
 
 
 async def test_the_organisation_s_limit_stands_above_the_keys(client: Redis) -> None:
-    above = plan(Limits(rpm=600, algorithm="sliding"))
+    terms = plan(FAST, organisation=Limits(rpm=600, algorithm="sliding"), keys=3)
     ledger = Ledger()
     for key in ("k1", "k2", "k3"):
-        name = LimiterName("p", "m", key)
-        of_key = RedisSchedule(client, name, plan(FAST), organisation=above, fixed_now="1000")
+        of_key = RedisSchedule(client, LimiterName("p", "m", key), terms, fixed_now="1000")
         ledger.add((await of_key.acquire(ask("a", 1, 99, backlog=99))).slots)
-    (pace,) = above.dimensions
+    (pace,) = (each for each in terms.dimensions if each.shared_by)
     assert len(ledger.entries) > 3
     assert ledger.worst_excess(rate_per_s=pace.rate_per_s, burst=pace.burst) <= 0
 
@@ -272,14 +271,15 @@ async def test_an_unknown_limit_is_cut_by_a_429_and_recovers(client: Redis) -> N
 
 async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(client: Redis) -> None:
     limits = Limits(rpm=600, algorithm="fixed")
+    told: Any = {"told": {"rpm": 600}}
     await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 5))
     own = RateHeader("requests", 600, 595, 50.0)
-    calm = await schedule(client, limits, now=1_010.0).acquire(
+    calm = await schedule(client, limits, now=1_010.0, **told).acquire(
         Ask(process="a", seq=2, costs=[Cost()], headers=[own], epoch=1)
     )
     assert calm.slots[0] == pytest.approx(1_010.0)
     foreign = RateHeader("requests", 600, 50, 40.0)
-    slowed = await schedule(client, limits, now=1_020.0).acquire(
+    slowed = await schedule(client, limits, now=1_020.0, **told).acquire(
         Ask(process="a", seq=3, costs=[Cost()], headers=[foreign], epoch=1)
     )
     assert not slowed.slots

@@ -12,7 +12,7 @@ Tokens come in lumps, and an answer's length is known only when it is over, so t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -54,12 +54,16 @@ _BELOW = 1.0 - 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """One limited quantity: `limit` a minute as the provider states it, and the safe pace below it."""
+    """One limited quantity: `limit` a minute as the provider states it, and the safe pace below it.
+
+    `shared_by` says how many keys have it together, where it is an organisation's; 0 where it is the key's own.
+    """
 
     name: DimensionName
     limit: int
     rate_per_s: float
     burst: float
+    shared_by: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +86,24 @@ class Plan:
 
     @property
     def limits_requests(self) -> bool:
-        return any(dimension.name == "requests" for dimension in self.dimensions)
+        """Whether the key's own limit of requests is known."""
+        return any(dimension.name == "requests" and not dimension.shared_by for dimension in self.dimensions)
 
     def unit_s(self, cost: Cost) -> float:
-        """Seconds of the tightest dimension's capacity that the request takes."""
-        return max((cost.of(each.name) / each.rate_per_s for each in self.dimensions), default=0.0)
+        """Seconds of the tightest dimension's capacity, or of the key's even share of it, that the request takes."""
+        return max(
+            (cost.of(each.name) / each.rate_per_s * (each.shared_by or 1) for each in self.dimensions), default=0.0
+        )
+
+    def within(self, cost: Cost) -> Cost:
+        """The cost with no more output than could ever be let through: a guess must not make a request impossible."""
+        rooms = [cost.output_tokens]
+        for each in self.dimensions:
+            if each.name == "output":
+                rooms.append(each.limit)
+            elif each.name == "tokens":
+                rooms.append(max(0, each.limit - cost.input_tokens))
+        return replace(cost, output_tokens=min(rooms))
 
     def check(self, cost: Cost) -> None:
         """Raises `TooLargeForLimit` for a request that no wait could let through."""
@@ -96,8 +113,20 @@ class Plan:
 
 
 @lru_cache(maxsize=1_024)
-def plan(limits: Limits) -> Plan:
-    """The safe pace for these limits."""
+def plan(limits: Limits, *, organisation: Limits | None = None, keys: int = 1) -> Plan:
+    """The safe pace for one key's limits, and for those that its organisation's `keys` have together.
+
+    Of the organisation's, only what is counted by the minute: the others have no schedule above the keys.
+    """
+    own = _plan(limits)
+    if organisation is None:
+        return own
+    above = _plan(organisation)
+    shared = tuple(replace(each, shared_by=keys) for each in above.dimensions)
+    return replace(own, dimensions=own.dimensions + shared, use_by_s=min(own.use_by_s, above.use_by_s))
+
+
+def _plan(limits: Limits) -> Plan:
     dimensions: list[Dimension] = []
     use_by_s = MAX_USE_BY_S
     if limits.rpm is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from tasks import keys
@@ -26,7 +26,8 @@ class LimiterView:
     """One limiter. `permitted_per_minute` and `used_last_minute` are by dimension: requests, tokens, input, output.
 
     `estimated_tokens` were reserved for, and `actual_tokens` taken by, the `settled` calls. `pace_share` is what 429s
-    have left of the stated pace. `paused_until` is in epoch seconds.
+    have left of the stated pace. `paused_until` is in epoch seconds. The `organisation_...` figures are of all keys of
+    the model together, and empty where no limit stands above them.
     """
 
     provider: str
@@ -46,6 +47,8 @@ class LimiterView:
     settled: int
     estimated_tokens: int
     actual_tokens: int
+    organisation_permitted_per_minute: Mapping[str, float] = field(default_factory=dict)
+    organisation_used_last_minute: Mapping[str, float] = field(default_factory=dict)
 
 
 async def mark_listed(redis: Redis, names: list[LimiterName], *, now: float, key_prefix: str = "") -> None:
@@ -68,30 +71,38 @@ async def listed(redis: Redis, *, key_prefix: str = "") -> list[tuple[str, str, 
 
 async def look(redis: Redis, provider: str, model: str, fingerprint: str, *, key_prefix: str = "") -> LimiterView:
     """One limiter as it stands. One round trip."""
-    clock, state, processes, _, days, _ = (key_prefix + key for key in keys.limiter(provider, model, fingerprint))
+    clock, state, processes, _, days, above = (key_prefix + key for key in keys.limiter(provider, model, fingerprint))
     async with redis.pipeline(transaction=False) as commands:
         commands.time()
-        for key in (clock, state, processes, days):
+        for key in (clock, state, processes, days, above):
             commands.hgetall(key)
-        (seconds, micros), clock_hash, state_hash, process_hash, day_hash = await commands.execute()
+        (seconds, micros), clock_hash, *hashes = await commands.execute()
     ahead_s = _number(clock_hash, b"ahead")
     now = seconds + micros / 1e6 + ahead_s
-    return _view((provider, model, fingerprint), state_hash, process_hash, day_hash, now=now, ahead_s=ahead_s)
+    return _view((provider, model, fingerprint), *hashes, now=now, ahead_s=ahead_s)
 
 
 def _view(
-    name: tuple[str, str, str], state: _Hash, processes: _Hash, days: _Hash, *, now: float, ahead_s: float
+    name: tuple[str, str, str],
+    state: _Hash,
+    processes: _Hash,
+    days: _Hash,
+    organisation: _Hash,
+    *,
+    now: float,
+    ahead_s: float,
 ) -> LimiterView:
     records = [record.split() for record in processes.values()]
     alive = [record for record in records if float(record[0]) >= now]
     pause = _number(state, b"pause")
     share = _pace_share(state, now)
+    above = _stated(state, "o")
     return LimiterView(
         provider=name[0],
         model=name[1],
         fingerprint=name[2],
         permitted_per_minute={each: rate * share * WINDOW_S for each, rate in _paces(state, now).items()},
-        used_last_minute={each: _last_minute(state, each, now) for each in ("requests", "tokens")},
+        used_last_minute=_used(state, now),
         requests_per_day=int(_number(state, b"requests_per_day")) or None,
         used_today=int(_number(days, str(int(now // 86_400)).encode())),
         max_in_flight=int(_number(state, b"max_in_flight")) or None,
@@ -104,16 +115,27 @@ def _view(
         settled=int(_number(state, b"settled")),
         estimated_tokens=int(_number(state, b"reserved_tokens")),
         actual_tokens=int(_number(state, b"used_tokens")),
+        organisation_permitted_per_minute={each: rate * WINDOW_S for each, rate in above.items()},
+        organisation_used_last_minute=_used(organisation, now) if above else {},
     )
 
 
 def _paces(state: _Hash, now: float) -> dict[str, float]:
     """Permitted a second, by dimension; after a 429 also for a model whose limits nobody has stated."""
-    stated = (part.split(":") for part in state.get(b"dimensions", b"").decode().split())
-    paces = {name: float(rate) for level, name, _, rate, _ in stated if level == "s"}
+    paces = _stated(state, "s")
     if b"cap" in state and "requests" not in paces:
         paces["requests"] = _number(state, b"cap") * 1.01 ** min(1_000.0, max(0.0, now - _number(state, b"cap_at")))
     return paces
+
+
+def _stated(state: _Hash, level: str) -> dict[str, float]:
+    """Permitted a second, by dimension, of the key (`s`) or the organisation (`o`), as the scripts were last told."""
+    parts = (part.split(":") for part in state.get(b"dimensions", b"").decode().split())
+    return {name: float(rate) for its_level, name, _, rate, _ in parts if its_level == level}
+
+
+def _used(counts: _Hash, now: float) -> dict[str, float]:
+    return {each: _last_minute(counts, each, now) for each in ("requests", "tokens")}
 
 
 def _pace_share(state: _Hash, now: float) -> float:
