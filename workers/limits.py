@@ -34,8 +34,8 @@ def limits(
 ) -> None:
     """Show, for each model and key in use: permitted, used, waiting, paused until.
 
-    A key is shown by its fingerprint; `all keys` are the organisation's limits above them. Figures are of the last minute; models that nobody has called for two hours are
-    left out.
+    A key is shown by its fingerprint; `all keys` are the organisation's limits above them. Figures are of the last
+    minute; models that nobody has called for two hours are left out.
     """
     try:
         settings = get_settings()

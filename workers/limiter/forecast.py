@@ -35,11 +35,11 @@ class Forecast:
         self._turn_at = -math.inf
         self._next_return_at = -math.inf
 
-    def note_turn(self, at: float) -> None:
-        """Somebody was sent. Where nobody waits, the next turn's distance tells nothing."""
+    def note_turn(self, at: float, *, is_last: bool) -> None:
+        """Somebody is sent. After the last in the line, the distance of the next turn tells nothing."""
         if self._turn_at > at - _FORGET_S:
             self._interval_s += _LEARNING * (at - self._turn_at - self._interval_s)
-        self._turn_at = at if self._line else -math.inf
+        self._turn_at = -math.inf if is_last else at
 
     def turn_s(self, plan: Plan, *, live: int) -> float:
         """About how long one turn of this process takes, beside `live` processes that wait, itself included."""

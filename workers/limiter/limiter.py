@@ -16,7 +16,8 @@ from .caller import CALL_TIMEOUT_S, LEAST_GAP_S, RETRY_S, Caller
 from .clock import ScheduleClock
 from .cost import Cost
 from .degraded import LocalPace, WhenAway
-from .errors import TooLargeForLimit, TooLate
+from .dispatch import MOST_DIFFERENT_COSTS, Dispatcher
+from .errors import TooLargeForLimit
 from .forecast import Forecast
 from .headers import rate_headers, wait_s
 from .line import Line, Waiter
@@ -25,13 +26,14 @@ from .permit import Permit
 from .schedule import Ask, Grant, Pause, PauseReport
 from .slots import EARLY_S, Slot, Slots
 from .tally import Tally
+from .told import ToldLimits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from .cost import TokenUsage
     from .estimate import Estimator
-    from .headers import RateHeader, ToldLimit
+    from .headers import ToldLimit
     from .line import Priority
     from .rate import Plan
     from .schedule import Schedule
@@ -53,7 +55,6 @@ IDLE_FLUSH_S = 2.0
 FREE_REPORT_S = 1.0
 RENEW_S = 4.0
 MOST_COSTS = 256
-MOST_DIFFERENT_COSTS = 64
 _LEAD_S = (0.010, 0.050)
 _DEFAULT_PAUSE_S = 1.0
 
@@ -102,13 +103,12 @@ class Limiter:
         self._slots = Slots(self._loop, self._dispatch)
         self._pauses = Pauses()
         self._forecast = Forecast(self._line, self._pauses, now=now, time=self._loop.time)
+        self._dispatcher = Dispatcher(self._line, self._forecast, self.tally, issue=self._permit)
+        self._told = ToldLimits()
         self._in_flight = 0
         self._last: Grant | None = None
         self._asked_for: list[Waiter] = []
         self._ask_at = -math.inf
-        self._told: Mapping[ToldLimit, int] = {}
-        self._headers: list[RateHeader] = []
-        self._tells_limits_at = math.inf
         self._local: LocalPace | None = None
         self._caller = Caller(schedule, self, self._loop)
 
@@ -128,7 +128,7 @@ class Limiter:
         try:
             return await waiter.answer
         except asyncio.CancelledError:
-            self._abandon(waiter)
+            self._dispatcher.abandon(waiter)
             raise
 
     def expected_wait_s(self, priority: Priority = "normal") -> float:
@@ -168,7 +168,7 @@ class Limiter:
             try:
                 plan.check(waiter.cost)
             except TooLargeForLimit as never:
-                self._dismiss(waiter, never)
+                self._dispatcher.dismiss(waiter, never)
         self._caller.nudge(self._asks_at())
 
     async def close(self) -> None:
@@ -178,7 +178,7 @@ class Limiter:
         unused = list(self._slots.drain())
         self.tally.returned = [slot.instant for slot in unused if slot.instant is not None]
         for slot in unused:
-            self._void(slot)
+            self._dispatcher.void(slot)
         try:
             await self._caller.close()
         except TimeoutError:
@@ -214,22 +214,9 @@ class Limiter:
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """See `Permit.observe`."""
-        if not (found := rate_headers(headers)):
-            return
-        self._headers = found
-        lower = {each.tells: each.limit for each in found if each.tells and each.limit < self._told_limit(each.tells)}
-        if lower:
-            # This process keeps to it from now on, the others as soon as Redis hears of it.
-            self._take_limits({**self._told, **lower})
-            self._tells_limits_at = self._caller.called_at + LEAST_GAP_S
-            self._caller.nudge(self._tells_limits_at)
-
-    def _told_limit(self, name: ToldLimit) -> float:
-        return self._told.get(name, math.inf)
-
-    def _take_limits(self, told: Mapping[ToldLimit, int]) -> None:
-        self._told = told
-        self._on_told(told)
+        if (found := rate_headers(headers)) and self._told.note(found):
+            self._on_told(self._told.limits)
+            self._caller.nudge(self._tells_limits_at())
 
     # ---- waiting
 
@@ -246,91 +233,34 @@ class Limiter:
     def _turn_s(self) -> float:
         return self._forecast.turn_s(self.plan, live=self._last.live if self._last else 1)
 
-    def _abandon(self, waiter: Waiter) -> None:
-        if waiter.answer.done() and not waiter.answer.cancelled() and waiter.answer.exception() is None:
-            waiter.answer.result().give_back()
-        else:
-            self._line.leave(waiter)
-
     def _eject(self) -> None:
         """After news of a long wait: who would rather wait elsewhere, goes."""
         wait_s = self._pauses.left_s(self._loop.time())
         for waiter in list(self._line):
             if waiter.movable:
-                self._dismiss(waiter, Moved())
+                self._dispatcher.dismiss(waiter, Moved())
             elif waiter.park_after_s is not None and wait_s > waiter.park_after_s:
-                self._dismiss(waiter, self._forecast.parked(wait_s, waiter.park_after_s, turn_s=self._turn_s()))
-
-    def _dismiss(self, waiter: Waiter, why: Exception) -> None:
-        self._line.leave(waiter)
-        if not waiter.answer.done():
-            waiter.answer.set_exception(why)
-
-    def _first(self) -> Waiter | None:
-        while (first := self._line.first()) is not None:
-            if first.answer.done():
-                self._line.leave(first)
-            elif self._forecast.is_too_late(first):
-                self._dismiss(first, TooLate("the job's deadline passed while it waited for the provider's limits"))
-            else:
-                return first
-        return None
+                far = self._forecast.parked(wait_s, waiter.park_after_s, turn_s=self._turn_s())
+                self._dispatcher.dismiss(waiter, far)
 
     # ---- dispatch
 
     def _dispatch(self) -> None:
         now = self._loop.time()
-        for slot in self._slots.due(now):
-            waiter = None
-            if now > slot.due + self.plan.use_by_s:
-                self.tally.stale += 1
-            else:
-                waiter = self._taker(slot)
-            if waiter is None:
-                self._void(slot)
-            else:
-                self._send(waiter, slot, now)
+        self._dispatcher.dispatch(self._slots.due(now), self.plan, now=now)
         self._slots.arm()
         self._caller.nudge(self._asks_at())
-
-    def _taker(self, slot: Slot) -> Waiter | None:
-        """Whose turn it is, unless the slot is sized for one that needs much more."""
-        first, owner = self._first(), slot.owner if slot.owner and not slot.owner.answer.done() else None
-        if first is None or not self.plan.counts_tokens:
-            return first
-        if _fits(first, slot) and (owner is None or not _needs_much_more(owner, first)):
-            return first
-        return owner or next((each for each in self._line.upcoming(MOST_DIFFERENT_COSTS) if _fits(each, slot)), None)
-
-    def _send(self, waiter: Waiter, slot: Slot, now: float) -> None:
-        self._line.take(waiter)
-        self.tally.adjust(slot.cost, waiter.cost)
-        self.tally.granted += 1
-        self._forecast.note_turn(now)
-        waiter.answer.set_result(self._permit(waiter.cost))
-
-    def _let_all_go(self) -> None:
-        """Nothing is limited."""
-        while (waiter := self._first()) is not None:
-            self._line.take(waiter)
-            self.tally.went_free += 1
-            waiter.answer.set_result(self._permit(waiter.cost))
 
     def _permit(self, cost: Cost) -> Permit:
         self._in_flight += 1
         return Permit(self, cost, epoch=self._pauses.epoch)
-
-    def _void(self, slot: Slot) -> None:
-        """The request's instant is lost, or it would be sold twice; its tokens are not."""
-        if slot.instant is not None:
-            self.tally.refund(slot.cost)
 
     def _note_pause(self, epoch: int, until: float) -> None:
         news = self._pauses.note(epoch, until)
         if news == "known":
             return
         for slot in self._slots.drain():
-            self._void(slot)
+            self._dispatcher.void(slot)
         if news == "longer":
             self._eject()
         self._ask_at = min(self._ask_at, self._loop.time() + RENEW_S)
@@ -340,7 +270,7 @@ class Limiter:
 
     def calls_at(self) -> float:
         """See `Client`."""
-        due = min(self._asks_at(), self._tells_limits_at, self.tally.unsaid_since + self._flush_s())
+        due = min(self._asks_at(), self._tells_limits_at(), self.tally.unsaid_since + self._flush_s())
         if self.tally.went_free:
             due = min(due, self._caller.called_at + FREE_REPORT_S)
         if self._in_flight and self.plan.max_in_flight is not None:
@@ -351,6 +281,9 @@ class Limiter:
         if self._backlog() <= 0:
             return math.inf
         return max(self._ask_at, self._caller.called_at + LEAST_GAP_S)
+
+    def _tells_limits_at(self) -> float:
+        return self._caller.called_at + LEAST_GAP_S if self._told.is_urgent else math.inf
 
     def _tell_soon(self) -> None:
         """Something was settled."""
@@ -392,7 +325,6 @@ class Limiter:
         """See `Client`."""
         costs, self._asked_for = ([], []) if leaves else self._wanted()
         said = self.tally.say()
-        headers, self._headers, self._tells_limits_at = self._headers, [], math.inf
         return Ask(
             process=self._options.process,
             seq=seq,
@@ -405,7 +337,7 @@ class Limiter:
             reserved_tokens=said.reserved_tokens,
             used_tokens=said.used_tokens,
             went_free=said.went_free,
-            headers=headers,
+            headers=self._told.say(),
             epoch=self._pauses.epoch if self._last is not None else 0,
             leaves=leaves,
             returned=said.returned,
@@ -439,13 +371,13 @@ class Limiter:
         for position, instant in enumerate(grant.slots):
             owner = self._asked_for[position] if self._asked_for else None
             self._add_slot(instant, ask.costs[position], owner, grant.epoch)
-        if grant.told != self._told and self._tells_limits_at == math.inf:
-            self._take_limits(grant.told)
+        if self._told.hear(grant.told):
+            self._on_told(self._told.limits)
         if grant.reason == "day":
             self._pauses.blocked_until = now + grant.wait_s
             self._eject()
         if self.plan.is_free and not grant.is_capped and not self._is_paused():
-            self._let_all_go()
+            self._dispatcher.let_all_go()
         self._ask_at = self._next_ask_at(grant, now, rtt_s=now - asked_at)
         if not self._caller.is_closing:
             self._slots.arm()
@@ -453,7 +385,7 @@ class Limiter:
     def _add_slot(self, instant: float, cost: Cost, owner: Waiter | None, epoch: int) -> None:
         slot = Slot(self._clock.monotonic(instant), instant, cost, owner)
         if epoch < self._pauses.epoch or slot.due < self._pauses.until - EARLY_S:
-            self._void(slot)  # leased before the pause that this process knows of
+            self._dispatcher.void(slot)  # leased before the pause that this process knows of
         else:
             self._slots.add(slot)
 
@@ -482,7 +414,7 @@ class Limiter:
         """See `Client`."""
         if self._options.when_away == "open" or self.plan.is_free:
             if not self._is_paused():
-                self._let_all_go()
+                self._dispatcher.let_all_go()
         elif self._local is not None:
             self._lease_locally(self._local)
 
@@ -500,15 +432,3 @@ class Limiter:
         logger.info("Redis is back after %.1f s: the limits are shared again", away_s)
         self._local = None
         self._slots.drop_local()
-
-
-def _fits(waiter: Waiter, slot: Slot) -> bool:
-    return (
-        waiter.cost.input_tokens <= slot.cost.input_tokens
-        and waiter.cost.of("tokens") <= slot.cost.of("tokens")
-        and waiter.cost.output_tokens <= slot.cost.output_tokens
-    )
-
-
-def _needs_much_more(owner: Waiter, other: Waiter) -> bool:
-    return owner.cost.of("tokens") > 2 * other.cost.of("tokens")
