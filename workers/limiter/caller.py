@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 from redis.exceptions import RedisError
 
 from .schedule import PauseReport
+from .slots import EARLY_S
 
 if TYPE_CHECKING:
     from .schedule import Ask, Grant, Pause, Schedule
@@ -102,7 +103,8 @@ class Caller:
                 await self._call()
 
     async def _until_due(self) -> None:
-        while (due := self._due()) > self._loop.time():
+        # uvloop counts milliseconds: what is due within one would be waited for by turning round and round.
+        while (due := self._due()) > self._loop.time() + EARLY_S:
             self._sleeps_until = due
             timer = self._loop.call_at(due, self._wake.set) if due < math.inf else None
             await self._wake.wait()

@@ -13,7 +13,7 @@ Tokens come in lumps, and an answer's length is known only when it is over, so t
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from .errors import TooLargeForLimit
@@ -66,21 +66,24 @@ class Dimension:
     shared_by: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """Everything that governs one limiter. A slot is void `use_by_s` seconds after its instant."""
+    """Everything that governs one limiter. A slot is void `use_by_s` seconds after its instant.
+
+    Without slots, so that what each grant asks for is worked out once.
+    """
 
     dimensions: tuple[Dimension, ...] = ()
     use_by_s: float = MAX_USE_BY_S
     requests_per_day: int | None = None
     max_in_flight: int | None = None
 
-    @property
+    @cached_property
     def is_free(self) -> bool:
         """Whether nothing is limited, so that only pauses hold a request."""
         return not self.dimensions and self.requests_per_day is None and self.max_in_flight is None
 
-    @property
+    @cached_property
     def counts_tokens(self) -> bool:
         return any(dimension.name != "requests" for dimension in self.dimensions)
 
@@ -97,13 +100,13 @@ class Plan:
 
     def within(self, cost: Cost) -> Cost:
         """The cost with no more output than could ever be let through: a guess must not make a request impossible."""
-        rooms = [cost.output_tokens]
+        room = cost.output_tokens
         for each in self.dimensions:
             if each.name == "output":
-                rooms.append(each.limit)
+                room = min(room, each.limit)
             elif each.name == "tokens":
-                rooms.append(max(0, each.limit - cost.input_tokens))
-        return replace(cost, output_tokens=min(rooms))
+                room = min(room, max(0, each.limit - cost.input_tokens))
+        return cost if room == cost.output_tokens else replace(cost, output_tokens=room)
 
     def check(self, cost: Cost) -> None:
         """Raises `TooLargeForLimit` for a request that no wait could let through."""

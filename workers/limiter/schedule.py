@@ -205,8 +205,8 @@ def _told(spelt: str) -> dict[ToldLimit, int]:
 
 
 def _spelt_costs(costs: Sequence[Cost]) -> str:
-    runs = groupby(costs, key=lambda cost: (cost.input_tokens, cost.output_tokens))
-    return " ".join(f"{sum(1 for _ in run)}:{tokens[0]}:{tokens[1]}" for tokens, run in runs)
+    runs = ((cost, len(list(run))) for cost, run in groupby(costs))
+    return " ".join(f"{count}:{cost.input_tokens}:{cost.output_tokens}" for cost, count in runs)
 
 
 def _grant(reply: Sequence[bytes]) -> Grant:
