@@ -117,7 +117,7 @@ async def test_a_cancelled_waiter_leaves_its_turn_to_the_next() -> None:
         done = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(isinstance(each, asyncio.CancelledError) for each in done) == 5
     assert sum(isinstance(each, float) for each in done) == 15
-    assert limiter.waiting == 0 and limiter.in_flight == 0
+    assert limiter.waiting_of("", "normal") == 0 and limiter.in_flight == 0
 
 
 @virtually

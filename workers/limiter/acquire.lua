@@ -5,6 +5,9 @@
 -- cost c may go at tat + (c - burst) / rate at the earliest, and moves tat on by c / rate. A lump larger than the burst
 -- pays for the excess before it goes. So no instant is sold twice, whatever dies.
 --
+-- The organisation's limits, which stand above several keys, have a calendar instead (calendar.lua): each key leases ahead
+-- at a pace of its own, and a single end would lose for the others what lies between its slots.
+--
 -- A call is known by (process, seq). If its reply was lost, the same call gets the same reply again and changes nothing.
 --
 -- KEYS  1 clock (hash), 2 state (hash), 3 processes (hash: id -> "expiry seen backlog held vt"),
@@ -44,7 +47,10 @@ local leaving = ARGV[17] == '1'
 
 local state = hash(KEYS[2])
 local levels = { s = state, o = hash(KEYS[6]) }
-local dims = dimensions_of(ARGV[4])
+local dims, above = {}, {}
+for _, dim in ipairs(dimensions_of(ARGV[4])) do
+  if dim.level == 's' then dims[#dims + 1] = dim else above[#above + 1] = dim end
+end
 local is_new = not state.epoch
 
 local headers = {}
@@ -75,14 +81,14 @@ local knows_limits = told == ARGV[19]
 local factor, cap = factor_at(state, now), cap_at(state, now)
 local has_requests = false
 for _, dim in ipairs(dims) do
-  if dim.level == 's' then dim.rate = dim.rate * factor end
-  if dim.level == 's' and dim.name == 'requests' then
+  dim.rate = dim.rate * factor
+  if dim.name == 'requests' then
     has_requests = true
     if cap then dim.rate = math.min(dim.rate, cap) end
   end
 end
 if cap and not has_requests then
-  dims[#dims + 1] = { level = 's', name = 'requests', limit = 0, rate = cap, burst = 1 }
+  dims[#dims + 1] = { name = 'requests', rate = cap, burst = 1 }
 end
 
 -- A limiter that nobody has used starts with one permit. One whose state is gone may have slots out that were leased
@@ -91,24 +97,27 @@ local its_epoch = tonumber(ARGV[16])
 local behind_s = (is_new and its_epoch > 0) and longest_s or 0
 local epoch = string.format('%.0f', math.max(tonumber(state.epoch or 1), its_epoch))
 for _, dim in ipairs(dims) do
-  local tat = levels[dim.level]['tat:' .. dim.name]
-  dim.tat = tonumber(tat) or now + behind_s + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
+  dim.tat = tonumber(state['tat:' .. dim.name]) or now + behind_s + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
 end
+local calendar = calendar_of(KEYS[6], levels.o, above, now)
 
--- 2. Settlement, and slots that come back. Only the end of the schedule can be undone: an instant in its middle would be
--- sold again at the end, beside another.
+-- 2. Settlement, and slots that come back. Only the end of a schedule can be undone: an instant in its middle would be
+-- sold again at the end, beside another. A calendar can be undone anywhere.
 local back_in, back_out = string.match(ARGV[12], '^(-?%d+):(-?%d+)$')
 local back = { requests = 0, input = tonumber(back_in), output = tonumber(back_out) }
 back.tokens = back.input + back.output
 for _, dim in ipairs(dims) do dim.tat = dim.tat - back[dim.name] / dim.rate end
+calendar.settle(back)
 local returned = 0
-for instant in string.gmatch(ARGV[18], '%d+') do
+for word in string.gmatch(ARGV[18], '%d+') do
+  local instant = tonumber(word) / 1000000
   for _, dim in ipairs(dims) do
-    if dim.name == 'requests' and math.abs(dim.tat - tonumber(instant) / 1000000 - dim.burst / dim.rate) < 0.000003 then
+    if dim.name == 'requests' and math.abs(dim.tat - instant - dim.burst / dim.rate) < 0.000003 then
       dim.tat = dim.tat - 1 / dim.rate
-      returned = returned + (dim.level == 's' and 1 or 0)
+      returned = returned + 1
     end
   end
+  calendar.give_back(instant)
 end
 
 local minute = math.floor(now / 60)
@@ -134,7 +143,7 @@ for _, header in ipairs(headers) do
     used_today_by_header = header.limit - header.remaining
   elseif header.tells ~= 'none' and used > sent[header.name] + 2 + 0.02 * header.limit then
     for _, dim in ipairs(dims) do
-      if dim.level == 's' and dim.name == header.name then
+      if dim.name == header.name then
         dim.tat = math.max(dim.tat, now + header.reset - header.remaining / dim.rate)
       end
     end
@@ -181,20 +190,25 @@ local slots, wait, why, horizon, tokens = {}, 0, 'done', nil, 0
 local most_calls = max_calls
 if max_calls > 0 and live > 1 then most_calls = math.ceil(max_calls / live) end
 
+-- Its instant, the seconds of the tightest dimension that it takes, and its places in the calendar.
 local function first_instant(cost)
   local at, unit = math.max(now, pause), 0
   for _, dim in ipairs(dims) do
     at = math.max(at, dim.tat + (cost[dim.name] - dim.burst) / dim.rate)
     unit = math.max(unit, cost[dim.name] / dim.rate)
   end
-  return at, unit
+  for _, dim in ipairs(above) do unit = math.max(unit, cost[dim.name] / dim.rate) end
+  local places
+  at, places = calendar.place(cost, math.max(at, now + behind_s))
+  return at, unit, places
 end
 
-local function sell(cost, at)
+local function sell(cost, at, places)
   for _, dim in ipairs(dims) do
     local c = cost[dim.name]
     dim.tat = math.max(dim.tat, at - math.max(0, c - dim.burst) / dim.rate) + c / dim.rate
   end
+  calendar.sell(places)
 end
 
 local function refusal(at, unit)
@@ -214,14 +228,14 @@ for count, input, output in string.gmatch(ARGV[11], '(%d+):(%d+):(%d+)') do
   local cost = { requests = 1, input = tonumber(input), output = tonumber(output) }
   cost.tokens = cost.input + cost.output
   for _ = 1, tonumber(count) do
-    local at, unit = first_instant(cost)
+    local at, unit, places = first_instant(cost)
     horizon = horizon or math.max(0.1, math.min(longest_s, 32 * live * unit))
     local reason, wait_s = refusal(at, unit)
     if reason then
       why, wait = reason, wait_s
       break
     end
-    sell(cost, at)
+    sell(cost, at, places)
     vt = vt + unit
     tokens = tokens + cost.tokens
     slots[#slots + 1] = micros(at)
@@ -250,13 +264,11 @@ redis.call('HSET', KEYS[2],
 redis.call('EXPIRE', KEYS[2], 172800)
 if state.cap and not cap then redis.call('HDEL', KEYS[2], 'cap', 'cap_at') end
 if state.factor and factor >= 1 then redis.call('HDEL', KEYS[2], 'factor', 'factor_at') end
-local has_organisation = false
 for _, dim in ipairs(dims) do
-  local key = dim.level == 's' and KEYS[2] or KEYS[6]
-  redis.call('HSET', key, 'tat:' .. dim.name, seconds(dim.tat))
-  has_organisation = has_organisation or dim.level == 'o'
+  redis.call('HSET', KEYS[2], 'tat:' .. dim.name, seconds(dim.tat))
 end
-if has_organisation then
+if #above > 0 then
+  calendar.write()
   redis.call('HSET', KEYS[6], counts_of(levels.o))
   redis.call('EXPIRE', KEYS[6], 172800)
 end

@@ -99,7 +99,7 @@ class Limiter:
         self._on_told = on_told
         self._loop = asyncio.get_running_loop()
         self._clock = ScheduleClock()
-        self._line = line or Line()
+        self._line = Line() if line is None else line
         self._slots = Slots(self._loop, self._dispatch)
         self._pauses = Pauses()
         self._forecast = Forecast(self._line, self._pauses, now=now, time=self._loop.time)
@@ -137,9 +137,9 @@ class Limiter:
             return self._pauses.left_s(self._loop.time())
         return self._forecast.wait_s(priority, turn_s=self._turn_s())
 
-    @property
-    def waiting(self) -> int:
-        return len(self._line)
+    def waiting_of(self, tenant: str, priority: Priority) -> int:
+        """How many of the tenant's requests of this priority wait here."""
+        return self._line.waiting_of(tenant, priority)
 
     @property
     def in_flight(self) -> int:

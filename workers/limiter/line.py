@@ -52,6 +52,7 @@ class Waiter:
 @dataclass(slots=True)
 class _Tenant:
     weight: float
+    waiting: int = 0
     start: float = 0.0
     is_listed: bool = False
     waiters: deque[Waiter] = field(default_factory=deque)
@@ -83,6 +84,7 @@ class _Class:
             tenant.is_listed = True
             heappush(self._heap, (tenant.start, next(self._order), waiter.tenant))
         tenant.waiters.append(waiter)
+        tenant.waiting += 1
 
     def first(self) -> Waiter | None:
         while self._heap:
@@ -97,10 +99,19 @@ class _Class:
                 heappush(self._heap, (tenant.start, order, name))
         return None
 
+    def waiting_of(self, name: str) -> int:
+        tenant = self._tenants.get(name)
+        return tenant.waiting if tenant else 0
+
+    def leave(self, waiter: Waiter) -> None:
+        waiter.gone = True
+        self._tenants[waiter.tenant].waiting -= 1
+
     def take(self, waiter: Waiter) -> None:
         tenant = self._tenants[waiter.tenant]
         self._now = max(self._now, tenant.start)
         tenant.start += waiter.units / tenant.weight
+        self.leave(waiter)
         if len(self._tenants) > _TENANTS_KEPT:
             self._forget_idle()
 
@@ -146,6 +157,10 @@ class Line:
         """How many wait in this class and those above it."""
         return sum(self._waiting[each] for each in PRIORITIES[: PRIORITIES.index(priority) + 1])
 
+    def waiting_of(self, tenant: str, priority: Priority) -> int:
+        """How many of the tenant wait in this class."""
+        return self._classes[priority].waiting_of(tenant)
+
     def join(self, waiter: Waiter) -> None:
         self._classes[waiter.priority].join(waiter)
         self._waiting[waiter.priority] += 1
@@ -153,7 +168,7 @@ class Line:
     def leave(self, waiter: Waiter) -> None:
         """Go away without a turn."""
         if not waiter.gone:
-            waiter.gone = True
+            self._classes[waiter.priority].leave(waiter)
             self._waiting[waiter.priority] -= 1
 
     def first(self) -> Waiter | None:
@@ -164,7 +179,7 @@ class Line:
     def take(self, waiter: Waiter) -> None:
         """It has its turn, whether or not it was the first."""
         self._classes[waiter.priority].take(waiter)
-        self.leave(waiter)
+        self._waiting[waiter.priority] -= 1
         _serve(self._owed, waiter.priority, self._waiting)
 
     def upcoming(self, most: int) -> list[Waiter]:

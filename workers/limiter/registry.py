@@ -129,7 +129,7 @@ class LimiterRegistry:
         for _, limiter in pool:
             limiter.plan.check(cost)
         while True:
-            key, limiter = self._soonest(pool, priority)
+            key, limiter = self._soonest(pool, priority, tenant or "")
             waiter = Waiter(
                 cost,
                 asyncio.get_running_loop().create_future(),
@@ -174,13 +174,22 @@ class LimiterRegistry:
 
     # ----
 
-    def _soonest(self, pool: list[tuple[Any, Limiter]], priority: Priority) -> tuple[Any, Limiter]:
-        """The key that is free first; among equals, each in its turn."""
+    def _soonest(self, pool: list[tuple[Any, Limiter]], priority: Priority, tenant: str) -> tuple[Any, Limiter]:
+        """The key that is free first; among equals, each in its turn.
+
+        Before that, the one for which the fewest of the tenant wait: tenants take turns key by key, so each has to be
+        in all the lines.
+        """
         if len(pool) == 1:
             return pool[0]
         self._turn += 1
         turned = [pool[(self._turn + position) % len(pool)] for position in range(len(pool))]
-        return min(turned, key=lambda each: (each[1].expected_wait_s(priority), each[1].waiting, each[1].in_flight))
+
+        def rank(offer: tuple[Any, Limiter]) -> tuple[float, int, int]:
+            limiter = offer[1]
+            return limiter.expected_wait_s(priority), limiter.waiting_of(tenant, priority), limiter.in_flight
+
+        return min(turned, key=rank)
 
     def _pool(self, model: Model, keys: Sequence[SecretStr | None]) -> list[tuple[Any, Limiter]]:
         identity = (model.provider, model.upstream, tuple(keys))
