@@ -106,17 +106,6 @@ async def test_an_organisation_s_limit_holds_for_keys_without_one(
     assert times[-1] - times[0] > 1.5
 
 
-async def test_keys_with_less_than_their_organisation_use_all_of_theirs_at_once(
-    deployment: pytest.MonkeyPatch, simulator: RunningSimulator
-) -> None:
-    write_catalog(simulator, organisation='rpm = 6000, algorithm = "bucket"', limits='rpm = 3000, algorithm = "bucket"')
-    async with lifespan(app):
-        await asyncio.gather(*(prompt(f"job-{number}") for number in range(100)))
-    times = await arrivals(simulator)
-    # One key alone would take twice as long.
-    assert times[-1] - times[0] < 1.5
-
-
 async def test_tenants_take_turns_by_their_weights(deployment: pytest.MonkeyPatch, simulator: RunningSimulator) -> None:
     deployment.setenv("PROMPTMILL_LIMIT__TENANT_WEIGHTS", '{"web": 3, "batch": 1}')
     write_catalog(simulator, organisation="rpm = 6000", limits="rpm = 3000")

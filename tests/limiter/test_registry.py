@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -18,9 +15,7 @@ from redis.asyncio import Redis
 from config.catalog import Limits, Model
 from tasks.results import Usage
 from workers.limiter import Cost, LimiterRegistry, MustPark, Permit, TooLargeForLimit, snapshot
-from workers.limiter.headers import RateHeader
 from workers.limiter.rate import plan
-from workers.limiter.schedule import Ask, LimiterName, PauseReport, RedisSchedule
 
 from .conftest import RedisServer
 from .ledger import Ledger
@@ -57,10 +52,6 @@ async def once(registry: LimiterRegistry, model_: Model, sent: list[float] | Non
         sent.append(time.monotonic())
     permit.settle(Usage())
     return permit
-
-
-def schedule(client: Redis, limits: Limits, *, now: float, **options: Any) -> RedisSchedule:
-    return RedisSchedule(client, LimiterName("p", "m", "k"), plan(limits), fixed_now=str(now), **options)
 
 
 async def test_two_workers_share_one_pace(client: Redis, redis_server: RedisServer) -> None:
@@ -177,110 +168,3 @@ async def test_redis_away_and_back(own_redis_server: RedisServer) -> None:
         own_redis_server.start()
         await wait_until(lambda: not limiter.is_away, description="it finds Redis again")
         await once(registry, model())
-
-
-# ---- the scripts, case by case
-
-
-def ask(process: str, seq: int, count: int, **fields: Any) -> Ask:
-    return Ask(process=process, seq=seq, costs=[Cost()] * count, **fields)
-
-
-async def test_a_cold_start_has_one_permit(client: Redis) -> None:
-    limits = Limits(rpm=1_200, algorithm="sliding")
-    grant = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 50, backlog=50))
-    gap_s = 1 / plan(limits).dimensions[0].rate_per_s
-    assert grant.slots[0] == pytest.approx(1_000.0)
-    assert all(later - earlier > gap_s - 1e-5 for earlier, later in pairwise(grant.slots))
-
-
-async def test_a_lost_state_begins_behind_what_may_be_out(client: Redis) -> None:
-    limits = Limits(rpm=1_200)
-    grant = await schedule(client, limits, now=1_000.0).acquire(
-        Ask(process="a", seq=7, epoch=3, backlog=9, costs=[Cost()] * 9)
-    )
-    assert not grant.slots or grant.slots[0] >= 1_004.0
-    assert grant.epoch == 3
-
-
-async def test_the_day_s_allowance_stops_at_its_number(client: Redis) -> None:
-    limits = Limits(rpm=60_000, rpd=10)
-    first = await schedule(client, limits, now=86_400.0 * 100 + 10).acquire(ask("a", 1, 50))
-    assert (len(first.slots), first.reason) == (10, "day")
-    assert first.wait_s == pytest.approx(86_390.0)
-    next_day = await schedule(client, limits, now=86_400.0 * 101 + 1).acquire(ask("a", 2, 5))
-    assert len(next_day.slots) == 5
-
-
-async def test_a_dead_process_s_calls_come_back_with_its_lease(client: Redis) -> None:
-    limits = Limits(max_in_flight=10)
-    dying = ask("dead", 1, 20)
-    assert len((await schedule(client, limits, now=1_000.0).acquire(dying)).slots) == 10
-    other = replace(dying, process="alive")
-    assert not (await schedule(client, limits, now=1_011.0).acquire(other)).slots
-    assert len((await schedule(client, limits, now=1_012.5).acquire(replace(other, seq=2))).slots) == 10
-
-
-async def test_processes_that_wait_share_evenly(client: Redis) -> None:
-    limits, got, asked = Limits(rpm=6_000, algorithm="sliding"), Counter[str](), Counter[str]()
-    now = 1_000.0
-    for step in range(400):
-        now += 0.05
-        # `greedy` asks three times as often.
-        for process in ("greedy", *(("modest",) if step % 3 == 0 else ())):
-            asked[process] += 1
-            call = ask(process, asked[process], 256, backlog=500, epoch=1 if step else 0)
-            got[process] += len((await schedule(client, limits, now=now).acquire(call)).slots)
-    assert got["greedy"] / got["modest"] == pytest.approx(1.0, abs=0.1)
-
-
-async def test_the_organisation_s_limit_stands_above_the_keys(client: Redis) -> None:
-    terms = plan(FAST, organisation=Limits(rpm=600, algorithm="sliding"), keys=3)
-    ledger = Ledger()
-    for key in ("k1", "k2", "k3"):
-        of_key = RedisSchedule(client, LimiterName("p", "m", key), terms, fixed_now="1000")
-        ledger.add((await of_key.acquire(ask("a", 1, 99, backlog=99))).slots)
-    (pace,) = (each for each in terms.dimensions if each.shared_by)
-    assert len(ledger.entries) > 3
-    assert ledger.worst_excess(rate_per_s=pace.rate_per_s, burst=pace.burst) <= 0
-
-
-async def test_the_end_of_a_schedule_can_be_given_back(client: Redis) -> None:
-    limits = Limits(rpm=600, algorithm="sliding")
-    first = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 20, backlog=20))
-    leaving = Ask(process="a", seq=2, leaves=True, returned=first.slots[5:])
-    await schedule(client, limits, now=1_000.0).acquire(leaving)
-    other = await schedule(client, limits, now=1_000.0).acquire(ask("b", 1, 3))
-    assert other.slots == pytest.approx(first.slots[5:8], abs=1e-4)
-
-
-async def test_an_unknown_limit_is_cut_by_a_429_and_recovers(client: Redis) -> None:
-    free = Limits()
-    now = 1_000.0
-    for seq in range(1, 31):
-        await schedule(client, free, now=now + seq).acquire(Ask(process="a", seq=seq, went_free=10, epoch=int(seq > 1)))
-    now += 31
-    await schedule(client, free, now=now).pause(PauseReport(epoch=1, asked_s=2.0))
-    capped = await schedule(client, free, now=now + 2).acquire(ask("a", 40, 256, backlog=500))
-    assert capped.is_capped
-    gap_s = capped.slots[1] - capped.slots[0]
-    assert 1 / gap_s == pytest.approx(7.0, rel=0.1)
-    later = await schedule(client, free, now=now + 72).acquire(ask("a", 41, 256, backlog=500))
-    assert 1 / (later.slots[1] - later.slots[0]) == pytest.approx(7.0 * 1.01**70, rel=0.15)
-
-
-async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(client: Redis) -> None:
-    limits = Limits(rpm=600, algorithm="fixed")
-    told: Any = {"told": {"rpm": 600}}
-    await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 5))
-    own = RateHeader("requests", 600, 595, 50.0)
-    calm = await schedule(client, limits, now=1_010.0, **told).acquire(
-        Ask(process="a", seq=2, costs=[Cost()], headers=[own], epoch=1)
-    )
-    assert calm.slots[0] == pytest.approx(1_010.0)
-    foreign = RateHeader("requests", 600, 50, 40.0)
-    slowed = await schedule(client, limits, now=1_020.0, **told).acquire(
-        Ask(process="a", seq=3, costs=[Cost()], headers=[foreign], epoch=1)
-    )
-    assert not slowed.slots
-    assert slowed.wait_s == pytest.approx(40 - 50 / plan(limits).dimensions[0].rate_per_s, abs=0.5)
