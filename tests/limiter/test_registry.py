@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -15,6 +15,8 @@ from redis.asyncio import Redis
 from config.catalog import Limits, Model
 from tasks.results import Usage
 from workers.limiter import Cost, LimiterRegistry, MustPark, Permit, TooLargeForLimit, snapshot
+from workers.limiter.background import stop
+from workers.limiter.limiter import Limiter
 from workers.limiter.rate import plan
 
 from .conftest import RedisServer
@@ -146,6 +148,74 @@ async def test_limits_are_learned_from_the_answers(client: Redis, redis_server: 
         assert max(sent) - min(sent) > 0.4
 
 
+async def test_a_limit_that_one_worker_was_told_holds_in_the_others(client: Redis, redis_server: RedisServer) -> None:
+    headers = {
+        "x-ratelimit-limit-requests": "600",
+        "x-ratelimit-remaining-requests": "599",
+        "x-ratelimit-reset-requests": "100ms",
+    }
+    async with registries(redis_server.url) as (one, other):
+        free = model(Limits())
+        await once(other, free)
+        (await one.admit(free, [None], cost=Cost())).observe(headers)
+        (limiter,) = other._limiters.values()
+        deadline = time.monotonic() + PATIENCE_S
+        while not limiter.plan.limits_requests:
+            assert time.monotonic() < deadline, "the other worker never hears of it"
+            await once(other, free)
+            await asyncio.sleep(0.01)
+        assert limiter.plan == plan(Limits(rpm=600))
+
+
+async def test_a_guess_of_the_output_never_makes_a_request_impossible(client: Redis, redis_server: RedisServer) -> None:
+    headers = {
+        "x-ratelimit-limit-tokens": "500",
+        "x-ratelimit-remaining-tokens": "490",
+        "x-ratelimit-reset-tokens": "1s",
+    }
+    async with registries(redis_server.url, count=1) as (registry,):
+        unknown = model(Limits())
+        above = model(Limits(output_tpm=900), name="other").model_copy(update={"organisation_limits": Limits(tpm=800)})
+        assert registry.estimate(above, input_chars=400).output_tokens == 800 - 101
+        assert registry.estimate(unknown, input_chars=400).output_tokens > 500
+        (await once(registry, unknown)).observe(headers)
+        cost = registry.estimate(unknown, input_chars=400)
+        assert cost.input_tokens + cost.output_tokens == 500
+
+
+async def test_each_tenant_waits_in_the_line_of_each_key(client: Redis, redis_server: RedisServer) -> None:
+    keys = [SecretStr("k1"), SecretStr("k2")]
+    slow = model(Limits(rpm=60, algorithm="sliding"))
+    async with registries(redis_server.url, count=1) as (registry,):
+        waiting = [
+            asyncio.create_task(once(registry, slow, keys=keys, tenant=tenant))
+            for _ in range(10)
+            for tenant in ("a", "b")
+        ]
+        await asyncio.sleep(0)
+        for limiter in registry._limiters.values():
+            assert limiter.waiting_of("a", "normal") == pytest.approx(5, abs=1)
+            assert limiter.waiting_of("b", "normal") == pytest.approx(5, abs=1)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_leaving_does_not_wait_for_a_call_that_swallows_its_end(client: Redis, redis_server: RedisServer) -> None:
+    ended: list[str] = []
+
+    async def stubborn() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3_600)
+        ended.append("the first was swallowed")
+        await asyncio.sleep(3_600)
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(stop(task), PATIENCE_S)
+    assert task.cancelled() and ended
+
+
 async def test_wiped_scripts_and_a_wiped_redis_are_survived(client: Redis, redis_server: RedisServer) -> None:
     async with registries(redis_server.url, count=1) as (registry,):
         await asyncio.gather(*(once(registry, model()) for _ in range(20)))
@@ -158,13 +228,53 @@ async def test_wiped_scripts_and_a_wiped_redis_are_survived(client: Redis, redis
         await asyncio.wait_for(asyncio.gather(*(once(registry, model()) for _ in range(5))), PATIENCE_S)
 
 
-async def test_redis_away_and_back(own_redis_server: RedisServer) -> None:
-    async with registries(own_redis_server.url, count=1) as (registry,):
-        await once(registry, model())
-        own_redis_server.stop()
-        await asyncio.wait_for(asyncio.gather(*(once(registry, model()) for _ in range(30))), PATIENCE_S)
+@asynccontextmanager
+async def redis_goes_away(
+    server: RedisServer, *, waiting: int, **options: Any
+) -> AsyncIterator[tuple[Limiter, list[float]]]:
+    """A worker that has used its limit loses Redis while so many wait; the instants at which they are sent."""
+    steady = model(Limits(rpm=6_000, algorithm="sliding"))
+    sent: list[float] = []
+    async with registries(server.url, count=1, **options) as (registry,):
+        await once(registry, steady)
+        server.stop()
+        tasks = [asyncio.create_task(once(registry, steady, sent)) for _ in range(waiting)]
         (limiter,) = registry._limiters.values()
+        await wait_until(lambda: limiter.is_away, description="it notices that Redis is away")
+        yield limiter, sent
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_degraded_goes_on_at_a_share_for_a_while_and_then_stops_until_redis_is_back(
+    own_redis_server: RedisServer,
+) -> None:
+    async with redis_goes_away(own_redis_server, waiting=400, degraded_for_s=1.0) as (limiter, sent):
+        away_at = asyncio.get_running_loop().time()
+        await wait_until(lambda: time.monotonic() > away_at + 2.0, description="the second in which it goes on is over")
+        while_away = list(sent)
+        assert 20 <= len(while_away) <= 0.8 * 100 + 3
+        # Slots are leased up to a second and a half ahead, but not beyond the end.
+        assert max(while_away) < away_at + 1.0 + limiter.plan.use_by_s + 0.1
+        own_redis_server.start()
+        await wait_until(lambda: len(sent) > len(while_away) + 20, description="it finds Redis again and goes on")
+        assert not limiter.is_away
+
+
+async def test_closed_sends_nothing_until_redis_is_back(own_redis_server: RedisServer) -> None:
+    async with redis_goes_away(own_redis_server, waiting=20, when_away="closed") as (limiter, sent):
+        away_at = time.monotonic()
+        await wait_until(lambda: time.monotonic() > away_at + 1.0, description="the time of some calls is over")
+        assert not sent
+        own_redis_server.start()
+        await wait_until(lambda: len(sent) == 20, description="it finds Redis again and sends everybody")
+        assert not limiter.is_away
+
+
+async def test_open_sends_everybody_while_redis_is_away(own_redis_server: RedisServer) -> None:
+    async with redis_goes_away(own_redis_server, waiting=400, when_away="open") as (limiter, sent):
+        await wait_until(lambda: len(sent) == 400, description="everybody is sent")
         assert limiter.is_away
         own_redis_server.start()
         await wait_until(lambda: not limiter.is_away, description="it finds Redis again")
-        await once(registry, model())

@@ -352,7 +352,10 @@ async def test_a_stopped_process_does_not_hold_the_others_back(client: Redis) ->
     granted = 0
     for step, seq in enumerate(range(1, 81)):
         call = ask("alive", seq, 40, backlog=40, epoch=int(seq > 1))
-        granted += len((await schedule(client, limits, now=1_000.0 + step / 8).acquire(call)).slots)
+        grant = await schedule(client, limits, now=1_000.0 + step / 8).acquire(call)
+        granted += len(grant.slots)
+    # It has its lease still, but nobody waits for its turn.
+    assert (grant.live, grant.processes) == (1, 2)
     assert granted >= 0.95 * 10 * plan(limits).dimensions[0].rate_per_s
 
 
@@ -376,6 +379,15 @@ async def test_the_head_may_look_as_far_as_its_own_cost_takes(client: Redis) -> 
     assert len(large.slots) == 1
     assert large.reason == "far"
     assert large.wait_s > 6_000 / rate
+
+
+async def test_a_lump_pays_for_what_is_more_than_the_burst_before_it_goes_and_for_no_more(client: Redis) -> None:
+    limits = Limits(tpm=60_000, algorithm="sliding")
+    (tokens,) = plan(limits).dimensions
+    call = Ask(process="a", seq=1, costs=[Cost(0, 6_000), Cost(0, int(tokens.burst))], longest_horizon_s=60.0)
+    lump, after = (await schedule(client, limits, now=1_000.0).acquire(call)).slots
+    assert lump == pytest.approx(1_000.0 + (6_000 - tokens.burst) / tokens.rate_per_s, abs=1e-5)
+    assert after == pytest.approx(1_000.0 + 6_000 / tokens.rate_per_s, abs=1e-5)
 
 
 async def test_a_header_never_makes_a_schedule_earlier(client: Redis) -> None:
