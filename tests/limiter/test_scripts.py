@@ -99,6 +99,14 @@ async def test_the_end_of_a_schedule_can_be_given_back(client: Redis) -> None:
     assert other.slots == pytest.approx(first.slots[5:8], abs=1e-4)
 
 
+async def test_a_slot_from_the_middle_of_a_schedule_is_not_sold_again(client: Redis) -> None:
+    limits = Limits(rpm=600, algorithm="sliding")
+    first = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 20, backlog=20))
+    await schedule(client, limits, now=1_000.0).acquire(Ask(process="a", seq=2, epoch=1, returned=[first.slots[9]]))
+    other = await schedule(client, limits, now=1_000.0).acquire(ask("b", 1, 1))
+    assert other.slots[0] > first.slots[-1] + 0.05
+
+
 async def test_an_unknown_limit_is_cut_by_a_429_and_recovers(client: Redis) -> None:
     free = Limits()
     now = 1_000.0
@@ -112,6 +120,8 @@ async def test_an_unknown_limit_is_cut_by_a_429_and_recovers(client: Redis) -> N
     assert 1 / gap_s == pytest.approx(7.0, rel=0.1)
     later = await schedule(client, free, now=now + 72).acquire(ask("a", 41, 256, backlog=500))
     assert 1 / (later.slots[1] - later.slots[0]) == pytest.approx(7.0 * 1.01**70, rel=0.15)
+    forgotten = await schedule(client, free, now=now + 2 + 240).acquire(ask("a", 42, 1))
+    assert not forgotten.is_capped
 
 
 async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(client: Redis) -> None:
@@ -217,6 +227,14 @@ async def test_between_the_slots_of_one_key_another_finds_its_own(client: Redis)
     assert max(ends) < 1_003.5
 
 
+async def test_a_lost_calendar_begins_behind_what_may_be_out_too(client: Redis) -> None:
+    above = Limits(rpm=1_200, algorithm="sliding")
+    knows_an_epoch = Ask(process="a", seq=7, epoch=3, costs=[Cost()], longest_horizon_s=4.0)
+    grant = await of_organisation(client, "k1", Limits(), above, now=1_000.0).acquire(knows_an_epoch)
+    assert not grant.slots
+    assert grant.wait_s >= 4.0
+
+
 async def test_an_organisation_s_slot_can_be_given_back_in_the_middle(client: Redis) -> None:
     above = Limits(rpm=600, algorithm="sliding")
     first = await of_organisation(client, "k1", FAST, above, now=1_000.0).acquire(ask("a", 1, 10, backlog=10))
@@ -241,6 +259,51 @@ async def test_an_organisation_s_tokens_are_settled(client: Redis, refund: int) 
     horizon_s = 32 * 100 / plan(above).dimensions[0].rate_per_s
     expected = (horizon_s * plan(above).dimensions[0].rate_per_s - 1_000 + refund) / 100
     assert await sold("k2", rest) == pytest.approx(expected, abs=6)
+
+
+async def calendar(client: Redis) -> dict[str, float]:
+    fields = await client.hgetall("{rl:p:m}:organisation")  # type: ignore[misc]  # redis-py types it for both worlds
+    return {name.decode(): float(sold) for name, sold in fields.items() if b":" in name}
+
+
+async def test_requests_and_tokens_of_an_organisation_are_sold_for_the_same_instants(client: Redis) -> None:
+    above = Limits(rpm=600, tpm=60_000, algorithm="sliding")
+    requests, _ = (each for each in plan(Limits(), organisation=above).dimensions)
+    call = Ask(process="a", seq=1, costs=[Cost(0, 900)] * 4, longest_horizon_s=60.0)
+    grant = await of_organisation(client, "k1", Limits(), above, now=1_000.0).acquire(call)
+    bins = {name for name in await calendar(client) if name.startswith("requests:")}
+    assert len(grant.slots) == 4
+    assert bins == {f"requests:{round(slot * requests.rate_per_s)}" for slot in grant.slots}
+
+
+async def test_a_crumb_before_full_bins_is_left_to_those_that_it_is_enough_for(client: Redis) -> None:
+    above = Limits(tpm=60_000, algorithm="sliding")
+    (tokens,) = plan(Limits(), organisation=above).dimensions
+
+    async def buys(key: str, amount: int) -> Grant:
+        call = Ask(process="a", seq=1, costs=[Cost(0, amount)], longest_horizon_s=60.0)
+        return await of_organisation(client, key, Limits(), above, now=1_000.0).acquire(call)
+
+    await buys("k1", int(3 * tokens.burst))
+    await of_organisation(client, "k1", Limits(), above, now=1_000.0).acquire(
+        Ask(process="a", seq=2, epoch=1, refund_output=30)
+    )
+    before = await calendar(client)
+    assert (await buys("k2", 100)).slots[0] > 1_001.0
+    assert {name: sold for name, sold in (await calendar(client)).items() if name in before} == before
+    assert (await buys("k3", 30)).slots[0] == 1_000.0
+
+
+async def test_bins_that_have_passed_are_forgotten(client: Redis) -> None:
+    above = Limits(rpm=600, tpm=60_000, algorithm="sliding")
+    seen: set[str] = set()
+    for seq, now in enumerate((1_000.0, 1_100.0, 1_200.0), start=1):
+        call = Ask(process="a", seq=seq, epoch=seq - 1, costs=[Cost(0, 100)] * 9)
+        await of_organisation(client, "k1", Limits(), above, now=now).acquire(call)
+        bins = set(await calendar(client))
+        assert len(bins) > 9
+        assert not bins & seen
+        seen |= bins
 
 
 # ---- pauses
@@ -291,8 +354,23 @@ async def test_a_429_from_before_the_pause_tells_nothing_new_but_a_longer_wait(c
     assert (shorter.epoch, shorter.until) == (2, 1_005.0)
     longer = await paused(client, FAST, now=1_002.0, epoch=1, asked_s=9.0)
     assert (longer.epoch, longer.until) == (3, 1_011.0)
-    view = await look(client, "p", "m", "k")
-    assert view.refused == 1
+    after_it = await paused(client, FAST, now=1_012.0, epoch=1, asked_s=0.5)
+    assert (after_it.epoch, after_it.until) == (4, 1_012.5)
+    assert (await look(client, "p", "m", "k")).refused == 1
+    # None of them counted as a strike.
+    second = await paused(client, FAST, now=1_013.0, epoch=4, asked_s=None)
+    assert second.until - second.now == 2.0
+
+
+async def test_a_pause_does_not_bring_nearer_what_was_far(client: Redis) -> None:
+    limits = Limits(tpm=60_000, algorithm="sliding")
+    took_more = Ask(process="a", seq=1, refund_output=-30_000)
+    await schedule(client, limits, now=1_000.0).acquire(took_more)
+    await paused(client, limits, now=1_000.0, epoch=1, asked_s=1.0)
+    grant = await schedule(client, limits, now=1_002.0).acquire(
+        Ask(process="a", seq=2, epoch=2, costs=[Cost(0, 100)], longest_horizon_s=60.0)
+    )
+    assert grant.slots[0] > 1_029.0
 
 
 async def test_after_a_pause_the_first_is_followed_at_the_pace(client: Redis) -> None:
@@ -393,10 +471,36 @@ async def test_a_lump_pays_for_what_is_more_than_the_burst_before_it_goes_and_fo
 async def test_a_header_never_makes_a_schedule_earlier(client: Redis) -> None:
     limits, told = Limits(rpm=600, algorithm="sliding"), {"rpm": 600}
     first = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 20, backlog=20))
-    everything_left = RateHeader("requests", 600, 600, 0.0)
-    call = Ask(process="a", seq=2, epoch=1, headers=[everything_left], costs=[Cost()])
+    used_by_others = RateHeader("requests", 600, 500, 10.0)
+    call = Ask(process="a", seq=2, epoch=1, headers=[used_by_others], costs=[Cost()])
     second = await schedule(client, limits, now=1_000.0, told=told).acquire(call)
     assert second.slots[0] > first.slots[-1]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        RateHeader("requests", 600, 0, 1.0),  # a bucket of ten that is empty: ten are used, not 600
+        RateHeader("tokens", 1_000_000, 100, 7_200.0),  # of a day
+    ],
+)
+async def test_a_header_that_tells_of_nobody_else_slows_nobody_down(client: Redis, header: RateHeader) -> None:
+    limits = Limits(rpm=600, tpm=60_000, algorithm="sliding")
+    await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 12))
+    told = {header.tells: header.limit} if header.tells else {}
+    call = Ask(process="a", seq=2, epoch=1, headers=[header], costs=[Cost()])
+    grant = await schedule(client, limits, now=1_005.0, told=told).acquire(call)
+    assert grant.slots == [1_005.0]
+
+
+async def test_a_cut_pace_holds_on_when_the_limit_becomes_known(client: Redis) -> None:
+    first = Ask(process="a", seq=1, went_free=60)
+    await schedule(client, Limits(), now=1_000.0).acquire(first)
+    await paused(client, Limits(), now=1_001.0, epoch=1)
+    unknown = await schedule(client, Limits(), now=1_003.0).acquire(ask("a", 2, 5, backlog=5, epoch=2))
+    known = await schedule(client, FAST, now=1_003.0).acquire(ask("a", 3, 5, backlog=5, epoch=2))
+    assert known.is_capped
+    assert pace_of(known) == pytest.approx(pace_of(unknown), rel=0.01)
 
 
 async def test_the_figures_of_the_last_minute_fade_with_the_one_before(client: Redis) -> None:
