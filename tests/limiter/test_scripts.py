@@ -12,6 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from config.catalog import Limits
+from tasks import keys
 from workers.limiter.cost import Cost
 from workers.limiter.headers import RateHeader
 from workers.limiter.rate import plan
@@ -360,6 +361,16 @@ async def test_a_429_from_before_the_pause_tells_nothing_new_but_a_longer_wait(c
     # None of them counted as a strike.
     second = await paused(client, FAST, now=1_013.0, epoch=4, asked_s=None)
     assert second.until - second.now == 2.0
+
+
+async def test_a_pause_is_told_on_the_channel(client: Redis) -> None:
+    async with client.pubsub(ignore_subscribe_messages=True) as subscription:
+        await subscription.subscribe(keys.LIMITER_PAUSES)
+        await paused(client, FAST, now=1_000.0, epoch=1, asked_s=2.5)
+        message = None
+        while message is None:
+            message = await subscription.get_message(timeout=10.0)
+        assert message["data"] == b"p:m:k 2 2500000"
 
 
 async def test_a_pause_does_not_bring_nearer_what_was_far(client: Redis) -> None:

@@ -88,6 +88,7 @@ class Scripts(RuleBasedStateMachine):
     """Processes ask, settle, repeat themselves, die, stall and meet 429s; limits change; the clock goes back."""
 
     url: ClassVar[str]
+    limited: ClassVar[Sequence[str]]
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,21 +101,26 @@ class Scripts(RuleBasedStateMachine):
         self.runner.close()
 
     @initialize(
-        rpm=st.none() | st.sampled_from([60, 600, 12_000]),
-        tpm=st.none() | st.sampled_from([30_000, 200_000]),
+        rpm=st.sampled_from([60, 600, 12_000]),
+        tpm=st.sampled_from([30_000, 200_000]),
         max_in_flight=st.none() | st.integers(1, 20),
         algorithm=st.sampled_from(["bucket", "sliding", "unknown"]),
         organisation=st.none() | st.builds(Limits, rpm=st.sampled_from([90, 900]), tpm=st.sampled_from([None, 60_000])),
     )
     def begin(
         self,
-        rpm: int | None,
-        tpm: int | None,
+        rpm: int,
+        tpm: int,
         max_in_flight: int | None,
         algorithm: Any,
         organisation: Limits | None,
     ) -> None:
-        self.limits = Limits(rpm=rpm, tpm=tpm, max_in_flight=max_in_flight, algorithm=algorithm)
+        self.limits = Limits(
+            rpm=rpm if "requests" in self.limited else None,
+            tpm=tpm if "tokens" in self.limited else None,
+            max_in_flight=max_in_flight,
+            algorithm=algorithm,
+        )
         self.organisation = organisation
         dimensions = self.plan().dimensions
         self.paces = {each.name: each for each in dimensions if not each.shared_by}
@@ -184,9 +190,10 @@ class Scripts(RuleBasedStateMachine):
         more=st.integers(0, 100),
     )
     def ask(self, name: str, count: int, tokens: int, more: int) -> None:
-        process = self.processes[name]
-        costs = [Cost(tokens // 3, tokens - tokens // 3)] * count
-        grant = self.acquire(process, backlog=count + more, costs=costs)
+        self.wants(self.processes[name], [Cost(tokens // 3, tokens - tokens // 3)] * count, more=more)
+
+    def wants(self, process: Process, costs: Sequence[Cost], *, more: int) -> None:
+        grant = self.acquire(process, backlog=len(costs) + more, costs=costs)
         process.in_flight.extend(costs[: len(grant.slots)])
         if self.limits.max_in_flight is not None:
             alive = sum(len(each.in_flight) for each in self.processes.values() if each.key == process.key)
@@ -236,7 +243,7 @@ class Scripts(RuleBasedStateMachine):
             self.generation += 1
             self.processes[name] = Process(f"{name}{self.generation}", process.key)
 
-    @rule(name=st.sampled_from(sorted(set(KEYS.values()))), asked_s=st.none() | st.floats(0, 10), is_old=st.booleans())
+    @rule(name=st.sampled_from(sorted(set(KEYS.values()))), asked_s=st.none() | st.floats(0, 60), is_old=st.booleans())
     def a_429(self, name: str, asked_s: float | None, is_old: bool) -> None:
         key = self.keys[name]
         report = PauseReport(epoch=0 if is_old else key.epoch, asked_s=asked_s)
@@ -248,6 +255,10 @@ class Scripts(RuleBasedStateMachine):
             key.drop_what_was_not_sent(pause.now)
         key.epoch, key.paused_until = pause.epoch, pause.until
         self.schedule_now = max(self.schedule_now, pause.now)
+        # Swarm testing leaves few asks near a pause to chance.
+        for process in self.processes.values():
+            if process.key == name:
+                self.wants(process, [Cost(10, 10)] * 3, more=0)
 
     @rule(rpm=st.sampled_from([30, 300, 6_000]))
     def the_limit_is_lowered(self, rpm: int) -> None:
@@ -292,12 +303,15 @@ async def _hash(redis: Redis, key: str) -> dict[Any, Any]:
     return fields
 
 
-def test_the_scripts_hold_their_bounds_whatever_happens(redis_server: RedisServer) -> None:
-    Scripts.url = redis_server.url
+# Apart, because hypothesis may draw much the same limits for a whole run, and each kind hides faults of its own: with a
+# pace, say, a pause is also kept by the schedule's end.
+@pytest.mark.parametrize("limited", [(), ("tokens",), ("requests",), ("requests", "tokens")])
+def test_the_scripts_hold_their_bounds_whatever_happens(redis_server: RedisServer, limited: Sequence[str]) -> None:
+    Scripts.url, Scripts.limited = redis_server.url, limited
     run_state_machine_as_test(
         Scripts,
         settings=settings(
-            max_examples=60,
+            max_examples=25,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),
