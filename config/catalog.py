@@ -162,7 +162,7 @@ class Limits(_Table):
 
 def _above_the_keys(limits: Limits) -> Limits:
     if limits.rpd is not None or limits.max_in_flight is not None:
-        raise ValueError("must state limits a minute alone; rpd and max_in_flight belong into limits, for each key")
+        raise ValueError("must state limits a minute alone; rpd and max_in_flight belong in limits, for each key")
     return limits
 
 
@@ -215,8 +215,8 @@ class Provider(_Table):
     """Who answers: the address, the names of the keys' environment variables, and the wire format.
 
     `limits` hold for each of its models that states none, and so do `organisation_limits`, which all its keys have
-    together for one model. `profile = "fragile"` opens at most 10 connections
-    and uses each for one call. `any_model` passes on models that the catalogue does not name.
+    together for one model. `profile = "fragile"` opens at most 10 connections and uses each for one call. `any_model`
+    passes on models that the catalogue does not name.
     """
 
     name: Name

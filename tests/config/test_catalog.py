@@ -215,7 +215,7 @@ def provider_table(lines: str) -> str:
         (provider_table('api_keys = ["KEY", "KEY"]'), "[providers.p] api_keys: must not name the same twice"),
         (
             provider_table("organisation_limits = { rpm = 5, rpd = 9 }"),
-            "[providers.p] organisation_limits: must state limits a minute alone; rpd and max_in_flight belong into",
+            "[providers.p] organisation_limits: must state limits a minute alone; rpd and max_in_flight belong in",
         ),
         (
             provider_table("organisation_limits = { rps = 5 }"),

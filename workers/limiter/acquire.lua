@@ -255,7 +255,8 @@ local function counts_of(level)
 end
 redis.call('HSET', KEYS[2], counts_of(state))
 redis.call('HSET', KEYS[2],
-  'epoch', epoch, 'vt', seconds(system_vt), 'dimensions', ARGV[4],
+  'epoch', epoch, 'vt', seconds(system_vt),
+  'dimensions', knows_limits and ARGV[4] or state.dimensions or '',
   'settled', tonumber(state.settled or 0) + tonumber(settled),
   'reserved_tokens', string.format('%.0f', tonumber(state.reserved_tokens or 0) + tonumber(reserved)),
   'used_tokens', string.format('%.0f', tonumber(state.used_tokens or 0) + tonumber(used)),

@@ -175,10 +175,9 @@ class LimiterRegistry:
     # ----
 
     def _soonest(self, pool: list[tuple[Any, Limiter]], priority: Priority, tenant: str) -> tuple[Any, Limiter]:
-        """The key that is free first; among equals, each in its turn.
+        """The key that is free first; among equals, that with the fewest of the tenant in its line; then each in turn.
 
-        Before that, the one for which the fewest of the tenant wait: tenants take turns key by key, so each has to be
-        in all the lines.
+        Tenants take turns key by key, so each has to wait in all the lines.
         """
         if len(pool) == 1:
             return pool[0]
