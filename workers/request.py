@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from billiard.einfo import ExceptionWithTraceback
 from celery.exceptions import Ignore
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.state import task_ready
@@ -63,8 +64,11 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """As Celery's; a postponed job's message goes back to Redis, not off the queue."""
         leases = getattr(self.message.channel, "leases", None)
-        if isinstance(exc_info.exception, Postponed) and leases is not None:
+        error = exc_info.exception
+        if isinstance(error, ExceptionWithTraceback):  # billiard's wrapping of what the tracer has caught
+            error = error.exc
+        if isinstance(error, Postponed) and leases is not None:
             task_ready(self)
-            leases.delay(self.message.delivery_tag, int(exc_info.exception.until_s * 1000))
+            leases.delay(self.message.delivery_tag, int(error.until_s * 1000))
             return None
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
