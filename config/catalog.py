@@ -160,6 +160,15 @@ class Limits(_Table):
     algorithm: Algorithm = "unknown"
 
 
+def _above_the_keys(limits: Limits) -> Limits:
+    if limits.rpd is not None or limits.max_in_flight is not None:
+        raise ValueError("must state limits a minute alone; rpd and max_in_flight belong in limits, for each key")
+    return limits
+
+
+OrganisationLimits = Annotated[Limits, AfterValidator(_above_the_keys)]
+
+
 class Price(_Table):
     """Prices per million tokens. One that is None is unknown, which is never the same as 0.
 
@@ -205,8 +214,9 @@ class Timeout(_Table):
 class Provider(_Table):
     """Who answers: the address, the names of the keys' environment variables, and the wire format.
 
-    `limits` hold for each of its models that states none. `profile = "fragile"` opens at most 10 connections
-    and uses each for one call. `any_model` passes on models that the catalogue does not name.
+    `limits` hold for each of its models that states none, and so do `organisation_limits`, which all its keys have
+    together for one model. `profile = "fragile"` opens at most 10 connections and uses each for one call. `any_model`
+    passes on models that the catalogue does not name.
     """
 
     name: Name
@@ -217,15 +227,20 @@ class Provider(_Table):
     profile: Profile = "default"
     any_model: bool = False
     limits: Limits = Limits()
+    organisation_limits: OrganisationLimits | None = None
 
 
 class Model(_Table):
-    """A model as jobs name it. `upstream` is the provider's own name for it."""
+    """A model as jobs name it. `upstream` is the provider's own name for it.
+
+    `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's.
+    """
 
     name: Name
     provider: Name
     upstream: Name = ""
     limits: Limits = Limits()
+    organisation_limits: OrganisationLimits | None = None
     price: Price | None = None
     fallbacks: Annotated[tuple[Name, ...], AfterValidator(_all_different)] = ()
     timeout: Timeout = Timeout()
@@ -236,7 +251,12 @@ class Model(_Table):
         return {"upstream": table.get("name"), **table} if isinstance(table, dict) else table
 
 
-NESTED_TABLES: dict[str, type[BaseModel]] = {"limits": Limits, "price": Price, "timeout": Timeout}
+NESTED_TABLES: dict[str, type[BaseModel]] = {
+    "limits": Limits,
+    "organisation_limits": Limits,
+    "price": Price,
+    "timeout": Timeout,
+}
 
 # pydantic speaks of Python's types; a catalogue's author writes TOML.
 _TEXTS = {

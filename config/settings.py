@@ -103,6 +103,7 @@ Count = Annotated[int, Field(gt=0)]
 CountOrZero = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
 
 # The groups are dataclasses because a pydantic model can't have a field named `json`.
@@ -162,12 +163,14 @@ class Limit:
 
     While Redis is away a worker goes on at four fifths of its last share for `degraded_for_s`, then stops
     (`degraded`); stops at once (`closed`); or sends without a limit (`open`). A job whose turn is more than
-    `park_after_s` away gives its place in the worker to another.
+    `park_after_s` away gives its place in the worker to another. Tenants whose jobs wait take turns by their
+    `tenant_weights`; one that is not named weighs 1.
     """
 
     when_redis_is_away: Literal["degraded", "closed", "open"] = "degraded"
     degraded_for_s: Seconds = 60.0
     park_after_s: Seconds = 5.0
+    tenant_weights: Annotated[dict[str, Weight] | None, Field(examples=['{"web": 3, "batch": 1}'])] = None
 
 
 class Settings(BaseSettings):
@@ -259,12 +262,16 @@ def _parts(name: str, field: FieldInfo) -> list[tuple[tuple[str, ...], FieldInfo
 
 
 def _problem(details: ErrorDetails) -> str:
-    variable = _variable(str(part) for part in details["loc"])
+    place = [str(part) for part in details["loc"]]
     if details["type"] == "unexpected_keyword_argument":
-        return _no_such_setting(variable)
-    if variable not in settings_variables():
-        return _not_a_group(variable)
+        return _no_such_setting(_variable(place))
+    # A setting that is a JSON object has places of its own inside.
+    outwards = (_variable(place[:depth]) for depth in range(len(place), 0, -1))
+    variable = next((each for each in outwards if each in settings_variables()), None)
+    if variable is None:
+        return _not_a_group(_variable(place))
     text = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
+    text = text.replace("a valid dictionary", "a JSON object")
     return f"{variable}: {text}. For example: {variable}={_example(settings_variables()[variable])}"
 
 

@@ -122,7 +122,7 @@ def limiter(provider: str, model: str, fingerprint: str) -> tuple[str, str, str,
     processes     hash, process -> when its lease ends, when it was seen, what it waits for and holds, its virtual time
     replies       hash, process -> its last reply, for when it was lost
     days          hash, day -> requests sent on it (TTL two days)
-    organisation  hash: the schedule of the limit above the keys
+    organisation  hash: what is sold of the limit above the keys, by bins of time (calendar.lua); its counters
     """
     tag = f"{{rl:{provider}:{model}}}"
     own = f"{tag}:{fingerprint}"

@@ -18,7 +18,7 @@ from tasks.address import Address, failure
 from .limiter import LimiterView, snapshot
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
 __all__ = ["limits"]
 
@@ -40,7 +40,8 @@ def limits(
     Second line: what is permitted, how long a request that came now would wait, how much longer a 429 holds everybody
     up, and the tokens that the calls really took. A `?` is not known.
 
-    A key is shown by its fingerprint. Limiters that nobody has used for two days are left out.
+    A key is shown by its fingerprint; `all keys` are the organisation's limits above them. Limiters that nobody has
+    used for two days are left out.
     """
     try:
         settings = get_settings()
@@ -80,23 +81,36 @@ def _table(views: Iterable[LimiterView]) -> Table:
     )
     for heading in headings:
         table.add_column(heading, justify="right", no_wrap=True)
-    for view in views:
+    views = list(views)
+    for view, after in zip(views, [*views[1:], None], strict=True):
         if table.rows:
             table.add_row()
         table.add_row(
             f"{view.provider}/{view.model}\n{view.fingerprint}",
-            f"{_count(view.used_last_minute['requests'])}\n{_permitted(view, 'requests')}",
-            f"{_count(view.used_last_minute['tokens'])}\n{_permitted(view, 'tokens', 'input', 'output')}",
+            *_figures(view.used_last_minute, view.permitted_per_minute),
             f"{view.in_flight:,}\n" + (f"of {view.max_in_flight:,}" if view.max_in_flight else ""),
             f"{view.waiting:,}\n{_duration(view.wait_s)}",
             f"{view.refused:,}\n{_duration(view.paused_for_s)}",
             f"{_count(view.estimated_tokens)}\n{_count(view.actual_tokens)}",
         )
+        is_last_key = after is None or (after.provider, after.model) != (view.provider, view.model)
+        if is_last_key and view.organisation_permitted_per_minute:
+            table.add_row()
+            figures = _figures(view.organisation_used_last_minute, view.organisation_permitted_per_minute)
+            table.add_row(f"{view.provider}/{view.model}\nall keys", *figures)
     return table
 
 
-def _permitted(view: LimiterView, *dimensions: str) -> str:
-    known = [view.permitted_per_minute[each] for each in dimensions if each in view.permitted_per_minute]
+def _figures(used: Mapping[str, float], permitted: Mapping[str, float]) -> tuple[str, str]:
+    """Requests, and tokens."""
+    return (
+        f"{_count(used['requests'])}\n{_permitted(permitted, 'requests')}",
+        f"{_count(used['tokens'])}\n{_permitted(permitted, 'tokens', 'input', 'output')}",
+    )
+
+
+def _permitted(permitted: Mapping[str, float], *dimensions: str) -> str:
+    known = [permitted[each] for each in dimensions if each in permitted]
     return "of " + ("\n+ ".join(map(_count, known)) if known else "?")
 
 

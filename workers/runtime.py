@@ -10,7 +10,7 @@ import asyncio
 import logging
 import random
 import time
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from celery import Celery
     from redis.asyncio import Redis
 
-    from config.catalog import Catalog
+    from config.catalog import Catalog, Limits
     from config.settings import Retry, Settings
 
 __all__ = ["RedisClock", "current", "lifespan"]
@@ -76,6 +76,8 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             key_prefix=settings.key_prefix,
             when_away=settings.limit.when_redis_is_away,
             degraded_for_s=settings.limit.degraded_for_s,
+            tenant_weights=settings.limit.tenant_weights,
+            organisations=_organisations(catalog),
         ) as limits,
         Http(settings.http) as http,
     ):
@@ -143,9 +145,10 @@ async def _announced(catalog: Catalog, settings: Settings, clock: RedisClock) ->
     try:
         yield
     finally:
-        repeating.cancel()
-        with suppress(asyncio.CancelledError):
-            await repeating
+        # redis-py has been seen to swallow a cancellation that met an error of its own.
+        while not repeating.done():
+            repeating.cancel()
+            await asyncio.wait([repeating], timeout=0.1)
         await redis.aclose()
 
 
@@ -180,6 +183,12 @@ async def _write_models(redis: Redis, key: str, aliases: list[str], now: float) 
         commands.zremrangebyscore(key, "-inf", now - keys.MODELS_TTL_S)
         commands.expire(key, keys.MODELS_TTL_S)
         await commands.execute()
+
+
+def _organisations(catalog: Catalog) -> dict[str, Limits]:
+    """By provider, what all its keys may do together."""
+    limits = {name: provider.organisation_limits for name, provider in catalog.providers.items()}
+    return {name: stated for name, stated in limits.items() if stated is not None}
 
 
 def _warn_without_keys(catalog: Catalog, ring: KeyRing) -> None:

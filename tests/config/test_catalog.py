@@ -92,6 +92,18 @@ def test_limits_of_the_provider_hold_for_models_that_state_none(load_text: Load)
     assert catalog.model("b").limits == Limits(tpm=5)
 
 
+def test_limits_of_the_organisation_are_the_model_s_or_the_provider_s(load_text: Load) -> None:
+    catalog = load_text(
+        LOCAL
+        + "organisation_limits = { rpm = 9, input_tpm = 5 }\n"
+        + '[models.a]\nprovider = "local"\n'
+        + '[models.b]\nprovider = "local"\norganisation_limits = { tpm = 7, algorithm = "bucket" }\n'
+    )
+    assert catalog.providers["local"].organisation_limits == Limits(rpm=9, input_tpm=5)
+    assert catalog.model("a").organisation_limits is None
+    assert catalog.model("b").organisation_limits == Limits(tpm=7, algorithm="bucket")
+
+
 def test_a_byte_order_mark_is_no_error(tmp_path: Path) -> None:
     path = tmp_path / "bom.toml"
     path.write_text(LOCAL, encoding="utf-8-sig")
@@ -201,6 +213,14 @@ def provider_table(lines: str) -> str:
         (provider_table('profile = "other"'), "[providers.p] profile: must be 'default' or 'fragile'"),
         (provider_table('api_keys = "KEY"'), "[providers.p] api_keys: must be a list"),
         (provider_table('api_keys = ["KEY", "KEY"]'), "[providers.p] api_keys: must not name the same twice"),
+        (
+            provider_table("organisation_limits = { rpm = 5, rpd = 9 }"),
+            "[providers.p] organisation_limits: must state limits a minute alone; rpd and max_in_flight belong in",
+        ),
+        (
+            provider_table("organisation_limits = { rps = 5 }"),
+            "[providers.p] organisation_limits.rps: there is no such key. Did you mean rpm?",
+        ),
         (provider_table('any_model = "sometimes"'), "[providers.p] any_model: must be true or false"),
     ],
 )

@@ -20,8 +20,10 @@ DOC = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
 # What the reader is told instead of a value.
 DEFAULTS_IN_WORDS: Mapping[tuple[type[BaseModel], str], str] = {
     (Provider, "limits"): "nothing known",
+    (Provider, "organisation_limits"): "nothing known",
     (Model, "upstream"): "the alias",
     (Model, "limits"): "the provider's",
+    (Model, "organisation_limits"): "the provider's",
     (Model, "timeout"): "see [below](#timeout)",
 }
 
@@ -91,15 +93,18 @@ def test_the_presets_are_listed_as_they_are() -> None:
     assert table_under("## The presets") == {alias: preset_row(model) for alias, model in load_catalog().models.items()}
 
 
-def example_catalog(tmp_path: Path) -> Catalog:
-    [example] = re.findall(r"```toml\n(.*?)```", DOC, re.DOTALL)
-    path = tmp_path / "example.toml"
-    path.write_text(example, encoding="utf-8")
-    return load_catalog(path)
+def example_catalogs(tmp_path: Path) -> list[Catalog]:
+    catalogs = []
+    for example in re.findall(r"```toml\n(.*?)```", DOC, re.DOTALL):
+        path = tmp_path / "example.toml"
+        path.write_text(example, encoding="utf-8")
+        catalogs.append(load_catalog(path))
+    return catalogs
 
 
-def test_the_example_catalogue_loads(tmp_path: Path) -> None:
-    catalog = example_catalog(tmp_path)
+def test_the_example_catalogues_load(tmp_path: Path) -> None:
+    catalog, with_organisation = example_catalogs(tmp_path)
+    assert with_organisation.providers["openai"].organisation_limits == Limits(rpm=1000, tpm=200000)
     assert catalog.model("gpt-4o-mini").timeout == Timeout(total_s=60, read_s=30)
     assert catalog.provider(catalog.model("whatever")).name == "local"
 

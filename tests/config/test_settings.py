@@ -46,8 +46,10 @@ def test_each_variable_reaches_its_setting(monkeypatch: pytest.MonkeyPatch) -> N
             "LOG__JSON": "1",
             "LOG__LEVEL": "debug",
             "CATALOG": "~/models.toml",
+            "LIMIT__TENANT_WEIGHTS": '{"Web": 3, "batch": 0.5}',
         },
     )
+    assert settings.limit.tenant_weights == {"Web": 3.0, "batch": 0.5}
     assert (settings.concurrency, settings.retry.max_attempts) == (7, 2)
     assert (settings.http.proxy, settings.http.force_close) == ("http://proxy:3128", True)
     assert (settings.log.json, settings.log.level) == (True, "DEBUG")
@@ -107,6 +109,8 @@ def test_settings_are_read_once_until_the_cache_is_cleared(monkeypatch: pytest.M
         ("FLOWER_URL", "127.0.0.1:5555", "begins with http:// or https://"),
         ("BROKER_URL", "amqp://host", "begins with redis://"),
         ("KEY_PREFIX", "{tag}", "braces"),
+        ("LIMIT__TENANT_WEIGHTS", "web=3", "a JSON object"),
+        ("LIMIT__TENANT_WEIGHTS", '{"web": 0}', "greater than 0"),
     ],
 )
 def test_a_bad_value_is_named_with_its_problem_and_an_example(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import selectors
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from workers.limiter.headers import ToldLimit
 from workers.limiter.rate import Plan
 from workers.limiter.schedule import Ask, Grant, Pause, PauseReport
 
@@ -57,6 +58,7 @@ class PlainSchedule:
         self.live = live
         self.is_away = False
         self.reply_is_lost = False
+        self.told: Mapping[ToldLimit, int] = {}
         self.asks: list[Ask] = []
         self.pauses: list[PauseReport] = []
         self.sold: list[float] = []
@@ -115,6 +117,7 @@ class PlainSchedule:
             slots=slots,
             live=self.live,
             processes=self.live,
+            told=self.told,
         )
 
     def _give_back(self, name: str, amount: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from functools import wraps
@@ -15,10 +15,11 @@ import pytest
 from config.catalog import Limits
 from tasks.results import Usage
 from workers.limiter.cost import Cost
-from workers.limiter.errors import MustPark, TooLate
+from workers.limiter.errors import MustPark, TooLargeForLimit, TooLate
 from workers.limiter.estimate import Estimator
+from workers.limiter.headers import ToldLimit
 from workers.limiter.limiter import Limiter, LimiterOptions
-from workers.limiter.line import Priority, Waiter
+from workers.limiter.line import Line, Priority, Waiter
 from workers.limiter.permit import Permit
 from workers.limiter.rate import Plan, plan
 
@@ -117,7 +118,7 @@ async def test_a_cancelled_waiter_leaves_its_turn_to_the_next() -> None:
         done = await asyncio.gather(*tasks, return_exceptions=True)
     assert sum(isinstance(each, asyncio.CancelledError) for each in done) == 5
     assert sum(isinstance(each, float) for each in done) == 15
-    assert limiter.waiting == 0 and limiter.in_flight == 0
+    assert limiter.waiting_of("", "normal") == 0 and limiter.in_flight == 0
 
 
 @virtually
@@ -155,7 +156,7 @@ async def test_who_is_too_late_in_the_line_is_told_and_takes_no_slot() -> None:
         late = asyncio.create_task(admit(limiter, priority="bulk", until_s=loop.time() + 1.0))
         others = [asyncio.create_task(sent_at(limiter, priority="interactive")) for _ in range(8)]
         await asyncio.sleep(0)
-        limiter.hear_pause(2, 3.0)
+        limiter.overhear_pause(2, 3.0)
         with pytest.raises(TooLate):
             await late
         await asyncio.gather(*others)
@@ -211,7 +212,7 @@ async def test_a_pause_heard_by_the_channel_voids_what_was_leased() -> None:
         await asyncio.sleep(0.5)
         heard_at = loop.time()
         schedule.paused_until, schedule.epoch = heard_at + 2.0, 2
-        limiter.hear_pause(2, 2.0)
+        limiter.overhear_pause(2, 2.0)
         times = await asyncio.gather(*others)
     assert not [each for each in times if heard_at < each < heard_at + 2.0]
 
@@ -221,7 +222,7 @@ async def test_a_pause_longer_than_a_waiter_s_patience_sends_it_to_park() -> Non
     async with limiter_of() as (limiter, _):
         others = [asyncio.create_task(admit(limiter, park_after_s=5.0)) for _ in range(30)]
         await asyncio.sleep(0.2)
-        limiter.hear_pause(2, 60.0)
+        limiter.overhear_pause(2, 60.0)
         results = await asyncio.gather(*others, return_exceptions=True)
         parked = [each for each in results if isinstance(each, MustPark)]
         assert len(parked) > 20
@@ -350,3 +351,106 @@ async def test_closing_gives_back_slots_and_cancels_who_waits() -> None:
     assert any(isinstance(each, asyncio.CancelledError) for each in results)
     assert schedule.asks[-1].leaves
     assert schedule.asks[-1].returned
+
+
+def told(limit: int, remaining: int, reset: str, name: str = "requests") -> dict[str, str]:
+    return {
+        f"x-ratelimit-limit-{name}": str(limit),
+        f"x-ratelimit-remaining-{name}": str(remaining),
+        f"x-ratelimit-reset-{name}": reset,
+    }
+
+
+@virtually
+async def test_a_429_without_retry_after_pauses_until_what_is_spent_is_free() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of() as (limiter, schedule):
+        permit = await admit(limiter)
+        permit.rate_limited(None, told(600, 0, "7.5s"))
+        refused_at = loop.time()
+        assert await sent_at(limiter) >= refused_at + 7.5
+    assert [report.asked_s for report in schedule.pauses] == [7.5]
+
+
+@virtually
+async def test_a_second_429_only_ever_makes_the_pause_longer() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of() as (limiter, schedule):
+        permits = [await admit(limiter) for _ in range(3)]
+        refused_at = loop.time()
+        for permit, asked_s in zip(permits, (5.0, 0.5, 8.0), strict=True):
+            permit.rate_limited(asked_s, {})
+            await asyncio.sleep(0.1)
+        assert await sent_at(limiter) >= refused_at + 8.0
+    # The shorter one told nothing new.
+    assert [report.asked_s for report in schedule.pauses] == [5.0, 8.0]
+
+
+@virtually
+async def test_lower_limits_hold_at_once_and_who_can_never_go_is_told() -> None:
+    loop = asyncio.get_running_loop()
+    wide = plan(Limits(tpm=600_000, algorithm="sliding"))
+    schedule = PlainSchedule(wide)
+
+    def learn(limits: Mapping[ToldLimit, int]) -> None:
+        schedule.plan = plan(Limits(tpm=limits["tpm"], algorithm="sliding"))
+        schedule.told = limits
+        limiter.replan(schedule.plan, schedule)
+
+    limiter = Limiter(wide, schedule, options=LimiterOptions("p"), estimator=Estimator(), now=loop.time, on_told=learn)
+    first = await admit(limiter, Cost(10, 10))
+    limiter.overhear_pause(2, 1.0)  # so that the others still wait
+    large = asyncio.create_task(admit(limiter, Cost(10, 90_000)))
+    small = asyncio.create_task(admit(limiter, Cost(10, 90)))
+    await asyncio.sleep(0.01)
+    first.observe(told(60_000, 59_000, "1s", "tokens"))
+    with pytest.raises(TooLargeForLimit, match="the limit is 60000 a minute"):
+        await large
+    (await small).settle(Usage())
+    assert [header.limit for ask in schedule.asks for header in ask.headers] == [60_000]
+    # A higher one is no news: the schedule decides when it counts.
+    first.observe(told(90_000, 89_000, "1s", "tokens"))
+    assert limiter.plan == schedule.plan == plan(Limits(tpm=60_000, algorithm="sliding"))
+    await limiter.close()
+
+
+@virtually
+async def test_limits_that_another_process_was_told_are_taken_over() -> None:
+    heard: list[Mapping[ToldLimit, int]] = []
+    schedule = PlainSchedule(TEN_A_SECOND)
+    limiter = Limiter(
+        TEN_A_SECOND,
+        schedule,
+        options=LimiterOptions("p"),
+        estimator=Estimator(),
+        now=asyncio.get_running_loop().time,
+        on_told=heard.append,
+    )
+    await sent_at(limiter)
+    schedule.told = {"rpm": 300}
+    await asyncio.gather(*(sent_at(limiter) for _ in range(3)))
+    assert heard == [{"rpm": 300}]
+    await limiter.close()
+
+
+@virtually
+async def test_the_line_that_is_given_is_the_one_that_waits() -> None:
+    line = Line({"heavy": 3.0})
+    schedule = PlainSchedule(TEN_A_SECOND)
+    limiter = Limiter(
+        TEN_A_SECOND,
+        schedule,
+        options=LimiterOptions("p"),
+        estimator=Estimator(),
+        now=asyncio.get_running_loop().time,
+        line=line,
+    )
+    order: list[str] = []
+
+    async def one(tenant: str) -> None:
+        await sent_at(limiter, tenant=tenant)
+        order.append(tenant)
+
+    await asyncio.gather(*(one(tenant) for _ in range(20) for tenant in ("light", "heavy")))
+    assert order[:20].count("heavy") == pytest.approx(15, abs=1)
+    await limiter.close()

@@ -17,7 +17,7 @@ from config.catalog import Limits
 from tasks import keys
 from workers.limiter import LimiterView, snapshot
 from workers.limiter.cost import Cost
-from workers.limiter.rate import Plan, plan
+from workers.limiter.rate import plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.view import LimiterHashes, mark_listed, view_of
 
@@ -33,7 +33,7 @@ class Worker:
 
     redis: Redis
     limits: Limits
-    organisation: Plan | None = None
+    organisation: Limits | None = None
     process: str = "a"
     key_prefix: str = ""
     now: float = BEGINNING
@@ -77,8 +77,7 @@ class Worker:
         return RedisSchedule(
             self.redis,
             name,
-            plan(self.limits),
-            organisation=self.organisation,
+            plan(self.limits, organisation=self.organisation),
             key_prefix=self.key_prefix,
             fixed_now=fixed_now,
         )
@@ -212,13 +211,24 @@ async def test_a_limit_that_is_learned_does_not_lift_the_pace_that_a_429_has_lef
 
 
 async def test_the_organisation_s_limit_counts_too(client: Redis) -> None:
-    worker = Worker(client, Limits(rpm=6_000), organisation=plan(Limits(rpm=60)))
+    worker = Worker(client, Limits(rpm=6_000), organisation=Limits(rpm=60))
     await worker.acquire([Cost()] * 3)
     view = await worker.peek()
     assert view.wait_s == pytest.approx(await worker.next_wait_s(), abs=1e-3)
     assert view.wait_s is not None
     assert view.wait_s > 1
     assert view.permitted_per_minute["requests"] > 1_000
+
+
+async def test_the_organisation_s_tokens_count_too(client: Redis) -> None:
+    worker = Worker(client, Limits(rpm=6_000), organisation=Limits(tpm=60_000, algorithm="bucket"))
+    assert (await worker.peek()).organisation_permitted_per_minute == {}
+    await worker.acquire([Cost(500, 500)] * 4)
+    view = await worker.peek()
+    assert view.organisation_used_last_minute["tokens"] == 4_000
+    assert view.organisation_permitted_per_minute["tokens"] == pytest.approx(60_000, rel=0.02)
+    # Its bins are half a burst, 300 tokens, and the next may begin in one that is partly sold.
+    assert view.wait_s is not None and 2.0 < view.wait_s < 5.0
 
 
 @pytest.mark.parametrize("calls", [10, 200])
@@ -264,7 +274,7 @@ async def test_a_clock_that_was_set_back_does_not_prolong_a_pause(client: Redis)
 
 async def test_looking_changes_nothing(client: Redis) -> None:
     limits = Limits(rpm=60, tpm=9_000, rpd=50, max_in_flight=5)
-    worker = Worker(client, limits, organisation=plan(Limits(rpm=600)), key_prefix="a:", now=time.time())
+    worker = Worker(client, limits, organisation=Limits(rpm=600), key_prefix="a:", now=time.time())
     await worker.acquire([Cost(20, 30)] * 9, settled=2, reserved_tokens=100, used_tokens=80)
     await worker.refuse(2.0)
     await mark_listed(client, [LimiterName(*NAME)], now=worker.now, key_prefix="a:")

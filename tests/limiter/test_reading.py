@@ -11,7 +11,7 @@ from tasks.results import Usage
 from workers.limiter.clock import ScheduleClock
 from workers.limiter.cost import Cost
 from workers.limiter.estimate import Estimator
-from workers.limiter.headers import RateHeader, learned, rate_headers, reset_s, wait_s
+from workers.limiter.headers import learned, rate_headers, reset_s, wait_s
 from workers.simulator.limits import reset_text
 
 
@@ -64,19 +64,41 @@ def told(limit: int, remaining: int, reset: str, name: str = "requests") -> dict
 
 
 def test_limits_are_learned_where_unknown_and_only_lowered_where_known() -> None:
-    headers = rate_headers(told(500, 499, "120ms") | told(30_000, 29_000, "2s", "tokens"))
-    assert learned(Limits(), headers) == Limits(rpm=500, tpm=30_000)
-    assert learned(Limits(rpm=100, tpm=40_000), headers) == Limits(rpm=100, tpm=30_000)
+    assert learned(Limits(), {"rpm": 500, "tpm": 30_000}) == Limits(rpm=500, tpm=30_000)
+    assert learned(Limits(rpm=100, tpm=40_000), {"rpm": 500, "tpm": 30_000}) == Limits(rpm=100, tpm=30_000)
 
 
-def test_a_limit_whose_use_comes_back_over_hours_is_a_day_s() -> None:
-    assert learned(Limits(), rate_headers(told(200, 199, "7m12s"))) == Limits(rpd=200)
+@pytest.mark.parametrize(
+    ("headers", "tells"),
+    [
+        (told(500, 499, "120ms"), "rpm"),
+        (told(500, 499, "59s"), "rpm"),  # fixed windows: all is free at the next boundary, however little was used
+        (told(500, 499, "1m0s"), "rpm"),
+        (told(200, 199, "7m12s"), "rpd"),
+        (told(10_000, 9_000, "2h24m0s"), "rpd"),
+        (told(30_000, 29_000, "2s", "tokens"), "tpm"),
+        (told(1_000_000, 900_000, "2h24m0s", "tokens"), None),
+    ],
+)
+def test_which_limit_a_header_tells(headers: dict[str, str], tells: str | None) -> None:
+    (found,) = rate_headers(headers)
+    assert found.tells == tells
 
 
 def test_a_429_without_retry_after_waits_for_what_is_spent() -> None:
-    headers = rate_headers(told(500, 0, "800ms") | told(30_000, 10, "20s", "tokens"))
-    assert wait_s(headers) == pytest.approx(0.8)
-    assert wait_s([RateHeader("requests", 500, 3, 1.0)]) is None
+    assert wait_s(told(500, 0, "800ms") | told(30_000, 10, "20s", "tokens")) == pytest.approx(0.8)
+    assert wait_s(told(500, 0, "800ms") | told(30_000, 0, "20s", "tokens")) == 20.0
+    assert wait_s(told(500, 0, "7h0m0s")) == 60.0
+    assert wait_s(told(500, 3, "1s")) is None
+
+
+def test_what_azure_sends_tells_the_wait_or_nothing() -> None:
+    no_limit = {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "55"}
+    assert wait_s(no_limit) == 55.0
+    assert rate_headers(no_limit) == []
+    unknown = told(-1, -1, "0", "tokens")
+    assert wait_s(unknown) is None
+    assert rate_headers(unknown) == []
 
 
 def test_output_is_the_90th_percentile_within_max_tokens() -> None:

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
-from itertools import pairwise
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -18,9 +15,9 @@ from redis.asyncio import Redis
 from config.catalog import Limits, Model
 from tasks.results import Usage
 from workers.limiter import Cost, LimiterRegistry, MustPark, Permit, TooLargeForLimit, snapshot
-from workers.limiter.headers import RateHeader
+from workers.limiter.background import stop
+from workers.limiter.limiter import Limiter
 from workers.limiter.rate import plan
-from workers.limiter.schedule import Ask, LimiterName, PauseReport, RedisSchedule
 
 from .conftest import RedisServer
 from .ledger import Ledger
@@ -57,10 +54,6 @@ async def once(registry: LimiterRegistry, model_: Model, sent: list[float] | Non
         sent.append(time.monotonic())
     permit.settle(Usage())
     return permit
-
-
-def schedule(client: Redis, limits: Limits, *, now: float, **options: Any) -> RedisSchedule:
-    return RedisSchedule(client, LimiterName("p", "m", "k"), plan(limits), fixed_now=str(now), **options)
 
 
 async def test_two_workers_share_one_pace(client: Redis, redis_server: RedisServer) -> None:
@@ -155,6 +148,74 @@ async def test_limits_are_learned_from_the_answers(client: Redis, redis_server: 
         assert max(sent) - min(sent) > 0.4
 
 
+async def test_a_limit_that_one_worker_was_told_holds_in_the_others(client: Redis, redis_server: RedisServer) -> None:
+    headers = {
+        "x-ratelimit-limit-requests": "600",
+        "x-ratelimit-remaining-requests": "599",
+        "x-ratelimit-reset-requests": "100ms",
+    }
+    async with registries(redis_server.url) as (one, other):
+        free = model(Limits())
+        await once(other, free)
+        (await one.admit(free, [None], cost=Cost())).observe(headers)
+        (limiter,) = other._limiters.values()
+        deadline = time.monotonic() + PATIENCE_S
+        while not limiter.plan.limits_requests:
+            assert time.monotonic() < deadline, "the other worker never hears of it"
+            await once(other, free)
+            await asyncio.sleep(0.01)
+        assert limiter.plan == plan(Limits(rpm=600))
+
+
+async def test_a_guess_of_the_output_never_makes_a_request_impossible(client: Redis, redis_server: RedisServer) -> None:
+    headers = {
+        "x-ratelimit-limit-tokens": "500",
+        "x-ratelimit-remaining-tokens": "490",
+        "x-ratelimit-reset-tokens": "1s",
+    }
+    async with registries(redis_server.url, count=1) as (registry,):
+        unknown = model(Limits())
+        above = model(Limits(output_tpm=900), name="other").model_copy(update={"organisation_limits": Limits(tpm=800)})
+        assert registry.estimate(above, input_chars=400).output_tokens == 800 - 101
+        assert registry.estimate(unknown, input_chars=400).output_tokens > 500
+        (await once(registry, unknown)).observe(headers)
+        cost = registry.estimate(unknown, input_chars=400)
+        assert cost.input_tokens + cost.output_tokens == 500
+
+
+async def test_each_tenant_waits_in_the_line_of_each_key(client: Redis, redis_server: RedisServer) -> None:
+    keys = [SecretStr("k1"), SecretStr("k2")]
+    slow = model(Limits(rpm=60, algorithm="sliding"))
+    async with registries(redis_server.url, count=1) as (registry,):
+        waiting = [
+            asyncio.create_task(once(registry, slow, keys=keys, tenant=tenant))
+            for _ in range(10)
+            for tenant in ("a", "b")
+        ]
+        await asyncio.sleep(0)
+        for limiter in registry._limiters.values():
+            assert limiter.waiting_of("a", "normal") == pytest.approx(5, abs=1)
+            assert limiter.waiting_of("b", "normal") == pytest.approx(5, abs=1)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+
+
+async def test_leaving_does_not_wait_for_a_call_that_swallows_its_end(client: Redis, redis_server: RedisServer) -> None:
+    ended: list[str] = []
+
+    async def stubborn() -> None:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(3_600)
+        ended.append("the first was swallowed")
+        await asyncio.sleep(3_600)
+
+    task = asyncio.create_task(stubborn())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(stop(task), PATIENCE_S)
+    assert task.cancelled() and ended
+
+
 async def test_wiped_scripts_and_a_wiped_redis_are_survived(client: Redis, redis_server: RedisServer) -> None:
     async with registries(redis_server.url, count=1) as (registry,):
         await asyncio.gather(*(once(registry, model()) for _ in range(20)))
@@ -167,120 +228,53 @@ async def test_wiped_scripts_and_a_wiped_redis_are_survived(client: Redis, redis
         await asyncio.wait_for(asyncio.gather(*(once(registry, model()) for _ in range(5))), PATIENCE_S)
 
 
-async def test_redis_away_and_back(own_redis_server: RedisServer) -> None:
-    async with registries(own_redis_server.url, count=1) as (registry,):
-        await once(registry, model())
-        own_redis_server.stop()
-        await asyncio.wait_for(asyncio.gather(*(once(registry, model()) for _ in range(30))), PATIENCE_S)
+@asynccontextmanager
+async def redis_goes_away(
+    server: RedisServer, *, waiting: int, **options: Any
+) -> AsyncIterator[tuple[Limiter, list[float]]]:
+    """A worker that has used its limit loses Redis while so many wait; the instants at which they are sent."""
+    steady = model(Limits(rpm=6_000, algorithm="sliding"))
+    sent: list[float] = []
+    async with registries(server.url, count=1, **options) as (registry,):
+        await once(registry, steady)
+        server.stop()
+        tasks = [asyncio.create_task(once(registry, steady, sent)) for _ in range(waiting)]
         (limiter,) = registry._limiters.values()
+        await wait_until(lambda: limiter.is_away, description="it notices that Redis is away")
+        yield limiter, sent
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_degraded_goes_on_at_a_share_for_a_while_and_then_stops_until_redis_is_back(
+    own_redis_server: RedisServer,
+) -> None:
+    async with redis_goes_away(own_redis_server, waiting=400, degraded_for_s=1.0) as (limiter, sent):
+        away_at = asyncio.get_running_loop().time()
+        await wait_until(lambda: time.monotonic() > away_at + 2.0, description="the second in which it goes on is over")
+        while_away = list(sent)
+        assert 20 <= len(while_away) <= 0.8 * 100 + 3
+        # Slots are leased up to a second and a half ahead, but not beyond the end.
+        assert max(while_away) < away_at + 1.0 + limiter.plan.use_by_s + 0.1
+        own_redis_server.start()
+        await wait_until(lambda: len(sent) > len(while_away) + 20, description="it finds Redis again and goes on")
+        assert not limiter.is_away
+
+
+async def test_closed_sends_nothing_until_redis_is_back(own_redis_server: RedisServer) -> None:
+    async with redis_goes_away(own_redis_server, waiting=20, when_away="closed") as (limiter, sent):
+        away_at = time.monotonic()
+        await wait_until(lambda: time.monotonic() > away_at + 1.0, description="the time of some calls is over")
+        assert not sent
+        own_redis_server.start()
+        await wait_until(lambda: len(sent) == 20, description="it finds Redis again and sends everybody")
+        assert not limiter.is_away
+
+
+async def test_open_sends_everybody_while_redis_is_away(own_redis_server: RedisServer) -> None:
+    async with redis_goes_away(own_redis_server, waiting=400, when_away="open") as (limiter, sent):
+        await wait_until(lambda: len(sent) == 400, description="everybody is sent")
         assert limiter.is_away
         own_redis_server.start()
         await wait_until(lambda: not limiter.is_away, description="it finds Redis again")
-        await once(registry, model())
-
-
-# ---- the scripts, case by case
-
-
-def ask(process: str, seq: int, count: int, **fields: Any) -> Ask:
-    return Ask(process=process, seq=seq, costs=[Cost()] * count, **fields)
-
-
-async def test_a_cold_start_has_one_permit(client: Redis) -> None:
-    limits = Limits(rpm=1_200, algorithm="sliding")
-    grant = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 50, backlog=50))
-    gap_s = 1 / plan(limits).dimensions[0].rate_per_s
-    assert grant.slots[0] == pytest.approx(1_000.0)
-    assert all(later - earlier > gap_s - 1e-5 for earlier, later in pairwise(grant.slots))
-
-
-async def test_a_lost_state_begins_behind_what_may_be_out(client: Redis) -> None:
-    limits = Limits(rpm=1_200)
-    grant = await schedule(client, limits, now=1_000.0).acquire(
-        Ask(process="a", seq=7, epoch=3, backlog=9, costs=[Cost()] * 9)
-    )
-    assert not grant.slots or grant.slots[0] >= 1_004.0
-    assert grant.epoch == 3
-
-
-async def test_the_day_s_allowance_stops_at_its_number(client: Redis) -> None:
-    limits = Limits(rpm=60_000, rpd=10)
-    first = await schedule(client, limits, now=86_400.0 * 100 + 10).acquire(ask("a", 1, 50))
-    assert (len(first.slots), first.reason) == (10, "day")
-    assert first.wait_s == pytest.approx(86_390.0)
-    next_day = await schedule(client, limits, now=86_400.0 * 101 + 1).acquire(ask("a", 2, 5))
-    assert len(next_day.slots) == 5
-
-
-async def test_a_dead_process_s_calls_come_back_with_its_lease(client: Redis) -> None:
-    limits = Limits(max_in_flight=10)
-    dying = ask("dead", 1, 20)
-    assert len((await schedule(client, limits, now=1_000.0).acquire(dying)).slots) == 10
-    other = replace(dying, process="alive")
-    assert not (await schedule(client, limits, now=1_011.0).acquire(other)).slots
-    assert len((await schedule(client, limits, now=1_012.5).acquire(replace(other, seq=2))).slots) == 10
-
-
-async def test_processes_that_wait_share_evenly(client: Redis) -> None:
-    limits, got, asked = Limits(rpm=6_000, algorithm="sliding"), Counter[str](), Counter[str]()
-    now = 1_000.0
-    for step in range(400):
-        now += 0.05
-        # `greedy` asks three times as often.
-        for process in ("greedy", *(("modest",) if step % 3 == 0 else ())):
-            asked[process] += 1
-            call = ask(process, asked[process], 256, backlog=500, epoch=1 if step else 0)
-            got[process] += len((await schedule(client, limits, now=now).acquire(call)).slots)
-    assert got["greedy"] / got["modest"] == pytest.approx(1.0, abs=0.1)
-
-
-async def test_the_organisation_s_limit_stands_above_the_keys(client: Redis) -> None:
-    above = plan(Limits(rpm=600, algorithm="sliding"))
-    ledger = Ledger()
-    for key in ("k1", "k2", "k3"):
-        name = LimiterName("p", "m", key)
-        of_key = RedisSchedule(client, name, plan(FAST), organisation=above, fixed_now="1000")
-        ledger.add((await of_key.acquire(ask("a", 1, 99, backlog=99))).slots)
-    (pace,) = above.dimensions
-    assert len(ledger.entries) > 3
-    assert ledger.worst_excess(rate_per_s=pace.rate_per_s, burst=pace.burst) <= 0
-
-
-async def test_the_end_of_a_schedule_can_be_given_back(client: Redis) -> None:
-    limits = Limits(rpm=600, algorithm="sliding")
-    first = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 20, backlog=20))
-    leaving = Ask(process="a", seq=2, leaves=True, returned=first.slots[5:])
-    await schedule(client, limits, now=1_000.0).acquire(leaving)
-    other = await schedule(client, limits, now=1_000.0).acquire(ask("b", 1, 3))
-    assert other.slots == pytest.approx(first.slots[5:8], abs=1e-4)
-
-
-async def test_an_unknown_limit_is_cut_by_a_429_and_recovers(client: Redis) -> None:
-    free = Limits()
-    now = 1_000.0
-    for seq in range(1, 31):
-        await schedule(client, free, now=now + seq).acquire(Ask(process="a", seq=seq, went_free=10, epoch=int(seq > 1)))
-    now += 31
-    await schedule(client, free, now=now).pause(PauseReport(epoch=1, asked_s=2.0))
-    capped = await schedule(client, free, now=now + 2).acquire(ask("a", 40, 256, backlog=500))
-    assert capped.is_capped
-    gap_s = capped.slots[1] - capped.slots[0]
-    assert 1 / gap_s == pytest.approx(7.0, rel=0.1)
-    later = await schedule(client, free, now=now + 72).acquire(ask("a", 41, 256, backlog=500))
-    assert 1 / (later.slots[1] - later.slots[0]) == pytest.approx(7.0 * 1.01**70, rel=0.15)
-
-
-async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(client: Redis) -> None:
-    limits = Limits(rpm=600, algorithm="fixed")
-    await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 5))
-    own = RateHeader("requests", 600, 595, 50.0)
-    calm = await schedule(client, limits, now=1_010.0).acquire(
-        Ask(process="a", seq=2, costs=[Cost()], headers=[own], epoch=1)
-    )
-    assert calm.slots[0] == pytest.approx(1_010.0)
-    foreign = RateHeader("requests", 600, 50, 40.0)
-    slowed = await schedule(client, limits, now=1_020.0).acquire(
-        Ask(process="a", seq=3, costs=[Cost()], headers=[foreign], epoch=1)
-    )
-    assert not slowed.slots
-    assert slowed.wait_s == pytest.approx(40 - 50 / plan(limits).dimensions[0].rate_per_s, abs=0.5)

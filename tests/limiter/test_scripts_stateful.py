@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
 
@@ -22,16 +22,20 @@ from redis.asyncio import Redis
 
 from config.catalog import Limits
 from workers.limiter.cost import Cost
-from workers.limiter.rate import plan
+from workers.limiter.rate import Dimension, Plan, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 
 from .conftest import RedisServer
 from .ledger import Ledger
 
 NAMES = ("a", "b", "c")
+KEYS = {"a": "k1", "b": "k1", "c": "k2"}
+"""Two processes share a key; the third has another of the same organisation."""
+
 BEGINNING = 1_790_000_000.0
 LONGEST_HORIZON_S = 4.0
 LEASE_S = 12.0
+MOST_TOKENS = 1_500
 
 
 @dataclass
@@ -39,16 +43,52 @@ class Process:
     """What one process knows; a kill forgets all of it."""
 
     name: str
+    key: str
     seq: int = 0
     last: tuple[Ask, Grant] | None = None
     in_flight: list[Cost] = field(default_factory=list)
     seen_at: float = 0.0
 
 
+@dataclass
+class Granted:
+    """What was granted within one limit, and not made void by a pause; of tokens also what came back."""
+
+    requests: Ledger = field(default_factory=Ledger)
+    reserved: Ledger = field(default_factory=Ledger)
+    refunds: int = 0
+
+    def add(self, instants: Sequence[float], costs: Sequence[Cost]) -> None:
+        self.requests.add(instants)
+        for instant, cost in zip(instants, costs, strict=False):
+            self.reserved.add([instant], cost.of("tokens"))
+
+    def check(self, paces: Mapping[str, Dimension]) -> None:
+        if (pace := paces.get("requests")) is not None:
+            burst = 1 if pace.shared_by else pace.burst
+            assert self.requests.worst_excess(rate_per_s=pace.rate_per_s, burst=burst) <= 1e-6
+        if (pace := paces.get("tokens")) is not None:
+            burst = max(pace.burst, MOST_TOKENS) + self.refunds
+            assert self.reserved.worst_excess(rate_per_s=pace.rate_per_s, burst=burst) <= 1e-3
+
+
+@dataclass
+class Key(Granted):
+    """One key's limit."""
+
+    paused_until: float = 0.0
+    epoch: int = 1
+
+    def drop_what_was_not_sent(self, now: float) -> None:
+        for ledger in (self.requests, self.reserved):
+            ledger.entries = [entry for entry in ledger.entries if entry[0] <= now]
+
+
 class Scripts(RuleBasedStateMachine):
     """Processes ask, settle, repeat themselves, die, stall and meet 429s; limits change; the clock goes back."""
 
     url: ClassVar[str]
+    limited: ClassVar[Sequence[str]]
 
     def __init__(self) -> None:
         super().__init__()
@@ -62,30 +102,45 @@ class Scripts(RuleBasedStateMachine):
 
     @initialize(
         rpm=st.sampled_from([60, 600, 12_000]),
-        tpm=st.none() | st.sampled_from([30_000, 200_000]),
+        tpm=st.sampled_from([30_000, 200_000]),
         max_in_flight=st.none() | st.integers(1, 20),
         algorithm=st.sampled_from(["bucket", "sliding", "unknown"]),
+        organisation=st.none() | st.builds(Limits, rpm=st.sampled_from([90, 900]), tpm=st.sampled_from([None, 60_000])),
     )
-    def begin(self, rpm: int, tpm: int | None, max_in_flight: int | None, algorithm: Any) -> None:
-        self.limits = Limits(rpm=rpm, tpm=tpm, max_in_flight=max_in_flight, algorithm=algorithm)
-        self.fastest = {each.name: each for each in plan(self.limits).dimensions}
+    def begin(
+        self,
+        rpm: int,
+        tpm: int,
+        max_in_flight: int | None,
+        algorithm: Any,
+        organisation: Limits | None,
+    ) -> None:
+        self.limits = Limits(
+            rpm=rpm if "requests" in self.limited else None,
+            tpm=tpm if "tokens" in self.limited else None,
+            max_in_flight=max_in_flight,
+            algorithm=algorithm,
+        )
+        self.organisation = organisation
+        dimensions = self.plan().dimensions
+        self.paces = {each.name: each for each in dimensions if not each.shared_by}
+        self.paces_above = {each.name: each for each in dimensions if each.shared_by}
         self.real_now = BEGINNING
         self.wall_back_s = 0.0
         self.schedule_now = 0.0
-        self.processes = {name: Process(name) for name in NAMES}
+        self.processes = {name: Process(name, KEYS[name]) for name in NAMES}
         self.generation = 0
-        self.requests, self.reserved = Ledger(), Ledger()
-        self.refunds = 0
-        self.charges = 0
-        self.paused_until = 0.0
-        self.epoch = 1
+        self.keys = {key: Key() for key in KEYS.values()}
+        self.granted_to_all = Granted()
 
     # ---- helpers
 
-    def schedule(self) -> RedisSchedule:
-        name = LimiterName("p", "m", "k")
+    def plan(self) -> Plan:
+        return plan(self.limits, organisation=self.organisation, keys=len(set(KEYS.values())))
+
+    def schedule(self, key: str) -> RedisSchedule:
         fixed_now = f"{self.real_now - self.wall_back_s:.6f}"
-        return RedisSchedule(self.redis, name, plan(self.limits), fixed_now=fixed_now)
+        return RedisSchedule(self.redis, LimiterName("p", "m", key), self.plan(), fixed_now=fixed_now)
 
     def acquire(self, process: Process, **fields: object) -> Grant:
         process.seq += 1
@@ -102,22 +157,21 @@ class Scripts(RuleBasedStateMachine):
             lease_s=LEASE_S,
             **fields,  # type: ignore[arg-type]  # named in the rules
         )
-        grant = self.runner.run(self.schedule().acquire(asked))
+        grant = self.runner.run(self.schedule(process.key).acquire(asked))
         process.last = (asked, grant)
         process.seen_at = self.real_now
-        self.check(asked, grant)
+        self.check(self.keys[process.key], asked, grant)
         return grant
 
-    def check(self, asked: Ask, grant: Grant) -> None:
+    def check(self, key: Key, asked: Ask, grant: Grant) -> None:
         assert grant.now >= self.schedule_now - 1e-5, "the schedule's time went back"
         self.schedule_now = grant.now
         assert list(grant.slots) == sorted(grant.slots), "a waiter overtook the one before it"
         for instant in grant.slots:
             assert instant >= grant.now - 1e-5, "a slot in the past"
-            assert instant >= self.paused_until - 1e-5, "a slot inside a pause"
-        self.requests.add(grant.slots)
-        for instant, cost in zip(grant.slots, asked.costs, strict=False):
-            self.reserved.add([instant], cost.of("tokens"))
+            assert instant >= key.paused_until - 1e-5, "a slot inside a pause"
+        key.add(grant.slots, asked.costs)
+        self.granted_to_all.add(grant.slots, asked.costs)
 
     # ---- what happens
 
@@ -129,26 +183,32 @@ class Scripts(RuleBasedStateMachine):
     def somebody_sets_the_clock_back(self, seconds: float) -> None:
         self.wall_back_s += seconds
 
-    @rule(name=st.sampled_from(NAMES), count=st.integers(1, 40), tokens=st.integers(1, 1_500), more=st.integers(0, 100))
+    @rule(
+        name=st.sampled_from(NAMES),
+        count=st.integers(1, 40),
+        tokens=st.integers(1, MOST_TOKENS),
+        more=st.integers(0, 100),
+    )
     def ask(self, name: str, count: int, tokens: int, more: int) -> None:
-        process = self.processes[name]
-        costs = [Cost(tokens // 3, tokens - tokens // 3)] * count
-        grant = self.acquire(process, backlog=count + more, costs=costs)
+        self.wants(self.processes[name], [Cost(tokens // 3, tokens - tokens // 3)] * count, more=more)
+
+    def wants(self, process: Process, costs: Sequence[Cost], *, more: int) -> None:
+        grant = self.acquire(process, backlog=len(costs) + more, costs=costs)
         process.in_flight.extend(costs[: len(grant.slots)])
         if self.limits.max_in_flight is not None:
-            alive = sum(len(each.in_flight) for each in self.processes.values())
+            alive = sum(len(each.in_flight) for each in self.processes.values() if each.key == process.key)
             assert alive <= self.limits.max_in_flight, "more calls in flight than permitted"
 
     @precondition(lambda self: any(each.last for each in self.processes.values()))
     @rule(data=st.data())
     def a_reply_is_lost_and_the_call_made_again(self, data: st.DataObject) -> None:
         process = data.draw(st.sampled_from([each for each in self.processes.values() if each.last]))
-        before = self.state()
+        before = self.state(process.key)
         assert process.last is not None
         asked, first = process.last
-        second = self.runner.run(self.schedule().acquire(asked))
+        second = self.runner.run(self.schedule(process.key).acquire(asked))
         assert second.slots == (first.slots if second.epoch == first.epoch else []), "other slots at the second time"
-        assert self.state() == before, "the second time changed something"
+        assert self.state(process.key) == before, "the second time changed something"
         self.schedule_now = max(self.schedule_now, second.now)
 
     @precondition(lambda self: any(each.in_flight for each in self.processes.values()))
@@ -157,18 +217,21 @@ class Scripts(RuleBasedStateMachine):
         process = data.draw(st.sampled_from([each for each in self.processes.values() if each.in_flight]))
         cost = process.in_flight.pop()
         back = cost.of("tokens") - int(cost.of("tokens") * used_share)
-        before = self.tat("tokens")
+        before = self.tat(process.key, "tokens")
         self.acquire(process, refund_output=back)
-        self.refunds += max(0, back)
-        if (rate := self.token_rate()) is not None and before is not None:
-            assert self.tat("tokens") == pytest.approx(before - back / rate, abs=1e-5), "not settled by what was told"
+        for granted in (self.keys[process.key], self.granted_to_all):
+            granted.refunds += max(0, back)
+        if (rate := self.token_rate(process.key)) is not None and before is not None:
+            assert self.tat(process.key, "tokens") == pytest.approx(before - back / rate, abs=1e-5), (
+                "not settled by what was told"
+            )
 
     @rule(name=st.sampled_from(NAMES))
     def kill(self, name: str) -> None:
         """It holds its calls until its lease is over; another of its name would be another process."""
         self.generation += 1
         dead = self.processes[name]
-        self.processes[name] = Process(f"{name}{self.generation}")
+        self.processes[name] = Process(f"{name}{self.generation}", dead.key)
         if dead.in_flight:
             self.real_now += LEASE_S + 0.1
 
@@ -178,56 +241,53 @@ class Scripts(RuleBasedStateMachine):
         if not process.in_flight and process.last is not None:
             self.acquire(process, leaves=True)
             self.generation += 1
-            self.processes[name] = Process(f"{name}{self.generation}")
+            self.processes[name] = Process(f"{name}{self.generation}", process.key)
 
-    @rule(asked_s=st.none() | st.floats(0, 10), is_old=st.booleans())
-    def a_429(self, asked_s: float | None, is_old: bool) -> None:
-        report = PauseReport(epoch=0 if is_old else self.epoch, asked_s=asked_s)
-        pause = self.runner.run(self.schedule().pause(report))
-        assert pause.until >= self.paused_until - 1e-5, "a pause was made shorter"
+    @rule(name=st.sampled_from(sorted(set(KEYS.values()))), asked_s=st.none() | st.floats(0, 60), is_old=st.booleans())
+    def a_429(self, name: str, asked_s: float | None, is_old: bool) -> None:
+        key = self.keys[name]
+        report = PauseReport(epoch=0 if is_old else key.epoch, asked_s=asked_s)
+        pause = self.runner.run(self.schedule(name).pause(report))
+        assert pause.until >= key.paused_until - 1e-5, "a pause was made shorter"
         assert pause.until >= pause.now + (asked_s or 0.0) - 1e-5, "less than the provider asked for"
-        assert pause.epoch >= self.epoch
-        if pause.epoch > self.epoch:
-            self.drop_what_was_not_sent(pause.now)
-        self.epoch, self.paused_until = pause.epoch, pause.until
+        assert pause.epoch >= key.epoch
+        if pause.epoch > key.epoch:
+            key.drop_what_was_not_sent(pause.now)
+        key.epoch, key.paused_until = pause.epoch, pause.until
         self.schedule_now = max(self.schedule_now, pause.now)
+        # Swarm testing leaves few asks near a pause to chance.
+        for process in self.processes.values():
+            if process.key == name:
+                self.wants(process, [Cost(10, 10)] * 3, more=0)
 
     @rule(rpm=st.sampled_from([30, 300, 6_000]))
     def the_limit_is_lowered(self, rpm: int) -> None:
-        self.limits = self.limits.model_copy(update={"rpm": min(rpm, self.limits.rpm or rpm)})
+        if self.limits.rpm is not None:
+            self.limits = self.limits.model_copy(update={"rpm": min(rpm, self.limits.rpm)})
 
     # ---- what must hold
 
-    def drop_what_was_not_sent(self, now: float) -> None:
-        for ledger in (self.requests, self.reserved):
-            ledger.entries = [entry for entry in ledger.entries if entry[0] <= now]
-
     @invariant()
     def no_window_holds_more_than_the_rate_and_the_burst(self) -> None:
-        if not hasattr(self, "fastest"):
-            return
-        pace = self.fastest["requests"]
-        assert self.requests.worst_excess(rate_per_s=pace.rate_per_s, burst=pace.burst) <= 1e-6
+        for key in getattr(self, "keys", {}).values():
+            key.check(self.paces)
 
     @invariant()
-    def tokens_too_but_for_what_was_given_back(self) -> None:
-        if "tokens" not in getattr(self, "fastest", {}):
-            return
-        pace = self.fastest["tokens"]
-        burst = max(pace.burst, 1_500) + self.refunds
-        assert self.reserved.worst_excess(rate_per_s=pace.rate_per_s, burst=burst) <= 1e-3
+    def nor_do_all_keys_of_the_organisation_together(self) -> None:
+        if hasattr(self, "granted_to_all"):
+            self.granted_to_all.check(self.paces_above)
 
     # ---- looking inside
 
-    def state(self) -> dict[bytes, bytes]:
-        return self.runner.run(_hash(self.redis, "{rl:p:m}:k:state"))
+    def state(self, key: str) -> dict[bytes, bytes]:
+        return self.runner.run(_hash(self.redis, f"{{rl:p:m}}:{key}:state"))
 
-    def tat(self, name: str) -> float | None:
-        value = self.state().get(f"tat:{name}".encode())
+    def tat(self, key: str, name: str) -> float | None:
+        value = self.state(key).get(f"tat:{name}".encode())
         return None if value is None else float(value)
 
-    def token_rate(self) -> float | None:
-        state, pace = self.state(), self.fastest.get("tokens")
+    def token_rate(self, key: str) -> float | None:
+        state, pace = self.state(key), self.paces.get("tokens")
         if pace is None:
             return None
         factor = float(state.get(b"factor", 1))
@@ -243,12 +303,15 @@ async def _hash(redis: Redis, key: str) -> dict[Any, Any]:
     return fields
 
 
-def test_the_scripts_hold_their_bounds_whatever_happens(redis_server: RedisServer) -> None:
-    Scripts.url = redis_server.url
+# Apart, because hypothesis may draw much the same limits for a whole run, and each kind hides faults of its own: with a
+# pace, say, a pause is also kept by the schedule's end.
+@pytest.mark.parametrize("limited", [(), ("tokens",), ("requests",), ("requests", "tokens")])
+def test_the_scripts_hold_their_bounds_whatever_happens(redis_server: RedisServer, limited: Sequence[str]) -> None:
+    Scripts.url, Scripts.limited = redis_server.url, limited
     run_state_machine_as_test(
         Scripts,
         settings=settings(
-            max_examples=60,
+            max_examples=25,
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

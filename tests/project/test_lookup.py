@@ -73,8 +73,8 @@ def test_a_redis_that_is_away_is_named(command: list[str]) -> None:
     assert "Redis" in shown.output
 
 
-async def use_a_limiter(url: str) -> None:
-    model = Model.model_validate({"name": "m", "provider": "p", "upstream": "m", "limits": {"rpm": 60}})
+async def use_a_limiter(url: str, **fields: object) -> None:
+    model = Model.model_validate({"name": "m", "provider": "p", "upstream": "m", "limits": {"rpm": 60}, **fields})
     redis: Redis = Redis.from_url(url)
     async with LimiterRegistry(redis, now=time.time) as registry:
         permit = await registry.admit(model, (), cost=Cost(10, 20, 40))
@@ -101,6 +101,16 @@ def test_limits_shows_each_limiter(url: str) -> None:
     assert table[2].split()[-4:] == ["0", "0", "0", "30"]
     assert table[3].split()[:5] == ["none", "of", "58", "of", "?"]
     assert max(map(len, table)) <= 80
+
+
+def test_limits_shows_what_the_organisation_has_above_its_keys(url: str) -> None:
+    asyncio.run(use_a_limiter(url, organisation_limits={"rpm": 600, "algorithm": "bucket"}))
+    view = json.loads(promptmill("limits", "--json", "--redis", url).stdout)
+    assert view["organisation_permitted_per_minute"] == {"requests": pytest.approx(600, rel=0.001)}
+    assert view["organisation_used_last_minute"]["requests"] == 1
+    *_, used, permitted = promptmill("limits", "--redis", url, columns=80).stdout.splitlines()
+    assert used.split()[:2] == ["p/m", "1"]
+    assert permitted.split()[:4] == ["all", "keys", "of", "600"]
 
 
 def test_the_command_line_lists_what_the_interface_promises() -> None:

@@ -4,10 +4,14 @@ A process leases runs of dispatch slots from a schedule in Redis and sends at th
 docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Permit` what it gets.
 
     registry.py    all limiters of the process; which key
-    limiter.py     one limit in this process: waiters, slots, the one caller
+    limiter.py     one limit in this process, and what of it is said to Redis
     line.py        whose turn it is
-    schedule.py    the schedule in Redis: acquire.lua, pause.lua
+    dispatch.py    who is sent when a slot (slots.py) is due
+    forecast.py    how long a request would wait, and whether that is too long
+    caller.py      the one conversation with the schedule
+    schedule.py    the schedule in Redis: acquire.lua, calendar.lua, pause.lua
     rate.py        from a provider's limits to the safe pace
+    told.py        limits that answers have told (headers.py)
 """
 
 from .cost import Cost

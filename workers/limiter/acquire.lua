@@ -5,6 +5,9 @@
 -- cost c may go at tat + (c - burst) / rate at the earliest, and moves tat on by c / rate. A lump larger than the burst
 -- pays for the excess before it goes. So no instant is sold twice, whatever dies.
 --
+-- The organisation's limits, which stand above several keys, have a calendar instead (calendar.lua): each key leases ahead
+-- at a pace of its own, and a single end would lose for the others what lies between its slots.
+--
 -- A call is known by (process, seq). If its reply was lost, the same call gets the same reply again and changes nothing.
 --
 -- KEYS  1 clock (hash), 2 state (hash), 3 processes (hash: id -> "expiry seen backlog held vt"),
@@ -13,10 +16,11 @@
 --       7 backlog: waiters without a slot, 8 held: calls in flight and slots unused, 9 calls in flight permitted (0 = any),
 --       10 requests a day (0 = any), 11 costs of the first waiters: "count:input:output ...", 12 tokens to give back
 --       "input:output" (negative: more was used than reserved), 13 "requests:reserved:used" of what was settled,
---       14 requests that went without a slot, 15 rate headers "name:limit:remaining:reset s ...",
---       16 the epoch that this process knows (0 = it has had no reply yet), 17 1 = it leaves, 18 instants to give back (us), descending
+--       14 requests that went without a slot, 15 rate headers "what it tells:name:limit:remaining:reset s ...",
+--       16 the epoch that this process knows (0 = it has had no reply yet), 17 1 = it leaves, 18 instants to give back (us), descending,
+--       19 the told limits by which it made the dimensions
 -- Returns {now, epoch, paused until or 0, wait, live processes, horizon, 1 = an unstated limit is being felt,
---          all processes, why it stopped, slots ...}; instants and durations in us.
+--          all processes, why it stopped, told limits "rpm=500,tpm=30000", slots ...}; instants and durations in us.
 
 local now = limiter_now(KEYS[1], ARGV[1])
 local me, seq = ARGV[2], ARGV[3]
@@ -29,7 +33,7 @@ if before then
     for word in string.gmatch(text, '%S+') do reply[#reply + 1] = word end
     local epoch_now, pause = unpack(redis.call('HMGET', KEYS[2], 'epoch', 'pause'))
     -- A pause since then has made its slots void.
-    if epoch_now ~= reply[2] then reply = { unpack(reply, 1, 9) } end
+    if epoch_now ~= reply[2] then reply = { unpack(reply, 1, 10) } end
     reply[1], reply[2] = micros(now), epoch_now or reply[2]
     reply[3] = tonumber(pause or 0) > now and micros(tonumber(pause)) or '0'
     return reply
@@ -43,21 +47,48 @@ local leaving = ARGV[17] == '1'
 
 local state = hash(KEYS[2])
 local levels = { s = state, o = hash(KEYS[6]) }
-local dims = dimensions_of(ARGV[4])
+local dims, above = {}, {}
+for _, dim in ipairs(dimensions_of(ARGV[4])) do
+  if dim.level == 's' then dims[#dims + 1] = dim else above[#above + 1] = dim end
+end
 local is_new = not state.epoch
 
--- 1. The pace: as stated, cut where a 429 has shown that it is too high.
+local headers = {}
+for tells, name, limit, remaining, reset in string.gmatch(ARGV[15], '(%a+):(%a+):([%d.]+):([%d.]+):([%d.]+)') do
+  headers[#headers + 1] = {
+    tells = tells, name = name, limit = tonumber(limit), remaining = tonumber(remaining), reset = tonumber(reset),
+  }
+end
+
+-- 1. The pace: as stated, cut where a 429 has shown that it is too high. What answers have told of the limits is kept
+-- here for all processes: the lowest; a higher one holds when the lower has not been told for ten minutes. A process that
+-- made its dimensions without it sells nothing, or it would sell by another pace, or by none.
+local told = {}
+for _, field in ipairs({ 'rpm', 'tpm', 'rpd' }) do
+  local limit, at = string.match(state['told:' .. field] or '', '^(%S+) (%S+)$')
+  limit, at = tonumber(limit), tonumber(at)
+  for _, header in ipairs(headers) do
+    if header.tells == field and (not limit or header.limit <= limit or now - at > 600) then
+      limit, at = header.limit, now
+      redis.call('HSET', KEYS[2], 'told:' .. field, string.format('%.0f %.0f', limit, at))
+    end
+  end
+  if limit then told[#told + 1] = string.format('%s=%.0f', field, limit) end
+end
+told = table.concat(told, ',')
+local knows_limits = told == ARGV[19]
+
 local factor, cap = factor_at(state, now), cap_at(state, now)
 local has_requests = false
 for _, dim in ipairs(dims) do
-  if dim.level == 's' then dim.rate = dim.rate * factor end
-  if dim.level == 's' and dim.name == 'requests' then
+  dim.rate = dim.rate * factor
+  if dim.name == 'requests' then
     has_requests = true
     if cap then dim.rate = math.min(dim.rate, cap) end
   end
 end
 if cap and not has_requests then
-  dims[#dims + 1] = { level = 's', name = 'requests', limit = 0, rate = cap, burst = 1 }
+  dims[#dims + 1] = { name = 'requests', rate = cap, burst = 1 }
 end
 
 -- A limiter that nobody has used starts with one permit. One whose state is gone may have slots out that were leased
@@ -66,32 +97,37 @@ local its_epoch = tonumber(ARGV[16])
 local behind_s = (is_new and its_epoch > 0) and longest_s or 0
 local epoch = string.format('%.0f', math.max(tonumber(state.epoch or 1), its_epoch))
 for _, dim in ipairs(dims) do
-  local tat = levels[dim.level]['tat:' .. dim.name]
-  dim.tat = tonumber(tat) or now + behind_s + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
+  dim.tat = tonumber(state['tat:' .. dim.name]) or now + behind_s + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
 end
+local calendar = calendar_of(KEYS[6], levels.o, above, now)
 
--- 2. Settlement, and slots that come back. Only the end of the schedule can be undone: an instant in its middle would be
--- sold again at the end, beside another.
+-- 2. Settlement, and slots that come back. Only the end of a schedule can be undone: an instant in its middle would be
+-- sold again at the end, beside another. A calendar can be undone anywhere.
 local back_in, back_out = string.match(ARGV[12], '^(-?%d+):(-?%d+)$')
 local back = { requests = 0, input = tonumber(back_in), output = tonumber(back_out) }
 back.tokens = back.input + back.output
 for _, dim in ipairs(dims) do dim.tat = dim.tat - back[dim.name] / dim.rate end
+calendar.settle(back)
 local returned = 0
-for instant in string.gmatch(ARGV[18], '%d+') do
+for word in string.gmatch(ARGV[18], '%d+') do
+  local instant = tonumber(word) / 1000000
   for _, dim in ipairs(dims) do
-    if dim.name == 'requests' and math.abs(dim.tat - tonumber(instant) / 1000000 - dim.burst / dim.rate) < 0.000003 then
+    if dim.name == 'requests' and math.abs(dim.tat - instant - dim.burst / dim.rate) < 0.000003 then
       dim.tat = dim.tat - 1 / dim.rate
-      returned = returned + (dim.level == 's' and 1 or 0)
+      returned = returned + 1
     end
   end
+  calendar.give_back(instant)
 end
 
 local minute = math.floor(now / 60)
-if tonumber(state.minute or -1) ~= minute then
-  local follows = tonumber(state.minute or -1) == minute - 1
-  state.last_requests = follows and state.requests or 0
-  state.last_tokens = follows and state.tokens or 0
-  state.requests, state.tokens = 0, 0
+for _, level in pairs(levels) do
+  if tonumber(level.minute or -1) ~= minute then
+    local follows = tonumber(level.minute or -1) == minute - 1
+    level.last_requests = follows and level.requests or 0
+    level.last_tokens = follows and level.tokens or 0
+    level.requests, level.tokens = 0, 0
+  end
 end
 
 -- 3. Rate headers only ever slow us down: where the provider has counted more than we sent, somebody else uses the key.
@@ -99,14 +135,16 @@ local sent = {
   requests = tonumber(state.requests or 0) + tonumber(state.last_requests or 0),
   tokens = tonumber(state.tokens or 0) + tonumber(state.last_tokens or 0),
 }
-for name, limit, remaining, reset in string.gmatch(ARGV[15], '(%a+):([%d.]+):([%d.]+):([%d.]+)') do
-  limit, remaining, reset = tonumber(limit), tonumber(remaining), tonumber(reset)
+local used_today_by_header = 0
+for _, header in ipairs(headers) do
   -- A bucket's `remaining` is its level, so only what `reset` confirms counts as used.
-  local used = math.min(limit - remaining, reset * limit / 60)
-  if used > sent[name] + 2 + 0.02 * limit then
+  local used = math.min(header.limit - header.remaining, header.reset * header.limit / 60)
+  if header.tells == 'rpd' then
+    used_today_by_header = header.limit - header.remaining
+  elseif header.tells ~= 'none' and used > sent[header.name] + 2 + 0.02 * header.limit then
     for _, dim in ipairs(dims) do
-      if dim.level == 's' and dim.name == name then
-        dim.tat = math.max(dim.tat, now + reset - remaining / dim.rate)
+      if dim.name == header.name then
+        dim.tat = math.max(dim.tat, now + header.reset - header.remaining / dim.rate)
       end
     end
   end
@@ -142,7 +180,8 @@ system_vt = math.max(system_vt, math.min(vt, slowest or vt))
 
 -- 5. The day's allowance.
 local day = math.floor(now / 86400)
-local used_today = max_day > 0 and tonumber(redis.call('HGET', KEYS[5], day) or 0) or 0
+local known_today = max_day > 0 and tonumber(redis.call('HGET', KEYS[5], day) or 0) or 0
+local used_today = math.max(known_today, used_today_by_header)
 
 -- 6. Slots for the first waiters, in order; none overtakes.
 local pause = tonumber(state.pause or 0)
@@ -151,23 +190,29 @@ local slots, wait, why, horizon, tokens = {}, 0, 'done', nil, 0
 local most_calls = max_calls
 if max_calls > 0 and live > 1 then most_calls = math.ceil(max_calls / live) end
 
+-- Its instant, the seconds of the tightest dimension that it takes, and its places in the calendar.
 local function first_instant(cost)
   local at, unit = math.max(now, pause), 0
   for _, dim in ipairs(dims) do
     at = math.max(at, dim.tat + (cost[dim.name] - dim.burst) / dim.rate)
     unit = math.max(unit, cost[dim.name] / dim.rate)
   end
-  return at, unit
+  for _, dim in ipairs(above) do unit = math.max(unit, cost[dim.name] / dim.rate) end
+  local places
+  at, places = calendar.place(cost, math.max(at, now + behind_s))
+  return at, unit, places
 end
 
-local function sell(cost, at)
+local function sell(cost, at, places)
   for _, dim in ipairs(dims) do
     local c = cost[dim.name]
     dim.tat = math.max(dim.tat, at - math.max(0, c - dim.burst) / dim.rate) + c / dim.rate
   end
+  calendar.sell(places)
 end
 
 local function refusal(at, unit)
+  if not knows_limits then return 'limits', 0 end
   if max_day > 0 and used_today + #slots >= max_day then return 'day', (day + 1) * 86400 - now end
   if max_calls > 0 then
     local calls = held + #slots
@@ -183,14 +228,14 @@ for count, input, output in string.gmatch(ARGV[11], '(%d+):(%d+):(%d+)') do
   local cost = { requests = 1, input = tonumber(input), output = tonumber(output) }
   cost.tokens = cost.input + cost.output
   for _ = 1, tonumber(count) do
-    local at, unit = first_instant(cost)
+    local at, unit, places = first_instant(cost)
     horizon = horizon or math.max(0.1, math.min(longest_s, 32 * live * unit))
     local reason, wait_s = refusal(at, unit)
     if reason then
       why, wait = reason, wait_s
       break
     end
-    sell(cost, at)
+    sell(cost, at, places)
     vt = vt + unit
     tokens = tokens + cost.tokens
     slots[#slots + 1] = micros(at)
@@ -203,11 +248,15 @@ horizon = horizon or 0.1
 local free = tonumber(ARGV[14])
 local settled, reserved, used = string.match(ARGV[13], '^(%d+):(%d+):(%d+)$')
 local flow, _, flow_from = flow_with(state, now, #slots + free)
+local function counts_of(level)
+  return 'minute', minute, 'requests', tonumber(level.requests or 0) + #slots + free - returned,
+    'tokens', tonumber(level.tokens or 0) + tokens - back.tokens,
+    'last_requests', level.last_requests or 0, 'last_tokens', level.last_tokens or 0
+end
+redis.call('HSET', KEYS[2], counts_of(state))
 redis.call('HSET', KEYS[2],
-  'epoch', epoch, 'vt', seconds(system_vt), 'dimensions', ARGV[4],
-  'minute', minute, 'requests', tonumber(state.requests or 0) + #slots + free - returned,
-  'tokens', tonumber(state.tokens or 0) + tokens - back.tokens,
-  'last_requests', state.last_requests or 0, 'last_tokens', state.last_tokens or 0,
+  'epoch', epoch, 'vt', seconds(system_vt),
+  'dimensions', knows_limits and ARGV[4] or state.dimensions or '',
   'settled', tonumber(state.settled or 0) + tonumber(settled),
   'reserved_tokens', string.format('%.0f', tonumber(state.reserved_tokens or 0) + tonumber(reserved)),
   'used_tokens', string.format('%.0f', tonumber(state.used_tokens or 0) + tonumber(used)),
@@ -217,18 +266,22 @@ redis.call('EXPIRE', KEYS[2], 172800)
 if state.cap and not cap then redis.call('HDEL', KEYS[2], 'cap', 'cap_at') end
 if state.factor and factor >= 1 then redis.call('HDEL', KEYS[2], 'factor', 'factor_at') end
 for _, dim in ipairs(dims) do
-  local key = dim.level == 's' and KEYS[2] or KEYS[6]
-  redis.call('HSET', key, 'tat:' .. dim.name, seconds(dim.tat))
-  if dim.level == 'o' then redis.call('EXPIRE', key, 172800) end
+  redis.call('HSET', KEYS[2], 'tat:' .. dim.name, seconds(dim.tat))
 end
-if max_day > 0 and #slots - returned ~= 0 then
-  redis.call('HINCRBY', KEYS[5], day, #slots - returned)
+if #above > 0 then
+  calendar.write()
+  redis.call('HSET', KEYS[6], counts_of(levels.o))
+  redis.call('EXPIRE', KEYS[6], 172800)
+end
+local used_after = used_today + #slots - returned
+if max_day > 0 and used_after ~= known_today then
+  redis.call('HSET', KEYS[5], day, used_after)
   redis.call('EXPIRE', KEYS[5], 172800)
 end
 
 local reply = {
   micros(now), epoch, pause > now and micros(pause) or '0', micros(wait), tostring(live), micros(horizon),
-  cap and '1' or '0', tostring(all), why,
+  cap and '1' or '0', tostring(all), why, told == '' and '-' or told,
 }
 for _, slot in ipairs(slots) do reply[#reply + 1] = slot end
 

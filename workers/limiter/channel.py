@@ -11,6 +11,8 @@ from redis.exceptions import RedisError
 
 from tasks import keys
 
+from .background import stop
+
 if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.client import PubSub
@@ -22,7 +24,6 @@ logger = logging.getLogger("promptmill.limiter")
 PING_EVERY_S = 2.0
 DEAF_AFTER_S = 5.0
 AGAIN_S = 0.25
-CANCEL_AGAIN_S = 0.1
 
 
 class Ears(Protocol):
@@ -53,10 +54,8 @@ class PauseChannel:
 
     async def close(self) -> None:
         self._closing = True
-        # redis-py has been seen to swallow a cancellation that met its own time-out.
-        while self._task is not None and not self._task.done():
-            self._task.cancel()
-            await asyncio.wait([self._task], timeout=CANCEL_AGAIN_S)
+        if self._task is not None:
+            await stop(self._task)
 
     async def _keep_listening(self) -> None:
         while not self._closing:

@@ -1,4 +1,4 @@
--- clock.lua stands before each of the limiter's scripts: the limiter's own time, in seconds.
+-- clock.lua stands before each of the limiter's scripts: the limiter's own time, in seconds, and what they share.
 --
 -- It is Redis's TIME, except that it never goes back: when somebody sets the server's clock back, `ahead` grows by the
 -- difference, and every instant that is already in the schedule keeps its meaning. The hash `clock` holds `seen` (the

@@ -13,7 +13,12 @@ if TYPE_CHECKING:
 
     from config.catalog import Limits
 
-__all__ = ["RateHeader", "learned", "rate_headers", "reset_s", "wait_s"]
+__all__ = ["TOLD_LIMITS", "RateHeader", "ToldLimit", "learned", "rate_headers", "reset_s", "wait_s"]
+
+ToldLimit = Literal["rpm", "tpm", "rpd"]
+"""The limits of the catalogue that headers can tell."""
+
+TOLD_LIMITS: tuple[ToldLimit, ...] = ("rpm", "tpm", "rpd")
 
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", re.ASCII)
 _WHOLE = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
@@ -23,7 +28,7 @@ _MAX_CHARS = 40
 _MAX_RESET_S = 86_400.0
 
 _NAMES: tuple[Literal["requests", "tokens"], ...] = ("requests", "tokens")
-_MIN_DAILY_PERIOD_S = 3_600.0
+_ROUNDING_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +42,19 @@ class RateHeader:
 
     @property
     def is_daily(self) -> bool:
-        """Whether the limit must be a day's: what was used comes back far too slowly for a minute's."""
-        used = self.limit - self.remaining
-        return used > 0 and self.reset_s * self.limit / used > _MIN_DAILY_PERIOD_S
+        """Whether the limit must be a day's: a minute's is all free again within a minute, however it is counted."""
+        return self.reset_s > WINDOW_S + _ROUNDING_S
+
+    @property
+    def tells(self) -> ToldLimit | None:
+        """The limit of the catalogue that it tells; none for the tokens of a day."""
+        if self.name == "tokens":
+            return None if self.is_daily else "tpm"
+        return "rpd" if self.is_daily else "rpm"
 
     def spelt(self) -> str:
         """As acquire.lua reads it."""
-        return f"{self.name}:{self.limit}:{self.remaining}:{self.reset_s:.3f}"
+        return f"{self.tells or 'none'}:{self.name}:{self.limit}:{self.remaining}:{self.reset_s:.3f}"
 
 
 def reset_s(text: str) -> float | None:
@@ -63,18 +74,21 @@ def rate_headers(headers: Mapping[str, str]) -> list[RateHeader]:
     return [found for name in _NAMES if (found := _one(name, headers)) is not None]
 
 
-def learned(limits: Limits, headers: list[RateHeader]) -> Limits:
-    """`limits` with what the headers add: limits that the catalogue does not state, and lower ones than it states."""
-    told = {"rpm" if each.name == "requests" else "tpm": each.limit for each in headers if not each.is_daily}
-    if any(each.name == "requests" and each.is_daily for each in headers):
-        told["rpd"] = next(each.limit for each in headers if each.name == "requests")
-    news = {field: limit for field, limit in told.items() if (known := getattr(limits, field)) is None or limit < known}
+def learned(limits: Limits, told: Mapping[ToldLimit, int]) -> Limits:
+    """`limits` with what answers have told: limits that the catalogue does not state, and lower ones than it states."""
+    news: dict[str, int] = {
+        field: limit for field, limit in told.items() if (known := getattr(limits, field)) is None or limit < known
+    }
     return limits.model_copy(update=news) if news else limits
 
 
-def wait_s(headers: list[RateHeader]) -> float | None:
-    """How long a 429 without Retry-After means: until what is spent is free again."""
-    spent = [each.reset_s for each in headers if each.remaining == 0]
+def wait_s(headers: Mapping[str, str]) -> float | None:
+    """How long a 429 without Retry-After means: until what is spent is free again, at most a minute.
+
+    Azure OpenAI sends `remaining` and `reset` without the limit, so these two are enough.
+    """
+    resets = [_reset(name, headers) for name in _NAMES if _count(headers, f"remaining-{name}") == 0]
+    spent = [reset for reset in resets if reset is not None]
     return min(max(spent), WINDOW_S) if spent else None
 
 
@@ -82,8 +96,12 @@ def _one(name: Literal["requests", "tokens"], headers: Mapping[str, str]) -> Rat
     limit, remaining = _count(headers, f"limit-{name}"), _count(headers, f"remaining-{name}")
     if not limit or remaining is None:
         return None
-    reset = reset_s(headers.get(f"x-ratelimit-reset-{name}", ""))
+    reset = _reset(name, headers)
     return None if reset is None else RateHeader(name, limit, min(remaining, limit), reset)
+
+
+def _reset(name: str, headers: Mapping[str, str]) -> float | None:
+    return reset_s(headers.get(f"x-ratelimit-reset-{name}", ""))
 
 
 def _count(headers: Mapping[str, str], name: str) -> int | None:

@@ -52,6 +52,7 @@ class Waiter:
 @dataclass(slots=True)
 class _Tenant:
     weight: float
+    waiting: int = 0
     start: float = 0.0
     is_listed: bool = False
     waiters: deque[Waiter] = field(default_factory=deque)
@@ -62,16 +63,10 @@ class _Tenant:
         return self.waiters[0] if self.waiters else None
 
 
-def _still_here(tenant: _Tenant) -> Iterator[Waiter]:
-    return (waiter for waiter in list(tenant.waiters) if not waiter.gone)
-
-
 class _Class:
     """The tenants of one priority. The heap holds each waiting tenant once, by the start of its next turn."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        self.waiting = 0
-        self.credit = 0.0
         self._weights = weights
         self._tenants: dict[str, _Tenant] = {}
         self._heap: list[tuple[float, int, str]] = []
@@ -89,7 +84,7 @@ class _Class:
             tenant.is_listed = True
             heappush(self._heap, (tenant.start, next(self._order), waiter.tenant))
         tenant.waiters.append(waiter)
-        self.waiting += 1
+        tenant.waiting += 1
 
     def first(self) -> Waiter | None:
         while self._heap:
@@ -104,6 +99,14 @@ class _Class:
                 heappush(self._heap, (tenant.start, order, name))
         return None
 
+    def waiting_of(self, name: str) -> int:
+        tenant = self._tenants.get(name)
+        return tenant.waiting if tenant else 0
+
+    def leave(self, waiter: Waiter) -> None:
+        waiter.gone = True
+        self._tenants[waiter.tenant].waiting -= 1
+
     def take(self, waiter: Waiter) -> None:
         tenant = self._tenants[waiter.tenant]
         self._now = max(self._now, tenant.start)
@@ -111,10 +114,6 @@ class _Class:
         self.leave(waiter)
         if len(self._tenants) > _TENANTS_KEPT:
             self._forget_idle()
-
-    def leave(self, waiter: Waiter) -> None:
-        waiter.gone = True
-        self.waiting -= 1
 
     def upcoming(self) -> Iterator[Waiter]:
         """The order in which turns would go if nobody came and nobody left."""
@@ -143,10 +142,11 @@ class Line:
 
     def __init__(self, tenant_weights: Mapping[str, float] | None = None) -> None:
         self._classes = {priority: _Class(tenant_weights or {}) for priority in PRIORITIES}
-        self._waiting = 0
+        self._waiting = dict.fromkeys(PRIORITIES, 0)
+        self._owed = dict.fromkeys(PRIORITIES, 0.0)
 
     def __len__(self) -> int:
-        return self._waiting
+        return sum(self._waiting.values())
 
     def __iter__(self) -> Iterator[Waiter]:
         """Everybody, class by class."""
@@ -155,53 +155,53 @@ class Line:
 
     def ahead_of(self, priority: Priority) -> int:
         """How many wait in this class and those above it."""
-        return sum(self._classes[each].waiting for each in PRIORITIES[: PRIORITIES.index(priority) + 1])
+        return sum(self._waiting[each] for each in PRIORITIES[: PRIORITIES.index(priority) + 1])
+
+    def waiting_of(self, tenant: str, priority: Priority) -> int:
+        """How many of the tenant wait in this class."""
+        return self._classes[priority].waiting_of(tenant)
 
     def join(self, waiter: Waiter) -> None:
         self._classes[waiter.priority].join(waiter)
-        self._waiting += 1
+        self._waiting[waiter.priority] += 1
 
     def leave(self, waiter: Waiter) -> None:
         """Go away without a turn."""
         if not waiter.gone:
             self._classes[waiter.priority].leave(waiter)
-            self._waiting -= 1
+            self._waiting[waiter.priority] -= 1
 
     def first(self) -> Waiter | None:
         """Whose turn it is."""
-        priority = self._class_in_turn({name: each.waiting for name, each in self._classes.items()}, self._owed())
+        priority = _class_in_turn(self._waiting, self._owed)
         return None if priority is None else self._classes[priority].first()
 
     def take(self, waiter: Waiter) -> None:
         """It has its turn, whether or not it was the first."""
         self._classes[waiter.priority].take(waiter)
-        self._waiting -= 1
-        owed = self._owed()
-        _serve(owed, waiter.priority, {name: each.waiting for name, each in self._classes.items()})
-        for name, each in self._classes.items():
-            each.credit = owed[name]
+        self._waiting[waiter.priority] -= 1
+        _serve(self._owed, waiter.priority, self._waiting)
 
     def upcoming(self, most: int) -> list[Waiter]:
         """The first `most` waiters in the order of their turns, as it stands."""
         orders = {name: each.upcoming() for name, each in self._classes.items()}
-        left = {name: each.waiting for name, each in self._classes.items()}
-        owed = self._owed()
+        left, owed = self._waiting.copy(), self._owed.copy()
         found: list[Waiter] = []
-        while len(found) < most and (priority := self._class_in_turn(left, owed)) is not None:
+        while len(found) < most and (priority := _class_in_turn(left, owed)) is not None:
             found.append(next(orders[priority]))
             left[priority] -= 1
             _serve(owed, priority, left)
         return found
 
-    def _owed(self) -> dict[Priority, float]:
-        return {name: each.credit for name, each in self._classes.items()}
 
-    @staticmethod
-    def _class_in_turn(waiting: Mapping[Priority, int], owed: Mapping[Priority, float]) -> Priority | None:
-        for name in reversed(PRIORITIES):
-            if waiting[name] and owed[name] >= 1.0 - _ROUNDING:
-                return name
-        return next((name for name in PRIORITIES if waiting[name]), None)
+def _class_in_turn(waiting: Mapping[Priority, int], owed: Mapping[Priority, float]) -> Priority | None:
+    for name in reversed(PRIORITIES):
+        if waiting[name] and owed[name] >= 1.0 - _ROUNDING:
+            return name
+    for name in PRIORITIES:
+        if waiting[name]:
+            return name
+    return None
 
 
 def _serve(owed: dict[Priority, float], served: Priority, waiting: Mapping[Priority, int]) -> None:

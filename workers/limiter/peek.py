@@ -69,12 +69,13 @@ def sold(state: Hash, organisation: Hash, *, now: float) -> list[Sold]:
     share, cap = pace_share(state, now=now), _cap_per_s(state, now=now)
     found = []
     for level, name, _, rate, burst in (part.split(":") for part in state.get(b"dimensions", b"").decode().split()):
-        is_shared = level == "o"
-        rate_per_s = float(rate) if is_shared else float(rate) * share
-        if cap is not None and name == "requests" and not is_shared:
+        if level == "o":
+            found.append(_in_calendar(cast("DimensionName", name), float(rate), float(burst), organisation, now=now))
+            continue
+        rate_per_s = float(rate) * share
+        if cap is not None and name == "requests":
             rate_per_s = min(rate_per_s, cap)
-        dimension = Sold(cast("DimensionName", name), rate_per_s, float(burst), 0.0, is_shared)
-        found.append(_with_instant(dimension, organisation if is_shared else state, now=now))
+        found.append(_with_instant(Sold(cast("DimensionName", name), rate_per_s, float(burst), 0.0), state, now=now))
     if cap is not None and not any(each.name == "requests" and not each.is_shared for each in found):
         found.append(_with_instant(Sold("requests", cap, 1.0, 0.0), state, now=now))
     return found
@@ -87,6 +88,18 @@ def _with_instant(dimension: Sold, state: Hash, *, now: float) -> Sold:
     # Nothing was ever sold: a limiter that nobody has used starts with one permit.
     unused = (dimension.burst - 1) / dimension.rate_per_s if dimension.name == "requests" else 0.0
     return replace(dimension, until=now + unused)
+
+
+def _in_calendar(name: DimensionName, rate_per_s: float, burst: float, calendar: Hash, *, now: float) -> Sold:
+    """The organisation's dimension, behind the last bin that anything is sold of; gaps before it are not looked for."""
+    capacity = 1.0 if name == "requests" else burst / 2
+    width_s, prefix = capacity / rate_per_s, f"{name}:".encode()
+    bins = [int(field.removeprefix(prefix)) for field in calendar if field.startswith(prefix)]
+    until = now
+    if bins:
+        last = max(bins)
+        until = max(now, last * width_s + float(calendar[prefix + str(last).encode()]) / rate_per_s)
+    return Sold(name, rate_per_s, capacity, until, is_shared=True)
 
 
 def expected_wait_s(

@@ -12,8 +12,8 @@ Tokens come in lumps, and an answer's length is known only when it is over, so t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 from .errors import TooLargeForLimit
@@ -54,39 +54,59 @@ _BELOW = 1.0 - 1e-6
 
 @dataclass(frozen=True, slots=True)
 class Dimension:
-    """One limited quantity: `limit` a minute as the provider states it, and the safe pace below it."""
+    """One limited quantity: `limit` a minute as the provider states it, and the safe pace below it.
+
+    `shared_by` says how many keys have it together, where it is an organisation's; 0 where it is the key's own.
+    """
 
     name: DimensionName
     limit: int
     rate_per_s: float
     burst: float
+    shared_by: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Plan:
-    """Everything that governs one limiter. A slot is void `use_by_s` seconds after its instant."""
+    """Everything that governs one limiter. A slot is void `use_by_s` seconds after its instant.
+
+    Without slots, so that what each grant asks for is worked out once.
+    """
 
     dimensions: tuple[Dimension, ...] = ()
     use_by_s: float = MAX_USE_BY_S
     requests_per_day: int | None = None
     max_in_flight: int | None = None
 
-    @property
+    @cached_property
     def is_free(self) -> bool:
         """Whether nothing is limited, so that only pauses hold a request."""
         return not self.dimensions and self.requests_per_day is None and self.max_in_flight is None
 
-    @property
+    @cached_property
     def counts_tokens(self) -> bool:
         return any(dimension.name != "requests" for dimension in self.dimensions)
 
     @property
     def limits_requests(self) -> bool:
-        return any(dimension.name == "requests" for dimension in self.dimensions)
+        """Whether the key's own limit of requests is known."""
+        return any(dimension.name == "requests" and not dimension.shared_by for dimension in self.dimensions)
 
     def unit_s(self, cost: Cost) -> float:
-        """Seconds of the tightest dimension's capacity that the request takes."""
-        return max((cost.of(each.name) / each.rate_per_s for each in self.dimensions), default=0.0)
+        """Seconds of the tightest dimension's capacity, or of the key's even share of it, that the request takes."""
+        return max(
+            (cost.of(each.name) / each.rate_per_s * (each.shared_by or 1) for each in self.dimensions), default=0.0
+        )
+
+    def within(self, cost: Cost) -> Cost:
+        """The cost with no more output than could ever be let through: a guess must not make a request impossible."""
+        room = cost.output_tokens
+        for each in self.dimensions:
+            if each.name == "output":
+                room = min(room, each.limit)
+            elif each.name == "tokens":
+                room = min(room, max(0, each.limit - cost.input_tokens))
+        return cost if room == cost.output_tokens else replace(cost, output_tokens=room)
 
     def check(self, cost: Cost) -> None:
         """Raises `TooLargeForLimit` for a request that no wait could let through."""
@@ -96,8 +116,20 @@ class Plan:
 
 
 @lru_cache(maxsize=1_024)
-def plan(limits: Limits) -> Plan:
-    """The safe pace for these limits."""
+def plan(limits: Limits, *, organisation: Limits | None = None, keys: int = 1) -> Plan:
+    """The safe pace for one key's limits, and for those that its organisation's `keys` have together.
+
+    Of the organisation's, only what is counted by the minute: the others have no schedule above the keys.
+    """
+    own = _plan(limits)
+    if organisation is None:
+        return own
+    above = _plan(organisation)
+    shared = tuple(replace(each, shared_by=keys) for each in above.dimensions)
+    return replace(own, dimensions=own.dimensions + shared, use_by_s=min(own.use_by_s, above.use_by_s))
+
+
+def _plan(limits: Limits) -> Plan:
     dimensions: list[Dimension] = []
     use_by_s = MAX_USE_BY_S
     if limits.rpm is not None:

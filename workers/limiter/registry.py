@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from config.catalog import Limits
-
+from .background import stop
 from .channel import PauseChannel
 from .cost import Cost
 from .estimate import Estimator
-from .headers import RateHeader, learned
+from .headers import learned
 from .limiter import Limiter, LimiterOptions, Moved
 from .line import Line, Waiter
 from .rate import plan
@@ -31,11 +30,13 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
     from redis.asyncio import Redis
 
-    from config.catalog import Model
+    from config.catalog import Limits, Model
 
     from .degraded import WhenAway
+    from .headers import ToldLimit
     from .line import Priority
     from .permit import Permit
+    from .rate import Plan
 
 __all__ = ["LimiterRegistry", "fingerprint", "snapshot"]
 
@@ -59,7 +60,7 @@ class LimiterRegistry:
     """Admits requests. Open it on the loop that uses it, `async with LimiterRegistry(...)`; it leaves `redis` open.
 
     A limiter is known by provider, upstream model and key. Limits that the catalogue does not state are learned from
-    the answers' headers; a model without any is admitted at once, unless a 429 has paused it.
+    the headers of answers to any process; a model without any is admitted at once, unless a 429 has paused it.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class LimiterRegistry:
     ) -> None:
         """`now` gives epoch seconds by the clock of the jobs' deadlines. `redis` must return bytes.
 
-        `organisations`: by provider, limits that all its keys together have for each of its models.
+        `organisations`: by provider, limits that all its keys together have for each of its models that states none.
         """
         process = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._redis = redis
@@ -85,9 +86,9 @@ class LimiterRegistry:
         self._weights = dict(tenant_weights or {})
         self._organisations = dict(organisations or {})
         self._limiters: dict[LimiterName, Limiter] = {}
-        self._limits: dict[LimiterName, Limits] = {}
         self._by_text: dict[str, Limiter] = {}
         self._pools: dict[tuple[str, str, tuple[SecretStr | None, ...]], list[tuple[Any, Limiter]]] = {}
+        self._by_model: dict[tuple[str, str], list[Limiter]] = {}
         self._estimators: dict[tuple[str, str], Estimator] = {}
         self._channel = PauseChannel(redis, self, key_prefix=key_prefix)
         self._has_new = asyncio.Event()
@@ -105,9 +106,7 @@ class LimiterRegistry:
         """Tell Redis what ended and what is unused. Who still waits is cancelled."""
         await self._channel.close()
         if self._listing is not None:
-            self._listing.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._listing
+            await stop(self._listing)
         await asyncio.gather(*(limiter.close() for limiter in self._limiters.values()))
 
     async def admit(
@@ -130,7 +129,7 @@ class LimiterRegistry:
         for _, limiter in pool:
             limiter.plan.check(cost)
         while True:
-            key, limiter = self._soonest(pool, priority)
+            key, limiter = self._soonest(pool, priority, tenant or "")
             waiter = Waiter(
                 cost,
                 asyncio.get_running_loop().create_future(),
@@ -154,9 +153,10 @@ class LimiterRegistry:
         estimator = self._estimator(model)
         if embeds:
             return estimator.embedding_cost(input_chars=input_chars)
-        return self._within_limits(
-            model, estimator.cost(input_chars=input_chars, max_tokens=max_tokens, answers=answers)
-        )
+        cost = estimator.cost(input_chars=input_chars, max_tokens=max_tokens, answers=answers)
+        for terms in self._plans(model):
+            cost = terms.within(cost)
+        return cost
 
     async def snapshot(self) -> list[LimiterView]:
         """See the function `snapshot`."""
@@ -166,7 +166,7 @@ class LimiterRegistry:
 
     def pause_heard(self, limiter: str, epoch: int, left_s: float) -> None:
         if (found := self._by_text.get(limiter)) is not None:
-            found.hear_pause(epoch, left_s)
+            found.overhear_pause(epoch, left_s)
 
     def hears_again(self) -> None:
         for limiter in self._limiters.values():
@@ -174,55 +174,63 @@ class LimiterRegistry:
 
     # ----
 
-    def _soonest(self, pool: list[tuple[Any, Limiter]], priority: Priority) -> tuple[Any, Limiter]:
-        """The key that is free first; among equals, each in its turn."""
+    def _soonest(self, pool: list[tuple[Any, Limiter]], priority: Priority, tenant: str) -> tuple[Any, Limiter]:
+        """The key that is free first; among equals, that with the fewest of the tenant in its line; then each in turn.
+
+        Tenants take turns key by key, so each has to wait in all the lines.
+        """
         if len(pool) == 1:
             return pool[0]
         self._turn += 1
         turned = [pool[(self._turn + position) % len(pool)] for position in range(len(pool))]
-        return min(turned, key=lambda each: (each[1].expected_wait_s(priority), each[1].waiting, each[1].in_flight))
+
+        def rank(offer: tuple[Any, Limiter]) -> tuple[float, int, int]:
+            limiter = offer[1]
+            return limiter.expected_wait_s(priority), limiter.waiting_of(tenant, priority), limiter.in_flight
+
+        return min(turned, key=rank)
 
     def _pool(self, model: Model, keys: Sequence[SecretStr | None]) -> list[tuple[Any, Limiter]]:
         identity = (model.provider, model.upstream, tuple(keys))
         if (pool := self._pools.get(identity)) is None:
-            pool = self._pools[identity] = [(key, self._limiter(model, key)) for key in keys or (None,)]
+            offered = keys or (None,)
+            pool = self._pools[identity] = [(key, self._limiter(model, key, keys=len(offered))) for key in offered]
         return pool
 
-    def _limiter(self, model: Model, key: SecretStr | None) -> Limiter:
+    def _limiter(self, model: Model, key: SecretStr | None, *, keys: int) -> Limiter:
         name = LimiterName(model.provider, model.upstream, fingerprint(key))
         if (limiter := self._limiters.get(name)) is None:
-            limiter = self._limiters[name] = self._by_text[str(name)] = self._open(name, model)
+            limiter = self._limiters[name] = self._by_text[str(name)] = self._open(name, model, keys=keys)
+            self._by_model.setdefault((model.provider, model.upstream), []).append(limiter)
             self._has_new.set()
         return limiter
 
-    def _open(self, name: LimiterName, model: Model) -> Limiter:
-        self._limits[name] = model.limits
-        return Limiter(
-            plan(model.limits),
-            self._schedule(name),
+    def _open(self, name: LimiterName, model: Model, *, keys: int) -> Limiter:
+        def learn(told: Mapping[ToldLimit, int]) -> None:
+            limiter.replan(*self._terms(name, model, told, keys=keys))
+
+        first_plan, schedule = self._terms(name, model, {}, keys=keys)
+        limiter = Limiter(
+            first_plan,
+            schedule,
             options=self._options,
             estimator=self._estimator(model),
             now=self._now,
             line=Line(self._weights),
             hears_pauses=lambda: self._channel.hears,
-            on_headers=lambda headers: self._learn(name, headers),
+            on_told=learn,
         )
+        return limiter
 
-    def _schedule(self, name: LimiterName) -> RedisSchedule:
-        above = self._organisations.get(name.provider)
-        return RedisSchedule(
-            self._redis,
-            name,
-            plan(self._limits[name]),
-            organisation=None if above is None else plan(above),
-            key_prefix=self._key_prefix,
-        )
+    def _terms(
+        self, name: LimiterName, model: Model, told: Mapping[ToldLimit, int], *, keys: int
+    ) -> tuple[Plan, RedisSchedule]:
+        """The plan for what the catalogue states and answers have told, and the schedule that sells by it."""
+        terms = plan(learned(model.limits, told), organisation=self._organisation(model), keys=keys)
+        return terms, RedisSchedule(self._redis, name, terms, told=told, key_prefix=self._key_prefix)
 
-    def _learn(self, name: LimiterName, headers: list[RateHeader]) -> None:
-        limits = learned(self._limits[name], headers)
-        if limits != self._limits[name]:
-            self._limits[name] = limits
-            self._limiters[name].replan(plan(limits), self._schedule(name))
+    def _organisation(self, model: Model) -> Limits | None:
+        return model.organisation_limits or self._organisations.get(model.provider)
 
     def _estimator(self, model: Model) -> Estimator:
         name = (model.provider, model.upstream)
@@ -230,13 +238,10 @@ class LimiterRegistry:
             estimator = self._estimators[name] = Estimator()
         return estimator
 
-    @staticmethod
-    def _within_limits(model: Model, cost: Cost) -> Cost:
-        """A guess of the output must not make a request impossible; its input alone may."""
-        limits = model.limits
-        rooms = [limits.output_tpm, None if limits.tpm is None else max(0, limits.tpm - cost.input_tokens)]
-        output = min([cost.output_tokens, *(room for room in rooms if room is not None)])
-        return Cost(cost.input_tokens, output, cost.input_chars)
+    def _plans(self, model: Model) -> list[Plan]:
+        """Of each key that was used; before any was, by the catalogue."""
+        limiters = self._by_model.get((model.provider, model.upstream), ())
+        return [limiter.plan for limiter in limiters] or [plan(model.limits, organisation=self._organisation(model))]
 
     async def _keep_listed(self) -> None:
         """Say which limiters there are, when there are new ones and every hour; for `snapshot`, nothing else."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -12,19 +12,20 @@ from redis.exceptions import NoScriptError
 from tasks import keys
 
 from .cost import Cost
+from .headers import TOLD_LIMITS, ToldLimit
 from .scripts import ACQUIRE, PAUSE
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from .headers import RateHeader
-    from .rate import Plan
+    from .rate import Dimension, Plan
     from .scripts import Script
 
 __all__ = ["Ask", "Grant", "LimiterName", "Pause", "PauseReport", "RedisSchedule", "Schedule"]
 
 _US = 1_000_000
-_FIXED_FIELDS = 9
+_FIXED_FIELDS = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +71,8 @@ class Ask:
 class Grant:
     """The answer. `now`, `paused_until` (0 = no pause) and `slots` are instants of the schedule's time, in seconds.
 
-    `reason` says why there are no more slots: `done, far, fair, calls` or `day`; `wait_s` is how far the next is.
+    `reason` says why there are no more slots: `done, far, fair, calls, day` or, where `told` is news, `limits`;
+    `wait_s` is how far the next is. `told` is what answers have told of the limits, to any process.
     """
 
     now: float
@@ -82,6 +84,7 @@ class Grant:
     is_capped: bool = False
     processes: int = 1
     reason: str = "done"
+    told: Mapping[ToldLimit, int] = field(default_factory=dict)
     slots: Sequence[float] = field(default=())
 
 
@@ -111,7 +114,7 @@ class Schedule(Protocol):
 
 
 class RedisSchedule:
-    """One limiter's schedule, in Redis. `organisation` is a limit above all keys of the model."""
+    """One limiter's schedule, in Redis. `told` are the limits by which `plan` was made, beside the catalogue's."""
 
     def __init__(
         self,
@@ -119,7 +122,7 @@ class RedisSchedule:
         name: LimiterName,
         plan: Plan,
         *,
-        organisation: Plan | None = None,
+        told: Mapping[ToldLimit, int] | None = None,
         key_prefix: str = "",
         fixed_now: str = "",
     ) -> None:
@@ -130,7 +133,8 @@ class RedisSchedule:
         self._states_requests = plan.limits_requests
         self._max_in_flight = plan.max_in_flight or 0
         self._requests_per_day = plan.requests_per_day or 0
-        self._dimensions = " ".join([*_spelt("s", plan), *_spelt("o", organisation)])
+        self._dimensions = " ".join(map(_spelt, plan.dimensions))
+        self._told = _spelt_limits(told or {})
         clock, *own, above = keys.limiter(name.provider, name.model, name.fingerprint)
         self._keys = [key_prefix + key for key in (clock, *own, above)]
         self._channel = key_prefix + keys.LIMITER_PAUSES
@@ -174,6 +178,7 @@ class RedisSchedule:
             ask.epoch,
             int(ask.leaves),
             " ".join(f"{instant * _US:.0f}" for instant in sorted(ask.returned, reverse=True)),
+            self._told,
         )
 
     async def _run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
@@ -185,20 +190,28 @@ class RedisSchedule:
             return await cast("Awaitable[list[bytes]]", reply)
 
 
-def _spelt(level: str, plan: Plan | None) -> list[str]:
-    if plan is None:
-        return []
-    return [f"{level}:{each.name}:{each.limit}:{each.rate_per_s:.9g}:{each.burst:g}" for each in plan.dimensions]
+def _spelt(dimension: Dimension) -> str:
+    level = "o" if dimension.shared_by else "s"
+    return f"{level}:{dimension.name}:{dimension.limit}:{dimension.rate_per_s:.9g}:{dimension.burst:g}"
+
+
+def _spelt_limits(told: Mapping[ToldLimit, int]) -> str:
+    return ",".join(f"{name}={told[name]}" for name in TOLD_LIMITS if name in told)
+
+
+def _told(spelt: str) -> dict[ToldLimit, int]:
+    limits = dict(part.split("=") for part in spelt.split(",") if part != "-")
+    return {name: int(limits[name]) for name in TOLD_LIMITS if name in limits}
 
 
 def _spelt_costs(costs: Sequence[Cost]) -> str:
-    runs = groupby(costs, key=lambda cost: (cost.input_tokens, cost.output_tokens))
-    return " ".join(f"{sum(1 for _ in run)}:{tokens[0]}:{tokens[1]}" for tokens, run in runs)
+    runs = ((cost, len(list(run))) for cost, run in groupby(costs))
+    return " ".join(f"{count}:{cost.input_tokens}:{cost.output_tokens}" for cost, count in runs)
 
 
 def _grant(reply: Sequence[bytes]) -> Grant:
-    now, epoch, pause, wait, live, horizon, capped, processes = map(int, reply[: _FIXED_FIELDS - 1])
-    reason = reply[_FIXED_FIELDS - 1]
+    *numbers, reason, told = reply[:_FIXED_FIELDS]
+    now, epoch, pause, wait, live, horizon, capped, processes = map(int, numbers)
     return Grant(
         now=now / _US,
         epoch=epoch,
@@ -208,6 +221,7 @@ def _grant(reply: Sequence[bytes]) -> Grant:
         horizon_s=horizon / _US,
         is_capped=bool(capped),
         processes=processes,
-        reason=reason.decode() if isinstance(reason, bytes) else reason,
+        reason=reason.decode(),
+        told=_told(told.decode()),
         slots=[int(slot) / _US for slot in reply[_FIXED_FIELDS:]],
     )

@@ -1,4 +1,4 @@
-"""The limiter's Lua scripts: each is a file beside this one, with `clock.lua` put before it."""
+"""The limiter's Lua scripts: each is a file beside this one, with what it stands on put before it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from pathlib import Path
 __all__ = ["ACQUIRE", "PAUSE", "Script"]
 
 _HERE = Path(__file__).parent
-_PRELUDE = (_HERE / "clock.lua").read_text(encoding="utf-8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,10 +19,10 @@ class Script:
     sha: str
 
 
-def _script(name: str) -> Script:
-    text = _PRELUDE + (_HERE / f"{name}.lua").read_text(encoding="utf-8")
+def _script(*names: str) -> Script:
+    text = "".join((_HERE / f"{name}.lua").read_text(encoding="utf-8") for name in names)
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-ACQUIRE = _script("acquire")
-PAUSE = _script("pause")
+ACQUIRE = _script("clock", "calendar", "acquire")
+PAUSE = _script("clock", "pause")

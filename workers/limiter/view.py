@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tasks import keys
@@ -41,6 +41,8 @@ class LimiterView:
 
     `wait_s` is about how long a request of the usual size would wait that came now and stood behind all others; in a
     worker with a short line of its own it goes sooner. None: nobody can tell.
+
+    The `organisation_...` figures are of all keys of the model together, and empty where no limit stands above them.
     """
 
     provider: str
@@ -62,6 +64,8 @@ class LimiterView:
     settled: int
     estimated_tokens: int
     actual_tokens: int
+    organisation_permitted_per_minute: Mapping[str, float] = field(default_factory=dict)
+    organisation_used_last_minute: Mapping[str, float] = field(default_factory=dict)
 
 
 async def mark_listed(redis: Redis, names: list[LimiterName], *, now: float, key_prefix: str = "") -> None:
@@ -107,8 +111,8 @@ def view_of(name: tuple[str, str, str], hashes: LimiterHashes, *, redis_now: flo
         provider=name[0],
         model=name[1],
         fingerprint=name[2],
-        permitted_per_minute={each.name: each.rate_per_s * WINDOW_S for each in dimensions if not each.is_shared},
-        used_last_minute={each: _last_minute(state, each, now) for each in ("requests", "tokens")},
+        permitted_per_minute=_permitted(dimensions, shared=False),
+        used_last_minute=_used(state, now),
         requests_per_day=line.requests_per_day,
         used_today=line.used_today,
         max_in_flight=line.max_in_flight,
@@ -123,7 +127,17 @@ def view_of(name: tuple[str, str, str], hashes: LimiterHashes, *, redis_now: flo
         settled=int(_number(state, b"settled")),
         estimated_tokens=int(_number(state, b"reserved_tokens")),
         actual_tokens=int(_number(state, b"used_tokens")),
+        organisation_permitted_per_minute=(above := _permitted(dimensions, shared=True)),
+        organisation_used_last_minute=_used(hashes.organisation, now) if above else {},
     )
+
+
+def _permitted(dimensions: Sequence[Sold], *, shared: bool) -> dict[str, float]:
+    return {each.name: each.rate_per_s * WINDOW_S for each in dimensions if each.is_shared is shared}
+
+
+def _used(counts: Hash, now: float) -> dict[str, float]:
+    return {each: _last_minute(counts, each, now) for each in ("requests", "tokens")}
 
 
 def _line(hashes: LimiterHashes, alive: Sequence[Sequence[bytes]], dimensions: Sequence[Sold], *, now: float) -> Line:

@@ -1,0 +1,526 @@
+"""acquire.lua and pause.lua in a real Redis, case by case, at times of our choosing."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from config.catalog import Limits
+from tasks import keys
+from workers.limiter.cost import Cost
+from workers.limiter.headers import RateHeader
+from workers.limiter.rate import plan
+from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
+from workers.limiter.view import look
+
+from .ledger import Ledger
+
+FAST = Limits(rpm=60_000, algorithm="sliding")
+
+
+def schedule(client: Redis, limits: Limits, *, now: float, **options: Any) -> RedisSchedule:
+    return RedisSchedule(client, LimiterName("p", "m", "k"), plan(limits), fixed_now=str(now), **options)
+
+
+def ask(process: str, seq: int, count: int, **fields: Any) -> Ask:
+    return Ask(process=process, seq=seq, costs=[Cost()] * count, **fields)
+
+
+async def test_a_cold_start_has_one_permit(client: Redis) -> None:
+    limits = Limits(rpm=1_200, algorithm="sliding")
+    grant = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 50, backlog=50))
+    gap_s = 1 / plan(limits).dimensions[0].rate_per_s
+    assert grant.slots[0] == pytest.approx(1_000.0)
+    assert all(later - earlier > gap_s - 1e-5 for earlier, later in pairwise(grant.slots))
+
+
+async def test_a_lost_state_begins_behind_what_may_be_out(client: Redis) -> None:
+    limits = Limits(rpm=1_200)
+    grant = await schedule(client, limits, now=1_000.0).acquire(
+        Ask(process="a", seq=7, epoch=3, backlog=9, costs=[Cost()] * 9)
+    )
+    assert not grant.slots or grant.slots[0] >= 1_004.0
+    assert grant.epoch == 3
+
+
+async def test_the_day_s_allowance_stops_at_its_number(client: Redis) -> None:
+    limits = Limits(rpm=60_000, rpd=10)
+    first = await schedule(client, limits, now=86_400.0 * 100 + 10).acquire(ask("a", 1, 50))
+    assert (len(first.slots), first.reason) == (10, "day")
+    assert first.wait_s == pytest.approx(86_390.0)
+    next_day = await schedule(client, limits, now=86_400.0 * 101 + 1).acquire(ask("a", 2, 5))
+    assert len(next_day.slots) == 5
+
+
+async def test_a_dead_process_s_calls_come_back_with_its_lease(client: Redis) -> None:
+    limits = Limits(max_in_flight=10)
+    dying = ask("dead", 1, 20)
+    assert len((await schedule(client, limits, now=1_000.0).acquire(dying)).slots) == 10
+    other = replace(dying, process="alive")
+    assert not (await schedule(client, limits, now=1_011.0).acquire(other)).slots
+    assert len((await schedule(client, limits, now=1_012.5).acquire(replace(other, seq=2))).slots) == 10
+
+
+async def test_processes_that_wait_share_evenly(client: Redis) -> None:
+    limits, got, asked = Limits(rpm=6_000, algorithm="sliding"), Counter[str](), Counter[str]()
+    now = 1_000.0
+    for step in range(400):
+        now += 0.05
+        # `greedy` asks three times as often.
+        for process in ("greedy", *(("modest",) if step % 3 == 0 else ())):
+            asked[process] += 1
+            call = ask(process, asked[process], 256, backlog=500, epoch=1 if step else 0)
+            got[process] += len((await schedule(client, limits, now=now).acquire(call)).slots)
+    assert got["greedy"] / got["modest"] == pytest.approx(1.0, abs=0.1)
+
+
+async def test_the_organisation_s_limit_stands_above_the_keys(client: Redis) -> None:
+    terms = plan(FAST, organisation=Limits(rpm=600, algorithm="sliding"), keys=3)
+    ledger = Ledger()
+    for key in ("k1", "k2", "k3"):
+        of_key = RedisSchedule(client, LimiterName("p", "m", key), terms, fixed_now="1000")
+        ledger.add((await of_key.acquire(ask("a", 1, 99, backlog=99))).slots)
+    (pace,) = (each for each in terms.dimensions if each.shared_by)
+    assert len(ledger.entries) > 3
+    assert ledger.worst_excess(rate_per_s=pace.rate_per_s, burst=pace.burst) <= 0
+
+
+async def test_the_end_of_a_schedule_can_be_given_back(client: Redis) -> None:
+    limits = Limits(rpm=600, algorithm="sliding")
+    first = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 20, backlog=20))
+    leaving = Ask(process="a", seq=2, leaves=True, returned=first.slots[5:])
+    await schedule(client, limits, now=1_000.0).acquire(leaving)
+    other = await schedule(client, limits, now=1_000.0).acquire(ask("b", 1, 3))
+    assert other.slots == pytest.approx(first.slots[5:8], abs=1e-4)
+
+
+async def test_a_slot_from_the_middle_of_a_schedule_is_not_sold_again(client: Redis) -> None:
+    limits = Limits(rpm=600, algorithm="sliding")
+    first = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 20, backlog=20))
+    await schedule(client, limits, now=1_000.0).acquire(Ask(process="a", seq=2, epoch=1, returned=[first.slots[9]]))
+    other = await schedule(client, limits, now=1_000.0).acquire(ask("b", 1, 1))
+    assert other.slots[0] > first.slots[-1] + 0.05
+
+
+async def test_an_unknown_limit_is_cut_by_a_429_and_recovers(client: Redis) -> None:
+    free = Limits()
+    now = 1_000.0
+    for seq in range(1, 31):
+        await schedule(client, free, now=now + seq).acquire(Ask(process="a", seq=seq, went_free=10, epoch=int(seq > 1)))
+    now += 31
+    await schedule(client, free, now=now).pause(PauseReport(epoch=1, asked_s=2.0))
+    capped = await schedule(client, free, now=now + 2).acquire(ask("a", 40, 256, backlog=500))
+    assert capped.is_capped
+    gap_s = capped.slots[1] - capped.slots[0]
+    assert 1 / gap_s == pytest.approx(7.0, rel=0.1)
+    later = await schedule(client, free, now=now + 72).acquire(ask("a", 41, 256, backlog=500))
+    assert 1 / (later.slots[1] - later.slots[0]) == pytest.approx(7.0 * 1.01**70, rel=0.15)
+    forgotten = await schedule(client, free, now=now + 2 + 240).acquire(ask("a", 42, 1))
+    assert not forgotten.is_capped
+
+
+async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(client: Redis) -> None:
+    limits = Limits(rpm=600, algorithm="fixed")
+    told: Any = {"told": {"rpm": 600}}
+    await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 5))
+    own = RateHeader("requests", 600, 595, 50.0)
+    calm = await schedule(client, limits, now=1_010.0, **told).acquire(
+        Ask(process="a", seq=2, costs=[Cost()], headers=[own], epoch=1)
+    )
+    assert calm.slots[0] == pytest.approx(1_010.0)
+    foreign = RateHeader("requests", 600, 50, 40.0)
+    slowed = await schedule(client, limits, now=1_020.0, **told).acquire(
+        Ask(process="a", seq=3, costs=[Cost()], headers=[foreign], epoch=1)
+    )
+    assert not slowed.slots
+    assert slowed.wait_s == pytest.approx(40 - 50 / plan(limits).dimensions[0].rate_per_s, abs=0.5)
+
+
+def gaps(grant: Grant) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(grant.slots)]
+
+
+def pace_of(grant: Grant) -> float:
+    """Slots a second."""
+    return 1 / (grant.slots[-1] - grant.slots[-2])
+
+
+# ---- what answers have told
+
+
+async def test_a_limit_that_one_process_was_told_binds_the_others(client: Redis) -> None:
+    unknown = Limits()
+    header = RateHeader("requests", 600, 599, 0.1)
+    await schedule(client, unknown, now=1_000.0).acquire(Ask(process="a", seq=1, headers=[header]))
+    refused = await schedule(client, unknown, now=1_000.1).acquire(ask("b", 1, 5))
+    assert (refused.reason, refused.wait_s, refused.slots) == ("limits", 0.0, [])
+    assert refused.told == {"rpm": 600}
+    knows = schedule(client, Limits(rpm=600), now=1_000.2, told=refused.told)
+    granted = await knows.acquire(ask("b", 2, 5))
+    assert gaps(granted) == pytest.approx([1 / plan(Limits(rpm=600)).dimensions[0].rate_per_s] * 4, abs=1e-5)
+
+
+async def test_the_lowest_limit_that_was_told_counts_for_ten_minutes(client: Redis) -> None:
+    async def told(seq: int, limit: int, now: float) -> Any:
+        header = RateHeader("tokens", limit, limit, 0.0)
+        call = Ask(process="a", seq=seq, headers=[header], epoch=int(seq > 1))
+        return (await schedule(client, Limits(), now=now).acquire(call)).told
+
+    assert await told(1, 30_000, 1_000.0) == {"tpm": 30_000}
+    assert await told(2, 90_000, 1_599.0) == {"tpm": 30_000}
+    assert await told(3, 30_000, 1_600.0) == {"tpm": 30_000}
+    assert await told(4, 90_000, 2_199.0) == {"tpm": 30_000}
+    assert await told(5, 90_000, 2_201.0) == {"tpm": 90_000}
+    assert await told(6, 20_000, 2_202.0) == {"tpm": 20_000}
+
+
+async def test_what_was_used_of_the_day_elsewhere_counts_and_does_not_slow_the_minute(client: Redis) -> None:
+    limits, told = Limits(rpm=600, rpd=200, algorithm="fixed"), {"rpd": 200}
+    header = RateHeader("requests", 200, 50, 64_800.0)
+    begins = 86_400.0 * 100
+    first = await schedule(client, limits, now=begins, told=told).acquire(
+        Ask(process="a", seq=1, headers=[header], costs=[Cost()] * 3)
+    )
+    assert first.slots[0] == pytest.approx(begins)
+    rest = await schedule(client, limits, now=begins + 60, told=told).acquire(ask("a", 2, 100, epoch=1))
+    more = await schedule(client, limits, now=begins + 120, told=told).acquire(ask("a", 3, 100, epoch=1))
+    assert len(first.slots) + len(rest.slots) + len(more.slots) == 50
+    assert more.reason == "day"
+
+
+async def test_processes_with_different_catalogues_stay_under_the_highest(client: Redis) -> None:
+    low, high = Limits(rpm=600, algorithm="sliding"), Limits(rpm=1_200, algorithm="sliding")
+    ledger = Ledger()
+    for step in range(100):
+        for process, limits in (("old", low), ("new", high)):
+            call = ask(process, step + 1, 30, backlog=30, epoch=int(step > 0))
+            ledger.add((await schedule(client, limits, now=1_000.0 + step / 5).acquire(call)).slots)
+    (pace,) = plan(high).dimensions
+    assert len(ledger.entries) > 200
+    assert ledger.worst_excess(rate_per_s=pace.rate_per_s, burst=pace.burst) <= 0
+
+
+# ---- the organisation's limits
+
+
+def of_organisation(client: Redis, key: str, limits: Limits, above: Limits, *, now: float) -> RedisSchedule:
+    terms = plan(limits, organisation=above, keys=2)
+    return RedisSchedule(client, LimiterName("p", "m", key), terms, fixed_now=str(now))
+
+
+async def test_between_the_slots_of_one_key_another_finds_its_own(client: Redis) -> None:
+    of_key, above = Limits(rpm=600, algorithm="sliding"), Limits(rpm=1_200, algorithm="sliding")
+    ledger, ends = Ledger(), []
+    for key in ("k1", "k2"):
+        grant = await of_organisation(client, key, of_key, above, now=1_000.0).acquire(ask("a", 1, 30, backlog=30))
+        ledger.add(grant.slots)
+        ends.append(grant.slots[-1])
+        assert len(grant.slots) == 30
+    (pace,) = plan(above).dimensions
+    assert ledger.worst_excess(rate_per_s=pace.rate_per_s, burst=1) <= 0
+    # One after the other, the second would end after six seconds.
+    assert max(ends) < 1_003.5
+
+
+async def test_a_lost_calendar_begins_behind_what_may_be_out_too(client: Redis) -> None:
+    above = Limits(rpm=1_200, algorithm="sliding")
+    knows_an_epoch = Ask(process="a", seq=7, epoch=3, costs=[Cost()], longest_horizon_s=4.0)
+    grant = await of_organisation(client, "k1", Limits(), above, now=1_000.0).acquire(knows_an_epoch)
+    assert not grant.slots
+    assert grant.wait_s >= 4.0
+
+
+async def test_an_organisation_s_slot_can_be_given_back_in_the_middle(client: Redis) -> None:
+    above = Limits(rpm=600, algorithm="sliding")
+    first = await of_organisation(client, "k1", FAST, above, now=1_000.0).acquire(ask("a", 1, 10, backlog=10))
+    back = Ask(process="a", seq=2, epoch=1, returned=[first.slots[4]])
+    await of_organisation(client, "k1", FAST, above, now=1_000.0).acquire(back)
+    other = await of_organisation(client, "k2", FAST, above, now=1_000.0).acquire(ask("b", 1, 2))
+    assert other.slots[0] == pytest.approx(first.slots[4], abs=1e-5)
+    assert other.slots[1] > first.slots[9]
+
+
+@pytest.mark.parametrize("refund", [0, 800, -800])
+async def test_an_organisation_s_tokens_are_settled(client: Redis, refund: int) -> None:
+    above = Limits(tpm=60_000, algorithm="sliding")
+
+    async def sold(key: str, call: Ask) -> int:
+        return len((await of_organisation(client, key, Limits(), above, now=1_000.0).acquire(call)).slots)
+
+    first = Ask(process="a", seq=1, costs=[Cost(100, 400)] * 2, longest_horizon_s=60.0)
+    assert await sold("k1", first) == 2
+    await sold("k1", Ask(process="a", seq=2, epoch=1, refund_output=refund))
+    rest = Ask(process="b", seq=1, costs=[Cost(0, 100)] * 200, longest_horizon_s=10.0)
+    horizon_s = 32 * 100 / plan(above).dimensions[0].rate_per_s
+    expected = (horizon_s * plan(above).dimensions[0].rate_per_s - 1_000 + refund) / 100
+    assert await sold("k2", rest) == pytest.approx(expected, abs=6)
+
+
+async def calendar(client: Redis) -> dict[str, float]:
+    fields = await client.hgetall("{rl:p:m}:organisation")  # type: ignore[misc]  # redis-py types it for both worlds
+    return {name.decode(): float(sold) for name, sold in fields.items() if b":" in name}
+
+
+async def test_requests_and_tokens_of_an_organisation_are_sold_for_the_same_instants(client: Redis) -> None:
+    above = Limits(rpm=600, tpm=60_000, algorithm="sliding")
+    requests, _ = (each for each in plan(Limits(), organisation=above).dimensions)
+    call = Ask(process="a", seq=1, costs=[Cost(0, 900)] * 4, longest_horizon_s=60.0)
+    grant = await of_organisation(client, "k1", Limits(), above, now=1_000.0).acquire(call)
+    bins = {name for name in await calendar(client) if name.startswith("requests:")}
+    assert len(grant.slots) == 4
+    assert bins == {f"requests:{round(slot * requests.rate_per_s)}" for slot in grant.slots}
+
+
+async def test_a_crumb_before_full_bins_is_left_to_those_that_it_is_enough_for(client: Redis) -> None:
+    above = Limits(tpm=60_000, algorithm="sliding")
+    (tokens,) = plan(Limits(), organisation=above).dimensions
+
+    async def buys(key: str, amount: int) -> Grant:
+        call = Ask(process="a", seq=1, costs=[Cost(0, amount)], longest_horizon_s=60.0)
+        return await of_organisation(client, key, Limits(), above, now=1_000.0).acquire(call)
+
+    await buys("k1", int(3 * tokens.burst))
+    await of_organisation(client, "k1", Limits(), above, now=1_000.0).acquire(
+        Ask(process="a", seq=2, epoch=1, refund_output=30)
+    )
+    before = await calendar(client)
+    assert (await buys("k2", 100)).slots[0] > 1_001.0
+    assert {name: sold for name, sold in (await calendar(client)).items() if name in before} == before
+    assert (await buys("k3", 30)).slots[0] == 1_000.0
+
+
+async def test_bins_that_have_passed_are_forgotten(client: Redis) -> None:
+    above = Limits(rpm=600, tpm=60_000, algorithm="sliding")
+    seen: set[str] = set()
+    for seq, now in enumerate((1_000.0, 1_100.0, 1_200.0), start=1):
+        call = Ask(process="a", seq=seq, epoch=seq - 1, costs=[Cost(0, 100)] * 9)
+        await of_organisation(client, "k1", Limits(), above, now=now).acquire(call)
+        bins = set(await calendar(client))
+        assert len(bins) > 9
+        assert not bins & seen
+        seen |= bins
+
+
+# ---- pauses
+
+
+async def paused(client: Redis, limits: Limits, *, now: float, epoch: int, asked_s: float | None = 2.0) -> Any:
+    return await schedule(client, limits, now=now).pause(PauseReport(epoch=epoch, asked_s=asked_s))
+
+
+async def test_a_known_limit_is_cut_at_the_second_pause_of_a_minute_and_recovers(client: Redis) -> None:
+    limits = Limits(rpm=600, algorithm="sliding")
+    full = plan(limits).dimensions[0].rate_per_s
+
+    async def pace_at(now: float, seq: int, epoch: int) -> float:
+        return pace_of(await schedule(client, limits, now=now).acquire(ask("a", seq, 5, backlog=5, epoch=epoch)))
+
+    assert await pace_at(1_000.0, 1, 0) == pytest.approx(full, rel=0.01)
+    epoch = (await paused(client, limits, now=1_010.0, epoch=1)).epoch
+    assert await pace_at(1_012.0, 2, epoch) == pytest.approx(full, rel=0.01)
+    epoch = (await paused(client, limits, now=1_030.0, epoch=epoch)).epoch
+    assert await pace_at(1_032.0, 3, epoch) == pytest.approx(0.7 * full, rel=0.01)
+    assert await pace_at(1_042.0, 4, epoch) == pytest.approx(0.8 * full, rel=0.01)
+    assert await pace_at(1_080.0, 5, epoch) == pytest.approx(full, rel=0.01)
+
+
+async def test_a_second_pause_after_more_than_a_minute_cuts_nothing(client: Redis) -> None:
+    limits = Limits(rpm=600, algorithm="sliding")
+    epoch = (await paused(client, limits, now=1_000.0, epoch=1)).epoch
+    epoch = (await paused(client, limits, now=1_061.0, epoch=epoch)).epoch
+    grant = await schedule(client, limits, now=1_063.0).acquire(ask("a", 1, 5, backlog=5, epoch=epoch))
+    assert pace_of(grant) == pytest.approx(plan(limits).dimensions[0].rate_per_s, rel=0.01)
+
+
+async def test_without_a_stated_time_pauses_grow_from_strike_to_strike(client: Redis) -> None:
+    now, epoch, lengths = 1_000.0, 1, []
+    for _ in range(8):
+        pause = await paused(client, FAST, now=now, epoch=epoch, asked_s=None)
+        lengths.append(round(pause.until - pause.now, 3))
+        now, epoch = pause.until + 0.1, pause.epoch
+    # The last strike is more than a minute after the one before.
+    assert lengths == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 1.0]
+
+
+async def test_a_429_from_before_the_pause_tells_nothing_new_but_a_longer_wait(client: Redis) -> None:
+    first = await paused(client, FAST, now=1_000.0, epoch=1, asked_s=5.0)
+    assert (first.epoch, first.until) == (2, 1_005.0)
+    shorter = await paused(client, FAST, now=1_001.0, epoch=1, asked_s=1.0)
+    assert (shorter.epoch, shorter.until) == (2, 1_005.0)
+    longer = await paused(client, FAST, now=1_002.0, epoch=1, asked_s=9.0)
+    assert (longer.epoch, longer.until) == (3, 1_011.0)
+    after_it = await paused(client, FAST, now=1_012.0, epoch=1, asked_s=0.5)
+    assert (after_it.epoch, after_it.until) == (4, 1_012.5)
+    assert (await look(client, "p", "m", "k")).refused == 1
+    # None of them counted as a strike.
+    second = await paused(client, FAST, now=1_013.0, epoch=4, asked_s=None)
+    assert second.until - second.now == 2.0
+
+
+async def test_a_pause_is_told_on_the_channel(client: Redis) -> None:
+    async with client.pubsub(ignore_subscribe_messages=True) as subscription:
+        await subscription.subscribe(keys.LIMITER_PAUSES)
+        await paused(client, FAST, now=1_000.0, epoch=1, asked_s=2.5)
+        message = None
+        while message is None:
+            message = await subscription.get_message(timeout=10.0)
+        assert message["data"] == b"p:m:k 2 2500000"
+
+
+async def test_a_pause_does_not_bring_nearer_what_was_far(client: Redis) -> None:
+    limits = Limits(tpm=60_000, algorithm="sliding")
+    took_more = Ask(process="a", seq=1, refund_output=-30_000)
+    await schedule(client, limits, now=1_000.0).acquire(took_more)
+    await paused(client, limits, now=1_000.0, epoch=1, asked_s=1.0)
+    grant = await schedule(client, limits, now=1_002.0).acquire(
+        Ask(process="a", seq=2, epoch=2, costs=[Cost(0, 100)], longest_horizon_s=60.0)
+    )
+    assert grant.slots[0] > 1_029.0
+
+
+async def test_after_a_pause_the_first_is_followed_at_the_pace(client: Redis) -> None:
+    limits = Limits(rpm=1_200, tpm=60_000, algorithm="sliding")
+    epoch = (await paused(client, limits, now=1_000.0, epoch=1)).epoch
+    call = replace(ask("a", 1, 8, backlog=8, epoch=epoch), costs=[Cost(50, 50)] * 8)
+    grant = await schedule(client, limits, now=1_002.0).acquire(call)
+    requests, tokens = plan(limits).dimensions
+    assert requests.burst > 1
+    assert min(gaps(grant)) >= 100 / tokens.rate_per_s - 1e-5
+    assert grant.slots[0] == pytest.approx(1_002.0 + 100 / tokens.rate_per_s, abs=1e-5)
+
+
+async def test_the_pause_of_an_unlimited_model_holds_too(client: Redis) -> None:
+    only_calls = Limits(max_in_flight=5)
+    epoch = (await paused(client, only_calls, now=1_000.0, epoch=1, asked_s=3.0)).epoch
+    grant = await schedule(client, only_calls, now=1_001.0).acquire(ask("a", 1, 1, epoch=epoch))
+    assert grant.paused_until == 1_003.0
+    assert all(slot >= 1_003.0 for slot in grant.slots)
+
+
+async def test_a_lost_reply_is_told_again_without_slots_that_a_pause_has_made_void(client: Redis) -> None:
+    call = ask("a", 1, 5, backlog=5)
+    first = await schedule(client, FAST, now=1_000.0).acquire(call)
+    again = await schedule(client, FAST, now=1_000.5).acquire(call)
+    assert again.slots == first.slots
+    await paused(client, FAST, now=1_001.0, epoch=1)
+    after = await schedule(client, FAST, now=1_001.5).acquire(call)
+    assert (list(after.slots), after.epoch, after.paused_until) == ([], 2, 1_003.0)
+
+
+# ---- calls in flight, turns and horizons
+
+
+async def test_calls_in_flight_are_permitted_to_their_number(client: Redis) -> None:
+    limits = Limits(max_in_flight=3)
+    first = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 5, backlog=5))
+    assert (len(first.slots), first.reason) == (3, "calls")
+    full = await schedule(client, limits, now=1_000.1).acquire(ask("a", 2, 5, backlog=2, held=3, epoch=1))
+    assert (len(full.slots), full.reason) == (0, "calls")
+    one_ended = await schedule(client, limits, now=1_000.2).acquire(ask("a", 3, 5, backlog=2, held=2, epoch=1))
+    assert len(one_ended.slots) == 1
+
+
+async def test_calls_in_flight_are_shared_by_those_that_wait(client: Redis) -> None:
+    limits = Limits(max_in_flight=5)
+    await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 0, backlog=9))
+    other = await schedule(client, limits, now=1_000.1).acquire(ask("b", 1, 9, backlog=9))
+    assert len(other.slots) == 3
+    first = await schedule(client, limits, now=1_000.2).acquire(ask("a", 2, 9, backlog=9, epoch=1))
+    assert len(first.slots) == 2
+
+
+async def test_a_stopped_process_does_not_hold_the_others_back(client: Redis) -> None:
+    limits = Limits(rpm=600, algorithm="sliding")
+    await schedule(client, limits, now=1_000.0).acquire(ask("stopped", 1, 1, backlog=50))
+    granted = 0
+    for step, seq in enumerate(range(1, 81)):
+        call = ask("alive", seq, 40, backlog=40, epoch=int(seq > 1))
+        grant = await schedule(client, limits, now=1_000.0 + step / 8).acquire(call)
+        granted += len(grant.slots)
+    # It has its lease still, but nobody waits for its turn.
+    assert (grant.live, grant.processes) == (1, 2)
+    assert granted >= 0.95 * 10 * plan(limits).dimensions[0].rate_per_s
+
+
+async def test_who_has_left_is_not_waited_for(client: Redis) -> None:
+    limits = Limits(rpm=600, algorithm="sliding")
+    await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 1, backlog=50))
+    await schedule(client, limits, now=1_000.1).acquire(Ask(process="a", seq=2, epoch=1, leaves=True))
+    grant = await schedule(client, limits, now=1_000.2).acquire(ask("b", 1, 50, backlog=50))
+    assert (grant.live, grant.processes) == (1, 1)
+
+
+async def test_the_head_may_look_as_far_as_its_own_cost_takes(client: Redis) -> None:
+    limits = Limits(tpm=60_000, algorithm="sliding")
+    rate = plan(limits).dimensions[0].rate_per_s
+
+    def wants(process: str, seq: int, costs: Sequence[Cost]) -> Ask:
+        return Ask(process=process, seq=seq, costs=costs, longest_horizon_s=1.5)
+
+    await schedule(client, limits, now=1_000.0).acquire(wants("a", 1, [Cost(0, 500)] * 9))
+    large = await schedule(client, limits, now=1_000.0).acquire(wants("b", 1, [Cost(0, 6_000), Cost(0, 6_000)]))
+    assert len(large.slots) == 1
+    assert large.reason == "far"
+    assert large.wait_s > 6_000 / rate
+
+
+async def test_a_lump_pays_for_what_is_more_than_the_burst_before_it_goes_and_for_no_more(client: Redis) -> None:
+    limits = Limits(tpm=60_000, algorithm="sliding")
+    (tokens,) = plan(limits).dimensions
+    call = Ask(process="a", seq=1, costs=[Cost(0, 6_000), Cost(0, int(tokens.burst))], longest_horizon_s=60.0)
+    lump, after = (await schedule(client, limits, now=1_000.0).acquire(call)).slots
+    assert lump == pytest.approx(1_000.0 + (6_000 - tokens.burst) / tokens.rate_per_s, abs=1e-5)
+    assert after == pytest.approx(1_000.0 + 6_000 / tokens.rate_per_s, abs=1e-5)
+
+
+async def test_a_header_never_makes_a_schedule_earlier(client: Redis) -> None:
+    limits, told = Limits(rpm=600, algorithm="sliding"), {"rpm": 600}
+    first = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 20, backlog=20))
+    used_by_others = RateHeader("requests", 600, 500, 10.0)
+    call = Ask(process="a", seq=2, epoch=1, headers=[used_by_others], costs=[Cost()])
+    second = await schedule(client, limits, now=1_000.0, told=told).acquire(call)
+    assert second.slots[0] > first.slots[-1]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        RateHeader("requests", 600, 0, 1.0),  # a bucket of ten that is empty: ten are used, not 600
+        RateHeader("tokens", 1_000_000, 100, 7_200.0),  # of a day
+    ],
+)
+async def test_a_header_that_tells_of_nobody_else_slows_nobody_down(client: Redis, header: RateHeader) -> None:
+    limits = Limits(rpm=600, tpm=60_000, algorithm="sliding")
+    await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 12))
+    told = {header.tells: header.limit} if header.tells else {}
+    call = Ask(process="a", seq=2, epoch=1, headers=[header], costs=[Cost()])
+    grant = await schedule(client, limits, now=1_005.0, told=told).acquire(call)
+    assert grant.slots == [1_005.0]
+
+
+async def test_a_cut_pace_holds_on_when_the_limit_becomes_known(client: Redis) -> None:
+    first = Ask(process="a", seq=1, went_free=60)
+    await schedule(client, Limits(), now=1_000.0).acquire(first)
+    await paused(client, Limits(), now=1_001.0, epoch=1)
+    unknown = await schedule(client, Limits(), now=1_003.0).acquire(ask("a", 2, 5, backlog=5, epoch=2))
+    known = await schedule(client, FAST, now=1_003.0).acquire(ask("a", 3, 5, backlog=5, epoch=2))
+    assert known.is_capped
+    assert pace_of(known) == pytest.approx(pace_of(unknown), rel=0.01)
+
+
+async def test_the_figures_of_the_last_minute_fade_with_the_one_before(client: Redis) -> None:
+    limits = Limits(rpm=60_000, algorithm="sliding")
+    minute = 60.0 * 20_000_000
+    call = replace(ask("a", 1, 30), costs=[Cost(10, 20)] * 30)
+    await schedule(client, limits, now=minute + 10).acquire(call)
+    for seq, now, requests in ((2, minute + 59.0, 30), (3, minute + 60.0, 30), (4, minute + 180.0, 0)):
+        await schedule(client, limits, now=now).acquire(Ask(process="a", seq=seq, epoch=1, went_free=0))
+        state = await client.hgetall("{rl:p:m}:k:state")  # type: ignore[misc]  # redis-py types it for both worlds
+        counted = float(state[b"requests"]) + float(state[b"last_requests"])
+        assert counted == requests

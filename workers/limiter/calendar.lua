@@ -1,0 +1,125 @@
+-- calendar.lua stands before acquire.lua: what is sold of the limits that stand above several keys.
+--
+-- Time is cut into bins, and each is sold up to its capacity: of requests one in each 1 / rate seconds, of tokens half the
+-- burst in each half burst / rate. So no time T holds more than rate * T and one request, or the burst of tokens, or the
+-- largest lump. A lump takes whole what is left of bins one after another, from the first on that has anything left,
+-- and goes when the last of them begins.
+--
+-- The hash `key` holds `<dimension>:<bin>` = sold, beside the organisation's counters.
+
+local function bins_of(dim)
+  local capacity = dim.name == 'requests' and 1 or dim.burst / 2
+  return { name = dim.name, capacity = capacity, width = capacity / dim.rate, sold = {} }
+end
+
+local function calendar_of(key, fields, dimensions, now)
+  local by_name, all, changed, passed = {}, {}, {}, {}
+  for position, dim in ipairs(dimensions) do
+    all[position] = bins_of(dim)
+    by_name[dim.name] = all[position]
+  end
+  for field, value in pairs(fields) do
+    local name, bin = string.match(field, '^(%a+):(%d+)$')
+    local bins = by_name[name]
+    if bins and (tonumber(bin) + 1) * bins.width >= now then
+      bins.sold[tonumber(bin)] = tonumber(value)
+    elseif bins then
+      passed[#passed + 1] = field
+    end
+  end
+
+  local function change(bins, bin, amount)
+    bins.sold[bin] = (bins.sold[bin] or 0) + amount
+    changed[string.format('%s:%.0f', bins.name, bin)] = bins.sold[bin]
+  end
+
+  local function left(bins, bin) return bins.capacity - (bins.sold[bin] or 0) end
+
+  -- Where an amount fits that may go at `from` at the earliest: its instant, how long the place holds, and its bins.
+  local function find(bins, amount, from)
+    if amount <= 0 then return { at = from, until_s = math.huge, bins = bins, amount = 0 } end
+    local is_request = bins.name == 'requests'
+    -- A request goes when its bin begins, or two could be nearer than 1 / rate. Instants are told in microseconds.
+    local bin = is_request and math.ceil((from - 0.000002) / bins.width) or math.floor(from / bins.width)
+    local first, missing = bin, amount
+    while true do
+      local room = left(bins, bin)
+      if room <= 0 then
+        first, missing = bin + 1, amount
+      elseif room >= missing then
+        break
+      else
+        missing = missing - room
+      end
+      bin = bin + 1
+    end
+    local at = bin * bins.width
+    return {
+      at = is_request and at or math.max(from, at), until_s = is_request and at or at + bins.width,
+      bins = bins, first = first, amount = amount,
+    }
+  end
+
+  local calendar = {}
+
+  -- The first instant from `from` on at which the cost fits everywhere, and its places.
+  function calendar.place(cost, from)
+    local at, places = from, {}
+    local moved = true
+    while moved do
+      moved = false
+      for position, bins in ipairs(all) do
+        if not places[position] or places[position].until_s < at - 0.0000005 then
+          places[position] = find(bins, cost[bins.name], at)
+          if places[position].at > at then at, moved = places[position].at, true end
+        end
+      end
+    end
+    return at, places
+  end
+
+  function calendar.sell(places)
+    for _, place in ipairs(places) do
+      local bin, missing = place.first, place.amount
+      while missing > 0 do
+        local part = math.min(missing, left(place.bins, bin))
+        change(place.bins, bin, part)
+        bin, missing = bin + 1, missing - part
+      end
+    end
+  end
+
+  -- What calls have left of their reservations frees the bins to come, the nearest first; what they took beyond fills them.
+  function calendar.settle(back)
+    for _, bins in ipairs(all) do
+      local amount, last = back[bins.name], math.floor(now / bins.width)
+      local bin = last
+      for each in pairs(bins.sold) do last = math.max(last, each) end
+      while amount > 0 and bin <= last do
+        local part = math.min(amount, bins.sold[bin] or 0)
+        if part > 0 then change(bins, bin, -part) end
+        bin, amount = bin + 1, amount - part
+      end
+      while amount < 0 do
+        local part = math.min(-amount, left(bins, bin))
+        if part > 0 then change(bins, bin, part) end
+        bin, amount = bin + 1, amount + math.max(0, part)
+      end
+    end
+  end
+
+  -- A request's instant comes back unused.
+  function calendar.give_back(instant)
+    local bins = by_name.requests
+    if not bins then return end
+    local bin = math.floor(instant / bins.width + 0.5)
+    if math.abs(bin * bins.width - instant) < 0.000003 and (bins.sold[bin] or 0) >= 1 then change(bins, bin, -1) end
+  end
+
+  function calendar.write()
+    for field, sold in pairs(changed) do redis.call('HSET', key, field, sold) end
+    for _, field in ipairs(passed) do redis.call('HDEL', key, field) end
+  end
+
+  return calendar
+end

@@ -1,0 +1,178 @@
+"""The one conversation of a limiter with its schedule: a call at a time, and again what had no answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from typing import TYPE_CHECKING, Protocol
+
+from redis.exceptions import RedisError
+
+from .schedule import PauseReport
+from .slots import EARLY_S
+
+if TYPE_CHECKING:
+    from .schedule import Ask, Grant, Pause, Schedule
+
+__all__ = ["CALL_TIMEOUT_S", "LEAST_GAP_S", "RETRY_S", "Caller", "Client"]
+
+logger = logging.getLogger("promptmill.limiter")
+
+CALL_TIMEOUT_S = 1.0
+RETRY_S = 0.25
+LEAST_GAP_S = 0.005
+"""Between two calls, so that arrivals of one moment share a call."""
+
+
+class Client(Protocol):
+    """On whose behalf the caller speaks. Instants are of the monotonic clock."""
+
+    def calls_at(self) -> float:
+        """When it wants the next call."""
+
+    def ask(self, seq: int, *, leaves: bool) -> Ask:
+        """What it has to say and wants to know now."""
+
+    def hear(self, grant: Grant, ask: Ask, *, asked_at: float) -> None: ...
+    def hear_pause(self, pause: Pause, *, asked_at: float) -> None: ...
+
+    def lose(self, error: Exception) -> None:
+        """The schedule went away."""
+
+    def go_without(self) -> None:
+        """It is away, still."""
+
+    def find_again(self, away_s: float) -> None: ...
+
+
+class Caller:
+    """Sleeps until its client wants a call or a pause has to be told, and tells the client what was answered."""
+
+    def __init__(self, schedule: Schedule, client: Client, loop: asyncio.AbstractEventLoop) -> None:
+        self.schedule = schedule
+        self.called_at = -math.inf
+        self.is_closing = False
+        self._client = client
+        self._loop = loop
+        self._seq = 0
+        self._pending: Ask | None = None
+        self._report: PauseReport | None = None
+        self._retry_at = -math.inf
+        self._away_since: float | None = None
+        self._has_spoken = False
+        self._wake = asyncio.Event()
+        self._sleeps_until = -math.inf
+        self._task = loop.create_task(self._keep_calling())
+
+    @property
+    def is_away(self) -> bool:
+        """Whether the schedule could not be reached at the last call."""
+        return self._away_since is not None
+
+    def nudge(self, at: float) -> None:
+        """The client may want a call at `at` already."""
+        if at < self._sleeps_until:
+            self._wake.set()
+
+    def report(self, pause: PauseReport) -> None:
+        """A 429: it is told before anything else."""
+        self._report = _joined(self._report, pause)
+        self.nudge(self._loop.time())
+
+    async def close(self) -> None:
+        """Take leave of the schedule. Raises `TimeoutError` if it does not answer within two calls' time."""
+        self.is_closing = True
+        self._wake.set()
+        async with asyncio.timeout(2 * CALL_TIMEOUT_S):
+            await self._task
+
+    async def _keep_calling(self) -> None:
+        while not self.is_closing:
+            await self._until_due()
+            if self.is_closing:
+                break
+            try:
+                await (self._tell_pause() if self._report is not None else self._call())
+            except Exception:  # a fault of ours must not leave everybody waiting for a caller that is no more
+                logger.exception("A fault of ours in a limiter's call; it goes on")
+                self._retry_at = self._loop.time() + RETRY_S
+        # A limiter that never spoke has nothing to take leave of. The first call may be one that had no answer.
+        for _ in range(1 + (self._pending is not None)):
+            if self._has_spoken:
+                await self._call()
+
+    async def _until_due(self) -> None:
+        # uvloop counts milliseconds: what is due within one would be waited for by turning round and round.
+        while (due := self._due()) > self._loop.time() + EARLY_S:
+            self._sleeps_until = due
+            timer = self._loop.call_at(due, self._wake.set) if due < math.inf else None
+            await self._wake.wait()
+            self._wake.clear()
+            self._sleeps_until = -math.inf
+            if timer is not None:
+                timer.cancel()
+
+    def _due(self) -> float:
+        if self.is_closing:
+            return -math.inf
+        if self._pending is not None:
+            return self._retry_at
+        if self._report is not None:
+            return max(self._retry_at, self.called_at)
+        return max(self._retry_at, self._client.calls_at())
+
+    async def _call(self) -> None:
+        # A call without an answer is made again as it was: the schedule knows whether it has done it.
+        ask = self._pending = self._pending or self._next_ask()
+        self.called_at = asked_at = self._loop.time()
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                grant = await self.schedule.acquire(ask)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._miss(error)
+            return
+        self._pending = None
+        self._has_spoken = True
+        self._reach()
+        self._client.hear(grant, ask, asked_at=asked_at)
+
+    def _next_ask(self) -> Ask:
+        self._seq += 1
+        return self._client.ask(self._seq, leaves=self.is_closing)
+
+    async def _tell_pause(self) -> None:
+        report, self._report = self._report, None
+        if report is None:
+            return
+        self.called_at = asked_at = self._loop.time()
+        try:
+            async with asyncio.timeout(CALL_TIMEOUT_S):
+                pause = await self.schedule.pause(report)
+        except (RedisError, OSError, TimeoutError) as error:
+            self._report = _joined(report, self._report)
+            self._miss(error)
+            return
+        self._client.hear_pause(pause, asked_at=asked_at)
+
+    def _miss(self, error: Exception) -> None:
+        now = self._loop.time()
+        self._retry_at = now + RETRY_S
+        if self._away_since is None:
+            self._away_since = now
+            self._client.lose(error)
+        self._client.go_without()
+
+    def _reach(self) -> None:
+        if self._away_since is not None:
+            away_s = self._loop.time() - self._away_since
+            self._away_since = None
+            self._client.find_again(away_s)
+
+
+def _joined(first: PauseReport | None, second: PauseReport | None) -> PauseReport | None:
+    """Two 429s of one moment, told as one: the longer wait, the newer epoch."""
+    if first is None or second is None:
+        return first or second
+    asked = [each.asked_s for each in (first, second) if each.asked_s is not None]
+    return PauseReport(epoch=max(first.epoch, second.epoch), asked_s=max(asked, default=None))

@@ -1,0 +1,108 @@
+"""Who is sent when a slot is due."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .errors import TooLate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from .cost import Cost
+    from .forecast import Forecast
+    from .line import Line, Waiter
+    from .permit import Permit
+    from .rate import Plan
+    from .slots import Slot
+    from .tally import Tally
+
+__all__ = ["MOST_DIFFERENT_COSTS", "Dispatcher"]
+
+MOST_DIFFERENT_COSTS = 64
+"""So many waiters are looked at where requests differ in size."""
+
+
+class Dispatcher:
+    """Takes waiters out of the line: with a permit, or with the reason why they get none."""
+
+    def __init__(self, line: Line, forecast: Forecast, tally: Tally, *, issue: Callable[[Cost], Permit]) -> None:
+        self._line = line
+        self._forecast = forecast
+        self._tally = tally
+        self._issue = issue
+
+    def dispatch(self, slots: Iterable[Slot], plan: Plan, *, now: float) -> None:
+        """Use the slots that are due. One that comes too late is void, and so is one that nobody can use."""
+        for slot in slots:
+            waiter = None
+            if now > slot.due + plan.use_by_s:
+                self._tally.stale += 1
+            else:
+                waiter = self._taker(slot, plan)
+            if waiter is None:
+                self.void(slot)
+            else:
+                self._tally.adjust(slot.cost, waiter.cost)
+                self._tally.granted += 1
+                self._forecast.note_turn(now, is_last=len(self._line) == 1)
+                self._send(waiter)
+
+    def let_all_go(self) -> None:
+        """Nothing is limited."""
+        while (waiter := self._first()) is not None:
+            self._tally.went_free += 1
+            self._send(waiter)
+
+    def void(self, slot: Slot) -> None:
+        """The request's instant is lost, or it would be sold twice; its tokens are not."""
+        if slot.instant is not None:
+            self._tally.refund(slot.cost)
+
+    def dismiss(self, waiter: Waiter, why: Exception) -> None:
+        """It goes without a permit."""
+        self._line.leave(waiter)
+        if not waiter.answer.done():
+            waiter.answer.set_exception(why)
+
+    def abandon(self, waiter: Waiter) -> None:
+        """Its task was cancelled, perhaps at the moment when it had its permit."""
+        if waiter.answer.done() and not waiter.answer.cancelled() and waiter.answer.exception() is None:
+            waiter.answer.result().give_back()
+        else:
+            self._line.leave(waiter)
+
+    def _send(self, waiter: Waiter) -> None:
+        self._line.take(waiter)
+        waiter.answer.set_result(self._issue(waiter.cost))
+
+    def _taker(self, slot: Slot, plan: Plan) -> Waiter | None:
+        """Whose turn it is, unless the slot is sized for one that needs much more."""
+        first, owner = self._first(), slot.owner if slot.owner and not slot.owner.answer.done() else None
+        if first is None or not plan.counts_tokens:
+            return first
+        if _fits(first, slot) and (owner is None or not _needs_much_more(owner, first)):
+            return first
+        return owner or next((each for each in self._line.upcoming(MOST_DIFFERENT_COSTS) if _fits(each, slot)), None)
+
+    def _first(self) -> Waiter | None:
+        while (first := self._line.first()) is not None:
+            if first.answer.done():
+                self._line.leave(first)
+            elif self._forecast.is_too_late(first):
+                self.dismiss(first, TooLate("the job's deadline passed while it waited for the provider's limits"))
+            else:
+                return first
+        return None
+
+
+def _fits(waiter: Waiter, slot: Slot) -> bool:
+    return (
+        waiter.cost.input_tokens <= slot.cost.input_tokens
+        and waiter.cost.of("tokens") <= slot.cost.of("tokens")
+        and waiter.cost.output_tokens <= slot.cost.output_tokens
+    )
+
+
+def _needs_much_more(owner: Waiter, other: Waiter) -> bool:
+    return owner.cost.of("tokens") > 2 * other.cost.of("tokens")
