@@ -64,13 +64,15 @@ class Postponed(BaseException):
     """Raised by a task that wants to be run again later, as if it had not been run: no state, no retry counted.
 
     Its message waits in Redis until `until_s` (epoch seconds, Redis's clock) and takes up no place in any worker.
+    `gap_s`: how much later the next of its lane is to come back (workers/broker/lanes.py); 0: nobody knows.
     Not an `Exception`, as `CancelledError` is none: it passes through Celery's tracer, which would render the
     traceback of an `Ignore` twice, its own long frame included (over 1 ms of CPU a job; thousands are parked in a row).
     """
 
-    def __init__(self, until_s: float) -> None:
+    def __init__(self, until_s: float, *, gap_s: float = 0.0) -> None:
         super().__init__(f"postponed until {until_s:.3f}")
         self.until_s = until_s
+        self.gap_s = gap_s
 
 
 def job_ident() -> object:

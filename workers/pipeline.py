@@ -73,11 +73,15 @@ class Limits(Protocol):
 
 
 class Parked(Exception):
-    """The job's turn is far away. Nothing was sent; run it again at `until_s` (epoch seconds, Redis's clock)."""
+    """The job's turn is far away. Nothing was sent; run it again at `until_s` (epoch seconds, Redis's clock).
 
-    def __init__(self, until_s: float, reason: str) -> None:
+    `gap_s`: how much later the next job of its kind would have to be run.
+    """
+
+    def __init__(self, until_s: float, reason: str, *, gap_s: float = 0.0) -> None:
         super().__init__(reason)
         self.until_s = until_s
+        self.gap_s = gap_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +245,7 @@ class Pipeline:
                 park_after_s=self._park_after_s if trip.attempts == 0 else None,
             )
         except MustPark as far:
-            raise Parked(far.until_s, far.reason) from None
+            raise Parked(far.until_s, far.reason, gap_s=far.gap_s) from None
         except TooLargeForLimit as never:
             raise Failure("too_large", str(never)) from None
         except TooLate as late:

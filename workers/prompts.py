@@ -49,7 +49,7 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
     try:
         result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group)
     except Parked as parked:
-        raise Postponed(parked.until_s) from None
+        raise Postponed(parked.until_s, gap_s=parked.gap_s) from None
     if (request.properties or {}).get(MARKS, {}).get("suspected_double_payment"):
         result = replace(result, suspected_double_payment=True)
     if not result.ok:

@@ -71,6 +71,7 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
             channel.leases.delay(self.message.delivery_tag, until_ms)
             lane = self.message.headers.get("lane")
             if isinstance(lane, str):
-                channel.leases.lanes.postponed(lane, until_ms, now_ms=channel.lookout.redis_ms)
+                gap_ms = exc_info.exception.gap_s * 1000
+                channel.leases.lanes.postponed(lane, until_ms, gap_ms=gap_ms, now_ms=channel.lookout.redis_ms)
             return None
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

@@ -25,9 +25,9 @@ class _Lane:
     told_ms: int
     """The latest turn that the limiter gave."""
     heard_ms: int
-    gap_ms: int = 0
-    """Between two turns; 0 as long as only one is known."""
-    given_ms: int = 0
+    gap_ms: float
+    """Between two turns; 0: nobody knows."""
+    given_ms: float = 0
     """The latest turn that was given here."""
 
 
@@ -37,16 +37,14 @@ class Lanes:
     def __init__(self) -> None:
         self._lanes: dict[str, _Lane] = {}
 
-    def postponed(self, name: str, until_ms: int, *, now_ms: int) -> None:
+    def postponed(self, name: str, until_ms: int, *, gap_ms: float, now_ms: int) -> None:
         """A job of this lane was started, and told to come back."""
         lane = self._fresh(name, now_ms)
         if lane is None:
             self._forget(now_ms)
-            self._lanes[name] = _Lane(until_ms, now_ms)
-            return
-        if until_ms > lane.told_ms:
-            lane.gap_ms = until_ms - lane.told_ms
-        lane.told_ms, lane.heard_ms = until_ms, now_ms
+            self._lanes[name] = _Lane(until_ms, now_ms, gap_ms)
+        else:
+            lane.told_ms, lane.heard_ms, lane.gap_ms = until_ms, now_ms, gap_ms
 
     def turn_ms(self, name: str, *, now_ms: int) -> int | None:
         """When the next of this lane is to come back; None: start it and see."""
@@ -57,7 +55,7 @@ class Lanes:
         if turn_ms > now_ms + FURTHEST_MS:
             turn_ms = now_ms + FURTHEST_MS // 2
         lane.given_ms = turn_ms
-        return turn_ms
+        return int(turn_ms)
 
     def _fresh(self, name: str, now_ms: int) -> _Lane | None:
         lane = self._lanes.get(name)

@@ -21,11 +21,16 @@ class TokenUsage(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """One request's reservation. `input_chars` is what `input_tokens` was estimated from: the estimate learns by it."""
+    """One request's reservation.
+
+    `input_chars` is what `input_tokens` was estimated from: the estimate learns by it. `answers` is for how many
+    answers `output_tokens` was estimated; 0: it is no estimate.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     input_chars: int = 0
+    answers: int = 0
 
     def of(self, dimension: DimensionName) -> int:
         """How much of this dimension's limit the request takes."""

@@ -32,11 +32,15 @@ class TooLargeForLimit(NotAdmitted):
 
 
 class MustPark(NotAdmitted):
-    """The slot is further away than the caller wanted to wait. `until_s`: epoch seconds when to ask again."""
+    """The slot is further away than the caller wanted to wait. `until_s`: epoch seconds when to ask again.
 
-    def __init__(self, until_s: float, *, reason: str) -> None:
+    `gap_s`: how much later the next of its kind would have to.
+    """
+
+    def __init__(self, until_s: float, *, reason: str, gap_s: float = 0.0) -> None:
         super().__init__(reason)
         self.until_s = until_s
+        self.gap_s = gap_s
         self.reason = reason
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from .cost import Cost
@@ -28,24 +29,48 @@ _FIRST_OUTPUT_TOKENS = 1_024
 """Until the model has answered. What is reserved too low at first is sent too fast, and has to be paid back."""
 
 
+_SHORT_OUTPUT_TOKENS = 64
+_FEW_ANSWERS = 16
+"""What an answer is taken to need, until so many have come, where waiting is foretold. A parked job that comes back too
+early is sent away once more; one that comes back too late leaves the limit unused."""
+
+
 class Estimator:
-    """One model's tokens per character and the lengths of its answers, as a moving 90th percentile."""
+    """One model's tokens per character and the lengths of its answers, as a moving 90th percentile, and as a mean."""
 
     def __init__(self) -> None:
         self._chars_per_token = CHARS_PER_TOKEN
         self._recent: deque[int] = deque()
         self._sorted: list[int] = []
+        self._sum = 0
 
     def cost(self, *, input_chars: int, max_tokens: int | None = None, answers: int = 1) -> Cost:
         """The reservation for a prompt of so many characters. `max_tokens` bounds each of the `answers` (`n`)."""
         output = self._output_tokens()
         if max_tokens is not None:
             output = min(output, max_tokens)
-        return Cost(int(input_chars / self._chars_per_token) + 1, max(0, output * answers), input_chars)
+        return Cost(int(input_chars / self._chars_per_token) + 1, max(0, output * answers), input_chars, answers)
 
     def embedding_cost(self, *, input_chars: int) -> Cost:
         """Embeddings have no output."""
         return Cost(int(input_chars / self._chars_per_token) + 1, 0, input_chars)
+
+    def renewed(self, cost: Cost) -> Cost:
+        """The reservation of a request that has waited, if its answer is now expected to be shorter than it was."""
+        output = self._output_tokens() * cost.answers
+        return replace(cost, output_tokens=output) if 0 < output < cost.output_tokens else cost
+
+    @property
+    def is_cold(self) -> bool:
+        """Whether so few answers have come that the reservations were mostly guesses."""
+        return len(self._recent) < _FEW_ANSWERS
+
+    def typical(self, cost: Cost) -> Cost:
+        """What a request with this reservation takes on average, when it is settled."""
+        if not cost.answers:
+            return cost
+        output = _SHORT_OUTPUT_TOKENS if self.is_cold else self._sum // len(self._recent)
+        return replace(cost, output_tokens=min(cost.output_tokens, output * cost.answers))
 
     def learn(self, cost: Cost, usage: TokenUsage) -> None:
         """What the request really took."""
@@ -58,8 +83,11 @@ class Estimator:
 
     def _remember(self, output_tokens: int) -> None:
         if len(self._recent) == _WINDOW:
-            del self._sorted[bisect_left(self._sorted, self._recent.popleft())]
+            oldest = self._recent.popleft()
+            self._sum -= oldest
+            del self._sorted[bisect_left(self._sorted, oldest)]
         self._recent.append(output_tokens)
+        self._sum += output_tokens
         insort(self._sorted, output_tokens)
 
     def _output_tokens(self) -> int:

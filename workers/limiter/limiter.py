@@ -102,7 +102,7 @@ class Limiter:
         self._line = Line() if line is None else line
         self._slots = Slots(self._loop, self._dispatch)
         self._pauses = Pauses()
-        self._forecast = Forecast(self._line, self._pauses, now=now, time=self._loop.time)
+        self._forecast = Forecast(self._line, self._pauses, estimator, now=now, time=self._loop.time)
         self._dispatcher = Dispatcher(self._line, self._forecast, self.tally, issue=self._permit)
         self._told = ToldLimits()
         self._in_flight = 0
@@ -121,7 +121,7 @@ class Limiter:
             self._caller.nudge(self._caller.called_at + FREE_REPORT_S)
             return self._permit(waiter.cost)
         if waiter.until_s is not None or waiter.park_after_s is not None:
-            self._forecast.check(waiter, wait_s=self.expected_wait_s(waiter.priority), turn_s=self._turn_s())
+            self._forecast.check(waiter, wait_s=self.expected_wait_s(waiter.priority), gap_s=self._gap_s())
         waiter.units = self.plan.unit_s(waiter.cost) or 1.0
         self._line.join(waiter)
         self._caller.nudge(self._asks_at())
@@ -231,7 +231,14 @@ class Limiter:
         return self._loop.time() < self._pauses.until
 
     def _turn_s(self) -> float:
-        return self._forecast.turn_s(self.plan, live=self._last.live if self._last else 1)
+        return self._forecast.turn_s(self.plan, live=self._live)
+
+    def _gap_s(self) -> float:
+        return self._forecast.gap_s(self.plan, live=self._live)
+
+    @property
+    def _live(self) -> int:
+        return self._last.live if self._last else 1
 
     def _eject(self) -> None:
         """After news of a long wait: who would rather wait elsewhere, goes."""
@@ -240,7 +247,7 @@ class Limiter:
             if waiter.movable:
                 self._dispatcher.dismiss(waiter, Moved())
             elif waiter.park_after_s is not None and wait_s > waiter.park_after_s:
-                far = self._forecast.parked(wait_s, waiter.park_after_s, turn_s=self._turn_s())
+                far = self._forecast.parked(wait_s, waiter.park_after_s, gap_s=self._gap_s())
                 self._dispatcher.dismiss(waiter, far)
 
     # ---- dispatch
@@ -354,6 +361,8 @@ class Limiter:
         missing = min(missing, MOST_DIFFERENT_COSTS)
         upcoming = self._line.upcoming(missing + len(self._slots))
         owners = [waiter for waiter in upcoming if not waiter.has_slot][:missing]
+        for waiter in owners:
+            waiter.cost = self._estimator.renewed(waiter.cost)
         return [waiter.cost for waiter in owners], owners
 
     def _longest_horizon_s(self) -> float:
