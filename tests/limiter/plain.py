@@ -94,8 +94,9 @@ class PlainSchedule:
         self.epoch = max(self.epoch, ask.epoch)
         horizon_s, wait_s, reason = 0.5, 0.0, "done"
         slots: list[float] = []
-        for name, back in (("input", ask.refund_input), ("output", ask.refund_output)):
-            self._give_back(name, back)
+        for refund in ask.refunds:
+            for name, back in (("input", refund.input_tokens), ("output", refund.output_tokens)):
+                self._give_back(name, back)
         for cost in ask.costs:
             at = max(now, self.paused_until)
             for each in self.plan.dimensions:

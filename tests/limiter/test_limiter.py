@@ -270,8 +270,9 @@ async def test_tokens_are_settled_exactly_once() -> None:
 
         await asyncio.gather(*(one() for _ in range(30)))
         await asyncio.sleep(2.0)
-        assert sum(ask.refund_output for ask in schedule.asks) == 30 * 250
-        assert sum(ask.refund_input for ask in schedule.asks) == 0
+        refunds = [refund for ask in schedule.asks for refund in ask.refunds]
+        assert sum(refund.output_tokens for refund in refunds) == 30 * 250
+        assert sum(refund.input_tokens for refund in refunds) == 0
         assert sum(ask.used_tokens for ask in schedule.asks) == 30 * 250
         assert sum(ask.reserved_tokens for ask in schedule.asks) == 30 * 500
 

@@ -17,6 +17,7 @@ from workers.limiter.cost import Cost
 from workers.limiter.headers import RateHeader
 from workers.limiter.rate import plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
+from workers.limiter.tally import Refund
 from workers.limiter.view import look
 
 from .ledger import Ledger
@@ -255,7 +256,7 @@ async def test_an_organisation_s_tokens_are_settled(client: Redis, refund: int) 
 
     first = Ask(process="a", seq=1, costs=[Cost(100, 400)] * 2, longest_horizon_s=60.0)
     assert await sold("k1", first) == 2
-    await sold("k1", Ask(process="a", seq=2, epoch=1, refund_output=refund))
+    await sold("k1", Ask(process="a", seq=2, epoch=1, refunds=[Refund(0, output_tokens=refund)]))
     rest = Ask(process="b", seq=1, costs=[Cost(0, 100)] * 200, longest_horizon_s=10.0)
     horizon_s = 32 * 100 / plan(above).dimensions[0].rate_per_s
     expected = (horizon_s * plan(above).dimensions[0].rate_per_s - 1_000 + refund) / 100
@@ -287,7 +288,7 @@ async def test_a_crumb_before_full_bins_is_left_to_those_that_it_is_enough_for(c
 
     await buys("k1", int(3 * tokens.burst))
     await of_organisation(client, "k1", Limits(), above, now=1_000.0).acquire(
-        Ask(process="a", seq=2, epoch=1, refund_output=30)
+        Ask(process="a", seq=2, epoch=1, refunds=[Refund(0, output_tokens=30)])
     )
     before = await calendar(client)
     assert (await buys("k2", 100)).slots[0] > 1_001.0
@@ -375,7 +376,7 @@ async def test_a_pause_is_told_on_the_channel(client: Redis) -> None:
 
 async def test_a_pause_does_not_bring_nearer_what_was_far(client: Redis) -> None:
     limits = Limits(tpm=60_000, algorithm="sliding")
-    took_more = Ask(process="a", seq=1, refund_output=-30_000)
+    took_more = Ask(process="a", seq=1, refunds=[Refund(0, output_tokens=-30_000)])
     await schedule(client, limits, now=1_000.0).acquire(took_more)
     await paused(client, limits, now=1_000.0, epoch=1, asked_s=1.0)
     grant = await schedule(client, limits, now=1_002.0).acquire(

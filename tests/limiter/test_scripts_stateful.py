@@ -24,6 +24,7 @@ from config.catalog import Limits
 from workers.limiter.cost import Cost
 from workers.limiter.rate import Dimension, Plan, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
+from workers.limiter.tally import Refund
 
 from .conftest import RedisServer
 from .ledger import Ledger
@@ -218,7 +219,7 @@ class Scripts(RuleBasedStateMachine):
         cost = process.in_flight.pop()
         back = cost.of("tokens") - int(cost.of("tokens") * used_share)
         before = self.tat(process.key, "tokens")
-        self.acquire(process, refund_output=back)
+        self.acquire(process, refunds=[Refund(0, output_tokens=back)])
         for granted in (self.keys[process.key], self.granted_to_all):
             granted.refunds += max(0, back)
         if (rate := self.token_rate(process.key)) is not None and before is not None:

@@ -7,7 +7,8 @@ provider up to J seconds after its instant (`use_by_s` for us, the rest for the 
 - a bucket of capacity C that refills at R holds with r = R if  b + r * J <= C  and C >= 2. A bucket of one cannot
   forgive: the gap between two requests must be 1 / R + J.
 
-Tokens come in lumps, and an answer's length is known only when it is over, so their margin is a share of the limit.
+Tokens come in lumps, and an answer's length is known only when it is over. So under windows the schedule also remembers
+what the last minute and J have taken (window.lua), and their pace is the limit over that time; it only spreads them.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ if TYPE_CHECKING:
 
     from .cost import Cost, DimensionName
 
-__all__ = ["WINDOW_S", "Dimension", "Plan", "plan"]
+__all__ = ["BIN_S", "WINDOW_S", "Dimension", "Plan", "plan"]
 
 WINDOW_S = 60.0
+BIN_S = 0.25
+"""How finely the last minute's tokens are remembered; a bin counts until all of it is too old."""
 
 MAX_USE_BY_S = 0.25
 NETWORK_JITTER_S = 0.1
@@ -42,10 +45,6 @@ _UNKNOWN_BUCKET_S = 0.1
 """Providers are known to enforce 60,000 a minute as 1,000 a second; some go finer."""
 
 _TOKEN_BURST = 0.01
-_TOKEN_MARGIN = 0.014
-"""What calls under way will have taken is not known at either end of a window. Found by trial at 200,000 tokens a
-minute, calls of 1 s and log-normal answers of 500 (docs/adr/0004-slot-leasing.md); other loads may need another."""
-
 _BUCKET_TOKEN_SHARE = 0.99
 """A bucket of tokens holds seconds of its rate, which is more than that difference."""
 
@@ -57,6 +56,7 @@ class Dimension:
     """One limited quantity: `limit` a minute as the provider states it, and the safe pace below it.
 
     `shared_by` says how many keys have it together, where it is an organisation's; 0 where it is the key's own.
+    `span_s` is how far back what was taken counts against the limit, beside the pace; 0 where the pace says it all.
     """
 
     name: DimensionName
@@ -64,6 +64,7 @@ class Dimension:
     rate_per_s: float
     burst: float
     shared_by: int = 0
+    span_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -178,5 +179,5 @@ def _tokens(name: DimensionName, limit: int, algorithm: str) -> Dimension:
     burst = max(1.0, limit * _TOKEN_BURST)
     if algorithm == "bucket":
         return Dimension(name, limit, limit / WINDOW_S * _BUCKET_TOKEN_SHARE, burst)
-    rate = (limit * (1 - _TOKEN_MARGIN) - burst) / (WINDOW_S + MAX_USE_BY_S + NETWORK_JITTER_S)
-    return Dimension(name, limit, max(rate, limit / WINDOW_S / 2), burst)
+    span_s = WINDOW_S + MAX_USE_BY_S + NETWORK_JITTER_S
+    return Dimension(name, limit, limit / span_s, burst, span_s=span_s)

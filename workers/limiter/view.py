@@ -71,11 +71,11 @@ async def listed(redis: Redis, *, key_prefix: str = "") -> list[tuple[str, str, 
 
 async def look(redis: Redis, provider: str, model: str, fingerprint: str, *, key_prefix: str = "") -> LimiterView:
     """One limiter as it stands. One round trip."""
-    clock, state, processes, _, days, above = (key_prefix + key for key in keys.limiter(provider, model, fingerprint))
+    of = keys.limiter(provider, model, fingerprint)
     async with redis.pipeline(transaction=False) as commands:
         commands.time()
-        for key in (clock, state, processes, days, above):
-            commands.hgetall(key)
+        for key in (of.clock, of.state, of.processes, of.days, of.organisation):
+            commands.hgetall(key_prefix + key)
         (seconds, micros), clock_hash, *hashes = await commands.execute()
     ahead_s = _number(clock_hash, b"ahead")
     now = seconds + micros / 1e6 + ahead_s
@@ -131,7 +131,7 @@ def _paces(state: _Hash, now: float) -> dict[str, float]:
 def _stated(state: _Hash, level: str) -> dict[str, float]:
     """Permitted a second, by dimension, of the key (`s`) or the organisation (`o`), as the scripts were last told."""
     parts = (part.split(":") for part in state.get(b"dimensions", b"").decode().split())
-    return {name: float(rate) for its_level, name, _, rate, _ in parts if its_level == level}
+    return {name: float(rate) for its_level, name, _, rate, *_ in parts if its_level == level}
 
 
 def _used(counts: _Hash, now: float) -> dict[str, float]:
