@@ -15,7 +15,7 @@ from config.catalog import Limits
 from tasks import keys
 from workers.limiter.cost import Cost
 from workers.limiter.headers import RateHeader
-from workers.limiter.rate import plan
+from workers.limiter.rate import BIN_S, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.tally import Refund
 from workers.limiter.view import look
@@ -41,13 +41,15 @@ async def test_a_cold_start_has_one_permit(client: Redis) -> None:
     assert all(later - earlier > gap_s - 1e-5 for earlier, later in pairwise(grant.slots))
 
 
-async def test_a_lost_state_begins_behind_what_may_be_out(client: Redis) -> None:
+async def test_a_lost_state_begins_behind_what_any_process_may_have_leased(client: Redis) -> None:
     limits = Limits(rpm=1_200)
-    grant = await schedule(client, limits, now=1_000.0).acquire(
-        Ask(process="a", seq=7, epoch=3, backlog=9, costs=[Cost()] * 9)
-    )
-    assert not grant.slots or grant.slots[0] >= 1_004.0
-    assert grant.epoch == 3
+    deaf = Ask(process="a", seq=7, epoch=3, backlog=9, costs=[Cost()] * 9, longest_horizon_s=0.5)
+    grant = await schedule(client, limits, now=1_000.0).acquire(deaf)
+    assert (grant.slots, grant.epoch) == ([], 3)
+    assert grant.wait_s == pytest.approx(4.0, abs=BIN_S)
+    # A key's first limiter that was ever used must not wait.
+    fresh = await schedule(client, limits, now=1_000.0, key_prefix="fresh:").acquire(replace(deaf, epoch=0))
+    assert fresh.slots[0] == 1_000.0
 
 
 async def test_the_day_s_allowance_stops_at_its_number(client: Redis) -> None:
@@ -141,6 +143,35 @@ async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(clien
     )
     assert not slowed.slots
     assert slowed.wait_s == pytest.approx(40 - 50 / plan(limits).dimensions[0].rate_per_s, abs=0.5)
+
+
+async def test_somebody_else_s_use_takes_its_share_of_the_pace_once(client: Redis) -> None:
+    limits: Any = Limits(rpm=600, algorithm="sliding")
+    rate, told = plan(limits).dimensions[0].rate_per_s, {"rpm": 600}
+
+    async def wait_after(seq: int, used: int, now: float) -> float:
+        header = RateHeader("requests", 600, 600 - used, 60.0)
+        call = Ask(process="a", seq=seq, headers=[header], costs=[Cost()], epoch=int(seq > 1), longest_horizon_s=0.1)
+        grant = await schedule(client, limits, now=now, told=told).acquire(call)
+        return grant.slots[0] - now if grant.slots else grant.wait_s
+
+    assert await wait_after(1, 100, 1_000.0) == pytest.approx(100 / rate, abs=0.7)
+    assert await wait_after(2, 100, 1_002.0) == pytest.approx(100 / rate - 2, abs=0.7)
+    assert await wait_after(3, 130, 1_002.0) == pytest.approx(130 / rate - 2, abs=0.7)
+
+
+async def test_after_a_lost_state_our_own_forgotten_calls_are_nobody_else_s(client: Redis) -> None:
+    limits, told = Limits(rpm=600, algorithm="sliding"), {"rpm": 600}
+    used = RateHeader("requests", 600, 100, 60.0)
+
+    async def first_slot(seq: int, now: float) -> float:
+        call = Ask(process="a", seq=seq, headers=[used], costs=[Cost()], epoch=3)
+        grant = await schedule(client, limits, now=now, told=told).acquire(call)
+        return grant.slots[0] if grant.slots else now + grant.wait_s
+
+    assert await first_slot(1, 1_000.0) == pytest.approx(1_004.0, abs=BIN_S)
+    assert await first_slot(2, 1_123.0) == 1_123.0
+    assert await first_slot(3, 1_125.0) > 1_170.0
 
 
 def gaps(grant: Grant) -> list[float]:
@@ -306,6 +337,154 @@ async def test_bins_that_have_passed_are_forgotten(client: Redis) -> None:
         assert len(bins) > 9
         assert not bins & seen
         seen |= bins
+
+
+# ---- what the last minute took
+
+MINUTE = Limits(tpm=60_000, algorithm="sliding")
+SPAN_S = plan(MINUTE).dimensions[0].span_s
+
+
+def bin_at(instant: float) -> int:
+    return int(instant // BIN_S)
+
+
+class Buyer:
+    """One process that asks for a request at a time, however far its slot is."""
+
+    def __init__(
+        self, client: Redis, limits: Limits = MINUTE, *, epoch: int = 0, key: str = "k", **options: Any
+    ) -> None:
+        self.client = client
+        self.plan = plan(limits, **options)
+        self.key = key
+        self.epoch = epoch
+        self.seq = 0
+
+    async def says(self, now: float, **fields: Any) -> Grant:
+        self.seq += 1
+        of_key = RedisSchedule(self.client, LimiterName("p", "m", self.key), self.plan, fixed_now=str(now))
+        asked = Ask(process=self.key, seq=self.seq, epoch=self.epoch, longest_horizon_s=300.0, **fields)
+        grant = await of_key.acquire(asked)
+        self.epoch = grant.epoch
+        return grant
+
+    async def buys(self, now: float, *amounts: int) -> Sequence[float]:
+        return (await self.says(now, costs=[Cost(0, amount) for amount in amounts])).slots
+
+    async def settles(self, now: float, instant: float, back: int) -> None:
+        await self.says(now, refunds=[Refund(bin_at(instant), output_tokens=back)])
+
+
+async def windows(client: Redis, name: str = "k:window") -> dict[str, float]:
+    fields = await client.hgetall("{rl:p:m}:" + name)  # type: ignore[misc]  # redis-py types it for both worlds
+    return {field.decode(): float(charged) for field, charged in fields.items()}
+
+
+@pytest.mark.parametrize(("more", "waits"), [(0, False), (1, True)])
+async def test_what_a_call_really_took_counts_for_a_minute(client: Redis, more: int, waits: bool) -> None:
+    buyer = Buyer(client)
+    assert await buyer.buys(1_000.0, 100) == [1_000.0]
+    await buyer.settles(1_001.0, 1_000.0, -50_000)
+    by_the_pace = 1_000.0 + 50_100 / buyer.plan.dimensions[0].rate_per_s
+    (slot,) = await buyer.buys(1_059.5, 9_900 + more)
+    assert slot == pytest.approx(1_000.0 + BIN_S + SPAN_S if waits else max(1_059.5, by_the_pace + 9.36), abs=0.1)
+
+
+async def test_an_empty_window_has_room_for_the_largest_request(client: Redis) -> None:
+    (slot,) = await Buyer(client).buys(1_000.0, 60_000)
+    assert slot == pytest.approx(1_000.0 + 59_400 / plan(MINUTE).dimensions[0].rate_per_s, abs=1e-3)
+
+
+async def test_slots_that_are_sold_for_later_count_too(client: Redis) -> None:
+    async def second(amount: int, prefix: str) -> float:
+        await client.flushall()
+        buyer = Buyer(client)
+        (lump,) = await buyer.buys(1_000.0, 40_000)
+        # The pace is free again at once, the window is not: nothing was charged to that bin.
+        await buyer.settles(1_000.0, 1_000.0, 40_000)
+        (slot,) = await buyer.buys(1_000.0, amount)
+        assert slot < lump or slot >= bin_at(lump) * BIN_S + BIN_S + SPAN_S - 1e-5
+        return slot
+
+    assert await second(20_000, "a") < 1_021.0
+    assert await second(20_001, "b") > 1_099.0
+
+
+async def test_none_overtakes_one_that_waits_for_the_window(client: Redis) -> None:
+    buyer = Buyer(client)
+    await buyer.buys(1_000.0, 100)
+    await buyer.settles(1_000.0, 1_000.0, -54_900)
+    waits, small = await buyer.buys(1_059.0, 5_001, 10)
+    assert waits == pytest.approx(1_000.0 + BIN_S + SPAN_S)
+    assert small >= waits
+
+
+async def test_a_slot_is_charged_and_settled_in_its_own_bin(client: Redis) -> None:
+    buyer = Buyer(client)
+    first, second = await buyer.buys(1_000.0, 900, 700)
+    assert await windows(client) == {f"tokens:{bin_at(first)}": 900, f"tokens:{bin_at(second)}": 700}
+    await buyer.settles(1_010.0, second, 300)
+    await buyer.says(1_010.0, refunds=[Refund(0, output_tokens=-50)])  # it went without a slot
+    assert await windows(client) == {
+        f"tokens:{bin_at(first)}": 900,
+        f"tokens:{bin_at(second)}": 400,
+        f"tokens:{bin_at(1_010.0)}": 50,
+    }
+
+
+async def test_input_and_output_are_remembered_apart(client: Redis) -> None:
+    buyer = Buyer(client, Limits(input_tpm=60_000, output_tpm=30_000, algorithm="fixed"))
+    await buyer.says(1_000.0, costs=[Cost(30, 20)])
+    await buyer.says(1_000.0, refunds=[Refund(bin_at(1_000.0), 10, 5)])
+    assert await windows(client) == {f"input:{bin_at(1_000.0)}": 20, f"output:{bin_at(1_000.0)}": 15}
+
+
+async def test_what_has_left_the_window_is_forgotten(client: Redis) -> None:
+    buyer = Buyer(client)
+    await buyer.buys(1_000.0, 100)
+    await buyer.buys(1_000.0 + SPAN_S, 100)
+    assert len(await windows(client)) == 2
+    before = await buyer.buys(1_000.2 + SPAN_S + BIN_S, 100)
+    await buyer.settles(1_001.0 + SPAN_S, 1_000.0, 50)
+    assert set(await windows(client)) == {f"tokens:{bin_at(slot)}" for slot in (1_000.0 + SPAN_S, *before)}
+    assert 0 < await client.ttl("{rl:p:m}:k:window") <= 300
+
+
+async def test_a_limit_without_windows_remembers_nothing(client: Redis) -> None:
+    buyer = Buyer(client, Limits(rpm=600, tpm=60_000, algorithm="bucket"))
+    await buyer.buys(1_000.0, 100)
+    await buyer.settles(1_001.0, 1_000.0, 50)
+    assert await windows(client) == {}
+
+
+async def test_the_keys_of_an_organisation_share_its_window(client: Redis) -> None:
+    one, other = (Buyer(client, Limits(), key=key, organisation=MINUTE, keys=2) for key in ("k1", "k2"))
+    await one.buys(1_000.0, 100)
+    await one.settles(1_000.0, 1_000.0, -49_900)
+    assert await windows(client, "organisation:window") == {f"tokens:{bin_at(1_000.0)}": 50_000}
+    assert (await other.buys(1_058.0, 10_001))[0] >= 1_000.0 + BIN_S + SPAN_S - 1e-5
+
+
+async def test_a_lost_window_is_taken_for_full_and_empties_at_the_pace(client: Redis) -> None:
+    buyer = Buyer(client, epoch=3)
+    assert not (await buyer.says(1_000.0)).slots
+    assert sum((await windows(client)).values()) == pytest.approx(60_600, abs=600)
+    # A pace that is free would let 10,000 go at once.
+    await buyer.settles(1_004.5, 1_004.5, 30_000)
+    (slot,) = await buyer.buys(1_004.5, 10_000)
+    assert slot == pytest.approx(1_010.8, abs=0.6)
+
+
+async def test_what_a_lost_schedule_sold_is_not_refunded_by_the_next(client: Redis) -> None:
+    buyer = Buyer(client, epoch=3)
+    (first,) = await buyer.buys(1_000.0, 600)
+    before = (await windows(client)).items()
+    await buyer.settles(1_001.0, 999.0, 50_000)
+    await buyer.settles(1_001.0, first - BIN_S, 50_000)
+    assert (await windows(client)).items() <= before
+    (second,) = await buyer.buys(1_001.0, 600)
+    assert second == pytest.approx(first + 600 / buyer.plan.dimensions[0].rate_per_s, abs=1e-3)
 
 
 # ---- pauses

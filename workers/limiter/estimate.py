@@ -27,6 +27,10 @@ time. What an answer takes beyond its reservation is charged when it is settled.
 _FIRST_OUTPUT_TOKENS = 1_024
 """Until the model has answered. What is reserved too low at first is sent too fast, and has to be paid back."""
 
+_ENOUGH_ANSWERS = 64
+"""Fewer may all have been short by chance, and their reservations stand for as long as requests wait: until then, no
+less than the first guess."""
+
 
 class Estimator:
     """One model's tokens per character and the lengths of its answers, as a moving 90th percentile."""
@@ -65,4 +69,5 @@ class Estimator:
     def _output_tokens(self) -> int:
         if not self._sorted:
             return _FIRST_OUTPUT_TOKENS
-        return self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * _QUANTILE))]
+        found = self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * _QUANTILE))]
+        return found if len(self._sorted) >= _ENOUGH_ANSWERS else max(found, _FIRST_OUTPUT_TOKENS)

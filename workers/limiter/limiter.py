@@ -408,8 +408,10 @@ class Limiter:
     def _local_pace(self) -> LocalPace | None:
         if self._options.when_away != "degraded" or self._last is None or not self.plan.dimensions:
             return None
+        # What is leased is sent yet; a share beside it would be too much.
+        begins = max(self._loop.time(), self._slots.last_due if self._slots else -math.inf)
         return LocalPace.begin(
-            self.plan, processes=self._last.processes, now=self._loop.time(), for_s=self._options.degraded_for_s
+            self.plan, processes=self._last.processes, now=begins, for_s=self._options.degraded_for_s
         )
 
     def go_without(self) -> None:

@@ -36,8 +36,12 @@ NETWORK_JITTER_S = 0.1
 
 _NETWORK_SHARE = 0.4
 _MIN_JITTER_S = 0.03
-_MIN_JITTER_GAPS = 0.04
-"""J is never less than this share of the gap between two requests: at 60 a minute a lost slot is a lost second."""
+_LONE_NETWORK_SHARE = 0.5
+"""The same where a bucket holds less than two requests: nothing else forgives what the network adds."""
+
+_MIN_JITTER_GAPS = 0.08
+"""J is never less than this share of the gap between two requests: at 60 a minute a lost slot is a lost second, and
+40 ms for the network are what a busy machine needs."""
 
 _MAX_BURST = 4
 _BUCKET_S = 1.0
@@ -167,9 +171,10 @@ def _under_windows(limit: int, *, burst: int, use_by_s: float) -> float:
 def _under_bucket(per_s: float, *, capacity: float) -> tuple[float, int, float]:
     """Rate, burst and use-by for a bucket that refills with `per_s`."""
     burst = int(max(1, min(_MAX_BURST, capacity / 8)))
+    network_share = _LONE_NETWORK_SHARE if capacity < 2 else _NETWORK_SHARE
     jitter_s = max((capacity - burst) / per_s, _MIN_JITTER_S, _MIN_JITTER_GAPS / per_s)
-    jitter_s = min(jitter_s, MAX_USE_BY_S / (1 - _NETWORK_SHARE))
-    use_by_s = jitter_s * (1 - _NETWORK_SHARE)
+    jitter_s = min(jitter_s, MAX_USE_BY_S / (1 - network_share))
+    use_by_s = jitter_s * (1 - network_share)
     # A bucket of two or more forgives; below, each gap pays for the jitter of its two ends.
     rate = per_s / max(1.0, 2.0 - capacity + per_s * jitter_s) if capacity < 2 else per_s
     return rate * _BELOW, burst, use_by_s

@@ -24,9 +24,7 @@ if TYPE_CHECKING:
     from .scripts import Script
     from .tally import Refund
 
-__all__ = [
-    "LONGEST_HORIZON_S",
-    "Ask", "Grant", "LimiterName", "Pause", "PauseReport", "RedisSchedule", "Schedule"]
+__all__ = ["LONGEST_HORIZON_S", "Ask", "Grant", "LimiterName", "Pause", "PauseReport", "RedisSchedule", "Schedule"]
 
 LONGEST_HORIZON_S = 4.0
 """No process leases further ahead."""

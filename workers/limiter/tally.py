@@ -68,9 +68,7 @@ class Tally:
 
     def adjust(self, leased: Cost, taken: Cost, instant: float | None) -> None:
         """A slot that was leased for one cost was taken by another."""
-        self._correct(
-            instant, leased.input_tokens - taken.input_tokens, leased.output_tokens - taken.output_tokens
-        )
+        self._correct(instant, leased.input_tokens - taken.input_tokens, leased.output_tokens - taken.output_tokens)
 
     def charge(self, cost: Cost, instant: float | None) -> None:
         """A request went without a slot of the schedule, which has yet to hear of it."""
