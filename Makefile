@@ -44,11 +44,11 @@ format: $(VENV)/dev.stamp ## let ruff rewrite the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/dev.stamp ## benchmarks, beside a bare asyncio loop and stock Celery in the same run
+bench: $(VENV)/dev.stamp ## benchmarks, ours beside others in the same run; make bench ARGS=limiter
 	$(BIN)/python -m bench $(ARGS)
 
-soak: $(VENV)/dev.stamp ## the long fault runs, bounded in time; prints a table fault by fault
-	$(BIN)/python -m tests.soak.kill_loop $(ARGS)
+soak: $(VENV)/dev.stamp ## the long fault runs, bounded in time; make soak ARGS=kills, or ARGS=limiter
+	$(BIN)/python -m tests.soak $(ARGS)
 
 lock: ## pin the dependencies anew (needs uv)
 	uv pip compile pyproject.toml --extra local --group build --universal --generate-hashes --python-version 3.11 \

@@ -15,7 +15,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from . import articles, enqueue, file_run, idle, jobs, latency, memory
+from . import articles, enqueue, file_run, idle, jobs, latency, limiter, memory, paced, parking
 from .plan import QUICK, WHOLE
 from .processes import BenchError
 from .report import Report
@@ -31,6 +31,9 @@ USUAL: dict[str, Benchmark] = {
     "idle": idle.run,
     "memory": memory.run,
     "articles": articles.run,
+    "limiter": limiter.run,
+    "parking": parking.run,
+    "paced": paced.run,
 }
 FILE_WIDTH = 132
 """Characters in a line where the output is no terminal."""

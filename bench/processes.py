@@ -45,6 +45,11 @@ class Child:
     def has_ended(self) -> bool:
         return self._process.returncode is not None
 
+    @property
+    def was_killed(self) -> bool:
+        """By a signal that it could not handle."""
+        return self._process.returncode == -signal.SIGKILL
+
     async def first_line(self) -> str:
         """What it prints first. Raises `BenchError` if it ends without a word."""
         assert self._process.stdout is not None, "started with a pipe"

@@ -42,12 +42,20 @@ class Provider:
             response.raise_for_status()
 
     async def served(self) -> Served:
-        async with self._session.get(f"{self._root}/__stats") as response:
-            stats: dict[str, Any] = await response.json()
+        stats = await self._stats()
         failed = {status: n for status, n in stats["by_status"].items() if status != "200"}
         if failed:
             raise BenchError(f"The provider did not answer all calls with 200: {failed}")
         return Served(stats["calls"], stats["in_flight"], stats["peak_in_flight"])
+
+    async def refused(self) -> int:
+        """Calls above its limit."""
+        return int((await self._stats())["rate_limited"])
+
+    async def _stats(self) -> dict[str, Any]:
+        async with self._session.get(f"{self._root}/__stats") as response:
+            stats: dict[str, Any] = await response.json()
+        return stats
 
     def catalogue(self) -> str:
         """The TOML that sends everything here."""
@@ -58,8 +66,11 @@ class Provider:
 
 
 @asynccontextmanager
-async def running_provider(directory: Path, *, latency_ms: float) -> AsyncIterator[Provider]:
-    """Start one that answers each call after exactly `latency_ms`."""
+async def running_provider(directory: Path, *, latency_ms: float, rpm: int | None = None) -> AsyncIterator[Provider]:
+    """Start one that answers each call after exactly `latency_ms`, and no more than `rpm` requests a minute."""
     command = python("workers.simulator", "--port", 0, "--latency-ms", latency_ms, "--jitter", 0)
-    async with running(command, log=directory / "provider.log") as child, aiohttp.ClientSession() as session:
+    if rpm is not None:
+        command += ["--rpm", str(rpm)]
+    log = directory / f"provider-{'free' if rpm is None else rpm}.log"
+    async with running(command, log=log) as child, aiohttp.ClientSession() as session:
         yield Provider((await child.first_line()).removeprefix(GREETING), session)

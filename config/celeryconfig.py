@@ -1,47 +1,53 @@
 """Celery's settings, as Promptmill needs them: `app.config_from_object("config.celeryconfig")`.
 
 Every name here is Celery's own (docs.celeryq.dev, "Configuration and defaults") except `worker_lifespans`
-(workers/pool.py). Values that a deployment changes come from `config.settings`.
+(workers/pool.py) and `result_compress_from_bytes` (workers/results.py). Values that a deployment changes come from
+`config.settings`.
 """
 
 from __future__ import annotations
 
+from tasks import keys as _keys
+from tasks.address import Address as _Address
+
+from .celery_urls import broker_of as _broker_of
+from .celery_urls import result_backend_of as _result_backend_of
 from .settings import get_settings as _get_settings
 
 _settings = _get_settings()
+_broker = _broker_of(_Address.of(_settings.broker))
+_results = _result_backend_of(_Address.of(_settings.results))
 
 SOCKET_TIMEOUT_S = 10.0
 """No answer from Redis for so long means that the connection is dead. Without it, a half-open link hangs a worker."""
 
-
-def _kombu_url(url: str) -> str:
-    # kombu calls a Unix socket "redis+socket", redis-py calls it "unix".
-    return url.replace("unix://", "redis+socket://", 1) if url.startswith("unix://") else url
-
-
 # -- broker ------------------------------------------------------------------------------------------------------------
-broker_url = _kombu_url(_settings.broker)
-broker_transport = f"workers.broker:{'SentinelTransport' if broker_url.startswith('sentinel:') else 'Transport'}"
+broker_url = _broker.url
+broker_transport = _broker.name
+broker_user = _broker.username
+broker_password = _broker.password
 broker_connection_retry_on_startup = True
 broker_channel_error_retry = True  # nor does a Redis that refuses a command end it: full, read-only, loading
 broker_connection_max_retries = None  # a worker waits for its Redis for as long as it takes
 broker_transport_options = {
     "global_keyprefix": _settings.key_prefix,
-    "priority_steps": [0, 3, 6, 9],  # 0 is served first
+    "priority_steps": list(_keys.PRIORITY_STEPS),
     "queue_order_strategy": "priority",
     "socket_timeout": SOCKET_TIMEOUT_S,
     "socket_connect_timeout": 5.0,
     "socket_keepalive": True,
+    **_broker.options,
 }
 
 # -- results -----------------------------------------------------------------------------------------------------------
-_backend = "SentinelBackend" if _settings.results.startswith("sentinel:") else "Backend"
-result_backend = f"workers.results:{_backend}+{_kombu_url(_settings.results)}"
+result_backend = f"{_results.name}+{_results.url}"
+result_backend_transport_options = _results.options
 result_backend_thread_safe = True  # one backend for the hub, the loop and their threads
 result_expires = _settings.result_expires_s
+result_compress_from_bytes = _settings.result_compress_from_bytes
 redis_socket_timeout = SOCKET_TIMEOUT_S
 redis_socket_connect_timeout = 5.0
-redis_socket_keepalive = True
+redis_socket_keepalive = not _results.url.startswith("socket:")  # which has none
 
 # -- tasks -------------------------------------------------------------------------------------------------------------
 imports = ("workers.prompts", "workers.checks")

@@ -31,6 +31,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from tasks.address import Address
+
 __all__ = [
     "Http",
     "Limit",
@@ -47,8 +49,7 @@ PREFIX = "PROMPTMILL_"
 NESTED = "__"
 ENV_FILE = ".env"
 
-REDIS_SCHEMES = ("redis", "rediss", "unix")
-PROXY_SCHEMES = ("http", "https")
+HTTP_SCHEMES = ("http", "https")
 ESCAPES = "the characters '/', '?', '#' and '@' of a password are written %2F, %3F, %23 and %40"
 
 
@@ -74,20 +75,13 @@ def _split_url(text: str, *, schemes: Sequence[str]) -> SplitResult:
 
 
 def _redis_url(text: str) -> str:
-    url = _split_url(text, schemes=REDIS_SCHEMES)
-    if url.scheme == "unix":
-        if not url.path.strip("/"):
-            raise ValueError("must name the socket's path after unix://")
-    elif not url.hostname:
-        raise ValueError("must name a host after the scheme")
-    elif url.fragment or not re.fullmatch(r"/?[0-9]*", url.path):
-        raise ValueError(f"must end in the number of a Redis database, such as /0; {ESCAPES}")
+    Address.of(text)
     return text
 
 
-def _proxy_url(text: str) -> str:
-    if not _split_url(text, schemes=PROXY_SCHEMES).hostname:
-        raise ValueError("must name the proxy's host after the scheme")
+def _http_url(text: str) -> str:
+    if not _split_url(text, schemes=HTTP_SCHEMES).hostname:
+        raise ValueError("must name the host after the scheme")
     return text
 
 
@@ -103,7 +97,7 @@ def _upper(value: object) -> object:
 
 
 RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-ProxyUrl = Annotated[str, AfterValidator(_proxy_url)]
+HttpUrl = Annotated[str, AfterValidator(_http_url)]
 UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
 Count = Annotated[int, Field(gt=0)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -149,7 +143,7 @@ class Http:
     max_response_bytes: Count = 16 * 1024 * 1024
     max_header_bytes: Count = 16 * 1024
     # A dataclass looks for `repr` in the default, not in the annotation.
-    proxy: ProxyUrl | None = Field(default=None, repr=False, examples=["http://proxy.internal:3128"])
+    proxy: HttpUrl | None = Field(default=None, repr=False, examples=["http://proxy.internal:3128"])
     ca_file: Annotated[UserPath | None, Field(examples=["/etc/ssl/company-ca.pem"])] = None
     trust_env: bool = False
 
@@ -204,8 +198,11 @@ class Settings(BaseSettings):
     key_prefix: Annotated[str, AfterValidator(_key_prefix), Field(examples=["staging:"])] = ""
     catalog: Annotated[UserPath | None, Field(examples=["/etc/promptmill/catalog.toml"])] = None
     allow_eviction: bool = False
+    allow_open_flower: bool = False
+    flower_url: Annotated[HttpUrl, Field(repr=False)] = "http://127.0.0.1:5555"
     concurrency: Count = 100
     result_expires_s: Count = 86_400
+    result_compress_from_bytes: CountOrZero = 32_768
     retry: Retry = Retry()
     limit: Limit = Limit()
     http: Http = Http()

@@ -19,8 +19,8 @@ from functools import cached_property
 from typing import Any, Final, Self
 from uuid import uuid4
 
+from .address import Address
 from .blocking import SyncQueue
-from .connection import Address
 from .jobs import Group, Job, Rows
 from .keys import GROUP_ID_PREFIX
 from .redis_store import RedisStore, StoreSettings
@@ -35,10 +35,11 @@ _DEFAULT_URL: Final = "redis://localhost:6379/0"
 class PromptQueue:
     """A queue of prompt jobs in Redis. Making one connects to nothing.
 
-    `url` is where jobs go and, unless `result_url` says otherwise, where results come from: redis://, rediss:// or
-    unix://. A call takes at most `timeout_s` before it raises QueueUnavailable; waiting for results rides out an
-    outage of Redis of up to `outage_s`. `key_prefix` is the broker's `global_keyprefix`, `result_key_prefix` that
-    of the result backend. A job may take up to `max_job_bytes` as JSON.
+    `url` is where jobs go and, unless `result_url` says otherwise, where results come from: redis://, rediss://,
+    unix:// or sentinel:// (`address.py` has their forms). A call takes at most `timeout_s` before it raises
+    QueueUnavailable; waiting for results rides out an outage of Redis of up to `outage_s`. `key_prefix` is the
+    broker's `global_keyprefix`, `result_key_prefix` that of the result backend. A job may take up to
+    `max_job_bytes` as JSON.
 
     One queue serves several event loops, one after another or in threads, with connections of their own;
     `queue.sync` is the same queue with blocking calls. Close with `aclose()`, or use `async with`.

@@ -6,11 +6,17 @@ KEYS
   2      the group's list of job ids
 ARGV
   1      seconds that a group lives after its last change
+  2      the same of one whose jobs have all ended
 
 Returns how many jobs the group has.
 ]]
 local submitted = redis.call("HGET", KEYS[1], "submitted") or "0"
 redis.call("HSET", KEYS[1], "submitted", submitted, "total", submitted)
-redis.call("EXPIRE", KEYS[1], ARGV[1])
-redis.call("EXPIRE", KEYS[2], ARGV[1])
+local ended = 0
+for _, count in ipairs(redis.call("HMGET", KEYS[1], "succeeded", "failed", "cancelled", "expired")) do
+  ended = ended + (tonumber(count or 0))
+end
+local ttl = ended >= tonumber(submitted) and ARGV[2] or ARGV[1]
+redis.call("EXPIRE", KEYS[1], ttl)
+redis.call("EXPIRE", KEYS[2], ttl)
 return tonumber(submitted)

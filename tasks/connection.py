@@ -4,56 +4,24 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 from redis import exceptions as redis_errors
-from redis.asyncio import BlockingConnectionPool, Redis
-from redis.asyncio.connection import AbstractConnection, parse_url
+from redis.asyncio import Redis
+from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
 
+from .address import Address
 from .cancellation import within
 from .errors import QueueFull, QueueUnavailable
+from .sentinel import MasterNotFound
 
-__all__ = ["Address", "RedisConnection", "Script"]
+__all__ = ["RedisConnection", "Script"]
 
-_SCHEMES: Final = ("redis", "rediss", "unix")
 _MAX_CONNECTIONS: Final = 32
 """Commands beyond these wait for one to become free. Submissions of a loop share one (see `redis_store.py`)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a Redis is. `url` may hold a password; `str()` and `repr()` never do."""
-
-    url: str
-    host: str
-    database: int
-
-    @classmethod
-    def of(cls, url: str) -> Address:
-        """Raises ValueError, without the URL's text, for a URL that can't be used."""
-        parts = urlsplit(url)
-        if parts.scheme not in _SCHEMES:
-            raise ValueError(
-                f"a Redis URL begins with redis://, rediss:// or unix://, not {parts.scheme or 'nothing'}://, "
-                "as in redis://localhost:6379/0"
-            )
-        try:
-            options = parse_url(url)
-            host = parts.path if parts.scheme == "unix" else f"{parts.hostname or 'localhost'}:{parts.port or 6379}"
-        except ValueError:  # redis-py's text may quote the URL, and so the password
-            raise ValueError("the Redis URL can't be read; write it as redis://:password@host:6379/0") from None
-        return cls(url=url, host=host, database=int(options.get("db", 0)))
-
-    def __repr__(self) -> str:
-        return f"Address({self})"
-
-    def __str__(self) -> str:
-        return f"{self.host}, database {self.database}"
 
 
 class RedisConnection:
@@ -67,12 +35,11 @@ class RedisConnection:
         self.waiting = self._client(max_connections=10_000)
 
     def _client(self, *, max_connections: int) -> Redis:
-        pool = BlockingConnectionPool.from_url(
-            self.address.url,
+        pool = self.address.blocking_pool(
             max_connections=max_connections,
-            timeout=self.timeout_s,
+            timeout_s=self.timeout_s,
             decode_responses=True,
-            encoding_errors="replace",  # a foreign result may be bytes of any kind
+            encoding_errors="surrogateescape",  # a compressed result comes back as bytes (tasks/outcome.py)
             protocol=2,
             socket_timeout=self.timeout_s,
             socket_connect_timeout=self.timeout_s,
@@ -164,6 +131,8 @@ _REASONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
 
 
 def _reason(error: Exception, timeout_s: float) -> tuple[type[QueueUnavailable], str]:
+    if isinstance(error, MasterNotFound):
+        return QueueUnavailable, f"can't be found: {error}."
     said = str(error)
     for classes, word, text in _REASONS:
         if isinstance(error, classes) or (word and word in said):

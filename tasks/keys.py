@@ -4,7 +4,7 @@ Celery and kombu own the queue lists (`prompts`, `prompts\\x06\\x163` ...), `una
 results (`celery-task-meta-<id>`, a string and a channel of the same name). `global_keyprefix` of the broker
 stands before the queue lists and before ours.
 
-Until a key's owner deletes it, `RECORD_TTL_S` is how long it lives after its last change.
+Until a key's owner deletes it, `WAITING_TTL_S` or `RECORD_TTL_S` is how long it lives after its last change.
 """
 
 from __future__ import annotations
@@ -14,8 +14,23 @@ from typing import NamedTuple
 QUEUE = "prompts"
 """The Celery queue of prompt jobs."""
 
+PRIORITY_STEPS = (0, 3, 6, 9)
+"""kombu keeps a list for each of them, and reads 0 first."""
+
+PRIORITY_SEPARATOR = "\x06\x16"
+
+
+def queue_list(queue: str, step: int) -> str:
+    """kombu's list of a queue's messages of one priority step (`_q_for_pri`)."""
+    return f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue
+
+
 RECORD_TTL_S = 86_400
-"""A job's record, a group and its results live a day after their last change (`result_expires` is the same)."""
+"""A job's record from the job's start, and a group from the end of its last job: a day, as results do by default."""
+
+WAITING_TTL_S = 1_209_600
+"""The record of a job that waits, a group that is not complete, and the mark of a cancelled job: two weeks. A queue may
+be long, or a limit small (requests a day). Also in workers/broker/message.lua."""
 
 RESULT_PREFIX = "celery-task-meta-"
 """Celery's result key and channel: this and the job's id (celery/backends/base.py)."""
@@ -44,8 +59,8 @@ REAPER = "pm:reaper"
 """Hash: `at`, when leases were last checked, and `grace_until`, before when none is ended (ms)."""
 
 CANCELLED = "pm:cancelled"
-"""Sorted set, job id -> when it was cancelled (ms). Kept for `RECORD_TTL_S`, so that a worker that starts later
-knows."""
+"""Sorted set, job id -> when it was cancelled (ms). Members are kept for `WAITING_TTL_S`, and whoever takes the message
+of such a job is told."""
 
 DEAD = "pm:dead"
 """List of JSON texts, newest first: messages that no worker could do. Kept until purged, at most `DEAD_LIMIT`."""
@@ -64,22 +79,24 @@ def delayed(queue: str) -> str:
 
 
 def job(job_id: str) -> str:
-    """Hash: the submitted job's record (state, model, tenant, group, priority, times, `cancel`). TTL `RECORD_TTL_S`."""
+    """Hash: the submitted job's record (state, model, tenant, group, priority, times, `cancel`). TTL `WAITING_TTL_S`
+    (and its delay) until the job starts, then `RECORD_TTL_S`."""
     return f"pm:job:{job_id}"
 
 
 def group(group_id: str) -> str:
-    """Hash: `submitted`, `total` (-1 until the group is closed), and a counter for each status. TTL."""
+    """Hash: `submitted`, `total` (-1 until the group is closed), and a counter for each status. TTL `WAITING_TTL_S`,
+    then `RECORD_TTL_S` from the end of its last job; the same for the next two."""
     return f"pm:group:{group_id}"
 
 
 def group_jobs(group_id: str) -> str:
-    """List: ids of the group's jobs in the order of submission. TTL."""
+    """List: ids of the group's jobs in the order of submission."""
     return f"pm:group:{group_id}:jobs"
 
 
 def group_done(group_id: str) -> str:
-    """Stream: one entry `{id}` for each job that has ended, in that order. TTL."""
+    """Stream: one entry `{id}` for each job that has ended, in that order."""
     return f"pm:group:{group_id}:done"
 
 

@@ -17,25 +17,21 @@ from json.encoder import encode_basestring_ascii
 from typing import Final
 from uuid import uuid4
 
-from .keys import QUEUE
+from .keys import QUEUE, queue_list
 from .request import Kind, NewJob, Priority
 
 __all__ = ["CELERY_PRIORITY", "TASK_NAMES", "Envelope", "queue_keys", "revoke_channel", "revoke_message"]
 
 TASK_NAMES: Final[dict[Kind, str]] = {"chat": "prompts.chat", "embed": "prompts.embed"}
 CELERY_PRIORITY: Final[dict[Priority, int]] = {"interactive": 0, "normal": 3, "bulk": 9}
-"""kombu's Redis transport keeps a list for each of the priorities 0, 3, 6 and 9, and reads 0 first."""
+"""Of `PRIORITY_STEPS`."""
 
-_SEPARATOR: Final = "\x06\x16"
 _BODY_END: Final = '], {}, {"callbacks": null, "errbacks": null, "chain": null, "chord": null}]'
 
 
 def queue_keys(key_prefix: str) -> list[str]:
-    """The Redis lists of the queue, in the order of `CELERY_PRIORITY` (kombu: `_q_for_pri`)."""
-    return [
-        f"{key_prefix}{QUEUE}{_SEPARATOR}{priority}" if priority else f"{key_prefix}{QUEUE}"
-        for priority in CELERY_PRIORITY.values()
-    ]
+    """The Redis lists of the queue, in the order of `CELERY_PRIORITY`."""
+    return [key_prefix + queue_list(QUEUE, priority) for priority in CELERY_PRIORITY.values()]
 
 
 class Envelope:
@@ -50,6 +46,7 @@ class Envelope:
             .replace('"<id>"', "%(id)s")
             .replace('"<eta>"', "%(eta)s")
             .replace('"<group>"', "%(group)s")
+            .replace('"<lane>"', "%(lane)s")
             .replace('"<tag>"', '"%(tag)s"')
             for kind in TASK_NAMES
             for priority in CELERY_PRIORITY
@@ -63,6 +60,7 @@ class Envelope:
             "id": encode_basestring_ascii(job.id),
             "eta": f'"{_iso(now_s + job.delay_s)}"' if job.delay_s else "null",
             "group": "null" if group is None else encode_basestring_ascii(group),
+            "lane": "null" if job.lane is None else encode_basestring_ascii(job.lane),
             # kombu files a delivered message under this: never the same twice, nor in two processes.
             "tag": os.urandom(16).hex(),
         }
@@ -89,6 +87,7 @@ def _template(*, origin: str, reply_to: str) -> str:
         "replaced_task_nesting": 0,
         "stamped_headers": None,
         "stamps": {},
+        "lane": "<lane>",  # ours: workers/broker/lanes.py
     }
     properties: dict[str, object] = {
         "correlation_id": "<id>",

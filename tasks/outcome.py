@@ -6,12 +6,18 @@ Whatever stands there, something readable comes out: a caller gets an answer or 
 from __future__ import annotations
 
 import json
+import zlib
 from typing import Any, Final
 
 from .errors import ErrorCode
 from .results import JobError, PromptResult, Status
 
 __all__ = ["failure", "lost", "read_outcome"]
+
+_COMPRESSED: Final = "\0celery-compressed\0"
+"""Celery's mark of a compressed record (from 5.7; celery/backends/base.py), before the method's name and a NUL."""
+_ZLIB: Final = b"application/x-gzip"
+"""kombu's name for it."""
 
 _ENDED: Final = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
@@ -21,12 +27,27 @@ def read_outcome(job_id: str, record: str | bytes | None) -> PromptResult | None
     if record is None:
         return None
     try:
-        data = json.loads(record)
+        data = json.loads(_decompressed(record))
     except ValueError:
         return failure(job_id, "the stored result is not JSON; set result_serializer = 'json' at the workers")
     if not isinstance(data, dict) or data.get("status") not in _ENDED:
         return None
     return _READERS[data["status"]](job_id, data.get("result"))
+
+
+def _decompressed(record: str | bytes) -> str | bytes:
+    """`record` may be bytes read as text, with "surrogateescape". Raises ValueError for what is not as it is marked."""
+    mark = _COMPRESSED if isinstance(record, str) else _COMPRESSED.encode()
+    if not record.startswith(mark):  # type: ignore[arg-type] # of the same type as the record
+        return record
+    raw = record.encode(errors="surrogateescape") if isinstance(record, str) else record
+    method, _, body = raw[len(mark) :].partition(b"\0")
+    if method != _ZLIB:
+        raise ValueError("compressed by a method that is not zlib")
+    try:
+        return zlib.decompress(body)
+    except zlib.error:
+        raise ValueError("not zlib") from None
 
 
 def failure(job_id: str, message: str, *, code: ErrorCode = "internal", status: Status = "failed") -> PromptResult:

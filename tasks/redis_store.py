@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
 from . import keys
+from .address import Address
 from .batching import Batcher
 from .cancellation import within
-from .connection import Address, RedisConnection, Script
+from .connection import RedisConnection, Script
 from .errors import InvalidJob, PromptmillError
 from .message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
 from .outcome import read_outcome
@@ -134,7 +135,7 @@ class RedisStore:
         now_s = time.time() + terms.clock_offset_s
         script_keys = [*self._queues, *self._group_keys(group), *(self._record_key(job.id) for job in jobs)]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
-        args: list[str | int] = [keys.RECORD_TTL_S, group or "", json.dumps([*map(_row, jobs)]), *messages]
+        args: list[str | int] = [keys.WAITING_TTL_S, group or "", json.dumps([*map(_row, jobs)]), *messages]
         if await self._submit_script(script_keys, args) == _CLOSED:
             raise InvalidJob(f"group: {group} is closed; open another one with queue.new_group()")
 
@@ -215,7 +216,7 @@ class RedisStore:
     async def close_group(self, group_id: str) -> int:
         """Sets the total to the number of jobs submitted."""
         async with self._broker.border():
-            total = await self._close_group_script(self._group_keys(group_id), [keys.RECORD_TTL_S])
+            total = await self._close_group_script(self._group_keys(group_id), [keys.WAITING_TTL_S, keys.RECORD_TTL_S])
         return int(total)
 
     async def group_progress(self, group_id: str) -> GroupProgress | None:

@@ -47,6 +47,8 @@ class NewJob:
     delay_s: float
     body: str
     options: str
+    lane: str | None
+    """Jobs of one lane wait for the same limit; None for one that may end, or be answered, without its turn."""
     size_bytes: int
     """About what the job takes in Redis, before base64."""
 
@@ -98,6 +100,7 @@ def new_job(
         delay_s=float(delay_s),
         body=body_json,
         options=options,
+        lane=f"{priority} {model}" if deadline_s is None and cache_ttl_s is None and not fallbacks else None,
         size_bytes=len(body_json.encode()) + len(options.encode()),
     )
 

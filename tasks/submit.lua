@@ -9,7 +9,7 @@ KEYS
   5      the group's list of job ids, or ""
   6...   each job's record
 ARGV
-  1      seconds that a record, and a group, lives after its last change
+  1      seconds that the record of a job that waits, and a group, lives after its last change
   2      the group's id, or ""
   3      a JSON list with, for each job: [id, number of its list (1..3), task, model, tenant, delay in milliseconds];
          one argument for all, because packing arguments is what a bulk submission spends most on

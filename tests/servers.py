@@ -35,14 +35,15 @@ class RedisServer:
         self.start()
 
     def start(self) -> None:
-        command = [_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
-        self.process = subprocess.Popen(
-            [*command, "--save", "", *self._options], stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT
-        )
+        self.process = subprocess.Popen(self._command(), stdout=subprocess.DEVNULL, stderr=subprocess.STDOUT)
         deadline = time.monotonic() + PATIENCE_S
         while not self._answers():
             assert time.monotonic() < deadline and self.process.poll() is None, "redis-server does not start"
             time.sleep(0.005)
+
+    def _command(self) -> list[str]:
+        command = [_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
+        return [*command, "--save", "", *self._options]
 
     def _answers(self) -> bool:
         try:
@@ -69,6 +70,20 @@ class RedisServer:
     def client(self) -> Iterator[redis.Redis]:
         with redis.Redis(port=self.port, decode_responses=True) as client:
             yield client
+
+
+class SentinelServer(RedisServer):
+    """A sentinel that watches one master, which it calls "mill". It decides alone, after a second of silence."""
+
+    def __init__(self, directory: Path, master: RedisServer, *settings: str) -> None:
+        watched = f"monitor mill 127.0.0.1 {master.port} 1", "down-after-milliseconds mill 1000"
+        self._settings = [*(f"sentinel {line}" for line in watched), *settings]
+        super().__init__(directory, "--sentinel")
+
+    def _command(self) -> list[str]:
+        file = self._directory / "sentinel.conf"  # which it rewrites
+        file.write_text("\n".join((f"port {self.port}", "bind 127.0.0.1", *self._settings, "")))
+        return [_binary(), str(file), *self._options]
 
 
 def _binary() -> str:

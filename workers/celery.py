@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from celery.signals import setup_logging
+from celery.signals import import_modules, setup_logging
 
 from . import logs
 from .bridge import App
 from .broker.heartbeat import Heartbeat
+from .dashboard import refuse_open_flower
 
 __all__ = ["app"]
 
 setup_logging.connect(logs.configure, weak=False)
+import_modules.connect(refuse_open_flower, weak=False)
 
 app = App("promptmill")
 app.config_from_object("config.celeryconfig")

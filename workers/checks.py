@@ -13,15 +13,17 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from celery import signals
-from redis import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from config.settings import get_settings
+from tasks.address import Address, failure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
+
+    from redis import Redis
 
 __all__ = ["Finding", "check_file_limit", "check_redis", "check_settings_redis", "checks_at_start"]
 
@@ -127,13 +129,14 @@ def check_settings_redis() -> list[Finding]:
 
 
 def _look(url: str, *, subject: str, holds_queue: bool) -> list[Finding]:
-    with Redis.from_url(
-        url, decode_responses=True, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S, retry=None
-    ) as redis:
+    client = Address.of(url).client(
+        decode_responses=True, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
+    )
+    with client as redis:
         try:
             return list(check_redis(redis, subject=subject, holds_queue=holds_queue))
         except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
-            return [Finding("warning", subject, f"it can't be reached ({type(exc).__name__})")]
+            return [Finding("warning", subject, f"it can't be reached: {failure(exc)}")]
         except RedisError as exc:
             return [Finding("warning", subject, f"it refused to be looked at: {exc}")]
 

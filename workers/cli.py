@@ -12,6 +12,7 @@ from .dead import dead
 from .doctor import doctor
 from .limits import limits
 from .lookup import cancel, status
+from .metrics.command import metrics
 from .run.command import run
 from .simulator.command import simulate
 
@@ -27,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog="Workers: celery -A workers worker",
 )
-for command in (run, simulate, doctor, limits, status, cancel):
+for command in (run, simulate, doctor, limits, metrics, status, cancel):
     app.command()(command)
 app.add_typer(dead, name="dead")
 

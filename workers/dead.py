@@ -7,27 +7,29 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import orjson
 import typer
-from redis import Redis
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
 from config.settings import get_settings
 from tasks import keys
+from tasks.address import Address
 from tasks.outcome import read_outcome
 
 from .broker import scripts
 
+if TYPE_CHECKING:
+    from redis import Redis
+
 __all__ = ["DeadLetters", "dead"]
 
 PAGE = 500
-PRIORITY_STEPS = "0,3,6,9"
-SEPARATOR = "\x06\x16"
-"""kombu's, between a queue's name and a priority; as in config/celeryconfig.py."""
+TIMEOUT_S = 10.0
+PRIORITY_STEPS = ",".join(map(str, keys.PRIORITY_STEPS))
 
 _HIDDEN = {"message", "message_base64"}
 
@@ -67,7 +69,13 @@ class DeadLetters:
             raise ValueError(f"{letter['id']} is not a Celery message: no worker can ever do it. Purge it.")
         self._forget_failure(letter)
         queue = self._prefix + letter["queue"]
-        args: list[bytes | str] = [text, message_of(letter), PRIORITY_STEPS, SEPARATOR, self._prefix + keys.job("")]
+        args: list[bytes | str] = [
+            text,
+            message_of(letter),
+            PRIORITY_STEPS,
+            keys.PRIORITY_SEPARATOR,
+            self._prefix + keys.job(""),
+        ]
         return bool(self._retry(keys=[self._key, queue], args=args))
 
     def purge(self, text: bytes) -> None:
@@ -114,15 +122,20 @@ def _group_of(letter: dict[str, Any]) -> str | None:
 
 @contextmanager
 def _opened(url: str | None) -> Iterator[DeadLetters]:
-    settings = get_settings()
-    with Redis.from_url(url or settings.broker) as redis, Redis.from_url(url or settings.results) as results:
+    try:
+        settings = get_settings()
+        broker, results = Address.of(url or settings.broker), Address.of(url or settings.results)
+    except ValueError as error:  # SettingsError is one too
+        _fail(str(error))
+    timeouts = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
+    with broker.client(**timeouts) as redis, results.client(**timeouts) as results_redis:
         try:
-            yield DeadLetters(redis, results, prefix=settings.key_prefix)
+            yield DeadLetters(redis, results_redis, prefix=settings.key_prefix)
         except RedisError as error:
-            _fail(f"Redis does not answer as it should ({error}). Check that it runs, and PROMPTMILL_REDIS_URL.")
+            _fail(f"Redis does not answer as it should: {error}. Check that it runs, and PROMPTMILL_REDIS_URL.")
 
 
-def _fail(text: str) -> None:
+def _fail(text: str) -> NoReturn:
     typer.echo(f"Error: {text}", err=True)
     raise typer.Exit(2)
 

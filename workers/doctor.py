@@ -6,6 +6,7 @@ import asyncio
 import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import aiohttp
 import typer
@@ -17,6 +18,7 @@ from config.keys import KeyProblem, MissingKey, read_keys
 from config.settings import SettingsError, get_settings
 
 from .checks import Finding, Level, check_file_limit, check_settings_redis
+from .dashboard import ADVICE, OPEN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -29,6 +31,8 @@ __all__ = ["doctor", "examine"]
 
 PROBE_TIMEOUT_S = 10.0
 MOST_NAMES = 5
+MOST_OF_A_PAGE = 65_536
+"""Bytes; where the page says what it is, the title, comes first."""
 
 _STYLES: dict[Level, str] = {"ok": "green", "warning": "yellow", "refused": "red"}
 _WORDS: dict[Level, str] = {"ok": "ok", "warning": "look", "refused": "FAILS"}
@@ -37,7 +41,7 @@ _WORDS: dict[Level, str] = {"ok": "ok", "warning": "look", "refused": "FAILS"}
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
 ) -> None:
-    """Check Redis, the file limit, the catalogue, and each provider's keys and models.
+    """Check Redis, the file limit, Flower, the catalogue, and each provider's keys and models.
 
     Asks each provider for its list of models (GET /models), which costs nothing. Exits 1 if something would keep jobs
     from being done.
@@ -71,6 +75,7 @@ async def examine() -> list[Finding]:
         return [Finding("refused", "settings", str(error))]
     findings = [check_file_limit(settings.concurrency)]
     findings += [_must_be_there(finding) for finding in await asyncio.to_thread(check_settings_redis)]
+    findings.append(await _examine_flower(settings.flower_url))
     try:
         catalog = load_catalog(settings.catalog)
     except CatalogError as error:
@@ -84,6 +89,27 @@ def _must_be_there(finding: Finding) -> Finding:
     if "can't be reached" in finding.text:
         return Finding("refused", finding.subject, f"{finding.text}. Check that it runs, and PROMPTMILL_REDIS_URL.")
     return finding
+
+
+async def _examine_flower(flower_url: str) -> Finding:
+    """Ask for a page as a stranger would. A password in the URL is not used, and not shown."""
+    parts = urlsplit(flower_url)
+    url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+    timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=timeout) as session,
+            session.get(f"{url}/workers", allow_redirects=False) as reply,
+        ):
+            page = await reply.content.read(MOST_OF_A_PAGE)
+    except aiohttp.ClientSSLError as error:
+        return Finding("warning", "Flower", f"{url} can't be asked ({type(error).__name__}). Check its certificate.")
+    except (aiohttp.ClientError, TimeoutError):
+        return Finding("ok", "Flower", f"none at {url}")
+    if reply.status != 200 or b"flower" not in page.lower():
+        return Finding("ok", "Flower", f"{url} lets no stranger in, or is something else (status {reply.status})")
+    level: Level = "warning" if get_settings().allow_open_flower else "refused"
+    return Finding(level, "Flower", f"{url} answers everybody. {OPEN} {ADVICE}")
 
 
 async def _examine_providers(catalog: Catalog) -> list[Finding]:

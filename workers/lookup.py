@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from config.settings import SettingsError, get_settings
+from config.settings import get_settings
 from tasks import PromptmillError, PromptQueue
 from tasks.keys import GROUP_ID_PREFIX
 
@@ -78,10 +78,16 @@ def _queue(redis: str | None) -> Iterator[SyncQueue]:
             result_url=None if redis else settings.results,
             key_prefix=settings.key_prefix,
         )
-        try:
-            yield queue.sync
-        finally:
-            queue.sync.close()
-    except (SettingsError, PromptmillError) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(2) from None
+    except ValueError as error:  # SettingsError is one too
+        _fail(error)
+    try:
+        yield queue.sync
+    except PromptmillError as error:
+        _fail(error)
+    finally:
+        queue.sync.close()
+
+
+def _fail(error: Exception) -> NoReturn:
+    typer.echo(f"Error: {error}", err=True)
+    raise typer.Exit(2)

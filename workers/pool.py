@@ -35,7 +35,7 @@ from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded, Worke
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
-from .bridge import Cancellable, Task, run_job, task_threads
+from .bridge import Cancellable, Postponed, Task, run_job, task_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -398,6 +398,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         except asyncio.CancelledError:
             # The pool's own doing, through `_cancel`: Celery has recorded the job's end, and wants no callback.
             job.cancelled = True
+        except Postponed as postponed:
+            if job.error_callback is not None:
+                job.outcome = partial(job.error_callback, _without_traceback(postponed))
         except BaseException as exc:  # noqa: BLE001 - a job must not end the loop; SystemExit is a lost worker to Celery
             if job.error_callback is not None:
                 job.outcome = partial(job.error_callback, _worker_lost(exc))
@@ -507,6 +510,13 @@ def _shutdown_has_begun() -> bool:
     """Whether a signal has asked for it. The hub acts on that after its next event, which may be a place set free."""
     asked = (worker_state.should_stop, worker_state.should_terminate)  # an exit code, of which 0 is one
     return any(code is not None and code is not False for code in asked)
+
+
+def _without_traceback(exc: BaseException) -> ExceptionInfo:
+    """For a callback that asks for the exception only."""
+    info = ExceptionInfo.__new__(ExceptionInfo)
+    info.type, info.exception, info.tb, info.traceback, info.internal = type(exc), exc, None, "", True
+    return info
 
 
 def _worker_lost(exc: BaseException) -> ExceptionInfo:

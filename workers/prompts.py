@@ -11,9 +11,10 @@ from celery.states import READY_STATES
 
 from tasks.errors import JobFailed
 
+from .bridge import Postponed
+from .broker.messages import MARKS
 from .celery import app
 from .pipeline import Parked
-from .request import Postponed
 from .results import JSONResult
 from .runtime import current
 
@@ -44,23 +45,29 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
     pipeline = current()
     request = task.request
     if request.delivery_info and request.delivery_info.get("redelivered"):
-        await _stop_if_ended(task, request.id)
+        await _stop_if_ended(task, request)
     try:
         result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group)
     except Parked as parked:
         raise Postponed(parked.until_s) from None
-    if request.get("suspected_double_payment"):
+    if (request.properties or {}).get(MARKS, {}).get("suspected_double_payment"):
         result = replace(result, suspected_double_payment=True)
     if not result.ok:
         raise JobFailed.of(result)
-    return JSONResult(result.to_dict())
+    # Our client alone sends positional arguments. Who reads the results of other producers, nobody knows.
+    return JSONResult(result.to_dict(), compressible=bool(args))
 
 
-async def _stop_if_ended(task: Task, job_id: str) -> None:
+async def _stop_if_ended(task: Task, request: Any) -> None:
     """A job that comes again may have ended: its worker died between storing the result and saying so.
 
     The stored result is the journal of what was paid for. Raises Ignore, and so takes the message off the queue.
     """
-    meta = await asyncio.to_thread(task.backend.get_task_meta, job_id, cache=False)
-    if meta["status"] in READY_STATES:
-        raise Ignore("the job had ended already")
+    backend = task.backend
+    meta = await asyncio.to_thread(backend.get_task_meta, request.id, cache=False)
+    if meta["status"] not in READY_STATES:
+        return
+    if request.chord:
+        # Its chord may not have been told; told twice, Celery counts it once.
+        await asyncio.to_thread(backend.on_chord_part_return, request, meta["status"], meta["result"])
+    raise Ignore("the job had ended already")

@@ -4,28 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from billiard.einfo import ExceptionWithTraceback
-from celery.exceptions import Ignore
 from celery.worker.request import Request as CeleryRequest
+from celery.worker.state import revoked as revoked_jobs
 from celery.worker.state import task_ready
 
-__all__ = ["Postponed", "Request"]
+from .bridge import Postponed
+from .broker.messages import MARKS
+
+__all__ = ["Request"]
 
 HIDDEN = "(hidden)"
-
-
-class Postponed(Ignore):  # type: ignore[misc]  # Celery publishes no types
-    """Raised by a task that wants to be run again later, as if it had not been run: no state, no retry counted.
-
-    Its message waits in Redis until `until_s` (epoch seconds, Redis's clock) and takes up no place in any worker.
-    """
-
-    def __init__(self, until_s: float) -> None:
-        super().__init__(f"postponed until {until_s:.3f}")
-        self.until_s = until_s
-
-    def __reduce__(self) -> tuple[type[Postponed], tuple[float]]:
-        return type(self), (self.until_s,)
 
 
 class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
@@ -40,6 +28,9 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         if self.content_type is not None:
             # Celery's Request decodes the body, and the tracer decodes it again: hand it on as it is (5 us a job).
             self._body, self._content_type, self._content_encoding = self.message.payload, None, None
+        marks = (self.message.properties or {}).get(MARKS, {})
+        if "eta" in marks:
+            self._request_dict["eta"] = marks["eta"]
         if self.is_prompt:
             # A stock producer puts the first kilobyte of the arguments into these headers.
             self._argsrepr = self._kwargsrepr = HIDDEN
@@ -49,6 +40,16 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     def is_prompt(self) -> bool:
         """Whether the task's arguments are private."""
         return bool(getattr(self.task, "is_prompt", False))
+
+    def maybe_expire(self) -> Any:
+        """As Celery's, by Redis's clock: this machine's may be hours ahead."""
+        lookout = getattr(self.message.channel, "lookout", None)
+        if self.expires is None or lookout is None:
+            return super().maybe_expire()
+        if lookout.now_s() <= self.expires.timestamp():
+            return None
+        revoked_jobs.add(self.id)
+        return True
 
     def info(self, safe: bool = False) -> dict[str, Any]:
         """What `celery inspect` and Flower show."""
@@ -63,12 +64,13 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """As Celery's; a postponed job's message goes back to Redis, not off the queue."""
-        leases = getattr(self.message.channel, "leases", None)
-        error = exc_info.exception
-        if isinstance(error, ExceptionWithTraceback):  # billiard's wrapping of what the tracer has caught
-            error = error.exc
-        if isinstance(error, Postponed) and leases is not None:
+        channel = self.message.channel
+        if isinstance(exc_info.exception, Postponed) and hasattr(channel, "leases"):
             task_ready(self)
-            leases.delay(self.message.delivery_tag, int(error.until_s * 1000))
+            until_ms = int(exc_info.exception.until_s * 1000)
+            channel.leases.delay(self.message.delivery_tag, until_ms)
+            lane = self.message.headers.get("lane")
+            if isinstance(lane, str):
+                channel.leases.lanes.postponed(lane, until_ms, now_ms=channel.lookout.redis_ms)
             return None
         return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

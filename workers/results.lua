@@ -6,8 +6,8 @@
 -- KEYS  1: the broker's leases, or "" where the broker is another Redis; then three for each job: its result (string and
 --       channel), its group's counters (hash), its group's ended jobs (stream); the last two are "" for a job without a
 --       group of ours
--- ARGV  1: lifetime of results, seconds (0 = for ever); 2: lifetime of group keys, seconds;
---       then five for each job: the result record (JSON that begins with "status"), 1 if it is the job's end,
+-- ARGV  1: lifetime of results, seconds (0 = for ever); 2: of a group whose jobs have all ended; 3: of another group;
+--       then five for each job: the result record (JSON that begins with "status", or compressed), 1 if it is the job's end,
 --       the counter's name, the job's id, the message's delivery tag ("" = not under a lease)
 -- Returns {the numbers of the jobs whose outcome was refused}.
 
@@ -15,12 +15,17 @@
 -- get out for the queue to drain. Redis refuses only a script's first write (scriptVerifyOOM in its script.c).
 redis.call('DEL', 'pm:none')
 
-local ttl, group_ttl = tonumber(ARGV[1]), tonumber(ARGV[2])
+local ttl, complete_ttl, group_ttl = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local leases = KEYS[1]
 local refused = {}
 
+local COMPRESSED = '\0celery-compressed\0'
+
 local function recorded_state(key)
-  return string.match(redis.call('GETRANGE', key, 0, 40), '^{"status": ?"(%u+)"')
+  local head = redis.call('GETRANGE', key, 0, 40)
+  -- Of all that our workers store, they compress answers alone.
+  if string.sub(head, 1, #COMPRESSED) == COMPRESSED then return 'SUCCESS' end
+  return string.match(head, '^{"status": ?"(%u+)"')
 end
 
 local function is_leased(tag)
@@ -30,11 +35,22 @@ end
 local ended = { SUCCESS = true, FAILURE = true, REVOKED = true }
 local final = { SUCCESS = true, REVOKED = true }
 
+local groups = {}
+
+local function is_complete(counters)
+  local total, ended = nil, 0
+  for n, count in ipairs(redis.call('HMGET', counters, 'total', 'succeeded', 'failed', 'cancelled', 'expired')) do
+    -- Only the broker's Redis knows the total, and only of a closed group.
+    if n == 1 then total = tonumber(count or -1) else ended = ended + tonumber(count or 0) end
+  end
+  return total >= 0 and ended >= total
+end
+
 for i = 1, (#KEYS - 1) / 3 do
   local key, counters, stream = KEYS[3 * i - 1], KEYS[3 * i], KEYS[3 * i + 1]
-  local record, is_end, counter, id = ARGV[5 * i - 2], ARGV[5 * i - 1], ARGV[5 * i], ARGV[5 * i + 1]
+  local record, is_end, counter, id = ARGV[5 * i - 1], ARGV[5 * i], ARGV[5 * i + 1], ARGV[5 * i + 2]
   local before = recorded_state(key)
-  if final[before] or (ended[before] and is_end ~= '1') or not is_leased(ARGV[5 * i + 2]) then
+  if final[before] or (ended[before] and is_end ~= '1') or not is_leased(ARGV[5 * i + 3]) then
     refused[#refused + 1] = i
   else
     if ttl > 0 then
@@ -46,9 +62,14 @@ for i = 1, (#KEYS - 1) / 3 do
     if counters ~= '' and is_end == '1' and not ended[before] then
       redis.call('HINCRBY', counters, counter, 1)
       redis.call('XADD', stream, '*', 'id', id)
-      redis.call('EXPIRE', counters, group_ttl)
-      redis.call('EXPIRE', stream, group_ttl)
+      groups[counters] = stream
     end
+  end
+end
+for counters, stream in pairs(groups) do
+  local lifetime = is_complete(counters) and complete_ttl or group_ttl
+  for _, key in ipairs({ counters, stream, counters .. ':jobs' }) do
+    redis.call('EXPIRE', key, lifetime)
   end
 end
 return refused

@@ -13,12 +13,12 @@ import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from config.catalog import load_catalog
 from config.settings import get_settings
 from tasks import keys
+from tasks.address import Address, failure
 
 from .http import Http
 from .limiter import LimiterRegistry
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from celery import Celery
+    from redis.asyncio import Redis
 
     from config.catalog import Catalog, Limits
     from config.settings import Retry, Settings
@@ -101,13 +102,17 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
 @asynccontextmanager
 async def _redis(settings: Settings) -> AsyncIterator[Redis]:
     """The limiter's connections: to the broker's Redis, which all workers share."""
-    redis: Redis = Redis.from_url(
-        settings.broker, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
-    )
+    redis = _client(settings)
     try:
         yield redis
     finally:
         await redis.aclose()
+
+
+def _client(settings: Settings) -> Redis:
+    return Address.of(settings.broker).async_client(
+        socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
+    )
 
 
 class RedisClock:
@@ -133,9 +138,7 @@ class RedisClock:
 @asynccontextmanager
 async def _announced(catalog: Catalog, settings: Settings, clock: RedisClock) -> AsyncIterator[None]:
     """Tell the clients which models there are, now and every hour."""
-    redis: Redis = Redis.from_url(
-        settings.broker, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
-    )
+    redis = _client(settings)
     key = settings.key_prefix + keys.MODELS
     done = await _announce(redis, key, catalog, clock)
     repeating = asyncio.create_task(_keep_announcing(redis, key, catalog, clock, done=done))
@@ -166,7 +169,7 @@ async def _announce(redis: Redis, key: str, catalog: Catalog, clock: RedisClock)
     except (RedisError, OSError) as error:
         logger.warning(
             "Redis did not take the list of models (%s), so clients can't refuse unknown ones; trying again in %g s",
-            type(error).__name__,
+            failure(error),
             ANNOUNCE_AGAIN_S,
         )
         return False

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from workers.broker.leases import Grave, Lease
-from workers.broker.messages import Unreadable, context, dead_letter, read
+from workers.broker.messages import MARKS, Unreadable, context, dead_letter, read
 
 from .broker import message
 
@@ -56,17 +56,26 @@ def test_an_eta_is_read_as_celery_writes_it(eta: Any, due_ms: int | None) -> Non
     assert read(message("a", eta=eta)).due_ms == due_ms
 
 
-def test_a_message_that_is_due_hides_its_eta_from_celery() -> None:
+def test_a_message_that_is_due_hides_its_eta_from_celery_and_shows_it_to_the_task() -> None:
     # Celery would ask this machine's clock.
-    delivery = read(message("a", eta=datetime.now(UTC).isoformat()))
-    assert delivery.ready("pm-1")["headers"]["eta"] is None
+    eta = datetime.now(UTC).isoformat()
+    payload = read(message("a", eta=eta)).ready("pm-1")
+    assert payload["headers"]["eta"] is None
+    assert payload["properties"][MARKS] == {"eta": eta}
 
 
 def test_a_message_that_comes_again_says_so() -> None:
     raw = message("a")[:-1] + b', "promptmill": {"deliveries": 2, "suspected": 1}}'
-    headers = read(raw).ready("pm-1")["headers"]
-    assert headers["redelivered"] is True and headers["suspected_double_payment"] is True
+    payload = read(raw).ready("pm-1")
+    assert payload["headers"]["redelivered"] is True
+    assert payload["properties"][MARKS] == {"suspected_double_payment": True}
     assert "redelivered" not in read(message("a")).ready("pm-1")["headers"]
+
+
+def test_nobody_but_us_marks_a_message() -> None:
+    forged = json.loads(message("a"))
+    forged["properties"][MARKS] = {"suspected_double_payment": True}
+    assert read(json.dumps(forged).encode()).ready("pm-1")["properties"][MARKS] == {}
 
 
 def test_the_reason_never_quotes_the_message() -> None:

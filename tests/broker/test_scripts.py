@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
 from tasks import keys
+from workers.broker import scripts
 from workers.broker.messages import read
 
 from .broker import LONG_S, Broker, list_name, message
@@ -165,6 +167,29 @@ def test_what_is_not_due_waits_in_redis_and_its_record_says_so(broker: Broker, c
     assert client.zrange(keys.delayed("q"), 0, -1) == [raw]
     assert client.hget(keys.job("a"), "state") == b"queued"
     assert client.hlen("unacked") == 0
+
+
+def test_a_job_that_waits_again_lives_as_long_as_those_that_wait(broker: Broker, client: Any) -> None:
+    lua = re.search(r"WAITING_TTL_S = (\d+)", scripts.EXCHANGE.text)
+    assert lua is not None and int(lua[1]) == keys.WAITING_TTL_S
+    for job_id, lifetime_s in [("started", keys.RECORD_TTL_S), ("far", 3 * keys.WAITING_TTL_S)]:
+        client.hset(keys.job(job_id), "state", "running")
+        client.expire(keys.job(job_id), lifetime_s)
+        broker.put(message(job_id))
+        ((tag, _),) = broker.take()
+        broker.leases.delay(tag, 99_999_999_999_999)
+    broker.say_news()
+    assert keys.RECORD_TTL_S < client.ttl(keys.job("started")) <= keys.WAITING_TTL_S
+    assert client.ttl(keys.job("far")) > keys.WAITING_TTL_S
+
+
+def test_whoever_takes_a_cancelled_jobs_message_is_told(broker: Broker, client: Any) -> None:
+    for job_id in ("one", "two", "three", "four"):
+        broker.put(message(job_id))
+    assert broker.exchange("q", room=1).cancelled == []
+    client.zadd(keys.CANCELLED, {"two": 1, "four": 2, "one": 3, "nobody": 4})
+    assert broker.exchange("q").cancelled == ["two", "four"]
+    assert broker.exchange("q").cancelled == []
 
 
 def test_the_record_of_a_started_job_says_so_and_lives_a_day(broker: Broker, client: Any) -> None:

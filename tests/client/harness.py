@@ -66,7 +66,8 @@ class FakeWorker:
             taking = asyncio.create_task(self._take())
             self._ready.set()
             await self._stop.wait()
-            await stop(taking, *self._jobs)
+            await stop(taking)
+            await stop(*self._jobs)  # the last to be taken too: it would make a connection when all are closed
 
     async def _take(self) -> None:
         while not self._stop.is_set():

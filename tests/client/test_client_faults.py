@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import redis.exceptions
 
-from tasks import JobFailed, PromptmillError, PromptQueue, QueueFull, QueueUnavailable, ResultTimeout, UnknownJob, keys
-from tasks.connection import Address, RedisConnection
+from tasks import PromptQueue, QueueFull, QueueUnavailable, ResultTimeout, UnknownJob, keys
+from tasks.address import Address
+from tasks.connection import RedisConnection
 
 from .harness import FakeWorker, Gate, RedisServer, free_port, wait_until
 
@@ -195,7 +196,7 @@ async def test_a_wiped_redis_ends_the_waiting(own_redis: RedisServer) -> None:
 
 
 async def test_an_outage_beyond_patience_is_reported(own_redis: RedisServer) -> None:
-    async with PromptQueue(own_redis.url, timeout_s=0.5, outage_s=0.1) as queue:
+    async with PromptQueue(own_redis.url, timeout_s=2.0, outage_s=0.1) as queue:
         job = await queue.submit(model="m", messages=MESSAGES)
         waiting = asyncio.create_task(job.result())
         with own_redis.client() as client:
@@ -252,27 +253,3 @@ async def test_every_error_of_redis_becomes_ours(kind: type[Exception]) -> None:
     assert str(error).startswith("Redis at example.invalid:6379, database 3 ")
     assert str(error).endswith("Do this next.")
     await connection.aclose()
-
-
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("redis://localhost", "localhost:6379, database 0"),
-        (f"redis://:{PASSWORD}@10.0.0.1:7000/5", "10.0.0.1:7000, database 5"),
-        (f"rediss://user:{PASSWORD}@cache.example:6380/1", "cache.example:6380, database 1"),
-        (f"unix://:{PASSWORD}@/run/redis.sock?db=2", "/run/redis.sock, database 2"),
-    ],
-)
-def test_an_address_never_shows_its_password(url: str, shown: str) -> None:
-    assert str(Address.of(url)) == shown
-    assert PASSWORD not in repr(Address.of(url)) + repr(PromptQueue(url))
-
-
-@pytest.mark.parametrize(
-    "url", [f"sentinel://:{PASSWORD}@a:26379", f"http://{PASSWORD}", "", f"redis://:{PASSWORD}@host:port/0"]
-)
-def test_an_unusable_url_is_refused_without_showing_it(url: str) -> None:
-    with pytest.raises(ValueError, match="redis://") as caught:
-        PromptQueue(url)
-    assert PASSWORD not in str(caught.value)
-    assert not isinstance(caught.value, PromptmillError | JobFailed)

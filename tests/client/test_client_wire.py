@@ -80,7 +80,16 @@ async def test_our_message_is_celerys(priority: Any, queue: PromptQueue, stock: 
         kwargsrepr="{}",
         ignore_result=False,
     )
+    assert ours["headers"].pop("lane") == f"{priority} m"
     assert comparable(ours) == comparable(popped(client, name))
+
+
+@pytest.mark.parametrize("options", [{"deadline_s": 60}, {"cache_ttl_s": 60}, {"fallbacks": ["e"]}], ids=str)
+async def test_a_job_that_may_end_without_its_turn_is_in_no_lane(
+    options: dict[str, Any], queue: PromptQueue, client: redis.Redis
+) -> None:
+    await queue.submit(model="m", messages=MESSAGES, **options)
+    assert popped(client, LISTS[1])["headers"]["lane"] is None
 
 
 async def test_a_delayed_job_carries_an_eta_by_rediss_clock(queue: PromptQueue, client: redis.Redis) -> None:
@@ -157,7 +166,7 @@ async def test_the_record_tells_what_the_job_is(queue: PromptQueue, client: redi
         "priority": "bulk",
         "delay_ms": "1500",
     }
-    assert keys.RECORD_TTL_S < client.ttl(keys.job(job.id)) <= keys.RECORD_TTL_S + 2
+    assert keys.WAITING_TTL_S < client.ttl(keys.job(job.id)) <= keys.WAITING_TTL_S + 2
 
 
 async def test_every_key_of_ours_has_a_lifetime(queue: PromptQueue, client: redis.Redis) -> None:

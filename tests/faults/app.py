@@ -45,6 +45,11 @@ def add(x: int, y: int) -> int:
     return x + y
 
 
+@app.task
+def count(items: list[Any]) -> int:
+    return len(items)
+
+
 @signals.task_prerun.connect
 def _die_of_poison(sender: Any = None, task_id: str = "", **_: Any) -> None:
     if sender is not None and sender.name == f"{__name__}.poison":

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 from uuid import uuid4
 
@@ -41,6 +42,8 @@ LEASE_S = 1.5
 LATENCY_MS = {"quick": 20, "steady": 300, "slow": 1_000, "slower": 4_000}
 """The simulated models, each a provider process of its own."""
 
+API_KEY = "sk-simulated-0123456789"
+
 MESSAGES = [{"role": "user", "content": "How much is 6 times 7?"}]
 
 
@@ -65,6 +68,21 @@ def _redis_version(binary: Path) -> tuple[int, ...]:
     told = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=True).stdout
     (version,) = (word.removeprefix("v=") for word in told.split() if word.startswith("v="))
     return tuple(int(part) for part in version.split("."))
+
+
+def promptmill(environ: Mapping[str, str], *arguments: str, exit_code: int = 0) -> str:
+    """Run the command as an operator does, and return what it prints."""
+    ended = subprocess.run(
+        [str(Path(sys.executable).with_name("promptmill")), *arguments],
+        cwd=ROOT,
+        env={**os.environ, "FAULTS_API_KEY": API_KEY, **environ},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+    assert ended.returncode == exit_code, ended.stdout + ended.stderr
+    return ended.stdout
 
 
 class RedisServer:
@@ -139,18 +157,29 @@ class Provider:
 class Providers:
     """All simulated models, and the catalogue that names them."""
 
-    def __init__(self, directory: Path, latencies_ms: Mapping[str, float] = LATENCY_MS) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        latencies_ms: Mapping[str, float] = LATENCY_MS,
+        *,
+        options: Mapping[str, Sequence[str]] = MappingProxyType({}),
+        limits: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`options` of a model's simulator, and what the catalogue says about its limits (a TOML table)."""
+        self._limits = limits
         self._providers = {
-            model: Provider("--latency-ms", str(latency_ms)) for model, latency_ms in latencies_ms.items()
+            model: Provider("--latency-ms", str(latency_ms), *options.get(model, ()))
+            for model, latency_ms in latencies_ms.items()
         }
         self.catalog = directory / "catalog.toml"
         self.catalog.write_text("\n".join(map(self._entry, self._providers)))
 
     def _entry(self, model: str) -> str:
         url = self._providers[model].base_url
+        limits = f"limits = {self._limits[model]}" if model in self._limits else ""
         return (
             f'[providers.{model}]\nbase_url = "{url}"\napi_keys = ["FAULTS_API_KEY"]\n'
-            f'[models.{model}]\nprovider = "{model}"\n'
+            f'[models.{model}]\nprovider = "{model}"\n{limits}\n'
         )
 
     def calls(self, model: str) -> Counter[str]:
@@ -172,7 +201,6 @@ class Worker:
         self.name = name
         self.log = world.directory / f"{name.partition('@')[0]}.log"
         self._world = world
-        self.started_at = time.monotonic()
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command, cwd=ROOT, env=dict(environ), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -283,7 +311,7 @@ class World:
                 "PYTHONPATH": os.pathsep.join((str(TESTS), str(ROOT))),
                 "PROMPTMILL_REDIS_URL": url or self.server.url,
                 "PROMPTMILL_CATALOG": str(self.providers.catalog),
-                "FAULTS_API_KEY": "sk-simulated-0123456789",
+                "FAULTS_API_KEY": API_KEY,
                 "FAULTS_TRANSPORT_OPTIONS": json.dumps(transport_options),
                 "FAULTS_RECORDER": self._recorder_url,
                 **(environ or {}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from .harness import wait_until
+from .harness import MESSAGES, wait_until
 
 if TYPE_CHECKING:
     from tasks.blocking import SyncJob
@@ -101,3 +101,16 @@ def test_revoked_without_terminate_a_running_job_goes_on(world: World) -> None:
     world.wait_in_flight(running, model="slow")
     world.celery().control.revoke([job.id for job in running])
     assert [result.status for result in world.results(running)] == ["succeeded"] * 2
+
+
+def test_a_cancelled_job_stays_so_though_its_worker_has_never_heard_of_it(world: World) -> None:
+    """Or has forgotten it: it remembers so many, and a heartbeat names those that were cancelled since the last."""
+    world.start_redis()
+    world.start_worker(concurrency=2)
+    wait_until(lambda: world.redis.hget("pm:reaper", "at"), "its first heartbeat has been heard")
+    a_minute_ago_ms = (world.redis.time()[0] - 60) * 1000
+    world.redis.zadd("pm:cancelled", {"forgotten": a_minute_ago_ms})
+    jobs = [world.queue.submit(model="quick", messages=MESSAGES, id=job_id) for job_id in ("forgotten", "kept")]
+    assert [result.status for result in world.results(jobs)] == ["cancelled", "succeeded"]
+    assert world.calls(jobs, model="quick") == [0, 1]
+    world.wait_clean()

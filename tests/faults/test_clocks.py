@@ -37,14 +37,18 @@ def test_a_clock_two_hours_ahead_changes_nothing(world: World) -> None:
     right = world.start_worker(concurrency=4)
     jobs = world.submit(8, model="slower", deadline_s=600)
     wait_until(lambda: world.redis.zcard("pm:leases") == 4, "the right one has its hands full")
-    ahead = world.start_worker(concurrency=4, environ=environ, **sweeps)
+    ahead = world.start_worker(concurrency=4, environ=environ, options=["-Q", "prompts,ahead"], **sweeps)
     delayed = world.submit(2, model="quick", delay_s=6)
     nap = world.celery().send_task("faults.app.nap", args=[0], countdown=6)
+    in_time = world.celery().send_task("faults.app.nap", args=[0], expires=600, queue="ahead")
+    too_late = world.celery().send_task("faults.app.nap", args=[0], expires=-1, queue="ahead")
     assert [result.status for result in world.results(jobs)] == ["succeeded"] * 8
     assert world.calls(jobs, model="slower") == [1] * 8
     results = world.results(delayed)
     assert all(result.ok and 6 <= (result.queued_s or 0) < 30 for result in results)
     wait_until(nap.successful, "the nap ends")
     assert len(world.starts(nap.id)) == 1
+    wait_until(lambda: in_time.ready() and too_late.ready(), "those with an `expires` end")
+    assert (in_time.state, too_late.state) == ("SUCCESS", "REVOKED")
     assert "2 hours" not in right.log_text() and ahead.is_alive()
     world.wait_clean()

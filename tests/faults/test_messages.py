@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
+from celery import chord
 
 from tasks import DeadLettered, InvalidJob, JobCancelled, PromptQueue
 
@@ -152,4 +153,23 @@ def test_users_data_comes_through_unchanged_or_is_refused(world: World) -> None:
         with pytest.raises(InvalidJob):
             world.queue.submit(model="quick", messages=[{"role": "user", "content": bad}])
     assert world.queued() == 0
+    world.wait_clean()
+
+
+def test_a_job_that_had_ended_already_is_not_called_again_and_still_counts_in_its_chord(world: World) -> None:
+    """As if its worker had died after storing its result, before telling the chord and acknowledging."""
+    world.start_redis()
+    # Celery keeps a chord's results, and at the interpreter's end would ask a Redis that is gone.
+    client = world.celery()
+    client.conf.result_backend = f"semantics.harness:QuietBackend+{world.server.url}"
+    call = client.signature("prompts.chat", kwargs={"model": "quick", "messages": MESSAGES})
+    body_id = chord([call.clone(), call.clone()], app=client)(client.signature("faults.app.count")).id
+    raw = world.redis.lindex("prompts", -1)
+    ended, *_ = ids = [json.loads(world.redis.lindex("prompts", n))["headers"]["id"] for n in (-1, -2)]
+    world.redis.set(f"celery-task-meta-{ended}", json.dumps({"status": "SUCCESS", "result": {}, "task_id": ended}))
+    world.redis.lset("prompts", -1, raw[:-1] + ', "promptmill": {"deliveries": 1, "suspected": 1}}')
+    world.start_worker(concurrency=5)
+    record = wait_until(lambda: world.redis.get(f"celery-task-meta-{body_id}"), "the chord's body ends")
+    assert json.loads(record)["result"] == 2
+    assert [world.providers.calls("quick")[job_id] for job_id in ids] == [0, 1]
     world.wait_clean()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import resource
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -28,8 +29,13 @@ app.add_typer(dead, name="dead")
 app.command()(doctor)
 
 
+_one_at_a_time = threading.Lock()
+"""Scenarios run on threads, and while a command runs in this process it has the process's standard output."""
+
+
 def run(*arguments: str, exit_code: int = 0) -> str:
-    result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
+    with _one_at_a_time:
+        result = CliRunner().invoke(app, arguments, env={"COLUMNS": "200"})
     assert result.exit_code == exit_code, result.output
     return result.output
 

@@ -1,23 +1,42 @@
-"""A job whose turn at the provider's limit is far away gives its place in the worker back."""
+"""A model whose limit is used up, in the same worker as one that is free."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from .harness import MESSAGES, Worker, World, wait_until
 
-from .harness import wait_until
-
-if TYPE_CHECKING:
-    from .harness import World
+PLACES = 4
 
 
-def test_a_parked_job_waits_in_redis_and_is_done_once(world: World) -> None:
+def start_worker(world: World, *, rpm: int) -> Worker:
     world.start_redis()
-    catalog = world.directory / "paced.toml"
-    paced = '\n[models.paced]\nprovider = "quick"\nlimits = { rpm = 600 }\n'
-    catalog.write_text(world.providers.catalog.read_text() + paced)
-    world.start_worker(environ={"PROMPTMILL_CATALOG": str(catalog), "PROMPTMILL_LIMIT__PARK_AFTER_S": "0.5"})
-    jobs = world.submit(20, model="paced")
-    wait_until(lambda: world.redis.zcard("pm:delayed:prompts"), "some are parked")
-    assert all(result.ok for result in world.results(jobs))
-    assert world.calls(jobs, model="quick") == [1] * 20
+    catalogue = world.directory / "limited.toml"
+    limited = f'[models.limited]\nprovider = "quick"\nlimits = {{ rpm = {rpm} }}\n'
+    catalogue.write_text(f"{world.providers.catalog.read_text()}\n{limited}")
+    environ = {"PROMPTMILL_CATALOG": str(catalogue), "PROMPTMILL_LIMIT__PARK_AFTER_S": "0.5"}
+    return world.start_worker(concurrency=PLACES, environ=environ)
+
+
+def parked(world: World) -> int:
+    return int(world.redis.zcard("pm:delayed:prompts"))
+
+
+def test_jobs_far_from_their_turn_wait_in_redis_and_leave_their_places_to_others(world: World) -> None:
+    worker = start_worker(world, rpm=300)
+    limited = world.submit(30, model="limited")
+    wait_until(lambda: parked(world), "a job is parked")
+    free = world.submit(3 * PLACES, model="quick")
+
+    assert all(result.ok for result in world.results(free))
+    assert world.count_ended(limited) < len(limited)
+    assert all(result.ok and result.attempts == 1 for result in world.results(limited))
+    assert world.calls(limited, model="quick") == [1] * len(limited)
     world.wait_clean()
+    assert "Traceback" not in worker.log_text()
+
+
+def test_jobs_behind_one_that_was_parked_are_not_started_to_be_parked(world: World) -> None:
+    worker = start_worker(world, rpm=60)
+    world.queue.submit_many({"model": "limited", "messages": MESSAGES} for _ in range(400))
+    wait_until(lambda: parked(world) > 380, "nearly all are parked")
+    (stats,) = world.celery().control.inspect([worker.name], timeout=10).stats().values()
+    assert 0 < stats["total"]["prompts.chat"] < 100

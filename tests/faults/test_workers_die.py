@@ -180,12 +180,13 @@ def test_a_countdown_is_kept_though_its_first_worker_is_killed(world: World) -> 
     task = world.celery().send_task("faults.app.nap", args=[0], countdown=5)
     wait_until(lambda: world.redis.zcard("pm:delayed:prompts"), "the message waits in Redis")
     doomed.kill()
-    other = world.start_worker()
+    world.start_worker()
+    ready_at = time.monotonic()
     assert task.get(timeout=60) == "rested"
     (started_at,) = world.starts(task.id)
-    # On time, if the worker that runs it was there in time.
+    # On time, if the worker that runs it was there in time; a loaded machine may take a moment more.
     assert started_at - sent_at >= 4.99
-    assert started_at <= max(sent_at + 5, other.started_at + 10) + 1
+    assert started_at <= max(sent_at + 5, ready_at) + 3
     world.wait_clean()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 ROUNDING_S = 1e-4
@@ -33,12 +33,15 @@ class Ledger:
 
     def most_in_window(self, length_s: float) -> float:
         """The most that lies in any half-open window of this length."""
+        return max((sum_ for _, sum_ in self.windows(length_s)), default=0.0)
+
+    def windows(self, length_s: float) -> Iterator[tuple[float, float]]:
+        """For each entry the half-open window that ends with it: its end, and what lies in it."""
         entries = sorted(self.entries)
-        most, sum_, first = 0.0, 0.0, 0
+        sum_, first = 0.0, 0
         for instant, amount in entries:
             sum_ += amount
             while entries[first][0] <= instant - length_s + ROUNDING_S:
                 sum_ -= entries[first][1]
                 first += 1
-            most = max(most, sum_)
-        return most
+            yield instant, sum_

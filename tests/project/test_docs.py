@@ -49,7 +49,7 @@ def help_of(command: str) -> str:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_options_of_promptmill_exist(page: Path) -> None:
     for command, rest in re.findall(
-        r"promptmill (run|simulate|doctor|limits|status|cancel|dead)\b([^`\n]*)", page.read_text()
+        r"promptmill (run|simulate|doctor|limits|metrics|status|cancel|dead)\b([^`\n]*)", page.read_text()
     ):
         shown = help_of(command)
         for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
@@ -75,12 +75,13 @@ async def test_the_first_screens_app_runs(monkeypatch: pytest.MonkeyPatch) -> No
 def test_compose_starts_what_the_docs_say() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     services = compose["services"]
-    assert set(services) == {"redis", "worker", "flower", "simulator"}
+    assert set(services) == {"redis", "worker", "flower", "metrics", "simulator"}
     redis = services["redis"]["command"]
     assert redis[redis.index("--maxmemory-policy") + 1] == "noeviction"
     assert redis[redis.index("--appendonly") + 1] == "yes"
     assert services["worker"]["command"][:4] == ["celery", "-A", "workers", "worker"]
     assert "--basic-auth" in services["flower"]["command"][-1]
+    assert services["metrics"]["command"][:2] == ["promptmill", "metrics"]
     published = [port for service in services.values() for port in service.get("ports", [])]
     assert all(port.startswith("127.0.0.1:") for port in published), "nothing is open to the network by default"
     assert all(service.get("depends_on") is not None for name, service in services.items() if name != "redis")

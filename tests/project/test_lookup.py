@@ -35,8 +35,8 @@ def url(redis_server: RedisServer) -> str:
     return redis_server.url
 
 
-def promptmill(*args: str) -> Result:
-    return CliRunner().invoke(app, list(args), env={"COLUMNS": "200", "TERM": "dumb"})
+def promptmill(*args: str, columns: int = 200) -> Result:
+    return CliRunner().invoke(app, list(args), env={"COLUMNS": str(columns), "TERM": "dumb"})
 
 
 def test_status_and_cancel_of_a_job(url: str) -> None:
@@ -92,9 +92,15 @@ def test_limits_shows_each_limiter(url: str) -> None:
     assert (view["provider"], view["model"], view["settled"]) == ("p", "m", 1)
     # Of 60 a minute, of a kind that nobody has stated: what is safe whichever way the provider counts.
     assert 55 < view["permitted_per_minute"]["requests"] <= 60
-    table = promptmill("limits", "--redis", url).stdout
-    assert "p/m" in table
-    assert "requests a minute" in table
+    # One a second: the next goes when the first has been gone for that long.
+    assert 0 <= view["wait_s"] < 1.1
+    assert (view["paused_until"], view["paused_for_s"]) == (None, 0.0)
+    table = promptmill("limits", "--redis", url, columns=80).stdout.splitlines()
+    assert table[0].split() == ["model", "requests", "tokens", "in", "waiting", "429s", "estimated"]
+    assert table[2].split()[0] == "p/m"
+    assert table[2].split()[-4:] == ["0", "0", "0", "30"]
+    assert table[3].split()[:5] == ["none", "of", "58", "of", "?"]
+    assert max(map(len, table)) <= 80
 
 
 def test_limits_shows_what_the_organisation_has_above_its_keys(url: str) -> None:
@@ -102,11 +108,12 @@ def test_limits_shows_what_the_organisation_has_above_its_keys(url: str) -> None
     view = json.loads(promptmill("limits", "--json", "--redis", url).stdout)
     assert view["organisation_permitted_per_minute"] == {"requests": pytest.approx(600, rel=0.001)}
     assert view["organisation_used_last_minute"]["requests"] == 1
-    *_, row = promptmill("limits", "--redis", url).stdout.splitlines()
-    assert row.split()[:6] == ["p/m", "all", "keys", "1", "of", "600"]
+    *_, used, permitted = promptmill("limits", "--redis", url, columns=80).stdout.splitlines()
+    assert used.split()[:2] == ["p/m", "1"]
+    assert permitted.split()[:4] == ["all", "keys", "of", "600"]
 
 
 def test_the_command_line_lists_what_the_interface_promises() -> None:
     shown = promptmill("--help").stdout
-    for command in ("run", "simulate", "doctor", "limits", "status", "cancel", "dead"):
+    for command in ("run", "simulate", "doctor", "limits", "metrics", "status", "cancel", "dead"):
         assert f" {command} " in shown

@@ -25,21 +25,35 @@ FLAVOUR = os.environ["SEMANTICS_FLAVOUR"]
 REDIS_URL = os.environ["SEMANTICS_REDIS_URL"]
 IS_OURS = FLAVOUR == "ours"
 
+OURS = (
+    "broker_transport",
+    "broker_transport_options",
+    "broker_channel_error_retry",
+    "result_backend_thread_safe",
+    "worker_pool",
+    "worker_consumer",
+    "worker_enable_prefetch_count_reduction",
+)
+"""Settings of Celery's that config/celeryconfig.py gives our own transport, pool and consumer."""
+
 
 def _make_app() -> Celery:
     if not IS_OURS:
         stock = Celery("semantics")
         stock.conf.update(worker_pool=FLAVOUR, result_backend=REDIS_URL)
         return stock
+    from config import celeryconfig
     from workers.bridge import App
+    from workers.broker.heartbeat import Heartbeat
 
     ours = App("semantics")
+    # What makes a worker ours, as the product sets it; the rest is the same on both sides.
+    ours.conf.update({name: getattr(celeryconfig, name) for name in OURS})
     ours.conf.update(
-        worker_pool="workers.pool:TaskPool",
-        worker_lifespans=("workers.results:lifespan", f"{__name__}:lifespan"),
         result_backend=f"workers.results:Backend+{REDIS_URL}",
-        result_backend_thread_safe=True,
+        worker_lifespans=("workers.results:lifespan", f"{__name__}:lifespan"),
     )
+    ours.steps["consumer"].add(Heartbeat)
     return ours
 
 

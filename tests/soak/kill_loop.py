@@ -1,4 +1,4 @@
-"""The long kill loop: `make soak`, or `python -m tests.soak.kill_loop --jobs 5000`.
+"""The long kill loop: `make soak ARGS=kills`, or `python -m tests.soak kills --jobs 5000`.
 
 Prompt jobs run under load on real workers while one fault after another strikes. The simulated provider's ledger is
 the judge: each job must end once, and more than one call for a job is allowed only for jobs that were in flight at a
@@ -12,7 +12,6 @@ import argparse
 import contextlib
 import random
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,10 @@ from pathlib import Path
 
 from tasks.results import PromptResult
 
-from ..faults.harness import MESSAGES, Providers, RedisServer, Worker, World, wait_until
+from ..faults.harness import MESSAGES, Providers, RedisServer, World, wait_until
+from .fleet import Fleet
+
+__all__ = ["add_options", "run"]
 
 AOF_ALWAYS = ("appendonly yes", "appendfsync always")
 MODEL = "steady"
@@ -55,31 +57,8 @@ class Row:
         return not (self.lost or self.failed or self.unflagged) and twice_is_fine and self.noticed_s <= 10
 
 
-class Fleet:
-    """Workers that are started again when they die."""
-
-    def __init__(self, world: World, *, size: int, concurrency: int) -> None:
-        self._world = world
-        self._concurrency = concurrency
-        self.workers = [self._start() for _ in range(size)]
-        for worker in self.workers:
-            worker.wait_ready()
-
-    def _start(self) -> Worker:
-        return self._world.start_worker(concurrency=self._concurrency, lease_s=6.0, wait=False)
-
-    def kill(self, number: int) -> None:
-        self.workers[number].kill()
-        self.workers[number] = self._start().wait_ready()
-
-    def freeze(self, number: int, seconds: float) -> None:
-        self.workers[number].signal(signal.SIGSTOP)
-        time.sleep(seconds)  # the fault itself: nothing is waited for
-        self.workers[number].signal(signal.SIGCONT)
-
-
-def main() -> int:
-    options = _options()
+def run(options: argparse.Namespace) -> bool:
+    """Whether every promise was kept."""
     with contextlib.ExitStack() as closing:
         directory = Path(closing.enter_context(tempfile.TemporaryDirectory(prefix="soak-")))
         providers = Providers(directory, {MODEL: LATENCY_MS})
@@ -88,11 +67,10 @@ def main() -> int:
         closing.callback(recorder.close)
         rows = list(_play(World(directory, providers, recorder.url), options))
     _print_row("ALL", rows)
-    return 0 if all(row.promise_kept for row in rows) else 1
+    return all(row.promise_kept for row in rows)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=5_000, help="in all")
     parser.add_argument("--worker-kills", type=int, default=20)
     parser.add_argument("--redis-kills", type=int, default=3)
@@ -102,7 +80,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--concurrency", type=int, default=25)
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args()
 
 
 def _play(world: World, options: argparse.Namespace) -> Iterator[Row]:
@@ -207,7 +184,3 @@ def _print_row(title: str, rows: list[Row]) -> None:
     noticed_s, wall_s = max(row.noticed_s for row in rows), sum(row.wall_s for row in rows)
     kept = "yes" if all(row.promise_kept for row in rows) else "NO"
     print(f"{title:<24}{counts}{noticed_s:>10.1f}{wall_s:>10.1f}{kept:>10}", flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -16,9 +16,11 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import redis as redis_py
-from celery.worker.state import active_requests
+from celery.worker.state import active_requests, revoked
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
+
+from tasks.sentinel import MasterConnection, MasterPool
 
 from . import scripts
 from .commands import Command, Commands, Exchanged, Reply
@@ -29,9 +31,11 @@ from .messages import Unreadable, read
 from .qos import Message, QoS
 
 if TYPE_CHECKING:
+    from tasks.sentinel import Sentinels
+
     from .poller import Poller
 
-__all__ = ["Channel", "SentinelChannel"]
+__all__ = ["Channel", "SentinelChannel", "SocketChannel"]
 
 logger = logging.getLogger("promptmill.broker")
 
@@ -228,7 +232,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         return self._deliver_taken()
 
     def _on_exchanged(self, exchanged: Exchanged) -> None:
-        self._taken += exchanged.taken
+        self._take_over(exchanged)
         if self.lookout.learn(exchanged) and self.lookout.may_be_notified:
             # Reading the lists makes Redis watch them; one that was filled after our exchange shows here.
             lists = [self.commands.key(name) for queue in self.take_queues for name in self._lists(queue)]
@@ -236,7 +240,12 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
 
     def _on_taken_alone(self, exchanged: Exchanged) -> None:
         self.lookout.redis_ms = exchanged.now_ms
+        self._take_over(exchanged)
+
+    def _take_over(self, exchanged: Exchanged) -> None:
         self._taken += exchanged.taken
+        # Celery discards a job that it knows to be revoked, and records its end.
+        revoked.update(exchanged.cancelled)
 
     def _on_exists(self, reply: Reply) -> None:
         _raise_errors(reply)
@@ -296,6 +305,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             self.leases.delay(tag, delivery.due_ms)
             self.lookout.within((delivery.due_ms - self.lookout.redis_ms) / 1000)
             return None
+        now_ms = self.lookout.redis_ms
+        if delivery.lane and (turn_ms := self.leases.lanes.turn_ms(delivery.lane, now_ms=now_ms)) is not None:
+            self.leases.delay(tag, turn_ms)
+            return None
         return delivery.ready(tag)
 
     def _bury(self, tag: str, kind: str, reason: str) -> None:
@@ -310,10 +323,34 @@ class _Client(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]  # kombu p
         return super().pipeline(transaction, shard_hint)
 
 
-class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]  # kombu publishes no types
-    """The same, with the master found through Sentinel."""
+class SocketChannel(Channel):
+    """The same through a Unix socket.
 
-    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS)
+    kombu reads the login from the socket's URL, and shows that URL to all who inspect the worker. Here it is the
+    connection's own, which kombu shows without the password.
+    """
+
+    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
+        client = self.connection.client
+        params: dict[str, Any] = super()._connparams(asynchronous)
+        return params | {"username": client.userid, "password": client.password}
+
+
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]  # kombu publishes no types
+    """The same, with the master found through Sentinel.
+
+    kombu reads the sentinels from the URL, as its alternates. After a failed attempt it would go on to the next one by
+    its URL alone: with kombu's own transport, without leases. Here the URL names one, and an option all of them.
+    """
+
+    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS, "sentinels")
+    sentinels: Sentinels
+    connection_class = MasterConnection
+
+    def _sentinel_managed_pool(self, asynchronous: bool = False) -> MasterPool:
+        params = self._connparams(asynchronous)
+        del params["host"], params["port"]
+        return MasterPool(self.sentinels, **params)
 
 
 def _raise_errors(reply: Reply) -> None:

@@ -45,6 +45,8 @@ class Exchanged:
     now_ms: int
     next_due_ms: int | None
     taken: list[tuple[str, str, bytes]]
+    cancelled: list[str]
+    """Ids of those among the jobs that are cancelled."""
     acked: int
     room: int
 
@@ -100,7 +102,13 @@ class Commands:
         load = _Load.of(self._leases)
         queue_keys = [[self.key(keys.delayed(queue)), *map(self.key, lists(queue))] for queue in queues]
         args = (
-            *_evalsha(scripts.EXCHANGE, *self._lease_keys, self.key(keys.FENCE), *chain.from_iterable(queue_keys)),
+            *_evalsha(
+                scripts.EXCHANGE,
+                *self._lease_keys,
+                self.key(keys.FENCE),
+                self.key(keys.CANCELLED),
+                *chain.from_iterable(queue_keys),
+            ),
             *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
             *(self._steps, self._separator, len(queues), len(load.started), keys.RECORD_TTL_S),
             *queues,
@@ -117,9 +125,10 @@ class Commands:
         if isinstance(reply, Exception):
             load.put_back(self._leases)
             raise reply
-        now_ms, due_ms, *rest = reply
+        now_ms, due_ms, cancelled, *rest = reply
         taken = [(rest[i].decode(), queues[rest[i + 1] - 1], rest[i + 2]) for i in range(0, len(rest), 3)]
-        then(Exchanged(now_ms, due_ms if due_ms >= 0 else None, taken, acked=len(load.acks), room=room))
+        ids = [job_id.decode() for job_id in cancelled]
+        then(Exchanged(now_ms, due_ms if due_ms >= 0 else None, taken, ids, acked=len(load.acks), room=room))
 
     def heartbeat(
         self, tags: Sequence[str], *, seen_ms: int, heartbeat_s: float, on_reply: Callable[[Reply], None]
@@ -135,7 +144,7 @@ class Commands:
             keys.DELAYED_PREFIX,
             keys.job(""),
             seen_ms,
-            keys.RECORD_TTL_S * 1000,
+            keys.WAITING_TTL_S * 1000,
             *tags,
         )
         return Command(args, on_reply)

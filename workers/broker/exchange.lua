@@ -5,14 +5,19 @@
 -- clock (us) is its lower bound, so that a Redis that came back without its last second, or without anything, does not
 -- give the numbers of claims that workers still hold.
 --
+-- A job may have been cancelled while nobody was there to hear it, or so long ago that the workers have forgotten: the
+-- reply names those among the jobs that were taken.
+--
 -- KEYS  1 unacked (hash, kombu's), 2 unacked_index (zset, kombu's), 3 leases (zset, tag -> ms when it ends), 4 fence
---       (the last number given); then for each queue its delayed messages (zset) and its lists, most urgent first
+--       (the last number given), 5 cancelled (zset, job id -> ms); then for each queue its delayed messages (zset) and
+--       its lists, most urgent first
 -- ARGV  1 messages to take at most, 2 bytes to take at most, 3 lease (ms), 4 lists a queue, 5 priority steps ("0,3,6,9"),
 --       6 separator, 7 queues, 8 jobs that have started, 9 lifetime of their records (s); then the queues' names; for
 --       each started job its record and 1 if the record is to be made where there is none; the tags to acknowledge
--- Returns {now (ms), ms when the next delayed message is due or -1, tag, number of the queue, message, tag, ...}
+-- Returns {now (ms), ms when the next delayed message is due or -1, {ids of jobs taken that are cancelled}, tag, number of
+--          the queue, message, tag, ...}
 
-local unacked, index, leases, fence = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local unacked, index, leases, fence, cancelled = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local room, bytes, lease_ms, lists = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local steps = numbers(ARGV[5])
 local queues, started = tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -30,7 +35,7 @@ for i = first_ack, #ARGV do
 end
 
 local function key_of(queue, list)
-  return KEYS[4 + (queue - 1) * (lists + 1) + 1 + list]
+  return KEYS[5 + (queue - 1) * (lists + 1) + 1 + list]
 end
 
 local next_due = -1
@@ -47,7 +52,9 @@ for queue = 1, queues do
   end
 end
 
-local reply = { now, next_due }
+local cancelled_ids = {}
+local reply = { now, next_due, cancelled_ids }
+local any_cancelled = redis.call('EXISTS', cancelled) == 1
 local last_fence
 for list = 1, lists do
   for queue = 1, queues do
@@ -60,6 +67,8 @@ for list = 1, lists do
       redis.call('ZADD', leases, now + lease_ms, tag)
       redis.call('ZADD', index, math.floor(now / 1000), tag)
       reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = tag, queue, raw
+      local id = any_cancelled and job_id(raw)
+      if id and redis.call('ZSCORE', cancelled, id) then cancelled_ids[#cancelled_ids + 1] = id end
       room, bytes = room - 1, bytes - #raw
     end
   end

@@ -31,7 +31,8 @@ REVOKED_LOOK_S = 0.25
 """How soon Redis hears of what remote control revoked."""
 
 REVOKED_LIMIT = 1_000_000
-"""Cancelled jobs that a worker remembers. Celery's default, 50,000 for three hours, forgets jobs that still wait."""
+"""Cancelled jobs that a worker remembers, for as long as Redis does. One that it has forgotten all the same is named
+again when its message is taken (exchange.lua)."""
 
 
 class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publishes no types
@@ -43,7 +44,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         self._seen_ms = 0
         self._published: set[str] = set()
         worker_state.revoked.maxlen = REVOKED_LIMIT
-        worker_state.revoked.expires = keys.RECORD_TTL_S
+        worker_state.revoked.expires = keys.WAITING_TTL_S
         super().__init__(consumer, **kwargs)
 
     def register_with_event_loop(self, consumer: Any, hub: Hub) -> None:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .lanes import Lanes
+
 __all__ = ["REJECTED", "Grave", "Lease", "Leases"]
 
 REJECTED = "rejected"
@@ -49,6 +51,7 @@ class Leases:
     delays: list[tuple[Lease, int]] = field(default_factory=list)
     """Not due yet, with the time (ms, Redis's clock) when they are."""
     graves: list[Grave] = field(default_factory=list)
+    lanes: Lanes = field(default_factory=Lanes)
     condemned: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Tag -> (kind, reason): when Celery lets go of it, it is to be buried, not forgotten."""
     tell_end: Callable[[Grave], bool] = lambda grave: True

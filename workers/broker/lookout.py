@@ -30,9 +30,22 @@ class Lookout:
         self.may_be_notified = True
         self.is_waiting = False
         """The queues were empty, and whoever can will tell us."""
-        self.redis_ms = 0
-        """Redis's clock at the last exchange."""
+        self._redis_ms = 0
+        self._redis_heard_at = 0.0
         self._look_at = 0.0
+
+    @property
+    def redis_ms(self) -> int:
+        """Redis's clock at its last reply. What is due by this one is due."""
+        return self._redis_ms
+
+    @redis_ms.setter
+    def redis_ms(self, now_ms: int) -> None:
+        self._redis_ms, self._redis_heard_at = now_ms, time.monotonic()
+
+    def now_s(self) -> float:
+        """Redis's clock now, in seconds of the epoch."""
+        return self._redis_ms / 1000 + time.monotonic() - self._redis_heard_at
 
     @property
     def is_due(self) -> bool:

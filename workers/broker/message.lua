@@ -3,6 +3,7 @@
 -- The text of a message is never decoded and encoded again: Lua's cjson turns [] into {} and rounds long integers.
 -- How often a message was delivered travels at its end, as a field that kombu ignores.
 
+local WAITING_TTL_S = 1209600 -- tasks/keys.py
 local TRAILER = ', "promptmill": {"deliveries": %d, "suspected": %d}}'
 local TRAILER_PATTERN = ', "promptmill": {"deliveries": (%d+), "suspected": (%d)}}$'
 
@@ -64,11 +65,18 @@ local function list_of(raw, queue, steps, separator)
   return step == 0 and queue or queue .. separator .. step
 end
 
--- The record of a message's job, if it has one, says that the job waits again.
+local function job_id(raw)
+  return string.match(raw, '"headers": ?{.-"id": ?"([^"]*)"')
+end
+
+-- The record of a message's job, if it has one, says that the job waits again, and lives as long as those that wait do.
 local function mark_queued(raw, record_prefix)
-  local id = string.match(raw, '"headers": ?{.-"id": ?"([^"]*)"')
-  if id and redis.call('HEXISTS', record_prefix .. id, 'state') == 1 then
-    redis.call('HSET', record_prefix .. id, 'state', 'queued')
+  local id = job_id(raw)
+  local record = id and record_prefix .. id
+  if record and redis.call('HEXISTS', record, 'state') == 1 then
+    redis.call('HSET', record, 'state', 'queued')
+    -- One that was submitted with a long delay lives longer already.
+    if redis.call('TTL', record) < WAITING_TTL_S then redis.call('EXPIRE', record, WAITING_TTL_S) end
   end
 end
 

@@ -15,10 +15,15 @@ from kombu.utils.json import loads as kombu_loads
 if TYPE_CHECKING:
     from .leases import Grave
 
-__all__ = ["Delivery", "Unreadable", "context", "dead_letter", "read"]
+__all__ = ["MARKS", "Delivery", "Unreadable", "context", "dead_letter", "read"]
 
 HISTORY = "promptmill"
 """The field that the scripts append to a message that was given back (message.lua)."""
+
+MARKS = "promptmill"
+"""The property in which a delivered message carries what we know of it to its task (`task.request.properties`).
+
+Not a header: Celery hands headers on to the jobs that a task starts."""
 
 
 class Unreadable(ValueError):
@@ -34,15 +39,24 @@ class Delivery:
     suspected: bool = False
     due_ms: int | None = None
 
+    @property
+    def lane(self) -> str | None:
+        """Where it may be kept waiting without being started. Not if it was: its call may have been paid for."""
+        name = self.payload["headers"].get("lane")
+        return name if isinstance(name, str) and not self.deliveries and not self.suspected else None
+
     def ready(self, tag: str) -> dict[str, Any]:
         """The payload, marked for its consumer."""
         headers, properties = self.payload["headers"], self.payload["properties"]
-        # It is due by Redis's clock; left in, Celery would ask this machine's clock again.
-        headers["eta"] = None
+        marks: dict[str, Any] = {}
+        if headers.get("eta") is not None:
+            # It is due by Redis's clock; left in, Celery would ask this machine's clock again. The task may see it.
+            marks["eta"], headers["eta"] = headers["eta"], None
         if self.deliveries or self.suspected:
             headers["redelivered"] = True
-            headers["suspected_double_payment"] = self.suspected
             properties.setdefault("delivery_info", {})["redelivered"] = True
+            marks["suspected_double_payment"] = self.suspected
+        properties[MARKS] = marks
         properties["delivery_tag"] = tag
         return self.payload
 

@@ -1,15 +1,16 @@
-"""The transports: `broker_transport = "workers.broker:Transport"` with a redis:// URL, or the Sentinel one."""
+"""The transports, one for each kind of URL: `broker_transport = "workers.broker:Transport"` with redis://."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
-from .channel import Channel, SentinelChannel
+from .channel import Channel, SentinelChannel, SocketChannel
 from .poller import Poller
 
-__all__ = ["SentinelTransport", "Transport"]
+__all__ = ["SentinelTransport", "SocketTransport", "Transport"]
 
 
 class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu publishes no types
@@ -22,8 +23,19 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu publishes
         self.cycle = Poller()
 
 
+class SocketTransport(Transport):
+    """The same for socket:///path. kombu hands such a URL on whole, or would take its own transport for it."""
+
+    Channel = SocketChannel
+    can_parse_url = True
+
+
+# Where Celery shows its settings, it asks kombu whose URL this is.
+TRANSPORT_ALIASES["socket"] = f"{__package__}:{SocketTransport.__name__}"
+
+
 class SentinelTransport(Transport):
-    """The same for sentinel:// URLs."""
+    """The same behind Sentinel: the URL names one sentinel, the option `sentinels` (`tasks.sentinel`) all of them."""
 
     Channel = SentinelChannel
     default_port = 26379

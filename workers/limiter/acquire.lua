@@ -22,7 +22,8 @@
 --       13 "requests:reserved:used" of what was settled,
 --       14 requests that went without a slot, 15 rate headers "what it tells:name:limit:remaining:reset s ...",
 --       16 the epoch that this process knows (0 = it has had no reply yet), 17 1 = it leaves, 18 instants to give back (us), descending,
---       19 the told limits by which it made the dimensions, 20 width of a bin (s), 21 how far ahead any process leases (s)
+--       19 the told limits by which it made the dimensions, 20 width of a bin (s), 21 how far ahead any process leases (s),
+--       22 tokens that one call may take beyond its reservation
 -- Returns {now, epoch, paused until or 0, wait, live processes, horizon, 1 = an unstated limit is being felt,
 --          all processes, why it stopped, told limits "rpm=500,tpm=30000", slots ...}; instants and durations in us.
 
@@ -107,7 +108,8 @@ for _, dim in ipairs(dims) do
   dim.tat = tonumber(state['tat:' .. dim.name]) or begins
 end
 local calendar = calendar_of(KEYS[7], levels.o, above, now)
-local window, window_above = window_of(KEYS[6], dims, width, now), window_of(KEYS[8], above, width, now)
+local window = window_of(KEYS[6], dims, width, tonumber(ARGV[22]), now)
+local window_above = window_of(KEYS[8], above, width, tonumber(ARGV[22]), now)
 if was_lost then
   window.presume()
   window_above.presume()

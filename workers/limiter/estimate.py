@@ -51,6 +51,10 @@ class Estimator:
         """Embeddings have no output."""
         return Cost(int(input_chars / self._chars_per_token) + 1, 0, input_chars)
 
+    def beyond_tokens(self) -> int:
+        """By how much the longest of the recent answers was longer than what is reserved for one."""
+        return max(0, self._sorted[-1] - self._output_tokens()) if self._sorted else 0
+
     def learn(self, cost: Cost, usage: TokenUsage) -> None:
         """What the request really took."""
         if cost.input_chars > 0 and usage.input_tokens > 0:

@@ -343,6 +343,7 @@ class Limiter:
             epoch=self._pauses.epoch if self._last is not None else 0,
             leaves=leaves,
             returned=said.returned,
+            beyond_tokens=self._estimator.beyond_tokens(),
             longest_horizon_s=self._longest_horizon_s(),
             lease_s=LEASE_S,
         )

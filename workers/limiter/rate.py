@@ -8,7 +8,7 @@ provider up to J seconds after its instant (`use_by_s` for us, the rest for the 
   forgive: the gap between two requests must be 1 / R + J.
 
 Tokens come in lumps, and an answer's length is known only when it is over. So under windows the schedule also remembers
-what the last minute and J have taken (window.lua), and their pace is the limit over that time; it only spreads them.
+what the last minute and J have taken (window.lua), and their pace only spreads them.
 """
 
 from __future__ import annotations
@@ -49,6 +49,10 @@ _UNKNOWN_BUCKET_S = 0.1
 """Providers are known to enforce 60,000 a minute as 1,000 a second; some go finer."""
 
 _TOKEN_BURST = 0.01
+_TOKEN_HASTE = 1.05
+"""The pace of tokens above the limit's own where the window's memory holds the limit: room that opens late is still
+used. Where the provider may have a bucket, there is none."""
+
 _BUCKET_TOKEN_SHARE = 0.99
 """A bucket of tokens holds seconds of its rate, which is more than that difference."""
 
@@ -130,8 +134,14 @@ def plan(limits: Limits, *, organisation: Limits | None = None, keys: int = 1) -
     if organisation is None:
         return own
     above = _plan(organisation)
-    shared = tuple(replace(each, shared_by=keys) for each in above.dimensions)
+    shared = tuple(_shared(each, keys=keys) for each in above.dimensions)
     return replace(own, dimensions=own.dimensions + shared, use_by_s=min(own.use_by_s, above.use_by_s))
+
+
+def _shared(dimension: Dimension, *, keys: int) -> Dimension:
+    """A calendar sells what was left unused anyway, and needs no haste."""
+    rate_per_s = min(dimension.rate_per_s, dimension.limit / (dimension.span_s or WINDOW_S))
+    return replace(dimension, rate_per_s=rate_per_s, shared_by=keys)
 
 
 def _plan(limits: Limits) -> Plan:
@@ -185,4 +195,5 @@ def _tokens(name: DimensionName, limit: int, algorithm: str) -> Dimension:
     if algorithm == "bucket":
         return Dimension(name, limit, limit / WINDOW_S * _BUCKET_TOKEN_SHARE, burst)
     span_s = WINDOW_S + MAX_USE_BY_S + NETWORK_JITTER_S
-    return Dimension(name, limit, limit / span_s, burst, span_s=span_s)
+    haste = 1.0 if algorithm == "unknown" else _TOKEN_HASTE
+    return Dimension(name, limit, limit / span_s * haste, burst, span_s=span_s)

@@ -50,7 +50,8 @@ class Ask:
     """One process's call. The same `seq` again changes nothing and gets the same answer.
 
     `costs` are the first waiters', in order; `epoch` is the latest that it knows, 0 before its first reply; `returned`
-    are instants (s, the schedule's time) of slots given back.
+    are instants (s, the schedule's time) of slots given back; `beyond_tokens` is what one call may take beyond its
+    reservation.
     """
 
     process: str
@@ -67,6 +68,7 @@ class Ask:
     epoch: int = 0
     leaves: bool = False
     returned: Sequence[float] = ()
+    beyond_tokens: int = 0
     longest_horizon_s: float = LONGEST_HORIZON_S
     lease_s: float = 12.0
 
@@ -184,6 +186,7 @@ class RedisSchedule:
             self._told,
             BIN_S,
             LONGEST_HORIZON_S,
+            ask.beyond_tokens,
         )
 
     async def _run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:

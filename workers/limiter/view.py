@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tasks import keys
 
+from .peek import Hash, Line, Sold, expected_wait_s, flow_per_s, pace_share, sold, split_tokens
 from .rate import WINDOW_S
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from .cost import Cost
     from .schedule import LimiterName
 
-__all__ = ["LimiterView", "listed", "look", "mark_listed"]
+__all__ = ["LimiterHashes", "LimiterView", "listed", "look", "mark_listed", "view_of"]
 
-_Hash = dict[bytes, bytes]
+
+class LimiterHashes(NamedTuple):
+    """What Redis holds of one limiter; see `tasks.keys.limiter`."""
+
+    clock: Hash
+    state: Hash
+    processes: Hash
+    days: Hash
+    organisation: Hash
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +36,13 @@ class LimiterView:
     """One limiter. `permitted_per_minute` and `used_last_minute` are by dimension: requests, tokens, input, output.
 
     `estimated_tokens` were reserved for, and `actual_tokens` taken by, the `settled` calls. `pace_share` is what 429s
-    have left of the stated pace. `paused_until` is in epoch seconds. The `organisation_...` figures are of all keys of
-    the model together, and empty where no limit stands above them.
+    have left of the stated pace; `refused` counts the 429s that began a pause. `paused_until` is in epoch seconds by
+    Redis's clock, `paused_for_s` needs no clock.
+
+    `wait_s` is about how long a request of the usual size would wait that came now and stood behind all others; in a
+    worker with a short line of its own it goes sooner. None: nobody can tell.
+
+    The `organisation_...` figures are of all keys of the model together, and empty where no limit stands above them.
     """
 
     provider: str
@@ -40,8 +55,10 @@ class LimiterView:
     max_in_flight: int | None
     in_flight: int
     waiting: int
+    wait_s: float | None
     processes: int
     paused_until: float | None
+    paused_for_s: float
     refused: int
     pace_share: float
     settled: int
@@ -76,75 +93,71 @@ async def look(redis: Redis, provider: str, model: str, fingerprint: str, *, key
         commands.time()
         for key in (of.clock, of.state, of.processes, of.days, of.organisation):
             commands.hgetall(key_prefix + key)
-        (seconds, micros), clock_hash, *hashes = await commands.execute()
-    ahead_s = _number(clock_hash, b"ahead")
-    now = seconds + micros / 1e6 + ahead_s
-    return _view((provider, model, fingerprint), *hashes, now=now, ahead_s=ahead_s)
+        (seconds, micros), *hashes = await commands.execute()
+    return view_of((provider, model, fingerprint), LimiterHashes(*hashes), redis_now=seconds + micros / 1e6)
 
 
-def _view(
-    name: tuple[str, str, str],
-    state: _Hash,
-    processes: _Hash,
-    days: _Hash,
-    organisation: _Hash,
-    *,
-    now: float,
-    ahead_s: float,
-) -> LimiterView:
-    records = [record.split() for record in processes.values()]
-    alive = [record for record in records if float(record[0]) >= now]
-    pause = _number(state, b"pause")
-    share = _pace_share(state, now)
-    above = _stated(state, "o")
+def view_of(name: tuple[str, str, str], hashes: LimiterHashes, *, redis_now: float) -> LimiterView:
+    """The limiter at `redis_now`, epoch seconds by Redis's clock."""
+    # As clock.lua tells the time: where Redis's clock was set back, the schedule's stands until it is told again.
+    now = max(redis_now + _number(hashes.clock, b"ahead"), _number(hashes.clock, b"seen"))
+    state, pause = hashes.state, _number(hashes.state, b"pause")
+    alive = [record for record in map(bytes.split, hashes.processes.values()) if float(record[0]) >= now]
+    dimensions = sold(state, hashes.organisation, now=now)
+    line, usual = _line(hashes, alive, dimensions, now=now), _usual(state, b"reserved_tokens", dimensions)
     return LimiterView(
         provider=name[0],
         model=name[1],
         fingerprint=name[2],
-        permitted_per_minute={each: rate * share * WINDOW_S for each, rate in _paces(state, now).items()},
+        permitted_per_minute=_permitted(dimensions, shared=False),
         used_last_minute=_used(state, now),
-        requests_per_day=int(_number(state, b"requests_per_day")) or None,
-        used_today=int(_number(days, str(int(now // 86_400)).encode())),
-        max_in_flight=int(_number(state, b"max_in_flight")) or None,
-        in_flight=sum(int(record[3]) for record in alive),
-        waiting=sum(int(record[2]) for record in alive),
+        requests_per_day=line.requests_per_day,
+        used_today=line.used_today,
+        max_in_flight=line.max_in_flight,
+        in_flight=line.in_flight,
+        waiting=line.waiting,
+        wait_s=expected_wait_s(dimensions, usual, line=line, now=now, paused_until=pause),
         processes=len(alive),
-        paused_until=pause - ahead_s if pause > now else None,
+        paused_until=redis_now + pause - now if pause > now else None,
+        paused_for_s=max(0.0, pause - now),
         refused=int(_number(state, b"refused")),
-        pace_share=share,
+        pace_share=pace_share(state, now=now),
         settled=int(_number(state, b"settled")),
         estimated_tokens=int(_number(state, b"reserved_tokens")),
         actual_tokens=int(_number(state, b"used_tokens")),
-        organisation_permitted_per_minute={each: rate * WINDOW_S for each, rate in above.items()},
-        organisation_used_last_minute=_used(organisation, now) if above else {},
+        organisation_permitted_per_minute=(above := _permitted(dimensions, shared=True)),
+        organisation_used_last_minute=_used(hashes.organisation, now) if above else {},
     )
 
 
-def _paces(state: _Hash, now: float) -> dict[str, float]:
-    """Permitted a second, by dimension; after a 429 also for a model whose limits nobody has stated."""
-    paces = _stated(state, "s")
-    if b"cap" in state and "requests" not in paces:
-        paces["requests"] = _number(state, b"cap") * 1.01 ** min(1_000.0, max(0.0, now - _number(state, b"cap_at")))
-    return paces
+def _permitted(dimensions: Sequence[Sold], *, shared: bool) -> dict[str, float]:
+    return {each.name: min(each.limit, each.rate_per_s * WINDOW_S) for each in dimensions if each.is_shared is shared}
 
 
-def _stated(state: _Hash, level: str) -> dict[str, float]:
-    """Permitted a second, by dimension, of the key (`s`) or the organisation (`o`), as the scripts were last told."""
-    parts = (part.split(":") for part in state.get(b"dimensions", b"").decode().split())
-    return {name: float(rate) for its_level, name, _, rate, *_ in parts if its_level == level}
-
-
-def _used(counts: _Hash, now: float) -> dict[str, float]:
+def _used(counts: Hash, now: float) -> dict[str, float]:
     return {each: _last_minute(counts, each, now) for each in ("requests", "tokens")}
 
 
-def _pace_share(state: _Hash, now: float) -> float:
-    if b"factor" not in state:
-        return 1.0
-    return min(1.0, _number(state, b"factor") + 0.01 * max(0.0, now - _number(state, b"factor_at")))
+def _line(hashes: LimiterHashes, alive: Sequence[Sequence[bytes]], dimensions: Sequence[Sold], *, now: float) -> Line:
+    state = hashes.state
+    return Line(
+        waiting=sum(int(record[2]) for record in alive),
+        # What they don't use comes back to the schedule, so those before us cost what they take in the end.
+        typical=_usual(state, b"used_tokens", dimensions),
+        in_flight=sum(int(record[3]) for record in alive),
+        max_in_flight=int(_number(state, b"max_in_flight")) or None,
+        used_today=int(_number(hashes.days, str(int(now // 86_400)).encode())),
+        requests_per_day=int(_number(state, b"requests_per_day")) or None,
+        flow_per_s=flow_per_s(state, now=now),
+    )
 
 
-def _last_minute(state: _Hash, name: str, now: float) -> float:
+def _usual(state: Hash, tokens: bytes, dimensions: Sequence[Sold]) -> Cost:
+    """The mean of all calls so far."""
+    return split_tokens(_number(state, tokens) / max(1.0, _number(state, b"settled")), dimensions)
+
+
+def _last_minute(state: Hash, name: str, now: float) -> float:
     """This minute's count, and of the last one's the share that is less than a minute ago."""
     minutes_ago = now // WINDOW_S - _number(state, b"minute")
     this, last = _number(state, name.encode()), _number(state, f"last_{name}".encode())
@@ -153,5 +166,5 @@ def _last_minute(state: _Hash, name: str, now: float) -> float:
     return this + last * (1 - now % WINDOW_S / WINDOW_S)
 
 
-def _number(fields: _Hash, name: bytes) -> float:
+def _number(fields: Hash, name: bytes) -> float:
     return float(fields.get(name, 0))

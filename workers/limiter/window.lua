@@ -8,15 +8,21 @@
 -- instants after at - `span`, a minute and J. A slot may be sold at `at` if all that is charged after that, the later slots
 -- too, leaves room for its cost; else it is moved to where enough of the oldest bins have left.
 --
+-- `reserve` is kept free beside the cost: what one call may take beyond its reservation. Where many are under way, others
+-- that take less make up for it; where the window is full but for one, nothing does. It is a small share of the limit at
+-- most, and an empty window has room for any request.
+--
 -- The hash `key` holds `<dimension>:<bin>` = tokens charged.
 
-local function window_of(key, dimensions, width, now)
+local most_reserve = 0.02
+
+local function window_of(key, dimensions, width, reserve, now)
   local by_name, changed, passed = {}, {}, {}
   for _, dim in ipairs(dimensions) do
     if dim.span > 0 then
       local oldest = math.floor((now - dim.span) / width)
       by_name[dim.name] = {
-        name = dim.name, limit = dim.limit, rate = dim.rate, burst = dim.burst, span = dim.span,
+        name = dim.name, limit = dim.limit, burst = dim.burst, span = dim.span,
         charged = {}, sum = 0, oldest = oldest, newest = oldest,
       }
     end
@@ -48,12 +54,12 @@ local function window_of(key, dimensions, width, now)
     end
   end
 
-  -- Nobody knows what was sold of a schedule that was lost: no more than the pace and the burst, which leave evenly.
+  -- Nobody knows what was sold of a schedule that was lost: it is taken for a full window that leaves evenly.
   function window.presume()
     if not is_empty then return end
     local last = math.floor(now / width)
     for _, of in pairs(by_name) do
-      for bin = of.oldest, last do charge(of, bin, of.rate * width) end
+      for bin = of.oldest, last do charge(of, bin, of.limit / of.span * width) end
       charge(of, last, of.burst)
     end
   end
@@ -68,7 +74,7 @@ local function window_of(key, dimensions, width, now)
   function window.place(cost, at)
     for name, of in pairs(by_name) do
       at = math.max(at, of.reached or at)
-      local room = of.limit - cost[name]
+      local room = of.limit - cost[name] - (name == 'input' and 0 or math.min(reserve, most_reserve * of.limit))
       while of.oldest <= of.newest do
         local leaves = (of.oldest + 1) * width + of.span
         if leaves > at then

@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
-from tasks.connection import Address
+from tasks.address import Address
 
 from .errors import UnusableInput
 from .simulation import Simulation

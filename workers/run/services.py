@@ -12,7 +12,8 @@ from redis.exceptions import RedisError
 
 from config.catalog import Catalog
 from config.settings import Settings
-from tasks.connection import Address
+from tasks.address import Address
+from tasks.sentinel import MasterNotFound
 
 from .environ import engine_environ
 from .errors import UnusableInput
@@ -81,7 +82,7 @@ class _Starter:
         server, simulator = await asyncio.gather(self._redis_server(), self._simulator())
         url = server.url if server is not None else str(self.options.redis)
         redis = await self.stack.enter_async_context(
-            Redis.from_url(url, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S)
+            Address.of(url).async_client(socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S)
         )
         await _check_reachable(redis, url)
         return Services(url, redis, server, simulator, await self._fleet(url, redis, simulator))
@@ -129,6 +130,8 @@ class _Starter:
 async def _check_reachable(redis: Redis, url: str) -> None:
     try:
         await redis.ping()
+    except MasterNotFound as error:
+        raise UnusableInput(f"--redis: {error}.") from None
     except (RedisError, OSError) as error:
         reason = "refused the user or password" if "auth" in str(error).lower() else "can't be reached"
         raise UnusableInput(f"Redis at {Address.of(url)} {reason}. Check that it runs, and --redis.") from None

@@ -1,0 +1,5 @@
+"""`python -m bench.limiter`."""
+
+from .process import main
+
+main()

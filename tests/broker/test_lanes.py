@@ -1,0 +1,75 @@
+"""Jobs that are told to wait because the one before them was. Times are ms of any clock."""
+
+from __future__ import annotations
+
+import pytest
+
+from workers.broker.lanes import FRESH_MS, FURTHEST_MS, MOST_LANES, Lanes
+from workers.broker.messages import read
+
+from .broker import message
+
+NOW_MS = 1_000_000
+
+
+@pytest.fixture
+def lanes() -> Lanes:
+    """The limiter has told two jobs of lane "a" to come back, 20 ms apart."""
+    lanes = Lanes()
+    for until_ms in (NOW_MS + 5_000, NOW_MS + 5_020):
+        lanes.postponed("a", until_ms, now_ms=NOW_MS)
+    return lanes
+
+
+def test_those_behind_come_back_one_by_one_at_the_limiters_pace(lanes: Lanes) -> None:
+    assert [lanes.turn_ms("a", now_ms=NOW_MS) for _ in range(3)] == [NOW_MS + 5_040, NOW_MS + 5_060, NOW_MS + 5_080]
+
+
+def test_other_lanes_are_not_held_up(lanes: Lanes) -> None:
+    assert lanes.turn_ms("b", now_ms=NOW_MS) is None
+
+
+def test_one_turn_alone_tells_no_pace() -> None:
+    lanes = Lanes()
+    lanes.postponed("a", NOW_MS + 5_000, now_ms=NOW_MS)
+    assert lanes.turn_ms("a", now_ms=NOW_MS) is None
+
+
+def test_after_a_second_the_next_is_started_and_asks_again(lanes: Lanes) -> None:
+    assert lanes.turn_ms("a", now_ms=NOW_MS + FRESH_MS) is not None
+    assert lanes.turn_ms("a", now_ms=NOW_MS + FRESH_MS + 1) is None
+
+
+def test_no_turn_is_given_twice_when_the_limiter_gives_an_earlier_one(lanes: Lanes) -> None:
+    """It counts only the jobs that it was asked about."""
+    given = [lanes.turn_ms("a", now_ms=NOW_MS) for _ in range(50)]
+    lanes.postponed("a", NOW_MS + 5_040, now_ms=NOW_MS + 500)
+    later = lanes.turn_ms("a", now_ms=NOW_MS + 500)
+    assert later is not None and given[-1] is not None and later > given[-1]
+
+
+def test_a_turn_that_is_very_far_away_is_brought_nearer(lanes: Lanes) -> None:
+    lanes.postponed("a", NOW_MS + FURTHEST_MS, now_ms=NOW_MS)
+    assert lanes.turn_ms("a", now_ms=NOW_MS) == NOW_MS + FURTHEST_MS // 2
+
+
+def test_lanes_that_nobody_speaks_of_are_forgotten(lanes: Lanes) -> None:
+    later_ms = NOW_MS + FRESH_MS + 1
+    for number in range(MOST_LANES):
+        lanes.postponed(f"lane {number}", later_ms, now_ms=later_ms)
+    assert len(lanes._lanes) == MOST_LANES
+
+
+@pytest.mark.parametrize(
+    ("raw", "lane"),
+    [
+        (message("a", lane="normal m"), "normal m"),
+        (message("a"), None),
+        (message("a", lane=7), None),
+        (message("a", lane="normal m")[:-1] + b', "promptmill": {"deliveries": 1, "suspected": 0}}', None),
+        (message("a", lane="normal m")[:-1] + b', "promptmill": {"deliveries": 0, "suspected": 1}}', None),
+    ],
+    ids=["ours", "a stock producer's", "nonsense", "its worker died", "perhaps paid for"],
+)
+def test_only_a_job_that_never_began_waits_unstarted(raw: bytes, lane: str | None) -> None:
+    assert read(raw).lane == lane

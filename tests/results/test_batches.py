@@ -1,0 +1,69 @@
+"""Results on their way from the loop to Redis: in batches, tried until they are there, none held up by another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import redis
+from celery.exceptions import BackendStoreError
+from servers import RedisServer
+
+from workers.bridge import App
+from workers.results import BatchWriter, Entry
+
+from .conftest import stored
+
+
+def entry(job_id: str, *, record: bytes | None = None) -> Entry:
+    text = b'{"status": "SUCCESS", "result": 1, "task_id": "%s"}' % job_id.encode()
+    return Entry(f"celery-task-meta-{job_id}", record or text, True, "succeeded", job_id, None, "")
+
+
+@pytest.fixture
+async def writer(app: App) -> AsyncIterator[BatchWriter]:
+    writer = BatchWriter(app.backend)
+    yield writer
+    await writer.aclose()
+
+
+async def test_many_share_a_few_round_trips(writer: BatchWriter, client: redis.Redis) -> None:
+    await writer.put(entry("first"))  # the script is loaded
+    before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    await asyncio.gather(*(writer.put(entry(f"{number}")) for number in range(400)))
+    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before <= 12
+    assert all(stored(client, f"{number}")["status"] == "SUCCESS" for number in range(400))
+
+
+async def test_one_that_redis_never_takes_does_not_keep_the_others(writer: BatchWriter, client: redis.Redis) -> None:
+    refused = entry("refused")
+    client.lpush("a-list", 1)
+    object.__setattr__(refused, "key", "a-list")  # WRONGTYPE, in the middle of the batch
+    ends = await asyncio.gather(
+        writer.put(entry("before")), writer.put(refused), writer.put(entry("after")), return_exceptions=True
+    )
+    assert [type(end) for end in ends] == [type(None), BackendStoreError, type(None)]
+    assert stored(client, "before") and stored(client, "after")
+
+
+async def test_an_outage_of_redis_is_waited_out(tmp_path: Path) -> None:
+    server = RedisServer(tmp_path)
+    app = App("outage", set_as_current=False)
+    app.conf.update(broker_url=server.url, result_backend=f"workers.results:Backend+{server.url}")
+    writer = BatchWriter(app.backend)
+    try:
+        server.stop()
+        waiting = [writer.put(entry("a")), writer.put(entry("b"))]
+        _, pending = await asyncio.wait(waiting, timeout=0.3)
+        assert len(pending) == 2
+        server.start()
+        async with asyncio.timeout(20):
+            await asyncio.gather(*waiting)
+        with server.client() as client:
+            assert client.exists("celery-task-meta-a", "celery-task-meta-b") == 2
+    finally:
+        await writer.aclose()
+        app.close()
+        server.stop()

@@ -1,0 +1,134 @@
+"""What a worker stores of a job's end: once, under its lease, for as long as it is wanted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+from celery import Celery, states
+from celery.app.task import Context
+
+from tasks import keys
+from tasks.outcome import read_outcome
+from tasks.results import PromptResult
+from workers.bridge import App
+from workers.results import Backend, JSONResult
+
+from .conftest import stored
+
+LONG_TEXT = "Answer. " * 1_000
+
+
+def request(job_id: str = "j", *, group: str | None = None, tag: str | None = None, task: str = "t") -> Context:
+    return Context(id=job_id, group=group, task=task, properties={"delivery_tag": tag})
+
+
+def answer(job_id: str = "j", *, text: str = "hi", compressible: bool = False) -> JSONResult:
+    return JSONResult(PromptResult(job_id, "succeeded", text=text).to_dict(), compressible=compressible)
+
+
+def test_an_answer_is_final(backend: Backend, client: redis.Redis) -> None:
+    backend.store_result("j", answer(text="first"), states.SUCCESS, request=request())
+    for late, state in [(answer(text="late"), states.SUCCESS), (ValueError("late"), states.FAILURE)]:
+        backend.store_result("j", late, state, request=request())
+    backend.store_result("j", {"progress": 1}, "PROGRESS", request=request())
+    assert stored(client, "j")["result"]["text"] == "first"
+
+
+def test_a_failure_may_turn_out_well_but_goes_back_to_no_earlier_state(backend: Backend, client: redis.Redis) -> None:
+    backend.store_result("j", ValueError("no"), states.FAILURE, request=request())
+    backend.store_result("j", {"progress": 1}, "PROGRESS", request=request())
+    assert stored(client, "j")["status"] == "FAILURE"
+    backend.store_result("j", answer(), states.SUCCESS, request=request())
+    assert stored(client, "j")["status"] == "SUCCESS"
+
+
+def test_only_the_holder_of_the_lease_may_store(
+    backend: Backend, client: redis.Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.zadd(keys.LEASES, {"pm-2": 1})
+    backend.store_result("j", answer(text="late"), states.SUCCESS, request=request(tag="pm-1"))
+    assert stored(client, "j") is None
+    assert "Result of j refused" in caplog.text
+    backend.store_result("j", answer(text="mine"), states.SUCCESS, request=request(tag="pm-2"))
+    assert stored(client, "j")["result"]["text"] == "mine"
+
+
+def test_what_was_acknowledged_at_its_start_has_no_lease_to_hold(
+    app: App, backend: Backend, client: redis.Redis
+) -> None:
+    def nothing() -> None: ...
+
+    app.task(name="early", acks_late=False, shared=False)(nothing)
+    app.task(name="late", acks_late=True, shared=False)(nothing)
+    backend.store_result("a", answer("a"), states.SUCCESS, request=request("a", tag="pm-1", task="early"))
+    backend.store_result("b", answer("b"), states.SUCCESS, request=request("b", tag="pm-1", task="late"))
+    assert stored(client, "a")["status"] == "SUCCESS"
+    assert stored(client, "b") is None
+
+
+@pytest.mark.parametrize("compressible", [True, False])
+def test_a_large_answer_is_compressed_for_those_who_can_read_it(
+    app: App, backend: Backend, client: redis.Redis, compressible: bool
+) -> None:
+    large = answer(text=LONG_TEXT, compressible=compressible)
+    with client.pubsub(ignore_subscribe_messages=True) as listener:
+        listener.subscribe("celery-task-meta-j")
+        listener.get_message(timeout=5)
+        backend.store_result("j", large, states.SUCCESS, request=request())
+        published = listener.get_message(timeout=5)
+    raw = client.get("celery-task-meta-j")
+    assert isinstance(raw, bytes) and published is not None and published["data"] == raw
+    assert (len(raw) < len(LONG_TEXT) / 2) is compressible
+    # Our client, whichever way it reads; a stock Celery client; our own app.
+    for record in (raw, raw.decode(errors="surrogateescape")):
+        outcome = read_outcome("j", record)
+        assert outcome is not None and outcome.text == LONG_TEXT
+    for reader in (Celery("stock", backend=app.conf.broker_url, set_as_current=False), app):
+        assert reader.AsyncResult("j").get(timeout=5)["text"] == LONG_TEXT
+    # It is as final as any other.
+    backend.store_result("j", ValueError("late"), states.FAILURE, request=request())
+    assert client.get("celery-task-meta-j") == raw
+
+
+def test_a_small_answer_is_not_compressed(backend: Backend, client: redis.Redis) -> None:
+    backend.store_result("j", answer(compressible=True), states.SUCCESS, request=request())
+    assert stored(client, "j")["result"]["text"] == "hi"
+
+
+@pytest.mark.parametrize(
+    "garbage", [b"\0celery-compressed\0application/x-gzip\0not zlib", b"\0celery-compressed\0zstd\0x"]
+)
+def test_a_compressed_record_that_cannot_be_read_is_a_named_error(garbage: bytes) -> None:
+    for record in (garbage, garbage.decode(errors="surrogateescape")):
+        outcome = read_outcome("j", record)
+        assert outcome is not None and outcome.error is not None and outcome.error.code == "internal"
+
+
+GROUP = "pmg-1"
+
+
+def ttl(client: Any, key: str) -> int:
+    return int(client.ttl(key))
+
+
+@pytest.mark.parametrize(
+    ("total", "lifetime_s"),
+    [(2, keys.RECORD_TTL_S), (3, keys.WAITING_TTL_S), (-1, keys.WAITING_TTL_S), (None, keys.WAITING_TTL_S)],
+    ids=["complete", "one to go", "still open", "counted elsewhere"],
+)
+def test_a_group_lives_until_its_last_job_has_ended_and_a_day(
+    backend: Backend, client: redis.Redis, total: int | None, lifetime_s: int
+) -> None:
+    if total is not None:
+        client.hset(keys.group(GROUP), "total", total)
+    client.rpush(keys.group_jobs(GROUP), "a", "b")
+    backend.store_result("a", answer("a"), states.SUCCESS, request=request("a", group=GROUP))
+    assert ttl(client, keys.group(GROUP)) > keys.RECORD_TTL_S
+    backend.store_result("b", ValueError("no"), states.FAILURE, request=request("b", group=GROUP))
+    backend.store_result("b", ValueError("again"), states.FAILURE, request=request("b", group=GROUP))
+    assert client.hmget(keys.group(GROUP), "succeeded", "failed") == [b"1", b"1"]
+    assert [fields[b"id"] for _, fields in client.xrange(keys.group_done(GROUP))] == [b"a", b"b"]
+    for key in (keys.group(GROUP), keys.group_done(GROUP), keys.group_jobs(GROUP)):
+        assert lifetime_s - 5 <= ttl(client, key) <= lifetime_s

@@ -1,0 +1,33 @@
+"""The workers that a soak strikes."""
+
+from __future__ import annotations
+
+import signal
+import time
+
+from ..faults.harness import Worker, World
+
+__all__ = ["Fleet"]
+
+
+class Fleet:
+    """Workers that are started again when they die."""
+
+    def __init__(self, world: World, *, size: int, concurrency: int) -> None:
+        self._world = world
+        self._concurrency = concurrency
+        self.workers = [self._start() for _ in range(size)]
+        for worker in self.workers:
+            worker.wait_ready()
+
+    def _start(self) -> Worker:
+        return self._world.start_worker(concurrency=self._concurrency, lease_s=6.0, wait=False)
+
+    def kill(self, number: int) -> None:
+        self.workers[number].kill()
+        self.workers[number] = self._start().wait_ready()
+
+    def freeze(self, number: int, seconds: float) -> None:
+        self.workers[number].signal(signal.SIGSTOP)
+        time.sleep(seconds)  # the fault itself: nothing is waited for
+        self.workers[number].signal(signal.SIGCONT)

@@ -1,0 +1,102 @@
+"""What Redis holds of the queue and the limiters, read for one scrape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from tasks import keys
+from tasks.address import Address
+from tasks.message import CELERY_PRIORITY
+from workers.limiter import LimiterView, snapshot
+
+__all__ = ["READ_TIMEOUT_S", "Deployment", "QueueView", "connect", "read"]
+
+READ_TIMEOUT_S: Final = 3.0
+"""For all of a scrape; Prometheus itself waits ten seconds unless it is told otherwise."""
+
+CONNECTIONS: Final = 4
+"""Kept open between scrapes. Each limiter is a round trip, and they share these."""
+
+_PRIORITIES: Final = {step: name for name, step in CELERY_PRIORITY.items()}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueView:
+    """The queue. `waiting` is by queue and priority, `delayed` by queue, `buried` by reason.
+
+    `leased` are the messages that workers hold; `leases_expired` those whose worker has fallen silent and that no other
+    has given back yet.
+    """
+
+    waiting: Mapping[tuple[str, str], int]
+    delayed: Mapping[str, int]
+    leased: int
+    leases_expired: int
+    dead: int
+    buried: Mapping[str, int]
+    cancelled: int
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """All that a scrape shows."""
+
+    queue: QueueView
+    limiters: Sequence[LimiterView]
+
+
+def connect(url: str) -> Redis:
+    """The exporter's client; asks nothing yet. Raises ValueError, without the URL's text, for one that can't be used.
+
+    A connection that Redis has closed meanwhile is opened anew, once; more patience would cost the scrape.
+    """
+    pool = Address.of(url).blocking_pool(
+        max_connections=CONNECTIONS,
+        timeout_s=READ_TIMEOUT_S,
+        socket_timeout=READ_TIMEOUT_S,
+        socket_connect_timeout=READ_TIMEOUT_S,
+        retry=Retry(NoBackoff(), retries=1),
+    )
+    return Redis.from_pool(pool)
+
+
+async def read(redis: Redis, *, queues: Sequence[str], key_prefix: str = "") -> Deployment:
+    """Raises `redis.exceptions.RedisError` and OSError."""
+    queue = await _read_queue(redis, queues=queues, key_prefix=key_prefix)
+    return Deployment(queue, await snapshot(redis, key_prefix=key_prefix))
+
+
+async def _read_queue(redis: Redis, *, queues: Sequence[str], key_prefix: str) -> QueueView:
+    lists = {
+        (queue, _PRIORITIES.get(step, str(step))): keys.queue_list(queue, step)
+        for queue in queues
+        for step in keys.PRIORITY_STEPS
+    }
+    async with redis.pipeline(transaction=False) as commands:
+        commands.time()
+        commands.zcard(key_prefix + keys.LEASES)
+        commands.llen(key_prefix + keys.DEAD)
+        commands.hgetall(key_prefix + keys.DEAD_COUNTS)
+        commands.zcard(key_prefix + keys.CANCELLED)
+        for name in lists.values():
+            commands.llen(key_prefix + name)
+        for queue in queues:
+            commands.zcard(key_prefix + keys.delayed(queue))
+        (seconds, micros), leases, dead, buried, cancelled, *lengths = await commands.execute()
+    now_ms = seconds * 1000 + micros // 1000
+    expired = await redis.zcount(key_prefix + keys.LEASES, "-inf", f"({now_ms}")
+    return QueueView(
+        waiting=dict(zip(lists, lengths, strict=False)),
+        delayed=dict(zip(queues, lengths[len(lists) :], strict=True)),
+        leased=max(0, leases - expired),
+        leases_expired=expired,
+        dead=dead,
+        buried={reason.decode(): int(count) for reason, count in buried.items()},
+        cancelled=cancelled,
+    )
