@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from config.catalog import Limits
 from workers.limiter.cost import Cost
 from workers.limiter.errors import TooLargeForLimit
-from workers.limiter.rate import MAX_USE_BY_S, NETWORK_JITTER_S, Plan, plan
+from workers.limiter.rate import NETWORK_JITTER_S, TOKENS_USE_BY_S, Plan, plan
 from workers.simulator.limits import Bucket, FixedWindow, SlidingLog
 
 
@@ -73,9 +73,9 @@ def test_tokens_under_windows_are_remembered_for_a_minute_and_the_jitter(algorit
     pace = plan(Limits(rpm=600, tpm=60_000, algorithm=algorithm), organisation=Limits(tpm=90_000), keys=2)
     requests, tokens, above = pace.dimensions
     assert requests.span_s == 0
-    assert tokens.span_s == above.span_s == 60.0 + MAX_USE_BY_S + NETWORK_JITTER_S
-    # A provider with a bucket forgives no haste.
-    assert tokens.rate_per_s * 60 <= (60_000 if algorithm == "unknown" else 63_000)
+    assert tokens.span_s == above.span_s == 60.0 + TOKENS_USE_BY_S + NETWORK_JITTER_S
+    assert tokens.rate_per_s * tokens.span_s == pytest.approx(60_000)
+    assert pace.use_by_s <= TOKENS_USE_BY_S
 
 
 def test_a_bucket_of_tokens_needs_no_memory() -> None:

@@ -46,10 +46,10 @@ LEASE_S = 12.0
 DEAF_HORIZON_S = 0.5
 """Leases are this short while pauses are not heard by the channel: they would be heard with the next reply only."""
 
-TOKENS_HORIZON_S = 1.5
+TOKENS_HORIZON_S = 0.7
 """Settlement brings tokens back all the time; what is leased far ahead was leased by estimates alone."""
 
-FLUSH_S = 0.25
+FLUSH_S = 0.1
 IDLE_FLUSH_S = 2.0
 FREE_REPORT_S = 1.0
 RENEW_S = 4.0

@@ -35,8 +35,6 @@ class Sold:
     burst: float
     until: float
     is_shared: bool = False
-    limit: float = math.inf
-    """A minute. The pace can be above it, to make up for what was left unused (rate.py)."""
 
     def instant(self, cost: Cost) -> float:
         """When a request of this cost may go, as far as this dimension is concerned."""
@@ -71,15 +69,14 @@ def sold(state: Hash, organisation: Hash, *, now: float) -> list[Sold]:
     share, cap = pace_share(state, now=now), _cap_per_s(state, now=now)
     found = []
     for part in state.get(b"dimensions", b"").decode().split():
-        level, name, limit, rate, burst, _ = part.split(":")
+        level, name, _, rate, burst, _ = part.split(":")
         if level == "o":
             found.append(_in_calendar(cast("DimensionName", name), float(rate), float(burst), organisation, now=now))
             continue
         rate_per_s = float(rate) * share
         if cap is not None and name == "requests":
             rate_per_s = min(rate_per_s, cap)
-        dimension = Sold(cast("DimensionName", name), rate_per_s, float(burst), 0.0, limit=float(limit))
-        found.append(_with_instant(dimension, state, now=now))
+        found.append(_with_instant(Sold(cast("DimensionName", name), rate_per_s, float(burst), 0.0), state, now=now))
     if cap is not None and not any(each.name == "requests" and not each.is_shared for each in found):
         found.append(_with_instant(Sold("requests", cap, 1.0, 0.0), state, now=now))
     return found

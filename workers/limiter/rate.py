@@ -31,6 +31,9 @@ BIN_S = 0.25
 """How finely the last minute's tokens are remembered; a bin counts until all of it is too old."""
 
 MAX_USE_BY_S = 0.25
+TOKENS_USE_BY_S = 0.15
+"""Under windows of tokens, whose J costs its share of the limit; of so few slots, hardly one comes late."""
+
 NETWORK_JITTER_S = 0.1
 """What the way to the provider may add under windows; under buckets, `_NETWORK_SHARE` of J is for it."""
 
@@ -49,9 +52,8 @@ _UNKNOWN_BUCKET_S = 0.1
 """Providers are known to enforce 60,000 a minute as 1,000 a second; some go finer."""
 
 _TOKEN_BURST = 0.01
-_TOKEN_HASTE = 1.05
-"""The pace of tokens above the limit's own where the window's memory holds the limit: room that opens late is still
-used. Where the provider may have a bucket, there is none."""
+_WINDOW_TOKEN_BURST = 0.02
+"""More, where the window's memory holds the limit: room that opens late is still used."""
 
 _BUCKET_TOKEN_SHARE = 0.99
 """A bucket of tokens holds seconds of its rate, which is more than that difference."""
@@ -134,14 +136,8 @@ def plan(limits: Limits, *, organisation: Limits | None = None, keys: int = 1) -
     if organisation is None:
         return own
     above = _plan(organisation)
-    shared = tuple(_shared(each, keys=keys) for each in above.dimensions)
+    shared = tuple(replace(each, shared_by=keys) for each in above.dimensions)
     return replace(own, dimensions=own.dimensions + shared, use_by_s=min(own.use_by_s, above.use_by_s))
-
-
-def _shared(dimension: Dimension, *, keys: int) -> Dimension:
-    """A calendar sells what was left unused anyway, and needs no haste."""
-    rate_per_s = min(dimension.rate_per_s, dimension.limit / (dimension.span_s or WINDOW_S))
-    return replace(dimension, rate_per_s=rate_per_s, shared_by=keys)
 
 
 def _plan(limits: Limits) -> Plan:
@@ -155,7 +151,10 @@ def _plan(limits: Limits) -> Plan:
         ("input", limits.input_tpm),
         ("output", limits.output_tpm),
     )
-    dimensions.extend(_tokens(name, limit, limits.algorithm) for name, limit in stated if limit is not None)
+    tokens = [_tokens(name, limit, limits.algorithm) for name, limit in stated if limit is not None]
+    if any(each.span_s for each in tokens):
+        use_by_s = min(use_by_s, TOKENS_USE_BY_S)
+    dimensions += tokens
     return Plan(tuple(dimensions), use_by_s, limits.rpd, limits.max_in_flight)
 
 
@@ -191,9 +190,8 @@ def _under_bucket(per_s: float, *, capacity: float) -> tuple[float, int, float]:
 
 
 def _tokens(name: DimensionName, limit: int, algorithm: str) -> Dimension:
-    burst = max(1.0, limit * _TOKEN_BURST)
     if algorithm == "bucket":
+        burst = max(1.0, limit * _TOKEN_BURST)
         return Dimension(name, limit, limit / WINDOW_S * _BUCKET_TOKEN_SHARE, burst)
-    span_s = WINDOW_S + MAX_USE_BY_S + NETWORK_JITTER_S
-    haste = 1.0 if algorithm == "unknown" else _TOKEN_HASTE
-    return Dimension(name, limit, limit / span_s * haste, burst, span_s=span_s)
+    span_s = WINDOW_S + TOKENS_USE_BY_S + NETWORK_JITTER_S
+    return Dimension(name, limit, limit / span_s, max(1.0, limit * _WINDOW_TOKEN_BURST), span_s=span_s)

@@ -131,7 +131,7 @@ def view_of(name: tuple[str, str, str], hashes: LimiterHashes, *, redis_now: flo
 
 
 def _permitted(dimensions: Sequence[Sold], *, shared: bool) -> dict[str, float]:
-    return {each.name: min(each.limit, each.rate_per_s * WINDOW_S) for each in dimensions if each.is_shared is shared}
+    return {each.name: each.rate_per_s * WINDOW_S for each in dimensions if each.is_shared is shared}
 
 
 def _used(counts: Hash, now: float) -> dict[str, float]:
