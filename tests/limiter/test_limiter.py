@@ -374,6 +374,26 @@ async def test_a_share_without_redis_begins_behind_what_is_leased() -> None:
 
 
 @virtually
+async def test_what_calls_really_took_counts_for_a_minute() -> None:
+    """Each takes more than was reserved, so the pace alone would let twice the limit through."""
+    per_minute = plan(Limits(tpm=60_000, algorithm="sliding"))
+    ledger, loop = Ledger(), asyncio.get_running_loop()
+    async with limiter_of(per_minute) as (limiter, _):
+
+        async def keep_asking() -> None:
+            while loop.time() < 1_200.0:
+                permit = await admit(limiter, Cost(100, 400))
+                ledger.add([loop.time()], 1_000)
+                await asyncio.sleep(0.5)
+                permit.settle(Usage(100, 900))
+
+        await asyncio.gather(*(keep_asking() for _ in range(20)))
+    beyond_of_those_under_way = 20 * 500
+    assert 55_000 < ledger.most_in_window(60.0) <= 60_000 + beyond_of_those_under_way
+    assert sum(amount for _, amount in ledger.entries) > 0.9 * 3 * 60_000
+
+
+@virtually
 async def test_what_one_call_may_take_beyond_its_reservation_is_told() -> None:
     async with limiter_of(plan(Limits(tpm=60_000, algorithm="sliding"))) as (limiter, schedule):
         for tokens in (10, 2_000):

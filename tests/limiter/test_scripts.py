@@ -432,10 +432,19 @@ async def test_slots_that_are_sold_for_later_count_too(client: Redis) -> None:
 async def test_none_overtakes_one_that_waits_for_the_window(client: Redis) -> None:
     buyer = Buyer(client)
     await buyer.buys(1_000.0, 100)
-    await buyer.settles(1_000.0, 1_000.0, -54_900)
-    waits, small = await buyer.buys(1_059.0, 5_001, 10)
+    await buyer.settles(1_000.0, 1_000.0, -59_800)
+    waits, small = await buyer.buys(1_060.0, 101, 10)
     assert waits == pytest.approx(1_000.0 + BIN_S + SPAN_S)
     assert small >= waits
+
+
+async def test_slots_of_one_call_count_for_one_another(client: Redis) -> None:
+    buyer = Buyer(client)
+    await buyer.buys(1_000.0, 100)
+    await buyer.settles(1_000.0, 1_000.0, -58_900)
+    first, second = await buyer.buys(1_059.5, 600, 600)
+    assert first == 1_059.5
+    assert second == pytest.approx(1_000.0 + BIN_S + SPAN_S)
 
 
 async def test_a_slot_is_charged_and_settled_in_its_own_bin(client: Redis) -> None:
@@ -492,6 +501,13 @@ async def test_a_lost_window_is_taken_for_full_and_empties_at_the_pace(client: R
     await buyer.settles(1_004.5, 1_004.5, 30_000)
     (slot,) = await buyer.buys(1_004.5, 10_000)
     assert slot == pytest.approx(1_011.4, abs=0.6)
+
+
+async def test_an_organisation_s_lost_window_is_full_once(client: Redis) -> None:
+    for key in ("k1", "k2"):
+        buyer = Buyer(client, Limits(), key=key, organisation=MINUTE, keys=2, epoch=3)
+        assert not (await buyer.says(1_000.0)).slots
+        assert sum((await windows(client, "organisation:window")).values()) == pytest.approx(60_000, rel=0.03)
 
 
 async def test_what_a_lost_schedule_sold_is_not_refunded_by_the_next(client: Redis) -> None:
