@@ -285,10 +285,14 @@ local flow, _, flow_from = flow_with(state, now, #slots + free)
 local function write_counts(key, level)
   level.requests = tonumber(level.requests) + #slots + free - returned
   level.tokens = tonumber(level.tokens) + tokens - back.tokens
+  local fields = { 'minute', minute }
   for _, name in ipairs(counters) do
-    redis.call('HSET', key, name, level[name] or 0, 'last_' .. name, level['last_' .. name] or 0)
+    for _, field in ipairs({ name, 'last_' .. name }) do
+      fields[#fields + 1] = field
+      fields[#fields + 1] = level[field] or 0
+    end
   end
-  redis.call('HSET', key, 'minute', minute)
+  redis.call('HSET', key, unpack(fields))
   redis.call('EXPIRE', key, 172800)
 end
 write_counts(KEYS[2], state)

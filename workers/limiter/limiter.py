@@ -116,9 +116,10 @@ class Limiter:
     async def admit(self, waiter: Waiter) -> Permit:
         """Wait for a turn. Raises `NotAdmitted` and `Moved`; a cancelled wait gives everything back."""
         if self._goes_free():
-            self.tally.charge(waiter.cost, self._instant())
+            instant = self._instant()
+            self.tally.charge(waiter.cost, instant)
             self._caller.nudge(self._caller.called_at + FREE_REPORT_S)
-            return self._permit(waiter.cost, self._instant())
+            return self._permit(waiter.cost, instant)
         if waiter.until_s is not None or waiter.park_after_s is not None:
             self._forecast.check(waiter, wait_s=self.expected_wait_s(waiter.priority), turn_s=self._turn_s())
         waiter.units = self.plan.unit_s(waiter.cost) or 1.0
