@@ -112,7 +112,7 @@ def test_output_is_the_90th_percentile_within_max_tokens() -> None:
 
 def test_a_few_short_answers_do_not_lower_the_first_guess() -> None:
     estimator = Estimator()
-    for _ in range(63):
+    for _ in range(31):
         estimator.learn(Cost(), Usage(output_tokens=10))
     assert estimator.cost(input_chars=4).output_tokens == 1_024
     estimator.learn(Cost(), Usage(output_tokens=10))

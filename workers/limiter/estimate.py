@@ -27,7 +27,7 @@ time. What an answer takes beyond its reservation is charged when it is settled.
 _FIRST_OUTPUT_TOKENS = 1_024
 """Until the model has answered. What is reserved too low at first is sent too fast, and has to be paid back."""
 
-_ENOUGH_ANSWERS = 64
+_ENOUGH_ANSWERS = 32
 """Fewer may all have been short by chance, and their reservations stand for as long as requests wait: until then, no
 less than the first guess."""
 
