@@ -339,6 +339,21 @@ async def test_bins_that_have_passed_are_forgotten(client: Redis) -> None:
         seen |= bins
 
 
+async def test_of_what_went_without_a_slot_a_moment_counts_against_the_pace(client: Redis) -> None:
+    limits = Limits(rpm=600, tpm=60_000, algorithm="sliding")
+    requests = plan(limits).dimensions[0]
+    away = Ask(process="a", seq=1, went_free=90, refunds=[Refund(bin_at(970.0), 0, -30_000)], costs=[Cost(0, 10)] * 4)
+    grant = await schedule(client, limits, now=1_000.0).acquire(away)
+    assert grant.slots[0] == pytest.approx(1_000.3)
+    assert await windows(client) == {f"tokens:{bin_at(970.0)}": 30_000} | {
+        f"tokens:{bin_at(slot)}": 10 * sum(bin_at(each) == bin_at(slot) for each in grant.slots) for slot in grant.slots
+    }
+    few = replace(away, process="b", went_free=2, refunds=[], costs=[Cost(0, 10)])
+    assert (await schedule(client, limits, now=1_000.0).acquire(few)).slots[0] == pytest.approx(
+        grant.slots[-1] + 3 / requests.rate_per_s, abs=1e-4
+    )
+
+
 # ---- what the last minute took
 
 MINUTE = Limits(tpm=60_000, algorithm="sliding")

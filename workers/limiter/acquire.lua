@@ -130,7 +130,19 @@ for bin, input, output in string.gmatch(ARGV[12], '(%d+):(-?%d+):(-?%d+)') do
     window_above.settle(bin, of_bin)
   end
 end
-for _, dim in ipairs(dims) do dim.tat = dim.tat - back[dim.name] / dim.rate end
+-- What went without a slot is mostly past, and its capacity has come again. But processes find Redis again one after
+-- another, and the last still send for a moment while the first have slots: as much as that counts against the pace.
+local moment_s = 0.3
+local free = tonumber(ARGV[14])
+for _, dim in ipairs(dims) do
+  local settled_tat = dim.tat - back[dim.name] / dim.rate
+  if free > 0 and dim.name == 'requests' then
+    settled_tat = math.max(dim.tat, now) + math.min(free / dim.rate, moment_s)
+  elseif free > 0 and dim.span > 0 then
+    settled_tat = math.min(settled_tat, math.max(dim.tat, now + moment_s)) -- its window remembers the rest
+  end
+  dim.tat = settled_tat
+end
 calendar.settle(back)
 local returned = 0
 for word in string.gmatch(ARGV[18], '%d+') do
@@ -279,7 +291,6 @@ end
 horizon = horizon or 0.1
 
 -- 7. Write it down.
-local free = tonumber(ARGV[14])
 local settled, reserved, used = string.match(ARGV[13], '^(%d+):(%d+):(%d+)$')
 local flow, _, flow_from = flow_with(state, now, #slots + free)
 local function write_counts(key, level)
