@@ -9,6 +9,8 @@ Until a key's owner deletes it, `WAITING_TTL_S` or `RECORD_TTL_S` is how long it
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 QUEUE = "prompts"
 """The Celery queue of prompt jobs."""
 
@@ -113,17 +115,40 @@ LIMITER_PAUSES = "pm:limiter:pauses"
 LIMITER_TTL_S = 172_800
 
 
-def limiter(provider: str, model: str, fingerprint: str) -> tuple[str, str, str, str, str, str]:
-    """The keys of one limiter, owned by workers/limiter/. The model's hash tag keeps them, and the limit above all keys
-    of the model, on one cluster node. TTL `LIMITER_TTL_S` after the last use, `processes` and `replies` twenty minutes.
+class LimiterKeys(NamedTuple):
+    """The keys of one limiter, in the order in which its scripts take them. TTL `LIMITER_TTL_S` after the last use, but
+    for `processes` and `replies`, twenty minutes, and the windows, five."""
 
-    clock         hash: the limiters' own time; shared by the model's limiters
-    state         hash: the schedule, the pause, counters
-    processes     hash, process -> when its lease ends, when it was seen, what it waits for and holds, its virtual time
-    replies       hash, process -> its last reply, for when it was lost
-    days          hash, day -> requests sent on it (TTL two days)
-    organisation  hash: what is sold of the limit above the keys, by bins of time (calendar.lua); its counters
-    """
+    clock: str
+    """Hash: the limiters' own time; shared by the model's limiters."""
+    state: str
+    """Hash: the schedule, the pause, counters."""
+    processes: str
+    """Hash, process -> when its lease ends, when it was seen, what it waits for and holds, its virtual time."""
+    replies: str
+    """Hash, process -> its last reply, for when it was lost."""
+    days: str
+    """Hash, day -> requests sent on it (TTL two days)."""
+    window: str
+    """Hash, `<dimension>:<bin>` -> tokens that the slots of that quarter of a second took (window.lua)."""
+    organisation: str
+    """Hash: what is sold of the limit above the keys, by bins of time (calendar.lua); its counters."""
+    organisation_window: str
+    """Hash: as `window`, of the limit above the keys."""
+
+
+def limiter(provider: str, model: str, fingerprint: str) -> LimiterKeys:
+    """Owned by workers/limiter/. The model's hash tag keeps them, and the limit above all keys of the model, on one
+    cluster node."""
     tag = f"{{rl:{provider}:{model}}}"
     own = f"{tag}:{fingerprint}"
-    return f"{tag}:clock", f"{own}:state", f"{own}:processes", f"{own}:replies", f"{own}:days", f"{tag}:organisation"
+    return LimiterKeys(
+        clock=f"{tag}:clock",
+        state=f"{own}:state",
+        processes=f"{own}:processes",
+        replies=f"{own}:replies",
+        days=f"{own}:days",
+        window=f"{own}:window",
+        organisation=f"{tag}:organisation",
+        organisation_window=f"{tag}:organisation:window",
+    )

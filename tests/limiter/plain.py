@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import selectors
+from collections import Counter
 from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
+from workers.limiter.cost import Cost, DimensionName
 from workers.limiter.headers import ToldLimit
-from workers.limiter.rate import Plan
+from workers.limiter.rate import BIN_S, Dimension, Plan
 from workers.limiter.schedule import Ask, Grant, Pause, PauseReport
 
 
@@ -65,6 +67,7 @@ class PlainSchedule:
         self.epoch = 1
         self.paused_until = 0.0
         self._tat = dict.fromkeys((each.name for each in plan.dimensions), 0.0)
+        self._charged: dict[DimensionName, Counter[int]] = {each.name: Counter() for each in plan.dimensions}
         self._answered: dict[int, Grant] = {}
 
     async def acquire(self, ask: Ask) -> Grant:
@@ -94,17 +97,20 @@ class PlainSchedule:
         self.epoch = max(self.epoch, ask.epoch)
         horizon_s, wait_s, reason = 0.5, 0.0, "done"
         slots: list[float] = []
-        for name, back in (("input", ask.refund_input), ("output", ask.refund_output)):
-            self._give_back(name, back)
+        for refund in ask.refunds:
+            self._settle(refund.bin or int(now / BIN_S), Cost(refund.input_tokens, refund.output_tokens))
         for cost in ask.costs:
             at = max(now, self.paused_until)
             for each in self.plan.dimensions:
                 at = max(at, self._tat[each.name] + (cost.of(each.name) - each.burst) / each.rate_per_s)
+            for each in self.plan.dimensions:
+                at = self._when_there_is_room(each, cost.of(each.name) + ask.beyond_tokens, at)
             if at > now + horizon_s:
                 wait_s, reason = at - now, "far"
                 break
             for each in self.plan.dimensions:
                 self._tat[each.name] = max(self._tat[each.name], at) + cost.of(each.name) / each.rate_per_s
+                self._charged[each.name][int(at / BIN_S)] += cost.of(each.name)
             slots.append(at)
         self.sold += slots
         return Grant(
@@ -120,7 +126,21 @@ class PlainSchedule:
             told=self.told,
         )
 
-    def _give_back(self, name: str, amount: int) -> None:
+    def _settle(self, bin_: int, back: Cost) -> None:
         for each in self.plan.dimensions:
-            if each.name in ("tokens", name):
-                self._tat[each.name] -= amount / each.rate_per_s
+            if each.name != "requests":
+                self._tat[each.name] -= back.of(each.name) / each.rate_per_s
+                self._charged[each.name][bin_] -= back.of(each.name)
+
+    def _when_there_is_room(self, dimension: Dimension, amount: int, at: float) -> float:
+        """As window.lua: what was taken since `span_s` before the slot, and is sold for later, counts."""
+        while dimension.span_s:
+            counts = {
+                bin_: tokens
+                for bin_, tokens in self._charged[dimension.name].items()
+                if (bin_ + 1) * BIN_S + dimension.span_s > at + 1e-9
+            }
+            if not counts or sum(counts.values()) + amount <= dimension.limit:
+                break
+            at = (min(counts) + 1) * BIN_S + dimension.span_s
+        return at

@@ -101,7 +101,7 @@ def test_a_reservation_that_has_waited_shrinks_with_what_is_learned_and_never_gr
     assert estimator.typical(guess).output_tokens == 128
     for _ in range(100):
         estimator.learn(Cost(), Usage(output_tokens=200))
-    assert estimator.renewed(guess).output_tokens == 400
+    assert estimator.renewed(guess).output_tokens == 600
     assert estimator.typical(guess).output_tokens == 400
     capped = estimator.cost(input_chars=400, max_tokens=50)
     assert estimator.renewed(capped) == estimator.typical(capped) == capped

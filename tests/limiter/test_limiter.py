@@ -21,7 +21,7 @@ from workers.limiter.headers import ToldLimit
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.line import Line, Priority, Waiter
 from workers.limiter.permit import Permit
-from workers.limiter.rate import Plan, plan
+from workers.limiter.rate import BIN_S, Plan, plan
 
 from .ledger import Ledger
 from .plain import PlainSchedule, VirtualLoop, run_virtually
@@ -270,8 +270,9 @@ async def test_tokens_are_settled_exactly_once() -> None:
 
         await asyncio.gather(*(one() for _ in range(30)))
         await asyncio.sleep(2.0)
-        assert sum(ask.refund_output for ask in schedule.asks) == 30 * 250
-        assert sum(ask.refund_input for ask in schedule.asks) == 0
+        refunds = [refund for ask in schedule.asks for refund in ask.refunds]
+        assert sum(refund.output_tokens for refund in refunds) == 30 * 250
+        assert sum(refund.input_tokens for refund in refunds) == 0
         assert sum(ask.used_tokens for ask in schedule.asks) == 30 * 250
         assert sum(ask.reserved_tokens for ask in schedule.asks) == 30 * 500
 
@@ -326,6 +327,83 @@ async def test_degraded_keeps_to_a_share_of_the_pace_for_a_bounded_time(live: in
         assert max(times) <= gone_at + 21.0
         schedule.is_away = False
         await asyncio.gather(*others)
+
+
+@pytest.mark.parametrize("when_away", ["degraded", "open"])
+@virtually
+async def test_calls_of_the_time_without_redis_are_counted_when_it_is_back(when_away: str) -> None:
+    loop = asyncio.get_running_loop()
+    per_minute = plan(Limits(tpm=60_000, algorithm="sliding"))
+    async with limiter_of(per_minute, when_away=when_away) as (limiter, schedule):
+        (await admit(limiter, Cost(10, 90))).settle(Usage(10, 90))
+        await asyncio.sleep(10.0)
+        schedule.is_away = True
+        permits = []
+        for _ in range(3):
+            permits.append(await admit(limiter, Cost(10, 90)))
+            sent_at = loop.time()
+        permits[0].settle(Usage(10, 20))
+        schedule.is_away = False
+        said, sold = len(schedule.asks), len(schedule.sold)
+        await asyncio.sleep(5.0)
+        permits[1].settle(Usage(10, 190))
+        await asyncio.sleep(5.0)
+        asks = schedule.asks[said:]
+        assert sum(ask.went_free for ask in asks) == 3
+        refunds = [refund for ask in asks for refund in ask.refunds]
+        # The call that had no answer is made again, and what it leased is given back.
+        unused = len(schedule.sold) - sold
+        assert sum(refund.input_tokens for refund in refunds) == (unused - 3) * 10
+        assert sum(refund.output_tokens for refund in refunds) == unused * 90 - 20 - 190 - 90
+        # In the bin in which it was sent, although all of it is told later.
+        assert min(refund.bin for refund in refunds) <= sent_at // BIN_S
+
+
+@virtually
+async def test_a_share_without_redis_begins_behind_what_is_leased() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of() as (limiter, schedule):
+        others = [asyncio.create_task(sent_at(limiter)) for _ in range(60)]
+        await asyncio.sleep(1.0)
+        schedule.is_away = True
+        gone_at = loop.time()
+        leased = [slot for slot in schedule.sold if slot > gone_at]
+        times = await asyncio.gather(*others)
+    assert leased
+    assert sum(gone_at < each <= leased[-1] for each in times) <= len(leased)
+
+
+@virtually
+async def test_what_calls_really_took_counts_for_a_minute() -> None:
+    """Each takes more than was reserved, so the pace alone would let twice the limit through."""
+    per_minute = plan(Limits(tpm=60_000, algorithm="sliding"))
+    ledger, loop = Ledger(), asyncio.get_running_loop()
+    async with limiter_of(per_minute) as (limiter, _):
+
+        async def keep_asking() -> None:
+            while loop.time() < 1_200.0:
+                permit = await admit(limiter, Cost(100, 400))
+                ledger.add([loop.time()], 1_000)
+                await asyncio.sleep(0.5)
+                permit.settle(Usage(100, 900))
+
+        await asyncio.gather(*(keep_asking() for _ in range(20)))
+    beyond_of_those_under_way = 20 * 500
+    assert 55_000 < ledger.most_in_window(60.0) <= 60_000 + beyond_of_those_under_way
+    assert sum(amount for _, amount in ledger.entries) > 0.9 * 3 * 60_000
+
+
+@virtually
+async def test_what_one_call_may_take_beyond_its_reservation_is_told() -> None:
+    async with limiter_of(plan(Limits(tpm=60_000, algorithm="sliding"))) as (limiter, schedule):
+        for tokens in (10, 2_000):
+            (await admit(limiter, Cost(10, 90))).settle(Usage(10, tokens))
+        await sent_at(limiter, Cost(10, 90))
+        assert schedule.asks[-1].beyond_tokens == 0  # both are no longer than what is reserved until many were seen
+        for tokens in [10] * 64:
+            (await admit(limiter, Cost(10, 90))).settle(Usage(10, tokens))
+        await sent_at(limiter, Cost(10, 90))
+        assert schedule.asks[-1].beyond_tokens == 1_990
 
 
 @virtually

@@ -51,8 +51,9 @@ class Worker:
         await self._schedule().pause(PauseReport(epoch=self.epoch, asked_s=asked_s))
 
     async def peek(self) -> LimiterView:
-        clock, state, processes, _, days, organisation = keys.limiter(*NAME)
-        hashes: list[Any] = [await self.redis.hgetall(key) for key in (clock, state, processes, days, organisation)]  # type: ignore[misc] # redis-py types its commands for both clients
+        of = keys.limiter(*NAME)
+        read = (of.clock, of.state, of.processes, of.days, of.organisation)
+        hashes: list[Any] = [await self.redis.hgetall(key) for key in read]  # type: ignore[misc] # redis-py types its commands for both clients
         return view_of(NAME, LimiterHashes(*hashes), redis_now=self.now)
 
     async def next_wait_s(self) -> float:

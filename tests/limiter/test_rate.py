@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from config.catalog import Limits
 from workers.limiter.cost import Cost
 from workers.limiter.errors import TooLargeForLimit
-from workers.limiter.rate import NETWORK_JITTER_S, Plan, plan
+from workers.limiter.rate import NETWORK_JITTER_S, TOKENS_USE_BY_S, Plan, plan
 from workers.simulator.limits import Bucket, FixedWindow, SlidingLog
 
 
@@ -56,6 +56,31 @@ def test_buckets_hold(told: Any, bucket_s: float, rpm: int, seed: int) -> None:
 def test_little_is_left_unused(rpm: int, algorithm: Any) -> None:
     (requests,) = plan(Limits(rpm=rpm, algorithm=algorithm)).dimensions
     assert requests.rate_per_s * 60 >= 0.985 * rpm
+
+
+def test_one_request_a_second_forgives_the_network_40_ms() -> None:
+    pace = plan(Limits(rpm=60, algorithm="bucket"))
+    (requests,) = pace.dimensions
+    meter = Bucket(60, capacity=1.0)
+    for at in dispatched(pace, seconds=600, seed=1, network_s=0.04):
+        assert meter.wait_s(at, 1) == 0
+        meter.take(at, 1)
+    assert requests.rate_per_s * 60 >= 0.92 * 60
+
+
+@pytest.mark.parametrize("algorithm", ["sliding", "fixed", "unknown"])
+def test_tokens_under_windows_are_remembered_for_a_minute_and_the_jitter(algorithm: Any) -> None:
+    pace = plan(Limits(rpm=600, tpm=60_000, algorithm=algorithm), organisation=Limits(tpm=90_000), keys=2)
+    requests, tokens, above = pace.dimensions
+    assert requests.span_s == 0
+    assert tokens.span_s == above.span_s == 60.0 + TOKENS_USE_BY_S + NETWORK_JITTER_S
+    assert tokens.rate_per_s * tokens.span_s == pytest.approx(60_000)
+    assert pace.use_by_s <= TOKENS_USE_BY_S
+
+
+def test_a_bucket_of_tokens_needs_no_memory() -> None:
+    (tokens,) = plan(Limits(tpm=60_000, algorithm="bucket")).dimensions
+    assert tokens.span_s == 0
 
 
 def test_a_request_above_a_minute_s_tokens_is_refused_with_the_reason() -> None:

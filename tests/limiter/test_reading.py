@@ -110,6 +110,23 @@ def test_output_is_the_90th_percentile_within_max_tokens() -> None:
     assert estimator.cost(input_chars=4, max_tokens=50, answers=3).output_tokens == 150
 
 
+def test_a_few_short_answers_do_not_lower_the_first_guess() -> None:
+    estimator = Estimator()
+    for _ in range(31):
+        estimator.learn(Cost(), Usage(output_tokens=10))
+    assert estimator.cost(input_chars=4).output_tokens == 1_024
+    estimator.learn(Cost(), Usage(output_tokens=10))
+    assert estimator.cost(input_chars=4).output_tokens == 10
+
+
+def test_what_a_call_may_take_beyond_its_reservation_is_the_longest_answer_s_excess() -> None:
+    estimator = Estimator()
+    assert estimator.beyond_tokens() == 0
+    for tokens in range(1, 101):
+        estimator.learn(Cost(), Usage(output_tokens=tokens))
+    assert estimator.beyond_tokens() == 100 - 91
+
+
 def test_only_the_last_answers_count() -> None:
     estimator = Estimator()
     for tokens in [4_000] * 300 + [10] * 256:

@@ -15,8 +15,9 @@ from config.catalog import Limits
 from tasks import keys
 from workers.limiter.cost import Cost
 from workers.limiter.headers import RateHeader
-from workers.limiter.rate import plan
+from workers.limiter.rate import BIN_S, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
+from workers.limiter.tally import Refund
 from workers.limiter.view import look
 
 from .ledger import Ledger
@@ -40,13 +41,15 @@ async def test_a_cold_start_has_one_permit(client: Redis) -> None:
     assert all(later - earlier > gap_s - 1e-5 for earlier, later in pairwise(grant.slots))
 
 
-async def test_a_lost_state_begins_behind_what_may_be_out(client: Redis) -> None:
+async def test_a_lost_state_begins_behind_what_any_process_may_have_leased(client: Redis) -> None:
     limits = Limits(rpm=1_200)
-    grant = await schedule(client, limits, now=1_000.0).acquire(
-        Ask(process="a", seq=7, epoch=3, backlog=9, costs=[Cost()] * 9)
-    )
-    assert not grant.slots or grant.slots[0] >= 1_004.0
-    assert grant.epoch == 3
+    deaf = Ask(process="a", seq=7, epoch=3, backlog=9, costs=[Cost()] * 9, longest_horizon_s=0.5)
+    grant = await schedule(client, limits, now=1_000.0).acquire(deaf)
+    assert (grant.slots, grant.epoch) == ([], 3)
+    assert grant.wait_s == pytest.approx(4.0, abs=BIN_S)
+    # A key's first limiter that was ever used must not wait.
+    fresh = await schedule(client, limits, now=1_000.0, key_prefix="fresh:").acquire(replace(deaf, epoch=0))
+    assert fresh.slots[0] == 1_000.0
 
 
 async def test_the_day_s_allowance_stops_at_its_number(client: Redis) -> None:
@@ -140,6 +143,35 @@ async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(clien
     )
     assert not slowed.slots
     assert slowed.wait_s == pytest.approx(40 - 50 / plan(limits).dimensions[0].rate_per_s, abs=0.5)
+
+
+async def test_somebody_else_s_use_takes_its_share_of_the_pace_once(client: Redis) -> None:
+    limits: Any = Limits(rpm=600, algorithm="sliding")
+    rate, told = plan(limits).dimensions[0].rate_per_s, {"rpm": 600}
+
+    async def wait_after(seq: int, used: int, now: float) -> float:
+        header = RateHeader("requests", 600, 600 - used, 60.0)
+        call = Ask(process="a", seq=seq, headers=[header], costs=[Cost()], epoch=int(seq > 1), longest_horizon_s=0.1)
+        grant = await schedule(client, limits, now=now, told=told).acquire(call)
+        return grant.slots[0] - now if grant.slots else grant.wait_s
+
+    assert await wait_after(1, 100, 1_000.0) == pytest.approx(100 / rate, abs=0.7)
+    assert await wait_after(2, 100, 1_002.0) == pytest.approx(100 / rate - 2, abs=0.7)
+    assert await wait_after(3, 130, 1_002.0) == pytest.approx(130 / rate - 2, abs=0.7)
+
+
+async def test_after_a_lost_state_our_own_forgotten_calls_are_nobody_else_s(client: Redis) -> None:
+    limits, told = Limits(rpm=600, algorithm="sliding"), {"rpm": 600}
+    used = RateHeader("requests", 600, 100, 60.0)
+
+    async def first_slot(seq: int, now: float) -> float:
+        call = Ask(process="a", seq=seq, headers=[used], costs=[Cost()], epoch=3)
+        grant = await schedule(client, limits, now=now, told=told).acquire(call)
+        return grant.slots[0] if grant.slots else now + grant.wait_s
+
+    assert await first_slot(1, 1_000.0) == pytest.approx(1_004.0, abs=BIN_S)
+    assert await first_slot(2, 1_123.0) == 1_123.0
+    assert await first_slot(3, 1_125.0) > 1_170.0
 
 
 def gaps(grant: Grant) -> list[float]:
@@ -246,20 +278,20 @@ async def test_an_organisation_s_slot_can_be_given_back_in_the_middle(client: Re
     assert other.slots[1] > first.slots[9]
 
 
-@pytest.mark.parametrize("refund", [0, 800, -800])
+@pytest.mark.parametrize("refund", [0, 2_400, -2_400])
 async def test_an_organisation_s_tokens_are_settled(client: Redis, refund: int) -> None:
     above = Limits(tpm=60_000, algorithm="sliding")
 
     async def sold(key: str, call: Ask) -> int:
         return len((await of_organisation(client, key, Limits(), above, now=1_000.0).acquire(call)).slots)
 
-    first = Ask(process="a", seq=1, costs=[Cost(100, 400)] * 2, longest_horizon_s=60.0)
+    first = Ask(process="a", seq=1, costs=[Cost(100, 1_400)] * 2, longest_horizon_s=60.0)
     assert await sold("k1", first) == 2
-    await sold("k1", Ask(process="a", seq=2, epoch=1, refund_output=refund))
-    rest = Ask(process="b", seq=1, costs=[Cost(0, 100)] * 200, longest_horizon_s=10.0)
-    horizon_s = 32 * 100 / plan(above).dimensions[0].rate_per_s
-    expected = (horizon_s * plan(above).dimensions[0].rate_per_s - 1_000 + refund) / 100
-    assert await sold("k2", rest) == pytest.approx(expected, abs=6)
+    await sold("k1", Ask(process="a", seq=2, epoch=1, refunds=[Refund(0, output_tokens=refund)]))
+    rest = Ask(process="b", seq=1, costs=[Cost(0, 300)] * 200, longest_horizon_s=10.0)
+    horizon_s = 32 * 300 / plan(above).dimensions[0].rate_per_s
+    expected = (horizon_s * plan(above).dimensions[0].rate_per_s - 3_000 + refund) / 300
+    assert await sold("k2", rest) == pytest.approx(expected, abs=5)
 
 
 async def calendar(client: Redis) -> dict[str, float]:
@@ -287,7 +319,7 @@ async def test_a_crumb_before_full_bins_is_left_to_those_that_it_is_enough_for(c
 
     await buys("k1", int(3 * tokens.burst))
     await of_organisation(client, "k1", Limits(), above, now=1_000.0).acquire(
-        Ask(process="a", seq=2, epoch=1, refund_output=30)
+        Ask(process="a", seq=2, epoch=1, refunds=[Refund(0, output_tokens=30)])
     )
     before = await calendar(client)
     assert (await buys("k2", 100)).slots[0] > 1_001.0
@@ -305,6 +337,205 @@ async def test_bins_that_have_passed_are_forgotten(client: Redis) -> None:
         assert len(bins) > 9
         assert not bins & seen
         seen |= bins
+
+
+async def test_of_what_went_without_a_slot_a_moment_counts_against_the_pace(client: Redis) -> None:
+    limits = Limits(rpm=600, tpm=60_000, algorithm="sliding")
+    requests = plan(limits).dimensions[0]
+    away = Ask(process="a", seq=1, went_free=90, refunds=[Refund(bin_at(970.0), 0, -30_000)], costs=[Cost(0, 10)] * 4)
+    grant = await schedule(client, limits, now=1_000.0).acquire(away)
+    assert grant.slots[0] == pytest.approx(1_000.3)
+    assert await windows(client) == {f"tokens:{bin_at(970.0)}": 30_000} | {
+        f"tokens:{bin_at(slot)}": 10 * sum(bin_at(each) == bin_at(slot) for each in grant.slots) for slot in grant.slots
+    }
+    few = replace(away, process="b", went_free=2, refunds=[], costs=[Cost(0, 10)])
+    assert (await schedule(client, limits, now=1_000.0).acquire(few)).slots[0] == pytest.approx(
+        grant.slots[-1] + 3 / requests.rate_per_s, abs=1e-4
+    )
+
+
+# ---- what the last minute took
+
+MINUTE = Limits(tpm=60_000, algorithm="sliding")
+SPAN_S = plan(MINUTE).dimensions[0].span_s
+
+
+def bin_at(instant: float) -> int:
+    return int(instant // BIN_S)
+
+
+class Buyer:
+    """One process that asks for a request at a time, however far its slot is."""
+
+    def __init__(
+        self, client: Redis, limits: Limits = MINUTE, *, epoch: int = 0, key: str = "k", **options: Any
+    ) -> None:
+        self.client = client
+        self.plan = plan(limits, **options)
+        self.key = key
+        self.epoch = epoch
+        self.seq = 0
+
+    async def says(self, now: float, **fields: Any) -> Grant:
+        self.seq += 1
+        of_key = RedisSchedule(self.client, LimiterName("p", "m", self.key), self.plan, fixed_now=str(now))
+        asked = Ask(process=self.key, seq=self.seq, epoch=self.epoch, longest_horizon_s=300.0, **fields)
+        grant = await of_key.acquire(asked)
+        self.epoch = grant.epoch
+        return grant
+
+    async def buys(self, now: float, *amounts: int) -> Sequence[float]:
+        return (await self.says(now, costs=[Cost(0, amount) for amount in amounts])).slots
+
+    async def settles(self, now: float, instant: float, back: int) -> None:
+        await self.says(now, refunds=[Refund(bin_at(instant), output_tokens=back)])
+
+
+async def windows(client: Redis, name: str = "k:window") -> dict[str, float]:
+    fields = await client.hgetall("{rl:p:m}:" + name)  # type: ignore[misc]  # redis-py types it for both worlds
+    return {field.decode(): float(charged) for field, charged in fields.items()}
+
+
+async def test_room_is_kept_for_what_one_call_may_take_beyond_its_reservation(client: Redis) -> None:
+    async def first_slot(beyond: int, **limits: int) -> float:
+        await client.flushall()
+        buyer = Buyer(client, Limits(**limits, algorithm="sliding"))
+        await buyer.says(1_000.0, costs=[Cost(10, 90)])
+        await buyer.says(1_001.0, refunds=[Refund(bin_at(1_000.0), -49_990, -49_910)])
+        grant = await buyer.says(1_060.0, costs=[Cost(9_000, 9_000)], beyond_tokens=beyond)
+        return grant.slots[0]
+
+    leaves = pytest.approx(1_000.0 + BIN_S + SPAN_S)
+    assert await first_slot(2_000, tpm=120_000) < 1_060.3
+    assert await first_slot(2_001, tpm=120_000) == leaves
+    # A fiftieth of the limit at most, and none of the input, which is known.
+    assert await first_slot(9_999, tpm=121_000) < 1_060.3
+    assert await first_slot(9_999, input_tpm=59_000) < 1_060.3
+    assert await first_slot(9_999, output_tpm=59_000) == leaves
+
+
+@pytest.mark.parametrize(("more", "waits"), [(0, False), (1, True)])
+async def test_what_a_call_really_took_counts_for_a_minute(client: Redis, more: int, waits: bool) -> None:
+    buyer = Buyer(client)
+    assert await buyer.buys(1_000.0, 100) == [1_000.0]
+    await buyer.settles(1_001.0, 1_000.0, -50_000)
+    (slot,) = await buyer.buys(1_059.5, 9_900 + more)
+    assert slot == pytest.approx(1_000.0 + BIN_S + SPAN_S if waits else 1_059.5)
+
+
+async def test_an_empty_window_has_room_for_the_largest_request(client: Redis) -> None:
+    (slot,) = await Buyer(client).buys(1_000.0, 60_000)
+    (tokens,) = plan(MINUTE).dimensions
+    assert slot == pytest.approx(1_000.0 + (60_000 - tokens.burst) / tokens.rate_per_s, abs=1e-3)
+
+
+async def test_slots_that_are_sold_for_later_count_too(client: Redis) -> None:
+    async def second(amount: int, prefix: str) -> float:
+        await client.flushall()
+        buyer = Buyer(client)
+        (lump,) = await buyer.buys(1_000.0, 40_000)
+        # The pace is free again at once, the window is not: nothing was charged to that bin.
+        await buyer.settles(1_000.0, 1_000.0, 40_000)
+        (slot,) = await buyer.buys(1_000.0, amount)
+        assert slot < lump or slot >= bin_at(lump) * BIN_S + BIN_S + SPAN_S - 1e-5
+        return slot
+
+    assert await second(20_000, "a") < 1_021.0
+    assert await second(20_001, "b") > 1_099.0
+
+
+async def test_none_overtakes_one_that_waits_for_the_window(client: Redis) -> None:
+    buyer = Buyer(client)
+    await buyer.buys(1_000.0, 100)
+    await buyer.settles(1_000.0, 1_000.0, -59_800)
+    waits, small = await buyer.buys(1_060.0, 101, 10)
+    assert waits == pytest.approx(1_000.0 + BIN_S + SPAN_S)
+    assert small >= waits
+
+
+async def test_slots_of_one_call_count_for_one_another(client: Redis) -> None:
+    buyer = Buyer(client)
+    await buyer.buys(1_000.0, 100)
+    await buyer.settles(1_000.0, 1_000.0, -58_900)
+    first, second = await buyer.buys(1_059.5, 600, 600)
+    assert first == 1_059.5
+    assert second == pytest.approx(1_000.0 + BIN_S + SPAN_S)
+
+
+async def test_a_slot_is_charged_and_settled_in_its_own_bin(client: Redis) -> None:
+    buyer = Buyer(client)
+    first, second = await buyer.buys(1_000.0, 900, 700)
+    assert await windows(client) == {f"tokens:{bin_at(first)}": 900, f"tokens:{bin_at(second)}": 700}
+    await buyer.settles(1_010.0, second, 300)
+    await buyer.says(1_010.0, refunds=[Refund(0, output_tokens=-50)])  # it went without a slot
+    assert await windows(client) == {
+        f"tokens:{bin_at(first)}": 900,
+        f"tokens:{bin_at(second)}": 400,
+        f"tokens:{bin_at(1_010.0)}": 50,
+    }
+
+
+async def test_input_and_output_are_remembered_apart(client: Redis) -> None:
+    buyer = Buyer(client, Limits(input_tpm=60_000, output_tpm=30_000, algorithm="fixed"))
+    await buyer.says(1_000.0, costs=[Cost(30, 20)])
+    await buyer.says(1_000.0, refunds=[Refund(bin_at(1_000.0), 10, 5)])
+    assert await windows(client) == {f"input:{bin_at(1_000.0)}": 20, f"output:{bin_at(1_000.0)}": 15}
+
+
+async def test_what_has_left_the_window_is_forgotten(client: Redis) -> None:
+    buyer = Buyer(client)
+    await buyer.buys(1_000.0, 100)
+    await buyer.buys(1_000.0 + SPAN_S, 100)
+    assert len(await windows(client)) == 2
+    before = await buyer.buys(1_000.2 + SPAN_S + BIN_S, 100)
+    await buyer.settles(1_001.0 + SPAN_S, 1_000.0, 50)
+    assert set(await windows(client)) == {f"tokens:{bin_at(slot)}" for slot in (1_000.0 + SPAN_S, *before)}
+    assert 0 < await client.ttl("{rl:p:m}:k:window") <= 300
+
+
+async def test_a_limit_without_windows_remembers_nothing(client: Redis) -> None:
+    buyer = Buyer(client, Limits(rpm=600, tpm=60_000, algorithm="bucket"))
+    await buyer.buys(1_000.0, 100)
+    await buyer.settles(1_001.0, 1_000.0, 50)
+    assert await windows(client) == {}
+
+
+async def test_the_keys_of_an_organisation_share_its_window(client: Redis) -> None:
+    one, other = (Buyer(client, Limits(), key=key, organisation=MINUTE, keys=2) for key in ("k1", "k2"))
+    await one.buys(1_000.0, 100)
+    await one.settles(1_000.0, 1_000.0, -59_501)
+    assert await windows(client, "organisation:window") == {f"tokens:{bin_at(1_000.0)}": 59_601}
+    assert await other.buys(1_060.3, 400) == [pytest.approx(1_000.0 + BIN_S + SPAN_S)]
+
+
+async def test_a_lost_window_is_taken_for_full_and_empties_at_the_pace(client: Redis) -> None:
+    buyer = Buyer(client, epoch=3)
+    assert not (await buyer.says(1_000.0)).slots
+    assert sum((await windows(client)).values()) == pytest.approx(60_000, rel=0.03)
+    # A pace that is free would let 10,000 go at once.
+    await buyer.settles(1_004.5, 1_004.5, 30_000)
+    (slot,) = await buyer.buys(1_004.5, 10_000)
+    assert slot == pytest.approx(1_011.4, abs=0.6)
+
+
+async def test_an_organisation_s_lost_window_is_full_once(client: Redis) -> None:
+    for key in ("k1", "k2"):
+        buyer = Buyer(client, Limits(), key=key, organisation=MINUTE, keys=2, epoch=3)
+        assert not (await buyer.says(1_000.0)).slots
+        assert sum((await windows(client, "organisation:window")).values()) == pytest.approx(60_000, rel=0.03)
+
+
+async def test_what_a_lost_schedule_sold_is_not_refunded_by_the_next(client: Redis) -> None:
+    buyer = Buyer(client, epoch=3)
+    (first,) = await buyer.buys(1_000.0, 600)
+    before = (await windows(client)).items()
+    await buyer.settles(1_001.0, 999.0, 50_000)
+    await buyer.settles(1_001.0, first - BIN_S, 50_000)
+    assert (await windows(client)).items() <= before
+    # So many that the last of them shows how far the pace was sold.
+    later = await buyer.buys(1_001.0, *[600] * 5)
+    tokens = buyer.plan.dimensions[0]
+    assert later[-1] == pytest.approx(first + (6 * 600 - tokens.burst) / tokens.rate_per_s, abs=1e-3)
 
 
 # ---- pauses
@@ -375,7 +606,7 @@ async def test_a_pause_is_told_on_the_channel(client: Redis) -> None:
 
 async def test_a_pause_does_not_bring_nearer_what_was_far(client: Redis) -> None:
     limits = Limits(tpm=60_000, algorithm="sliding")
-    took_more = Ask(process="a", seq=1, refund_output=-30_000)
+    took_more = Ask(process="a", seq=1, refunds=[Refund(0, output_tokens=-30_000)])
     await schedule(client, limits, now=1_000.0).acquire(took_more)
     await paused(client, limits, now=1_000.0, epoch=1, asked_s=1.0)
     grant = await schedule(client, limits, now=1_002.0).acquire(

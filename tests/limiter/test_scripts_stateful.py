@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -22,8 +23,9 @@ from redis.asyncio import Redis
 
 from config.catalog import Limits
 from workers.limiter.cost import Cost
-from workers.limiter.rate import Dimension, Plan, plan
+from workers.limiter.rate import BIN_S, Dimension, Plan, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
+from workers.limiter.tally import Refund
 
 from .conftest import RedisServer
 from .ledger import Ledger
@@ -38,6 +40,15 @@ LEASE_S = 12.0
 MOST_TOKENS = 1_500
 
 
+@dataclass(eq=False)
+class Call:
+    """One slot, and the tokens that count for it now: what was reserved, or what was settled."""
+
+    cost: Cost
+    instant: float
+    tokens: int
+
+
 @dataclass
 class Process:
     """What one process knows; a kill forgets all of it."""
@@ -46,22 +57,26 @@ class Process:
     key: str
     seq: int = 0
     last: tuple[Ask, Grant] | None = None
-    in_flight: list[Cost] = field(default_factory=list)
+    in_flight: list[Call] = field(default_factory=list)
     seen_at: float = 0.0
 
 
 @dataclass
 class Granted:
-    """What was granted within one limit, and not made void by a pause; of tokens also what came back."""
+    """What was granted within one limit, and not made void by a pause; of tokens also what came back, what each call
+    has taken, and what calls took beyond their reservations."""
 
     requests: Ledger = field(default_factory=Ledger)
     reserved: Ledger = field(default_factory=Ledger)
+    calls: list[Call] = field(default_factory=list)
     refunds: int = 0
+    beyond: int = 0
 
-    def add(self, instants: Sequence[float], costs: Sequence[Cost]) -> None:
-        self.requests.add(instants)
-        for instant, cost in zip(instants, costs, strict=False):
-            self.reserved.add([instant], cost.of("tokens"))
+    def add(self, calls: Sequence[Call]) -> None:
+        self.requests.add(call.instant for call in calls)
+        for call in calls:
+            self.reserved.add([call.instant], call.cost.of("tokens"))
+        self.calls += calls
 
     def check(self, paces: Mapping[str, Dimension]) -> None:
         if (pace := paces.get("requests")) is not None:
@@ -70,6 +85,9 @@ class Granted:
         if (pace := paces.get("tokens")) is not None:
             burst = max(pace.burst, MOST_TOKENS) + self.refunds
             assert self.reserved.worst_excess(rate_per_s=pace.rate_per_s, burst=burst) <= 1e-3
+            if pace.span_s:
+                taken = Ledger([(call.instant, call.tokens) for call in self.calls])
+                assert taken.most_in_window(pace.span_s) <= pace.limit + self.beyond
 
 
 @dataclass
@@ -82,6 +100,7 @@ class Key(Granted):
     def drop_what_was_not_sent(self, now: float) -> None:
         for ledger in (self.requests, self.reserved):
             ledger.entries = [entry for entry in ledger.entries if entry[0] <= now]
+        self.calls = [call for call in self.calls if call.instant <= now]
 
 
 class Scripts(RuleBasedStateMachine):
@@ -160,18 +179,23 @@ class Scripts(RuleBasedStateMachine):
         grant = self.runner.run(self.schedule(process.key).acquire(asked))
         process.last = (asked, grant)
         process.seen_at = self.real_now
-        self.check(self.keys[process.key], asked, grant)
+        self.check(process, asked, grant)
         return grant
 
-    def check(self, key: Key, asked: Ask, grant: Grant) -> None:
+    def check(self, process: Process, asked: Ask, grant: Grant) -> None:
+        key = self.keys[process.key]
         assert grant.now >= self.schedule_now - 1e-5, "the schedule's time went back"
         self.schedule_now = grant.now
         assert list(grant.slots) == sorted(grant.slots), "a waiter overtook the one before it"
         for instant in grant.slots:
             assert instant >= grant.now - 1e-5, "a slot in the past"
             assert instant >= key.paused_until - 1e-5, "a slot inside a pause"
-        key.add(grant.slots, asked.costs)
-        self.granted_to_all.add(grant.slots, asked.costs)
+        calls = [
+            Call(cost, instant, cost.of("tokens")) for instant, cost in zip(grant.slots, asked.costs, strict=False)
+        ]
+        key.add(calls)
+        self.granted_to_all.add(calls)
+        process.in_flight += calls
 
     # ---- what happens
 
@@ -193,8 +217,7 @@ class Scripts(RuleBasedStateMachine):
         self.wants(self.processes[name], [Cost(tokens // 3, tokens - tokens // 3)] * count, more=more)
 
     def wants(self, process: Process, costs: Sequence[Cost], *, more: int) -> None:
-        grant = self.acquire(process, backlog=len(costs) + more, costs=costs)
-        process.in_flight.extend(costs[: len(grant.slots)])
+        self.acquire(process, backlog=len(costs) + more, costs=costs)
         if self.limits.max_in_flight is not None:
             alive = sum(len(each.in_flight) for each in self.processes.values() if each.key == process.key)
             assert alive <= self.limits.max_in_flight, "more calls in flight than permitted"
@@ -215,16 +238,21 @@ class Scripts(RuleBasedStateMachine):
     @rule(data=st.data(), used_share=st.floats(0, 2))
     def settle(self, data: st.DataObject, used_share: float) -> None:
         process = data.draw(st.sampled_from([each for each in self.processes.values() if each.in_flight]))
-        cost = process.in_flight.pop()
-        back = cost.of("tokens") - int(cost.of("tokens") * used_share)
-        before = self.tat(process.key, "tokens")
-        self.acquire(process, refund_output=back)
+        call = process.in_flight.pop(data.draw(st.integers(0, len(process.in_flight) - 1)))
+        reserved = call.tokens
+        call.tokens = int(reserved * used_share)
+        back, bin_ = reserved - call.tokens, math.floor(call.instant / BIN_S)
         for granted in (self.keys[process.key], self.granted_to_all):
             granted.refunds += max(0, back)
+            granted.beyond += max(0, -back)
+        before, charged = self.tat(process.key, "tokens"), self.charged(process.key, bin_)
+        self.acquire(process, refunds=[Refund(bin_, output_tokens=back)] if back else [])
         if (rate := self.token_rate(process.key)) is not None and before is not None:
             assert self.tat(process.key, "tokens") == pytest.approx(before - back / rate, abs=1e-5), (
                 "not settled by what was told"
             )
+        if charged is not None and (bin_ + 1) * BIN_S > self.schedule_now - self.paces["tokens"].span_s:
+            assert self.charged(process.key, bin_) == charged - back, "not settled in the bin of its slot"
 
     @rule(name=st.sampled_from(NAMES))
     def kill(self, name: str) -> None:
@@ -285,6 +313,13 @@ class Scripts(RuleBasedStateMachine):
     def tat(self, key: str, name: str) -> float | None:
         value = self.state(key).get(f"tat:{name}".encode())
         return None if value is None else float(value)
+
+    def charged(self, key: str, bin_: int) -> int | None:
+        """To one bin of the window, if its limit has one."""
+        if (pace := self.paces.get("tokens")) is None or not pace.span_s:
+            return None
+        window = self.runner.run(_hash(self.redis, f"{{rl:p:m}}:{key}:window"))
+        return int(window.get(f"tokens:{bin_}".encode(), 0))
 
     def token_rate(self, key: str) -> float | None:
         state, pace = self.state(key), self.paces.get("tokens")

@@ -99,7 +99,7 @@ def test_limits_shows_each_limiter(url: str) -> None:
     assert table[0].split() == ["model", "requests", "tokens", "in", "waiting", "429s", "estimated"]
     assert table[2].split()[0] == "p/m"
     assert table[2].split()[-4:] == ["0", "0", "0", "30"]
-    assert table[3].split()[:5] == ["none", "of", "58", "of", "?"]
+    assert table[3].split()[:5] == ["none", "of", "56", "of", "?"]
     assert max(map(len, table)) <= 80
 
 

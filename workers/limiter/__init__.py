@@ -9,7 +9,7 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
     dispatch.py    who is sent when a slot (slots.py) is due
     forecast.py    how long a request would wait, and whether that is too long
     caller.py      the one conversation with the schedule
-    schedule.py    the schedule in Redis: acquire.lua, calendar.lua, pause.lua
+    schedule.py    the schedule in Redis: acquire.lua, calendar.lua, window.lua, pause.lua
     rate.py        from a provider's limits to the safe pace
     told.py        limits that answers have told (headers.py)
 """

@@ -8,17 +8,22 @@
 -- The organisation's limits, which stand above several keys, have a calendar instead (calendar.lua): each key leases ahead
 -- at a pace of its own, and a single end would lose for the others what lies between its slots.
 --
+-- Tokens that a provider counts by windows have beside both a memory of what the last minute took (window.lua).
+--
 -- A call is known by (process, seq). If its reply was lost, the same call gets the same reply again and changes nothing.
 --
 -- KEYS  1 clock (hash), 2 state (hash), 3 processes (hash: id -> "expiry seen backlog held vt"),
---       4 replies (hash: id -> "seq reply"), 5 day (hash: count of each day), 6 state of the organisation's limiter
+--       4 replies (hash: id -> "seq reply"), 5 day (hash: count of each day), 6 window (hash), 7 state of the
+--       organisation's limiter, 8 the organisation's window
 -- ARGV  1 now (s; '' = Redis's TIME), 2 process, 3 seq, 4 dimensions, 5 lease of a process (s), 6 longest horizon (s),
 --       7 backlog: waiters without a slot, 8 held: calls in flight and slots unused, 9 calls in flight permitted (0 = any),
---       10 requests a day (0 = any), 11 costs of the first waiters: "count:input:output ...", 12 tokens to give back
---       "input:output" (negative: more was used than reserved), 13 "requests:reserved:used" of what was settled,
+--       10 requests a day (0 = any), 11 costs of the first waiters: "count:input:output ...", 12 tokens to give back, by
+--       the bin of their slots "bin:input:output ..." (negative: more was used than reserved; bin 0 = that of now),
+--       13 "requests:reserved:used" of what was settled,
 --       14 requests that went without a slot, 15 rate headers "what it tells:name:limit:remaining:reset s ...",
 --       16 the epoch that this process knows (0 = it has had no reply yet), 17 1 = it leaves, 18 instants to give back (us), descending,
---       19 the told limits by which it made the dimensions
+--       19 the told limits by which it made the dimensions, 20 width of a bin (s), 21 how far ahead any process leases (s),
+--       22 tokens that one call may take beyond its reservation
 -- Returns {now, epoch, paused until or 0, wait, live processes, horizon, 1 = an unstated limit is being felt,
 --          all processes, why it stopped, told limits "rpm=500,tpm=30000", slots ...}; instants and durations in us.
 
@@ -46,7 +51,7 @@ local max_calls, max_day = tonumber(ARGV[9]), tonumber(ARGV[10])
 local leaving = ARGV[17] == '1'
 
 local state = hash(KEYS[2])
-local levels = { s = state, o = hash(KEYS[6]) }
+local levels = { s = state, o = hash(KEYS[7]) }
 local dims, above = {}, {}
 for _, dim in ipairs(dimensions_of(ARGV[4])) do
   if dim.level == 's' then dims[#dims + 1] = dim else above[#above + 1] = dim end
@@ -88,25 +93,56 @@ for _, dim in ipairs(dims) do
   end
 end
 if cap and not has_requests then
-  dims[#dims + 1] = { name = 'requests', rate = cap, burst = 1 }
+  dims[#dims + 1] = { name = 'requests', rate = cap, burst = 1, span = 0 }
 end
 
 -- A limiter that nobody has used starts with one permit. One whose state is gone may have slots out that were leased
 -- from the lost schedule; the new one begins behind the furthest of them, in the epoch that its processes know.
-local its_epoch = tonumber(ARGV[16])
-local behind_s = (is_new and its_epoch > 0) and longest_s or 0
+local its_epoch, width = tonumber(ARGV[16]), tonumber(ARGV[20])
+local was_lost = is_new and its_epoch > 0
+local lost_until = tonumber(state.lost_until or 0)
+if was_lost then lost_until = math.ceil((now + tonumber(ARGV[21])) / width) * width end
 local epoch = string.format('%.0f', math.max(tonumber(state.epoch or 1), its_epoch))
 for _, dim in ipairs(dims) do
-  dim.tat = tonumber(state['tat:' .. dim.name]) or now + behind_s + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
+  local begins = math.max(now, lost_until) + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
+  dim.tat = tonumber(state['tat:' .. dim.name]) or begins
 end
-local calendar = calendar_of(KEYS[6], levels.o, above, now)
+local calendar = calendar_of(KEYS[7], levels.o, above, now)
+local window = window_of(KEYS[6], dims, width, tonumber(ARGV[22]), now)
+local window_above = window_of(KEYS[8], above, width, tonumber(ARGV[22]), now)
+if was_lost then
+  window.presume()
+  window_above.presume()
+end
 
 -- 2. Settlement, and slots that come back. Only the end of a schedule can be undone: an instant in its middle would be
--- sold again at the end, beside another. A calendar can be undone anywhere.
-local back_in, back_out = string.match(ARGV[12], '^(-?%d+):(-?%d+)$')
-local back = { requests = 0, input = tonumber(back_in), output = tonumber(back_out) }
-back.tokens = back.input + back.output
-for _, dim in ipairs(dims) do dim.tat = dim.tat - back[dim.name] / dim.rate end
+-- sold again at the end, beside another. A calendar can be undone anywhere. What a lost schedule sold was never taken
+-- from this one.
+local back = { requests = 0, input = 0, output = 0, tokens = 0 }
+for bin, input, output in string.gmatch(ARGV[12], '(%d+):(-?%d+):(-?%d+)') do
+  bin = tonumber(bin)
+  if bin == 0 then bin = math.floor(now / width) end
+  if bin * width >= lost_until then
+    local of_bin = { requests = 0, input = tonumber(input), output = tonumber(output) }
+    of_bin.tokens = of_bin.input + of_bin.output
+    for name, amount in pairs(of_bin) do back[name] = back[name] + amount end
+    window.settle(bin, of_bin)
+    window_above.settle(bin, of_bin)
+  end
+end
+-- What went without a slot is mostly past, and its capacity has come again. But processes find Redis again one after
+-- another, and the last still send for a moment while the first have slots: as much as that counts against the pace.
+local moment_s = 0.3
+local free = tonumber(ARGV[14])
+for _, dim in ipairs(dims) do
+  local settled_tat = dim.tat - back[dim.name] / dim.rate
+  if free > 0 and dim.name == 'requests' then
+    settled_tat = math.max(dim.tat, now) + math.min(free / dim.rate, moment_s)
+  elseif free > 0 and dim.span > 0 then
+    settled_tat = math.min(settled_tat, math.max(dim.tat, now + moment_s)) -- its window remembers the rest
+  end
+  dim.tat = settled_tat
+end
 calendar.settle(back)
 local returned = 0
 for word in string.gmatch(ARGV[18], '%d+') do
@@ -120,31 +156,39 @@ for word in string.gmatch(ARGV[18], '%d+') do
   calendar.give_back(instant)
 end
 
+local counters = { 'requests', 'tokens', 'foreign_requests', 'foreign_tokens' }
 local minute = math.floor(now / 60)
 for _, level in pairs(levels) do
   if tonumber(level.minute or -1) ~= minute then
     local follows = tonumber(level.minute or -1) == minute - 1
-    level.last_requests = follows and level.requests or 0
-    level.last_tokens = follows and level.tokens or 0
-    level.requests, level.tokens = 0, 0
+    for _, name in ipairs(counters) do
+      level['last_' .. name] = follows and level[name] or 0
+      level[name] = 0
+    end
   end
 end
 
--- 3. Rate headers only ever slow us down: where the provider has counted more than we sent, somebody else uses the key.
-local sent = {
-  requests = tonumber(state.requests or 0) + tonumber(state.last_requests or 0),
-  tokens = tonumber(state.tokens or 0) + tonumber(state.last_tokens or 0),
-}
+-- 3. Rate headers only ever slow us down: where the provider has counted more than we sent, somebody else uses the key,
+-- and takes from the schedule as we do; what was seen of it is known from then on. After a lost state the rest may as well
+-- be our own calls, which nobody remembers.
+local function counted(name) return tonumber(state[name] or 0) + tonumber(state['last_' .. name] or 0) end
 local used_today_by_header = 0
 for _, header in ipairs(headers) do
   -- A bucket's `remaining` is its level, so only what `reset` confirms counts as used.
   local used = math.min(header.limit - header.remaining, header.reset * header.limit / 60)
   if header.tells == 'rpd' then
     used_today_by_header = header.limit - header.remaining
-  elseif header.tells ~= 'none' and used > sent[header.name] + 2 + 0.02 * header.limit then
-    for _, dim in ipairs(dims) do
-      if dim.name == header.name then
-        dim.tat = math.max(dim.tat, now + header.reset - header.remaining / dim.rate)
+  elseif header.tells ~= 'none' and now >= lost_until + 120 then
+    local name, others = header.name, 'foreign_' .. header.name
+    local known = counted(name) + counted(others)
+    if used > known + 2 + 0.02 * header.limit then
+      state[others] = tonumber(state[others] or 0) + used - known
+      for _, dim in ipairs(dims) do
+        if dim.name == name then
+          -- No later than the pace would have used up by the reset what remains.
+          local latest = now + header.reset - header.remaining / dim.rate
+          dim.tat = math.max(dim.tat, math.min(math.max(dim.tat, now) + (used - known) / dim.rate, latest))
+        end
       end
     end
   end
@@ -192,14 +236,14 @@ if max_calls > 0 and live > 1 then most_calls = math.ceil(max_calls / live) end
 
 -- Its instant, the seconds of the tightest dimension that it takes, and its places in the calendar.
 local function first_instant(cost)
-  local at, unit = math.max(now, pause), 0
+  local at, unit = math.max(now, pause, lost_until), 0
   for _, dim in ipairs(dims) do
     at = math.max(at, dim.tat + (cost[dim.name] - dim.burst) / dim.rate)
     unit = math.max(unit, cost[dim.name] / dim.rate)
   end
   for _, dim in ipairs(above) do unit = math.max(unit, cost[dim.name] / dim.rate) end
   local places
-  at, places = calendar.place(cost, math.max(at, now + behind_s))
+  at, places = calendar.place(cost, window_above.place(cost, window.place(cost, at)))
   return at, unit, places
 end
 
@@ -209,6 +253,8 @@ local function sell(cost, at, places)
     dim.tat = math.max(dim.tat, at - math.max(0, c - dim.burst) / dim.rate) + c / dim.rate
   end
   calendar.sell(places)
+  window.sell(cost, at)
+  window_above.sell(cost, at)
 end
 
 local function refusal(at, unit)
@@ -245,15 +291,22 @@ end
 horizon = horizon or 0.1
 
 -- 7. Write it down.
-local free = tonumber(ARGV[14])
 local settled, reserved, used = string.match(ARGV[13], '^(%d+):(%d+):(%d+)$')
 local flow, _, flow_from = flow_with(state, now, #slots + free)
-local function counts_of(level)
-  return 'minute', minute, 'requests', tonumber(level.requests or 0) + #slots + free - returned,
-    'tokens', tonumber(level.tokens or 0) + tokens - back.tokens,
-    'last_requests', level.last_requests or 0, 'last_tokens', level.last_tokens or 0
+local function write_counts(key, level)
+  level.requests = tonumber(level.requests) + #slots + free - returned
+  level.tokens = tonumber(level.tokens) + tokens - back.tokens
+  local fields = { 'minute', minute }
+  for _, name in ipairs(counters) do
+    for _, field in ipairs({ name, 'last_' .. name }) do
+      fields[#fields + 1] = field
+      fields[#fields + 1] = level[field] or 0
+    end
+  end
+  redis.call('HSET', key, unpack(fields))
+  redis.call('EXPIRE', key, 172800)
 end
-redis.call('HSET', KEYS[2], counts_of(state))
+write_counts(KEYS[2], state)
 redis.call('HSET', KEYS[2],
   'epoch', epoch, 'vt', seconds(system_vt),
   'dimensions', knows_limits and ARGV[4] or state.dimensions or '',
@@ -262,7 +315,6 @@ redis.call('HSET', KEYS[2],
   'used_tokens', string.format('%.0f', tonumber(state.used_tokens or 0) + tonumber(used)),
   'flow', seconds(flow), 'flow_at', seconds(now), 'flow_from', seconds(flow_from),
   'max_in_flight', max_calls, 'requests_per_day', max_day)
-redis.call('EXPIRE', KEYS[2], 172800)
 if state.cap and not cap then redis.call('HDEL', KEYS[2], 'cap', 'cap_at') end
 if state.factor and factor >= 1 then redis.call('HDEL', KEYS[2], 'factor', 'factor_at') end
 for _, dim in ipairs(dims) do
@@ -270,9 +322,11 @@ for _, dim in ipairs(dims) do
 end
 if #above > 0 then
   calendar.write()
-  redis.call('HSET', KEYS[6], counts_of(levels.o))
-  redis.call('EXPIRE', KEYS[6], 172800)
+  write_counts(KEYS[7], levels.o)
 end
+window.write()
+window_above.write()
+if was_lost then redis.call('HSET', KEYS[2], 'lost_until', seconds(lost_until)) end
 local used_after = used_today + #slots - returned
 if max_day > 0 and used_after ~= known_today then
   redis.call('HSET', KEYS[5], day, used_after)

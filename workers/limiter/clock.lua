@@ -37,12 +37,14 @@ local function hash(key)
   return fields
 end
 
--- `level:name:limit:rate:burst ...`; level s is the key's own limiter, o the organisation's above it.
+-- `level:name:limit:rate:burst:span ...`; level s is the key's own limiter, o the organisation's above it; span is how
+-- far back the limit's window remembers (s), 0 where it has none.
 local function dimensions_of(spec)
   local found = {}
-  for level, name, limit, rate, burst in string.gmatch(spec, '(%a):(%a+):([^: ]+):([^: ]+):([^: ]+)') do
+  for level, name, limit, rate, burst, span in string.gmatch(spec, '(%a):(%a+):([^: ]+):([^: ]+):([^: ]+):([^: ]+)') do
     found[#found + 1] = {
-      level = level, name = name, limit = tonumber(limit), rate = tonumber(rate), burst = tonumber(burst),
+      level = level, name = name,
+      limit = tonumber(limit), rate = tonumber(rate), burst = tonumber(burst), span = tonumber(span),
     }
   end
   return found

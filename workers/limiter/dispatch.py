@@ -26,7 +26,15 @@ MOST_DIFFERENT_COSTS = 64
 class Dispatcher:
     """Takes waiters out of the line: with a permit, or with the reason why they get none."""
 
-    def __init__(self, line: Line, forecast: Forecast, tally: Tally, *, issue: Callable[[Cost], Permit]) -> None:
+    def __init__(
+        self,
+        line: Line,
+        forecast: Forecast,
+        tally: Tally,
+        *,
+        issue: Callable[[Cost, float | None], Permit],
+    ) -> None:
+        """`issue` makes the permit of a cost and of its slot's instant in the schedule's time."""
         self._line = line
         self._forecast = forecast
         self._tally = tally
@@ -43,21 +51,24 @@ class Dispatcher:
             if waiter is None:
                 self.void(slot)
             else:
-                self._tally.adjust(slot.cost, waiter.cost)
+                if slot.is_local:
+                    self._tally.charge(waiter.cost, slot.instant)
+                else:
+                    self._tally.adjust(slot.cost, waiter.cost, slot.instant)
                 self._tally.granted += 1
                 self._forecast.note_turn(now, is_last=len(self._line) == 1)
-                self._send(waiter)
+                self._send(waiter, slot.instant)
 
-    def let_all_go(self) -> None:
+    def let_all_go(self, instant: float | None) -> None:
         """Nothing is limited."""
         while (waiter := self._first()) is not None:
-            self._tally.went_free += 1
-            self._send(waiter)
+            self._tally.charge(waiter.cost, instant)
+            self._send(waiter, instant)
 
     def void(self, slot: Slot) -> None:
         """The request's instant is lost, or it would be sold twice; its tokens are not."""
-        if slot.instant is not None:
-            self._tally.refund(slot.cost)
+        if not slot.is_local:
+            self._tally.refund(slot.cost, slot.instant)
 
     def dismiss(self, waiter: Waiter, why: Exception) -> None:
         """It goes without a permit."""
@@ -72,9 +83,9 @@ class Dispatcher:
         else:
             self._line.leave(waiter)
 
-    def _send(self, waiter: Waiter) -> None:
+    def _send(self, waiter: Waiter, instant: float | None) -> None:
         self._line.take(waiter)
-        waiter.answer.set_result(self._issue(waiter.cost))
+        waiter.answer.set_result(self._issue(waiter.cost, instant))
 
     def _taker(self, slot: Slot, plan: Plan) -> Waiter | None:
         """Whose turn it is, unless the slot is sized for one that needs much more."""

@@ -28,11 +28,16 @@ time. What an answer takes beyond its reservation is charged when it is settled.
 _FIRST_OUTPUT_TOKENS = 1_024
 """Until the model has answered. What is reserved too low at first is sent too fast, and has to be paid back."""
 
+_ENOUGH_ANSWERS = 32
+"""Fewer may all have been short by chance, and their reservations stand for as long as requests wait: until then, no
+less than the first guess."""
+
+_CARE = 1.5
+"""Times the quantile: what a request that has waited with the first guess gets in its place."""
 
 _SHORT_OUTPUT_TOKENS = 64
-_FEW_ANSWERS = 16
-"""What an answer is taken to need, until so many have come, where waiting is foretold. A parked job that comes back too
-early is sent away once more; one that comes back too late leaves the limit unused."""
+"""What an answer is taken to need until then where waiting is foretold. A parked job that comes back too early is sent
+away once more; one that comes back too late leaves the limit unused."""
 
 
 class Estimator:
@@ -56,14 +61,21 @@ class Estimator:
         return Cost(int(input_chars / self._chars_per_token) + 1, 0, input_chars)
 
     def renewed(self, cost: Cost) -> Cost:
-        """The reservation of a request that has waited, if its answer is now expected to be shorter than it was."""
-        output = self._output_tokens() * cost.answers
-        return replace(cost, output_tokens=output) if 0 < output < cost.output_tokens else cost
+        """The reservation of a request that has waited since nothing was known, now that something is.
+
+        Many wait with the same guess, so it gives way with care: to half as much again as the quantile of the first
+        answers. Of two estimates from answers the lower would be too low too often, so such a one stays.
+        """
+        is_guess = cost.answers > 0 and cost.output_tokens == _FIRST_OUTPUT_TOKENS * cost.answers
+        if self.is_cold or not is_guess:
+            return cost
+        output = int(_CARE * self._output_tokens()) * cost.answers
+        return replace(cost, output_tokens=min(cost.output_tokens, output))
 
     @property
     def is_cold(self) -> bool:
         """Whether so few answers have come that the reservations were mostly guesses."""
-        return len(self._recent) < _FEW_ANSWERS
+        return len(self._recent) < _ENOUGH_ANSWERS
 
     def typical(self, cost: Cost) -> Cost:
         """What a request with this reservation takes on average, when it is settled."""
@@ -71,6 +83,10 @@ class Estimator:
             return cost
         output = _SHORT_OUTPUT_TOKENS if self.is_cold else self._sum // len(self._recent)
         return replace(cost, output_tokens=min(cost.output_tokens, output * cost.answers))
+
+    def beyond_tokens(self) -> int:
+        """By how much the longest of the recent answers was longer than what is reserved for one."""
+        return max(0, self._sorted[-1] - self._output_tokens()) if self._sorted else 0
 
     def learn(self, cost: Cost, usage: TokenUsage) -> None:
         """What the request really took."""
@@ -93,4 +109,5 @@ class Estimator:
     def _output_tokens(self) -> int:
         if not self._sorted:
             return _FIRST_OUTPUT_TOKENS
-        return self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * _QUANTILE))]
+        found = self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * _QUANTILE))]
+        return found if len(self._sorted) >= _ENOUGH_ANSWERS else max(found, _FIRST_OUTPUT_TOKENS)

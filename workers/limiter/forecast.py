@@ -23,8 +23,8 @@ _LEARNING = 0.1
 _FORGET_S = 10.0
 
 _RETURN_SHARE = 0.75
-"""A parked job comes back after this share of its wait. What is foretold of a minute from now is often wrong: who comes too
-early is sent away again, which costs little, but a line that has run dry leaves the limit unused."""
+"""A parked job comes back after this share of its wait. What is foretold of a minute from now is often wrong: who comes
+too early is sent away again, which costs little, but a line that has run dry leaves the limit unused."""
 
 
 class Forecast:

@@ -23,7 +23,7 @@ from .headers import rate_headers, wait_s
 from .line import Line, Waiter
 from .pauses import Pauses
 from .permit import Permit
-from .schedule import Ask, Grant, Pause, PauseReport
+from .schedule import LONGEST_HORIZON_S, Ask, Grant, Pause, PauseReport
 from .slots import EARLY_S, Slot, Slots
 from .tally import Tally
 from .told import ToldLimits
@@ -43,14 +43,13 @@ __all__ = ["Limiter", "LimiterOptions", "Moved"]
 logger = logging.getLogger("promptmill.limiter")
 
 LEASE_S = 12.0
-LONGEST_HORIZON_S = 4.0
 DEAF_HORIZON_S = 0.5
 """Leases are this short while pauses are not heard by the channel: they would be heard with the next reply only."""
 
-TOKENS_HORIZON_S = 1.5
+TOKENS_HORIZON_S = 0.7
 """Settlement brings tokens back all the time; what is leased far ahead was leased by estimates alone."""
 
-FLUSH_S = 0.25
+FLUSH_S = 0.1
 IDLE_FLUSH_S = 2.0
 FREE_REPORT_S = 1.0
 RENEW_S = 4.0
@@ -117,9 +116,10 @@ class Limiter:
     async def admit(self, waiter: Waiter) -> Permit:
         """Wait for a turn. Raises `NotAdmitted` and `Moved`; a cancelled wait gives everything back."""
         if self._goes_free():
-            self.tally.went_free += 1
+            instant = self._instant()
+            self.tally.charge(waiter.cost, instant)
             self._caller.nudge(self._caller.called_at + FREE_REPORT_S)
-            return self._permit(waiter.cost)
+            return self._permit(waiter.cost, instant)
         if waiter.until_s is not None or waiter.park_after_s is not None:
             self._forecast.check(waiter, wait_s=self.expected_wait_s(waiter.priority), gap_s=self._gap_s())
         waiter.units = self.plan.unit_s(waiter.cost) or 1.0
@@ -176,7 +176,7 @@ class Limiter:
         for waiter in list(self._line):
             waiter.answer.cancel()
         unused = list(self._slots.drain())
-        self.tally.returned = [slot.instant for slot in unused if slot.instant is not None]
+        self.tally.returned = [slot.instant for slot in unused if not slot.is_local]
         for slot in unused:
             self._dispatcher.void(slot)
         try:
@@ -189,7 +189,7 @@ class Limiter:
     def settle(self, permit: Permit, usage: TokenUsage | None) -> None:
         """See `Permit.settle`."""
         self._in_flight -= 1
-        self.tally.settle(permit.cost, usage)
+        self.tally.settle(permit.cost, usage, permit.instant)
         if usage is not None:
             self._estimator.learn(permit.cost, usage)
         self._tell_soon()
@@ -197,7 +197,7 @@ class Limiter:
     def give_back(self, permit: Permit) -> None:
         """See `Permit.give_back`."""
         self._in_flight -= 1
-        self.tally.refund(permit.cost)
+        self.tally.refund(permit.cost, permit.instant)
         self._tell_soon()
 
     def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> None:
@@ -258,9 +258,13 @@ class Limiter:
         self._slots.arm()
         self._caller.nudge(self._asks_at())
 
-    def _permit(self, cost: Cost) -> Permit:
+    def _permit(self, cost: Cost, instant: float | None) -> Permit:
         self._in_flight += 1
-        return Permit(self, cost, epoch=self._pauses.epoch)
+        return Permit(self, cost, epoch=self._pauses.epoch, instant=instant)
+
+    def _instant(self) -> float | None:
+        """Now, in the schedule's time, if that was ever heard."""
+        return None if self._last is None else self._clock.instant(self._loop.time())
 
     def _note_pause(self, epoch: int, until: float) -> None:
         news = self._pauses.note(epoch, until)
@@ -338,8 +342,7 @@ class Limiter:
             backlog=0 if leaves else max(0, self._backlog()),
             held=self._in_flight + len(self._slots),
             costs=costs,
-            refund_input=said.refund_input,
-            refund_output=said.refund_output,
+            refunds=list(said.refunds.values()),
             settled=said.settled,
             reserved_tokens=said.reserved_tokens,
             used_tokens=said.used_tokens,
@@ -348,6 +351,7 @@ class Limiter:
             epoch=self._pauses.epoch if self._last is not None else 0,
             leaves=leaves,
             returned=said.returned,
+            beyond_tokens=self._estimator.beyond_tokens(),
             longest_horizon_s=self._longest_horizon_s(),
             lease_s=LEASE_S,
         )
@@ -386,7 +390,7 @@ class Limiter:
             self._pauses.blocked_until = now + grant.wait_s
             self._eject()
         if self.plan.is_free and not grant.is_capped and not self._is_paused():
-            self._dispatcher.let_all_go()
+            self._dispatcher.let_all_go(self._instant())
         self._ask_at = self._next_ask_at(grant, now, rtt_s=now - asked_at)
         if not self._caller.is_closing:
             self._slots.arm()
@@ -415,15 +419,17 @@ class Limiter:
     def _local_pace(self) -> LocalPace | None:
         if self._options.when_away != "degraded" or self._last is None or not self.plan.dimensions:
             return None
+        # What is leased is sent yet; a share beside it would be too much.
+        begins = max(self._loop.time(), self._slots.last_due if self._slots else -math.inf)
         return LocalPace.begin(
-            self.plan, processes=self._last.processes, now=self._loop.time(), for_s=self._options.degraded_for_s
+            self.plan, processes=self._last.processes, now=begins, for_s=self._options.degraded_for_s
         )
 
     def go_without(self) -> None:
         """See `Client`."""
         if self._options.when_away == "open" or self.plan.is_free:
             if not self._is_paused():
-                self._dispatcher.let_all_go()
+                self._dispatcher.let_all_go(self._instant())
         elif self._local is not None:
             self._lease_locally(self._local)
 
@@ -433,7 +439,7 @@ class Limiter:
         horizon_s = CALL_TIMEOUT_S + 2 * RETRY_S
         instants = pace.lease((each.cost for each in waiters), now=begins, horizon_s=horizon_s)
         for waiter, at in zip(waiters, instants, strict=False):
-            self._slots.add(Slot(at, None, waiter.cost, waiter))
+            self._slots.add(Slot(at, self._clock.instant(at), waiter.cost, waiter, is_local=True))
         self._slots.arm()
 
     def find_again(self, away_s: float) -> None:

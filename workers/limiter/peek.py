@@ -68,7 +68,8 @@ def sold(state: Hash, organisation: Hash, *, now: float) -> list[Sold]:
     """The dimensions as acquire.lua would find them at the instant `now`."""
     share, cap = pace_share(state, now=now), _cap_per_s(state, now=now)
     found = []
-    for level, name, _, rate, burst in (part.split(":") for part in state.get(b"dimensions", b"").decode().split()):
+    for part in state.get(b"dimensions", b"").decode().split():
+        level, name, _, rate, burst, _ = part.split(":")
         if level == "o":
             found.append(_in_calendar(cast("DimensionName", name), float(rate), float(burst), organisation, now=now))
             continue

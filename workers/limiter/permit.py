@@ -24,13 +24,15 @@ class Issuer(Protocol):
 class Permit:
     """One request may be sent, now, with `key`. Settle it when the call is over, in whatever way it ended."""
 
-    __slots__ = ("_is_open", "_issuer", "cost", "epoch", "key")
+    __slots__ = ("_is_open", "_issuer", "cost", "epoch", "instant", "key")
 
-    def __init__(self, issuer: Issuer, cost: Cost, *, epoch: int) -> None:
+    def __init__(self, issuer: Issuer, cost: Cost, *, epoch: int, instant: float | None = None) -> None:
         self.key: Any = None
         """Of the keys that were offered, the one to send with."""
         self.cost = cost
         self.epoch = epoch
+        self.instant = instant
+        """When the schedule has charged it, in the schedule's time; None where that is not known."""
         self._issuer = issuer
         self._is_open = True
 

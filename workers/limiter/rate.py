@@ -7,7 +7,8 @@ provider up to J seconds after its instant (`use_by_s` for us, the rest for the 
 - a bucket of capacity C that refills at R holds with r = R if  b + r * J <= C  and C >= 2. A bucket of one cannot
   forgive: the gap between two requests must be 1 / R + J.
 
-Tokens come in lumps, and an answer's length is known only when it is over, so their margin is a share of the limit.
+Tokens come in lumps, and an answer's length is known only when it is over. So under windows the schedule also remembers
+what the last minute and J have taken (window.lua), and their pace only spreads them.
 """
 
 from __future__ import annotations
@@ -23,18 +24,27 @@ if TYPE_CHECKING:
 
     from .cost import Cost, DimensionName
 
-__all__ = ["WINDOW_S", "Dimension", "Plan", "plan"]
+__all__ = ["BIN_S", "WINDOW_S", "Dimension", "Plan", "plan"]
 
 WINDOW_S = 60.0
+BIN_S = 0.25
+"""How finely the last minute's tokens are remembered; a bin counts until all of it is too old."""
 
 MAX_USE_BY_S = 0.25
+TOKENS_USE_BY_S = 0.15
+"""Under windows of tokens, whose J costs its share of the limit; of so few slots, hardly one comes late."""
+
 NETWORK_JITTER_S = 0.1
 """What the way to the provider may add under windows; under buckets, `_NETWORK_SHARE` of J is for it."""
 
 _NETWORK_SHARE = 0.4
 _MIN_JITTER_S = 0.03
-_MIN_JITTER_GAPS = 0.04
-"""J is never less than this share of the gap between two requests: at 60 a minute a lost slot is a lost second."""
+_LONE_NETWORK_SHARE = 0.5
+"""The same where a bucket holds less than two requests: nothing else forgives what the network adds."""
+
+_MIN_JITTER_GAPS = 0.08
+"""J is never less than this share of the gap between two requests: at 60 a minute a lost slot is a lost second, and
+40 ms for the network are what a busy machine needs."""
 
 _MAX_BURST = 4
 _BUCKET_S = 1.0
@@ -42,9 +52,8 @@ _UNKNOWN_BUCKET_S = 0.1
 """Providers are known to enforce 60,000 a minute as 1,000 a second; some go finer."""
 
 _TOKEN_BURST = 0.01
-_TOKEN_MARGIN = 0.014
-"""What calls under way will have taken is not known at either end of a window. Found by trial at 200,000 tokens a
-minute, calls of 1 s and log-normal answers of 500 (docs/adr/0004-slot-leasing.md); other loads may need another."""
+_WINDOW_TOKEN_BURST = 0.02
+"""More, where the window's memory holds the limit: room that opens late is still used."""
 
 _BUCKET_TOKEN_SHARE = 0.99
 """A bucket of tokens holds seconds of its rate, which is more than that difference."""
@@ -57,6 +66,7 @@ class Dimension:
     """One limited quantity: `limit` a minute as the provider states it, and the safe pace below it.
 
     `shared_by` says how many keys have it together, where it is an organisation's; 0 where it is the key's own.
+    `span_s` is how far back what was taken counts against the limit, beside the pace; 0 where the pace says it all.
     """
 
     name: DimensionName
@@ -64,6 +74,7 @@ class Dimension:
     rate_per_s: float
     burst: float
     shared_by: int = 0
+    span_s: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -140,7 +151,10 @@ def _plan(limits: Limits) -> Plan:
         ("input", limits.input_tpm),
         ("output", limits.output_tpm),
     )
-    dimensions.extend(_tokens(name, limit, limits.algorithm) for name, limit in stated if limit is not None)
+    tokens = [_tokens(name, limit, limits.algorithm) for name, limit in stated if limit is not None]
+    if any(each.span_s for each in tokens):
+        use_by_s = min(use_by_s, TOKENS_USE_BY_S)
+    dimensions += tokens
     return Plan(tuple(dimensions), use_by_s, limits.rpd, limits.max_in_flight)
 
 
@@ -166,17 +180,18 @@ def _under_windows(limit: int, *, burst: int, use_by_s: float) -> float:
 def _under_bucket(per_s: float, *, capacity: float) -> tuple[float, int, float]:
     """Rate, burst and use-by for a bucket that refills with `per_s`."""
     burst = int(max(1, min(_MAX_BURST, capacity / 8)))
+    network_share = _LONE_NETWORK_SHARE if capacity < 2 else _NETWORK_SHARE
     jitter_s = max((capacity - burst) / per_s, _MIN_JITTER_S, _MIN_JITTER_GAPS / per_s)
-    jitter_s = min(jitter_s, MAX_USE_BY_S / (1 - _NETWORK_SHARE))
-    use_by_s = jitter_s * (1 - _NETWORK_SHARE)
+    jitter_s = min(jitter_s, MAX_USE_BY_S / (1 - network_share))
+    use_by_s = jitter_s * (1 - network_share)
     # A bucket of two or more forgives; below, each gap pays for the jitter of its two ends.
     rate = per_s / max(1.0, 2.0 - capacity + per_s * jitter_s) if capacity < 2 else per_s
     return rate * _BELOW, burst, use_by_s
 
 
 def _tokens(name: DimensionName, limit: int, algorithm: str) -> Dimension:
-    burst = max(1.0, limit * _TOKEN_BURST)
     if algorithm == "bucket":
+        burst = max(1.0, limit * _TOKEN_BURST)
         return Dimension(name, limit, limit / WINDOW_S * _BUCKET_TOKEN_SHARE, burst)
-    rate = (limit * (1 - _TOKEN_MARGIN) - burst) / (WINDOW_S + MAX_USE_BY_S + NETWORK_JITTER_S)
-    return Dimension(name, limit, max(rate, limit / WINDOW_S / 2), burst)
+    span_s = WINDOW_S + TOKENS_USE_BY_S + NETWORK_JITTER_S
+    return Dimension(name, limit, limit / span_s, max(1.0, limit * _WINDOW_TOKEN_BURST), span_s=span_s)

@@ -13,6 +13,7 @@ from tasks import keys
 
 from .cost import Cost
 from .headers import TOLD_LIMITS, ToldLimit
+from .rate import BIN_S
 from .scripts import ACQUIRE, PAUSE
 
 if TYPE_CHECKING:
@@ -21,8 +22,12 @@ if TYPE_CHECKING:
     from .headers import RateHeader
     from .rate import Dimension, Plan
     from .scripts import Script
+    from .tally import Refund
 
-__all__ = ["Ask", "Grant", "LimiterName", "Pause", "PauseReport", "RedisSchedule", "Schedule"]
+__all__ = ["LONGEST_HORIZON_S", "Ask", "Grant", "LimiterName", "Pause", "PauseReport", "RedisSchedule", "Schedule"]
+
+LONGEST_HORIZON_S = 4.0
+"""No process leases further ahead."""
 
 _US = 1_000_000
 _FIXED_FIELDS = 10
@@ -45,7 +50,8 @@ class Ask:
     """One process's call. The same `seq` again changes nothing and gets the same answer.
 
     `costs` are the first waiters', in order; `epoch` is the latest that it knows, 0 before its first reply; `returned`
-    are instants (s, the schedule's time) of slots given back.
+    are instants (s, the schedule's time) of slots given back; `beyond_tokens` is what one call may take beyond its
+    reservation.
     """
 
     process: str
@@ -53,8 +59,7 @@ class Ask:
     backlog: int = 0
     held: int = 0
     costs: Sequence[Cost] = ()
-    refund_input: int = 0
-    refund_output: int = 0
+    refunds: Sequence[Refund] = ()
     settled: int = 0
     reserved_tokens: int = 0
     used_tokens: int = 0
@@ -63,7 +68,8 @@ class Ask:
     epoch: int = 0
     leaves: bool = False
     returned: Sequence[float] = ()
-    longest_horizon_s: float = 4.0
+    beyond_tokens: int = 0
+    longest_horizon_s: float = LONGEST_HORIZON_S
     lease_s: float = 12.0
 
 
@@ -135,8 +141,7 @@ class RedisSchedule:
         self._requests_per_day = plan.requests_per_day or 0
         self._dimensions = " ".join(map(_spelt, plan.dimensions))
         self._told = _spelt_limits(told or {})
-        clock, *own, above = keys.limiter(name.provider, name.model, name.fingerprint)
-        self._keys = [key_prefix + key for key in (clock, *own, above)]
+        self._keys = [key_prefix + key for key in keys.limiter(name.provider, name.model, name.fingerprint)]
         self._channel = key_prefix + keys.LIMITER_PAUSES
 
     async def acquire(self, ask: Ask) -> Grant:
@@ -171,7 +176,7 @@ class RedisSchedule:
             self._max_in_flight,
             self._requests_per_day,
             _spelt_costs(ask.costs),
-            f"{ask.refund_input}:{ask.refund_output}",
+            " ".join(refund.spelt() for refund in ask.refunds),
             f"{ask.settled}:{ask.reserved_tokens}:{ask.used_tokens}",
             ask.went_free,
             " ".join(header.spelt() for header in ask.headers),
@@ -179,6 +184,9 @@ class RedisSchedule:
             int(ask.leaves),
             " ".join(f"{instant * _US:.0f}" for instant in sorted(ask.returned, reverse=True)),
             self._told,
+            BIN_S,
+            LONGEST_HORIZON_S,
+            ask.beyond_tokens,
         )
 
     async def _run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
@@ -192,7 +200,8 @@ class RedisSchedule:
 
 def _spelt(dimension: Dimension) -> str:
     level = "o" if dimension.shared_by else "s"
-    return f"{level}:{dimension.name}:{dimension.limit}:{dimension.rate_per_s:.9g}:{dimension.burst:g}"
+    pace = f"{dimension.rate_per_s:.9g}:{dimension.burst:g}:{dimension.span_s:g}"
+    return f"{level}:{dimension.name}:{dimension.limit}:{pace}"
 
 
 def _spelt_limits(told: Mapping[ToldLimit, int]) -> str:

@@ -22,15 +22,16 @@ EARLY_S = 0.001
 
 @dataclass(slots=True, eq=False)
 class Slot:
-    """Due at `due` (monotonic), `instant` in the schedule's time; None for one that was not leased from it.
+    """Due at `due` (monotonic), `instant` in the schedule's time. `is_local`: the schedule has not sold it.
 
     Sized for `cost`, which is its `owner`'s where requests differ in size.
     """
 
     due: float
-    instant: float | None
+    instant: float
     cost: Cost
     owner: Waiter | None = None
+    is_local: bool = False
 
 
 class Slots:
@@ -53,10 +54,13 @@ class Slots:
         return self._slots[-1].due
 
     def add(self, slot: Slot) -> None:
-        """Not before any that is here."""
+        """In its place: tokens that come back make slots free before some that were leased earlier."""
         if slot.owner is not None:
             slot.owner.has_slot = True
-        self._slots.append(slot)
+        place = len(self._slots)
+        while place and self._slots[place - 1].due > slot.due:
+            place -= 1
+        self._slots.insert(place, slot)
 
     def due(self, now: float) -> Iterator[Slot]:
         """Take out what is due."""
@@ -72,9 +76,9 @@ class Slots:
     def drop_local(self) -> None:
         """Let go of those that no schedule has sold."""
         for slot in self._slots:
-            if slot.instant is None:
+            if slot.is_local:
                 self._released(slot)
-        self._slots = deque(slot for slot in self._slots if slot.instant is not None)
+        self._slots = deque(slot for slot in self._slots if not slot.is_local)
 
     def arm(self) -> None:
         """Have the timer wait for the first."""

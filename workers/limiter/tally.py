@@ -6,18 +6,38 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .rate import BIN_S
+
 if TYPE_CHECKING:
     from .cost import Cost, TokenUsage
 
-__all__ = ["Tally"]
+__all__ = ["Refund", "Tally"]
+
+
+@dataclass(slots=True)
+class Refund:
+    """Tokens that were charged and not taken, of the slots in one bin of the schedule's time (`BIN_S`; 0 = of now).
+
+    Negative: more was taken than charged.
+    """
+
+    bin: int
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def spelt(self) -> str:
+        """For acquire.lua."""
+        return f"{self.bin}:{self.input_tokens}:{self.output_tokens}"
 
 
 @dataclass(slots=True)
 class Tally:
-    """The upper part is said once and begins anew; the lower part counts for as long as the process lives."""
+    """The upper part is said once and begins anew; the lower part counts for as long as the process lives.
 
-    refund_input: int = 0
-    refund_output: int = 0
+    Each `instant` is that of the slot, in the schedule's time; None where the schedule has not been heard of yet.
+    """
+
+    refunds: dict[int, Refund] = field(default_factory=dict)
     settled: int = 0
     reserved_tokens: int = 0
     used_tokens: int = 0
@@ -31,33 +51,43 @@ class Tally:
     stale: int = 0
     refused: int = 0
 
-    def settle(self, cost: Cost, usage: TokenUsage | None) -> None:
+    def settle(self, cost: Cost, usage: TokenUsage | None, instant: float | None) -> None:
         """A call has ended. Without usage its reservation stands."""
         reserved = cost.input_tokens + cost.output_tokens
         used = reserved
         if usage is not None:
             used = usage.input_tokens + usage.output_tokens
-            self.refund_input += cost.input_tokens - usage.input_tokens
-            self.refund_output += cost.output_tokens - usage.output_tokens
+            self._correct(instant, cost.input_tokens - usage.input_tokens, cost.output_tokens - usage.output_tokens)
         self.settled += 1
         self.reserved_tokens += reserved
         self.used_tokens += used
 
-    def refund(self, cost: Cost) -> None:
+    def refund(self, cost: Cost, instant: float | None) -> None:
         """A reservation of which nothing was used."""
-        self.refund_input += cost.input_tokens
-        self.refund_output += cost.output_tokens
+        self._correct(instant, cost.input_tokens, cost.output_tokens)
 
-    def adjust(self, leased: Cost, taken: Cost) -> None:
+    def adjust(self, leased: Cost, taken: Cost, instant: float | None) -> None:
         """A slot that was leased for one cost was taken by another."""
-        self.refund_input += leased.input_tokens - taken.input_tokens
-        self.refund_output += leased.output_tokens - taken.output_tokens
+        self._correct(instant, leased.input_tokens - taken.input_tokens, leased.output_tokens - taken.output_tokens)
+
+    def charge(self, cost: Cost, instant: float | None) -> None:
+        """A request went without a slot of the schedule, which has yet to hear of it."""
+        self.went_free += 1
+        self._correct(instant, -cost.input_tokens, -cost.output_tokens)
 
     def say(self) -> Tally:
         """All that is unsaid; from now on it counts as said."""
         said = replace(self)
-        self.refund_input = self.refund_output = self.settled = 0
-        self.reserved_tokens = self.used_tokens = self.went_free = 0
+        self.refunds = {}
+        self.settled = self.reserved_tokens = self.used_tokens = self.went_free = 0
         self.returned = []
         self.unsaid_since = math.inf
         return said
+
+    def _correct(self, instant: float | None, input_tokens: int, output_tokens: int) -> None:
+        if not input_tokens and not output_tokens:
+            return
+        bin_ = 0 if instant is None else math.floor(instant / BIN_S)
+        refund = self.refunds.setdefault(bin_, Refund(bin_))
+        refund.input_tokens += input_tokens
+        refund.output_tokens += output_tokens

@@ -88,13 +88,11 @@ async def listed(redis: Redis, *, key_prefix: str = "") -> list[tuple[str, str, 
 
 async def look(redis: Redis, provider: str, model: str, fingerprint: str, *, key_prefix: str = "") -> LimiterView:
     """One limiter as it stands. One round trip."""
-    clock, state, processes, _, days, organisation = (
-        key_prefix + key for key in keys.limiter(provider, model, fingerprint)
-    )
+    of = keys.limiter(provider, model, fingerprint)
     async with redis.pipeline(transaction=False) as commands:
         commands.time()
-        for key in (clock, state, processes, days, organisation):
-            commands.hgetall(key)
+        for key in (of.clock, of.state, of.processes, of.days, of.organisation):
+            commands.hgetall(key_prefix + key)
         (seconds, micros), *hashes = await commands.execute()
     return view_of((provider, model, fingerprint), LimiterHashes(*hashes), redis_now=seconds + micros / 1e6)
 
