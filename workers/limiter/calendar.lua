@@ -1,8 +1,8 @@
 -- calendar.lua stands before acquire.lua: what is sold of the limits that stand above several keys.
 --
 -- Time is cut into bins, and each is sold up to its capacity: of requests one in each 1 / rate seconds, of tokens half the
--- burst in each half burst / rate. So no time T holds more than rate * T and one request, or the burst of tokens, or the
--- largest lump. A lump takes whole what is left of bins one after another, from the first on that has anything left,
+-- burst in each half burst / rate. So no time T holds more than rate * T and one request; or the burst of tokens, or the
+-- largest lump, and one bin. A lump takes whole what is left of bins one after another, from the first on that has anything left,
 -- and goes when the last of them begins.
 --
 -- The hash `key` holds `<dimension>:<bin>` = sold, beside the organisation's counters.
