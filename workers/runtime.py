@@ -19,6 +19,7 @@ from config.catalog import load_catalog
 from config.settings import get_settings
 from tasks import keys
 from tasks.address import Address, failure
+from tasks.cancellation import stop
 
 from .http import Http
 from .limiter import LimiterRegistry
@@ -145,10 +146,7 @@ async def _announced(catalog: Catalog, settings: Settings, clock: RedisClock) ->
     try:
         yield
     finally:
-        # redis-py has been seen to swallow a cancellation that met an error of its own.
-        while not repeating.done():
-            repeating.cancel()
-            await asyncio.wait([repeating], timeout=0.1)
+        await stop(repeating)
         await redis.aclose()
 
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from redis.exceptions import RedisError
 
 from tasks import keys
-
-from .background import stop
+from tasks.cancellation import stop
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

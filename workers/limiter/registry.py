@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from .background import stop
+from tasks.cancellation import stop
+
 from .channel import PauseChannel
 from .cost import Cost
 from .estimate import Estimator
