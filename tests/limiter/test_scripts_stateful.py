@@ -83,8 +83,7 @@ class Granted:
             burst = 1 if pace.shared_by else pace.burst
             assert self.requests.worst_excess(rate_per_s=pace.rate_per_s, burst=burst) <= 1e-6
         if (pace := paces.get("tokens")) is not None:
-            a_bin = pace.burst / 2 if pace.shared_by else 0  # a calendar's lump may begin in a bin that is partly sold
-            burst = max(pace.burst, MOST_TOKENS) + a_bin + self.refunds
+            burst = max(pace.burst, MOST_TOKENS) + self.refunds
             assert self.reserved.worst_excess(rate_per_s=pace.rate_per_s, burst=burst) <= 1e-3
             if pace.span_s:
                 taken = Ledger([(call.instant, call.tokens) for call in self.calls])

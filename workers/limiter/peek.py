@@ -38,13 +38,19 @@ class Sold:
 
     def instant(self, cost: Cost) -> float:
         """When a request of this cost may go, as far as this dimension is concerned."""
-        return self.until + (cost.of(self.name) - self.burst) / self.rate_per_s
+        return self.until + self._ahead_s(cost)
 
     def after(self, count: int, cost: Cost, *, first_at: float) -> Sold:
         """When `count` requests of this cost have been sold too, the first of them for `first_at`."""
-        excess = max(0.0, cost.of(self.name) - self.burst)
-        begins = max(self.until, first_at - excess / self.rate_per_s)
+        begins = max(self.until, first_at - max(0.0, self._ahead_s(cost)))
         return replace(self, until=begins + count * cost.of(self.name) / self.rate_per_s)
+
+    def _ahead_s(self, cost: Cost) -> float:
+        """How much of its cost, in seconds of the pace, is sold before it goes; of a calendar's a burst at most."""
+        amount: float = cost.of(self.name)
+        if self.is_shared:
+            amount = min(amount, 2 * self.burst)
+        return (amount - self.burst) / self.rate_per_s
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
