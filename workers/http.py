@@ -23,6 +23,7 @@ import aiohttp
 
 from .failures import FOREIGN, Failure, translate
 from .providers import ProviderRequest, RawResponse
+from .timeouts import Timeouts
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -65,6 +66,7 @@ class Http:
         self._lanes: dict[Profile, _Lane] = {}
 
     async def __aenter__(self) -> Self:
+        self._timeouts = Timeouts()
         limit, tls = self._settings.limit, _tls_context(self._settings)
         self._lanes["default"] = self._lane(limit, tls, force_close=self._settings.force_close)
         self._lanes["fragile"] = self._lane(min(limit or FRAGILE_LIMIT, FRAGILE_LIMIT), tls, force_close=True)
@@ -88,7 +90,7 @@ class Http:
         lane = self._lanes[profile]
         async with lane.free:
             try:
-                async with asyncio.timeout(timeout.total_s):
+                with self._timeouts.after(timeout.total_s):
                     return await self._exchange(lane.session, request, timeout)
             except FOREIGN as error:
                 failure = translate(error)
@@ -188,7 +190,7 @@ def _payload(body: bytes) -> bytes | BytesIO:
 
 @lru_cache(maxsize=256)
 def _client_timeout(connect_s: float, read_s: float) -> aiohttp.ClientTimeout:
-    # `connect` would count the wait for a free connection too. The total is asyncio.timeout's, which is exact:
+    # `connect` would count the wait for a free connection too. The total is ours, which is exact:
     # aiohttp rounds anything above 5 s up to a whole second.
     return aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
 

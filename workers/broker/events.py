@@ -16,5 +16,9 @@ class EventDispatcher(CeleryEventDispatcher):  # type: ignore[misc]  # Celery pu
     does not answer, nothing else would be noticed or mended there (celery/worker/heartbeat.py, `_send`).
     """
 
-    def send(self, type: str, **options: Any) -> Any:  # noqa: A002 - Celery's name
-        return super().send(type, **{**options, "retry": False})
+    def send(self, type: str, *, retry: bool = False, **fields: Any) -> Any:  # noqa: A002 - Celery's name
+        return super().send(type, **fields)
+
+    def sends(self, group: str) -> bool:
+        """Whether anybody asked for the events of a group: those of tasks, with `worker -E` or `enable_events` only."""
+        return bool(self.enabled and (not self.groups or group in self.groups))

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kombu.transport import redis as kombu_redis
 from kombu.utils.eventio import ERR, READ
+
+if TYPE_CHECKING:
+    import socket
+
+    from kombu.asynchronous import Hub
 
 __all__ = ["Poller"]
 
@@ -17,6 +22,36 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]  # kombu pub
     """
 
     eventflags = READ | ERR
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hub: Hub | None = None
+        """Celery's, once it listens to these connections."""
+        self._sockets: dict[int, socket.socket] = {}
+        self._added: dict[int, socket.socket | None] = {}
+
+    def _register(self, channel: Any, client: Any, kind: str) -> None:
+        super()._register(channel, client, kind)
+        registered: socket.socket = self._chan_to_sock[channel, client, kind]
+        self._sockets[registered.fileno()] = registered
+
+    @property
+    def fds(self) -> list[int]:
+        """What the hub is to listen to, and does not yet.
+
+        kombu has it add every connection in each turn, which is a system call and an exception for each. A number
+        alone tells nothing, because a new socket gets that of a closed one. A closed one stays here: the hub's error is
+        how the consumer hears that it must reconnect.
+        """
+        new = [fd for fd in super().fds if not self._is_added(fd)]
+        self._added.update((fd, self._sockets.get(fd)) for fd in new)
+        return new
+
+    def _is_added(self, fd: int) -> bool:
+        current = self._sockets.get(fd)
+        if self.hub is None or current is None or self._added.get(fd) is not current:
+            return False
+        return fd in self.hub.readers and current.fileno() == fd
 
     def on_poll_start(self) -> None:
         self._update_brpop_polling()
@@ -30,7 +65,9 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]  # kombu pub
 
     def on_readable(self, fileno: int) -> Any:
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
-        if channel is not None and kind in {"TAKE", "WAKE"}:
+        # What is broadcast (remote control, events) is there to be read however full the worker is. kombu would leave
+        # it and be woken by it again at once, for as long as that lasts.
+        if channel is not None and kind in {"TAKE", "WAKE", "LISTEN"}:
             return channel.handlers[kind]()
         return super().on_readable(fileno)
 

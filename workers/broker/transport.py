@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
 from .channel import Channel, SentinelChannel, SocketChannel
 from .poller import Poller
+
+if TYPE_CHECKING:
+    from kombu.asynchronous import Hub
 
 __all__ = ["SentinelTransport", "SocketTransport", "Transport"]
 
@@ -21,6 +24,10 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu publishes
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.cycle = Poller()
+
+    def register_with_event_loop(self, connection: Any, loop: Hub) -> None:
+        self.cycle.hub = loop
+        super().register_with_event_loop(connection, loop)
 
 
 class SocketTransport(Transport):

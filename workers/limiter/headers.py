@@ -93,8 +93,9 @@ def wait_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _one(name: Literal["requests", "tokens"], headers: Mapping[str, str]) -> RateHeader | None:
-    limit, remaining = _count(headers, f"limit-{name}"), _count(headers, f"remaining-{name}")
-    if not limit or remaining is None:
+    if not (limit := _count(headers, f"limit-{name}")):
+        return None
+    if (remaining := _count(headers, f"remaining-{name}")) is None:
         return None
     reset = _reset(name, headers)
     return None if reset is None else RateHeader(name, limit, min(remaining, limit), reset)
@@ -105,5 +106,7 @@ def _reset(name: str, headers: Mapping[str, str]) -> float | None:
 
 
 def _count(headers: Mapping[str, str], name: str) -> int | None:
-    text = headers.get(f"x-ratelimit-{name}", "").strip()
+    if (text := headers.get(f"x-ratelimit-{name}")) is None:
+        return None
+    text = text.strip()
     return int(float(text)) if _NUMBER.fullmatch(text) else None

@@ -115,11 +115,8 @@ class Limiter:
 
     async def admit(self, waiter: Waiter) -> Permit:
         """Wait for a turn. Raises `NotAdmitted` and `Moved`; a cancelled wait gives everything back."""
-        if self._goes_free():
-            instant = self._instant()
-            self.tally.charge(waiter.cost, instant)
-            self._caller.nudge(self._caller.called_at + FREE_REPORT_S)
-            return self._permit(waiter.cost, instant)
+        if (permit := self.admit_free(waiter.cost)) is not None:
+            return permit
         if waiter.until_s is not None or waiter.park_after_s is not None:
             self._forecast.check(waiter, wait_s=self.expected_wait_s(waiter.priority), gap_s=self._gap_s())
         waiter.units = self.plan.unit_s(waiter.cost) or 1.0
@@ -130,6 +127,15 @@ class Limiter:
         except asyncio.CancelledError:
             self._dispatcher.abandon(waiter)
             raise
+
+    def admit_free(self, cost: Cost) -> Permit | None:
+        """The permit, if nothing is limited and nobody waits; else None, and `admit` is the way."""
+        if not self._goes_free():
+            return None
+        instant = self._instant()
+        self.tally.charge(cost, instant)
+        self._caller.nudge(self._caller.called_at + FREE_REPORT_S)
+        return self._permit(cost, instant)
 
     def expected_wait_s(self, priority: Priority = "normal") -> float:
         """About how long a request that came now would wait."""

@@ -127,6 +127,12 @@ class LimiterRegistry:
         the slot is more than `park_after_s` seconds away (None: wait for ever). Safe to cancel.
         """
         pool = self._pool(model, keys)
+        if len(pool) == 1:
+            key, limiter = pool[0]
+            limiter.plan.check(cost)
+            if (permit := limiter.admit_free(cost)) is not None:
+                permit.key = key
+                return permit
         for _, limiter in pool:
             limiter.plan.check(cost)
         while True:

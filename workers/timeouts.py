@@ -1,0 +1,95 @@
+"""Time-outs for hundreds of calls at a time.
+
+As `asyncio.timeout`, which sets and cancels a timer of the loop for each call. Here all calls of one duration share
+one: they time out in the order in which they began, so only the first of them needs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["Timeout", "Timeouts"]
+
+
+class Timeouts:
+    """Those of one loop. Make it on that loop."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._queues: dict[float, _Queue] = {}
+
+    def after(self, seconds: float) -> Timeout:
+        """A context that cancels what runs in it after so many seconds, and makes a `TimeoutError` of that."""
+        queue = self._queues.get(seconds)
+        if queue is None:
+            queue = self._queues[seconds] = _Queue(self._loop, seconds)
+        return Timeout(queue)
+
+
+class Timeout:
+    """Enter it once, in a task."""
+
+    __slots__ = ("_cancelling", "_queue", "_task", "expires_at", "has_expired")
+
+    def __init__(self, queue: _Queue) -> None:
+        self._queue = queue
+        self.expires_at = 0.0
+        """By the loop's clock."""
+        self.has_expired = False
+
+    def __enter__(self) -> None:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a time-out needs a task that it can cancel")
+        self._task, self._cancelling = task, task.cancelling()
+        self._queue.join(self)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._queue.leave(self)
+        # Somebody else may have cancelled the task too, and then it is theirs to hear of.
+        if self.has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise TimeoutError from error
+
+    def expire(self) -> None:
+        """Cancel the task."""
+        self.has_expired = True
+        self._task.cancel()
+
+
+class _Queue:
+    """The running time-outs of one duration, the oldest first."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float) -> None:
+        self._loop = loop
+        self._seconds = seconds
+        self._running: dict[Timeout, None] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def join(self, timeout: Timeout) -> None:
+        timeout.expires_at = self._loop.time() + self._seconds
+        self._running[timeout] = None
+        if self._timer is None:
+            self._timer = self._loop.call_at(timeout.expires_at, self._expire)
+
+    def leave(self, timeout: Timeout) -> None:
+        self._running.pop(timeout, None)
+
+    def _expire(self) -> None:
+        # The timer may have been set for one that has left, so mostly nothing is due.
+        now = self._loop.time()
+        self._timer = None
+        due = []
+        for timeout in self._running:
+            if timeout.expires_at > now:
+                self._timer = self._loop.call_at(timeout.expires_at, self._expire)
+                break
+            due.append(timeout)
+        for timeout in due:
+            del self._running[timeout]
+            timeout.expire()
