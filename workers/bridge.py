@@ -31,7 +31,7 @@ from celery._state import _task_stack, get_current_task
 from celery.app import amqp
 from celery.utils.threads import LocalManager, LocalStack
 from celery.utils.threads import get_ident as thread_ident
-from greenlet import getcurrent, greenlet
+from greenlet import GreenletExit, getcurrent, greenlet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
@@ -132,14 +132,59 @@ class RequestStack:
 
 
 class JobGreenlet(greenlet):
-    """The greenlet in which Celery traces one job. `cancelled` says whether the job's end was asked for."""
+    """A greenlet in which Celery traces one job after another.
 
-    def __init__(self, run: Callable[..., Any], job: Cancellable) -> None:
+    A new one for each job would map 16 KB for its frames, and unmapping them stops the other threads' cores.
+    """
+
+    job: Cancellable
+    outcome: Callable[[], Any]
+    """Gives the value, or raises the exception, of the call that has ended."""
+
+    def run(self, call: Callable[[], Any]) -> None:
+        while True:
+            self.outcome = _ending(call)
+            del call  # and with it the job, while this waits for the next
+            call = cast("greenlet", self.parent).switch(_ENDED)
+
+    def begin(self, call: Callable[[], Any], job: Cancellable) -> Any:
+        """Begin a call. What this and `switch` return is what the call waits for, or `_ENDED`."""
         driver = getcurrent()
-        super().__init__(run, driver)
+        self.parent = driver
         # One context for the driver and the tracer, so that what a signal handler sets, the task's code sees.
         self.gr_context = driver.gr_context
         self.job = job
+        return self.switch(call)
+
+    def end(self) -> Callable[[], Any]:
+        """The outcome of the call that has ended; nothing of the job stays."""
+        outcome = self.outcome
+        del self.job, self.outcome
+        self.gr_context = None
+        return outcome
+
+
+_ENDED = object()
+
+
+def _ending(call: Callable[[], Any]) -> Callable[[], Any]:
+    try:
+        value = call()
+    except GreenletExit:
+        raise  # the greenlet is being thrown away
+    except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the pool's to handle
+        return functools.partial(_raise, exc)
+    return lambda: value
+
+
+class _IdleGreenlets(threading.local):
+    """A greenlet runs in one thread only. The last one used comes first: its memory is still in the caches."""
+
+    def __init__(self) -> None:
+        self.stack: list[JobGreenlet] = []
+
+
+_idle = _IdleGreenlets()
 
 
 class Cancellable:
@@ -160,16 +205,22 @@ class Cancellable:
 async def run_job(job: Cancellable, token: object, target: Callable[..., T], *args: Any) -> T:
     """Run a synchronous function that calls `wait` in a greenlet on this loop; return what it returns."""
     _job_token.set(token)
-    tracer = JobGreenlet(target, job)
-    value = tracer.switch(*args)
-    while not tracer.dead:
+    idle = _idle.stack
+    tracer = idle.pop() if idle else JobGreenlet()
+    value = tracer.begin(functools.partial(target, *args), job)
+    while value is not _ENDED:
         try:
             result = await value
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the waiting greenlet's to handle
             value = tracer.throw(exc)
         else:
             value = tracer.switch(result)
-    return cast("T", value)
+    outcome = tracer.end()
+    idle.append(tracer)
+    try:
+        return cast("T", outcome())
+    finally:
+        del outcome  # it may hold an exception, whose traceback holds this frame
 
 
 def in_job() -> bool:
@@ -346,7 +397,10 @@ def _outcome(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Cal
 
 
 def _raise(exc: BaseException) -> Any:
-    raise exc
+    try:
+        raise exc
+    finally:
+        del exc  # its traceback holds this frame
 
 
 def _wait_for_task(job: Cancellable, awaitable: Awaitable[T]) -> T:
