@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .errors import ErrorCode
 
 __all__ = ["Attempt", "JobError", "PromptResult", "Status", "Usage"]
@@ -112,7 +115,16 @@ class PromptResult:
 
 
 def _fields(value: Any) -> dict[str, Any]:
-    return {name: getattr(value, name) for name in value.__dataclass_fields__}
+    names, get = _GETTERS.get(type(value)) or _getter(type(value))
+    return dict(zip(names, get(value), strict=True))
+
+
+def _getter(cls: type[Any]) -> tuple[tuple[str, ...], Callable[[Any], tuple[Any, ...]]]:
+    names = tuple(each.name for each in fields(cls))
+    return names, attrgetter(*names)
+
+
+_GETTERS = {cls: _getter(cls) for cls in (Usage, Attempt, JobError, PromptResult)}
 
 
 def _rows(attempts: tuple[Attempt, ...]) -> list[dict[str, Any]]:

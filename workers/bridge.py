@@ -23,7 +23,7 @@ import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from celery import Celery
 from celery import Task as CeleryTask
@@ -102,11 +102,11 @@ class RequestStack:
         self._stacks: dict[object, list[Any]] = {}
 
     def push(self, request: Any) -> None:
-        self._stacks.setdefault(job_ident(), []).append(request)
+        self._stacks.setdefault(_job_token.get() or thread_ident(), []).append(request)
 
     def pop(self) -> Any:
         """The topmost request, which is off the stack now; None where there was none."""
-        ident = job_ident()
+        ident = _job_token.get() or thread_ident()
         stack = self._stacks.get(ident)
         if stack is None:
             return None
@@ -117,12 +117,12 @@ class RequestStack:
 
     @property
     def top(self) -> Any:
-        stack = self._stacks.get(job_ident())
+        stack = self._stacks.get(_job_token.get() or thread_ident())
         return stack[-1] if stack else None
 
     @property
     def stack(self) -> list[Any]:
-        return self._stacks.get(job_ident(), [])
+        return self._stacks.get(_job_token.get() or thread_ident(), [])
 
     def __len__(self) -> int:
         return len(self.stack)
@@ -137,6 +137,7 @@ class JobGreenlet(greenlet):
     A new one for each job would map 16 KB for its frames, and unmapping them stops the other threads' cores.
     """
 
+    parent: Any  # never None
     job: Cancellable
     outcome: Callable[[], Any]
     """Gives the value, or raises the exception, of the call that has ended."""
@@ -145,7 +146,7 @@ class JobGreenlet(greenlet):
         while True:
             self.outcome = _ending(call)
             del call  # and with it the job, while this waits for the next
-            call = cast("greenlet", self.parent).switch(_ENDED)
+            call = self.parent.switch(_ENDED)
 
     def begin(self, call: Callable[[], Any], job: Cancellable) -> Any:
         """Begin a call. What this and `switch` return is what the call waits for, or `_ENDED`."""
@@ -215,10 +216,10 @@ async def run_job(job: Cancellable, token: object, target: Callable[..., T], *ar
             value = tracer.throw(exc)
         else:
             value = tracer.switch(result)
-    outcome = tracer.end()
+    outcome: Callable[[], T] = tracer.end()
     idle.append(tracer)
     try:
-        return cast("T", outcome())
+        return outcome()
     finally:
         del outcome  # it may hold an exception, whose traceback holds this frame
 
@@ -237,16 +238,17 @@ def wait(awaitable: Awaitable[T]) -> T:
         raise RuntimeError(  # noqa: TRY004 - it is the place that is wrong, not a value's type
             "wait() was called outside a job; it runs only inside the pool's greenlets"
         )
-    handled = sys.exception()
-    traceback = handled.__traceback__ if handled is not None else None
+    to_the_loop: Callable[[Awaitable[T]], T] = current.parent.switch
+    if (handled := sys.exception()) is None:
+        return to_the_loop(awaitable)
+    traceback = handled.__traceback__
     try:
-        return cast("T", cast("greenlet", current.parent).switch(awaitable))
+        return to_the_loop(awaitable)
     finally:
-        if handled is not None:
-            # Another job may have raised the same exception meanwhile (of a future that both awaited), and its frames
-            # stand in the traceback now. Celery clears those frames (celery/app/trace.py, traceback_clear), which
-            # would close the other job's coroutine.
-            handled.__traceback__ = traceback
+        # Another job may have raised the same exception meanwhile (of a future that both awaited), and its frames
+        # stand in the traceback now. Celery clears those frames (celery/app/trace.py, traceback_clear), which
+        # would close the other job's coroutine.
+        handled.__traceback__ = traceback
 
 
 class TaskThreads(Executor):

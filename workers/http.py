@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from contextlib import AbstractAsyncContextManager, nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -55,7 +55,8 @@ class _Lane:
     """
 
     session: aiohttp.ClientSession
-    free: AbstractAsyncContextManager[None]
+    free: asyncio.Semaphore | None
+    """None: without a limit, the pool's concurrency is one, because a job makes one call at a time."""
 
 
 class Http:
@@ -88,12 +89,17 @@ class Http:
         `bad_response`, `too_large`). Cancelling closes the connection at once.
         """
         lane = self._lanes[profile]
+        if lane.free is None:
+            return await self._post(lane.session, request, timeout)
         async with lane.free:
-            try:
-                with self._timeouts.after(timeout.total_s):
-                    return await self._exchange(lane.session, request, timeout)
-            except FOREIGN as error:
-                failure = translate(error)
+            return await self._post(lane.session, request, timeout)
+
+    async def _post(self, session: aiohttp.ClientSession, request: ProviderRequest, timeout: Timeout) -> RawResponse:
+        try:
+            with self._timeouts.after(timeout.total_s):
+                return await self._exchange(session, request, timeout)
+        except FOREIGN as error:
+            failure = translate(error)
         try:
             # Outside of `except`, so that the foreign exception does not ride along.
             raise failure
@@ -156,8 +162,7 @@ class Http:
             max_field_size=self._settings.max_header_bytes,
             headers={"User-Agent": "promptmill"},
         )
-        # Without a limit, the pool's concurrency is one: a job makes one call at a time.
-        return _Lane(session, asyncio.Semaphore(limit) if limit else nullcontext())
+        return _Lane(session, asyncio.Semaphore(limit) if limit else None)
 
 
 async def _read(content: aiohttp.StreamReader, limit: int) -> bytes:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -121,14 +121,14 @@ def _loads(text: str) -> Any:
 
 
 def _has_huge_number(value: Any) -> bool:
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, dict):
-            stack.extend(item.values())
-        elif isinstance(item, list):
-            stack.extend(item)
-        elif isinstance(item, float) and abs(item) >= _FIRST_INEXACT_INT:
+    found = [value]
+    for item in found:
+        kind = type(item)  # orjson makes no subclasses
+        if kind is dict:
+            found += item.values()
+        elif kind is list:
+            found += item
+        elif kind is float and abs(item) >= _FIRST_INEXACT_INT:
             return True
     return False
 
@@ -174,89 +174,71 @@ def _options(raw: Any, *, now: float) -> Options:
         return Options()
     if not isinstance(raw, dict):
         raise _refused("`promptmill` is not an object of options")
-    given = {name: value for name, value in raw.items() if value is not None}
-    _refuse_unknown(given)
-    submitted_at = _number(given, "submitted_at")
-    deadline_s = _number(given, "deadline_s")
-    return Options(
-        tenant=_string(given, "tenant"),
-        priority=_priority(given),
-        deadline_at=None if deadline_s is None else (now if submitted_at is None else submitted_at) + deadline_s,
-        metadata=_metadata(given),
-        cache_ttl_s=_number(given, "cache_ttl_s"),
-        max_attempts=_max_attempts(given),
-        fallbacks=_fallbacks(given),
-        submitted_at=submitted_at,
-    )
+    given = {name: _reader(name)(name, value) for name, value in raw.items() if value is not None}
+    if (deadline_s := given.pop("deadline_s", None)) is not None:
+        given["deadline_at"] = given.get("submitted_at", now) + deadline_s
+    return Options(**given)
 
 
-_NAMES = (
-    "tenant",
-    "priority",
-    "deadline_s",
-    "metadata",
-    "cache_ttl_s",
-    "max_attempts",
-    "fallbacks",
-    "submitted_at",
-)
-
-
-def _refuse_unknown(given: Mapping[str, Any]) -> None:
+def _reader(name: str) -> Callable[[str, Any], Any]:
+    if (reader := _READERS.get(name)) is not None:
+        return reader
     # Silently dropping a misspelt `deadline_s` would cost money; refusing it costs a line of text.
-    for name in given:
-        if name not in _NAMES:
-            near = difflib.get_close_matches(name, _NAMES, n=1)
-            hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_NAMES)}"
-            raise _refused(f"`promptmill` has an unknown option {name[:50]!r}; {hint}")
+    near = difflib.get_close_matches(name, _READERS, n=1)
+    hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_READERS)}"
+    raise _refused(f"`promptmill` has an unknown option {name[:50]!r}; {hint}")
 
 
-def _string(given: Mapping[str, Any], name: str) -> str | None:
-    value = given.get(name)
-    if value is None or isinstance(value, str):
+def _string(name: str, value: Any) -> str:
+    if isinstance(value, str):
         return value
     raise _refused(f"`promptmill.{name}` must be a string")
 
 
-def _number(given: Mapping[str, Any], name: str) -> float | None:
-    value = given.get(name)
-    if value is None:
-        return None
+def _number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_NUMBER:
         raise _refused(f"`promptmill.{name}` must be a number that is not negative")
     return float(value)
 
 
-def _metadata(given: Mapping[str, Any]) -> Any:
-    value = given.get("metadata")
+def _metadata(name: str, value: Any) -> Any:
     try:
         # It comes back in the result, which is stored by this encoder.
         orjson.dumps(value)
     except TypeError:
-        raise _refused("`promptmill.metadata` holds an integer of more than 64 bits; write it as a string") from None
+        raise _refused(f"`promptmill.{name}` holds an integer of more than 64 bits; write it as a string") from None
     return value
 
 
-def _priority(given: Mapping[str, Any]) -> Priority:
-    value = given.get("priority", "normal")
+def _priority(name: str, value: Any) -> Priority:
     if value not in _PRIORITIES:
-        raise _refused(f"`promptmill.priority` must be one of {', '.join(_PRIORITIES)}")
+        raise _refused(f"`promptmill.{name}` must be one of {', '.join(_PRIORITIES)}")
     priority: Priority = value
     return priority
 
 
-def _max_attempts(given: Mapping[str, Any]) -> int | None:
-    value = given.get("max_attempts")
-    if value is None or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+def _max_attempts(name: str, value: Any) -> int:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return value
-    raise _refused("`promptmill.max_attempts` must be a whole number of at least 1")
+    raise _refused(f"`promptmill.{name}` must be a whole number of at least 1")
 
 
-def _fallbacks(given: Mapping[str, Any]) -> tuple[str, ...]:
-    value = given.get("fallbacks", ())
-    if isinstance(value, list | tuple) and all(isinstance(name, str) and name for name in value):
+def _fallbacks(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, list | tuple) and all(isinstance(model, str) and model for model in value):
         return tuple(value)
-    raise _refused("`promptmill.fallbacks` must be a list of models' names")
+    raise _refused(f"`promptmill.{name}` must be a list of models' names")
+
+
+_READERS: dict[str, Callable[[str, Any], Any]] = {
+    "tenant": _string,
+    "priority": _priority,
+    "deadline_s": _number,
+    "metadata": _metadata,
+    "cache_ttl_s": _number,
+    "max_attempts": _max_attempts,
+    "fallbacks": _fallbacks,
+    "submitted_at": _number,
+}
 
 
 def _refused(message: str) -> Failure:

@@ -26,7 +26,7 @@ import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
 from billiard.einfo import ExceptionInfo
@@ -165,6 +165,11 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         self._thread: threading.Thread | None = None
         self._stopping = False
         self._started = 0
+
+    @cached_property
+    def _tasks(self) -> Any:
+        # The app's own property takes a lock at each look.
+        return self.app.tasks
 
     @property
     def _semaphore(self) -> LaxBoundedSemaphore:
@@ -333,7 +338,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         Celery passes those that the task had when the consumer started (celery/worker/request.py, create_request_cls),
         so that on its own pools the command changes nothing.
         """
-        task = self.app.tasks.get(args[0]) if len(args) > 2 else None
+        task = self._tasks.get(args[0]) if len(args) > 2 else None
         if task is None:
             return None
         hard, soft = args[2].get("timelimit") or (None, None)
@@ -414,7 +419,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
     async def _run(self, job: Job) -> Any:
         # Celery's fast_trace_task(name, ...) or trace_task_ret(name, ...)
         name = job.run.args[0] if isinstance(job.run, partial) and job.run.args else None
-        if isinstance(self.app.tasks.get(name), Task):
+        if isinstance(self._tasks.get(name), Task):
             return await run_job(job, job.token, job.run)
         # A task on another base class doesn't know the bridge: trace it in a thread, as Celery's thread pool does.
         return await self._loop.run_in_executor(task_threads, job.run)
@@ -508,8 +513,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
 
 def _shutdown_has_begun() -> bool:
     """Whether a signal has asked for it. The hub acts on that after its next event, which may be a place set free."""
-    asked = (worker_state.should_stop, worker_state.should_terminate)  # an exit code, of which 0 is one
-    return any(code is not None and code is not False for code in asked)
+    stop, terminate = worker_state.should_stop, worker_state.should_terminate  # an exit code, of which 0 is one
+    return not (stop is None or stop is False) or not (terminate is None or terminate is False)
 
 
 def _without_traceback(exc: BaseException) -> ExceptionInfo:

@@ -17,11 +17,10 @@ import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from celery import states
@@ -100,8 +99,7 @@ class JSONResult:
         return f"<{len(self.value)} fields hidden>"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One job's outcome on its way to Redis."""
 
     key: str
@@ -199,6 +197,11 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             yield Redis(connection_pool=connection.default_channel.pool)
 
     @cached_property
+    def _tasks(self) -> Any:
+        # The app's own property takes a lock at each look.
+        return self.app.tasks
+
+    @cached_property
     def _script(self) -> Any:
         return self.client.register_script(SCRIPT)
 
@@ -244,7 +247,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         else:
             record, is_large = self.encode(meta), False
         return Entry(
-            key=self.get_key_for_task(task_id),
+            key=f"{self._key_prefix}{keys.RESULT_PREFIX}{task_id}",
             record=record,
             is_end=state in states.READY_STATES,
             counter=_counter(state, result),
@@ -256,7 +259,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
     def _lease_tag(self, request: Any) -> str:
         """The message's tag, where it is still under a lease when its job ends."""
-        task = self.app.tasks.get(getattr(request, "task", None))
+        task = self._tasks.get(getattr(request, "task", None))
         if task is not None and not task.acks_late:
             return ""  # taken off the queue when it began: there is nobody else who could have it
         properties = getattr(request, "properties", None) or {}

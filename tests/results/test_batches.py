@@ -38,9 +38,8 @@ async def test_many_share_a_few_round_trips(writer: BatchWriter, client: redis.R
 
 
 async def test_one_that_redis_never_takes_does_not_keep_the_others(writer: BatchWriter, client: redis.Redis) -> None:
-    refused = entry("refused")
     client.lpush("a-list", 1)
-    object.__setattr__(refused, "key", "a-list")  # WRONGTYPE, in the middle of the batch
+    refused = entry("refused")._replace(key="a-list")  # WRONGTYPE, in the middle of the batch
     ends = await asyncio.gather(
         writer.put(entry("before")), writer.put(refused), writer.put(entry("after")), return_exceptions=True
     )

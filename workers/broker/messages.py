@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from celery.app.task import Context
@@ -30,8 +29,7 @@ class Unreadable(ValueError):
     """It is not a Celery message. The text says why, without the message's content."""
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(NamedTuple):
     """A message as kombu wants it, and its past. `due_ms` by Redis's clock; None: now."""
 
     payload: dict[str, Any]

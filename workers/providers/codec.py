@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -21,8 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Codec", "ProviderRequest", "RawResponse", "RequestSize"]
 
 
-@dataclass(frozen=True, slots=True)
-class RequestSize:
+class RequestSize(NamedTuple):
     """What a limiter must know of a request to estimate its tokens. `max_tokens`: for each of the `answers`."""
 
     input_chars: int

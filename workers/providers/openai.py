@@ -61,13 +61,17 @@ class OpenAICodec:
 
 def _chars(value: Any) -> int:
     """Characters of text in a JSON value, roughly as the provider's tokenizer meets them."""
-    if isinstance(value, str):
-        return len(value)
-    if isinstance(value, dict):
-        return sum(map(_chars, value.values()))
-    if isinstance(value, list):
-        return sum(map(_chars, value))
-    return 1 if value is not None else 0
+    chars, found = 0, [value]
+    for item in found:
+        if isinstance(item, str):
+            chars += len(item)
+        elif isinstance(item, dict):
+            found += item.values()
+        elif isinstance(item, list):
+            found += item
+        elif item is not None:
+            chars += 1
+    return chars
 
 
 def _count(value: Any) -> int | None:
