@@ -142,11 +142,16 @@ class JobGreenlet(greenlet):
     outcome: Callable[[], Any]
     """Gives the value, or raises the exception, of the call that has ended."""
 
-    def run(self, call: Callable[[], Any]) -> None:
+    def __init__(self) -> None:
+        super().__init__()
+        # What a greenlet is started with, its C frame keeps for good; what is handed over later, it does not.
+        self.switch()
+
+    def run(self) -> None:
         while True:
+            call = self.parent.switch(_ENDED)
             self.outcome = _ending(call)
             del call  # and with it the job, while this waits for the next
-            call = self.parent.switch(_ENDED)
 
     def begin(self, call: Callable[[], Any], job: Cancellable) -> Any:
         """Begin a call. What this and `switch` return is what the call waits for, or `_ENDED`."""

@@ -396,14 +396,15 @@ async def test_what_calls_really_took_counts_for_a_minute() -> None:
 @virtually
 async def test_what_one_call_may_take_beyond_its_reservation_is_told() -> None:
     async with limiter_of(plan(Limits(tpm=60_000, algorithm="sliding"))) as (limiter, schedule):
-        for tokens in (10, 2_000):
+        estimate = Cost(10, 90, 40, 1)
+        await sent_at(limiter, estimate)
+        assert schedule.asks[-1].beyond_tokens == 0
+        for tokens in (10, 500):
             (await admit(limiter, Cost(10, 90))).settle(Usage(10, tokens))
-        await sent_at(limiter, Cost(10, 90))
-        assert schedule.asks[-1].beyond_tokens == 0  # both are no longer than what is reserved until many were seen
-        for tokens in [10] * 64:
-            (await admit(limiter, Cost(10, 90))).settle(Usage(10, tokens))
-        await sent_at(limiter, Cost(10, 90))
-        assert schedule.asks[-1].beyond_tokens == 1_990
+        await sent_at(limiter, estimate)
+        assert schedule.asks[-1].beyond_tokens == 2 * 500 - 90
+        await sent_at(limiter, replace(estimate, most_output_tokens=600))
+        assert schedule.asks[-1].beyond_tokens == 600 - 90
 
 
 @virtually

@@ -119,12 +119,18 @@ def test_a_few_short_answers_do_not_lower_the_first_guess() -> None:
     assert estimator.cost(input_chars=4).output_tokens == 10
 
 
-def test_what_a_call_may_take_beyond_its_reservation_is_the_longest_answer_s_excess() -> None:
+def test_a_call_may_take_twice_the_longest_answer_but_no_more_than_it_permits() -> None:
     estimator = Estimator()
-    assert estimator.beyond_tokens() == 0
+    assert estimator.beyond_tokens([estimator.cost(input_chars=4)]) == 0  # the first guess is all there is
     for tokens in range(1, 101):
         estimator.learn(Cost(), Usage(output_tokens=tokens))
-    assert estimator.beyond_tokens() == 100 - 91
+    stated = [estimator.cost(input_chars=4, max_tokens=limit, answers=2) for limit in (50, 120, 4_096)]
+    assert [cost.output_tokens for cost in stated] == [100, 182, 182]
+    assert [estimator.beyond_tokens([cost]) for cost in stated] == [0, 2 * (120 - 91), 2 * (200 - 91)]
+    assert estimator.beyond_tokens([estimator.cost(input_chars=4)]) == 200 - 91
+    assert estimator.beyond_tokens([*stated, estimator.embedding_cost(input_chars=9)]) == 2 * (200 - 91)
+    assert estimator.beyond_tokens([Cost(10, 90)]) == 0  # what is no estimate is taken at its word
+    assert estimator.beyond_tokens([]) == 0
 
 
 def test_only_the_last_answers_count() -> None:

@@ -24,13 +24,15 @@ class Cost:
     """One request's reservation.
 
     `input_chars` is what `input_tokens` was estimated from: the estimate learns by it. `answers` is for how many
-    answers `output_tokens` was estimated; 0: it is no estimate.
+    answers `output_tokens` was estimated; 0: it is no estimate. `most_output_tokens` is what the request permits them
+    all together; 0 where it does not say.
     """
 
     input_tokens: int = 0
     output_tokens: int = 0
     input_chars: int = 0
     answers: int = 0
+    most_output_tokens: int = 0
 
     def of(self, dimension: DimensionName) -> int:
         """How much of this dimension's limit the request takes."""

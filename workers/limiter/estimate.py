@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 from .cost import Cost
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from .cost import TokenUsage
 
 __all__ = ["Estimator"]
@@ -35,9 +37,20 @@ less than the first guess."""
 _CARE = 1.5
 """Times the quantile: what a request that has waited with the first guess gets in its place."""
 
+_LONGER = 2
+"""Times the longest answer of late: what the next one may be."""
+
 _SHORT_OUTPUT_TOKENS = 64
 """What an answer is taken to need until then where waiting is foretold. A parked job that comes back too early is sent
 away once more; one that comes back too late leaves the limit unused."""
+
+
+def _most_output(cost: Cost, longest: int) -> int:
+    """The output tokens of a request whose answers are at most `longest`; its reservation, if that is no estimate."""
+    if not cost.answers:
+        return cost.output_tokens
+    most = max(longest * cost.answers, cost.output_tokens)
+    return min(most, cost.most_output_tokens) if cost.most_output_tokens else most
 
 
 class Estimator:
@@ -51,10 +64,10 @@ class Estimator:
 
     def cost(self, *, input_chars: int, max_tokens: int | None = None, answers: int = 1) -> Cost:
         """The reservation for a prompt of so many characters. `max_tokens` bounds each of the `answers` (`n`)."""
-        output = self._output_tokens()
+        output, most = self._output_tokens(), 0
         if max_tokens is not None:
-            output = min(output, max_tokens)
-        return Cost(int(input_chars / self._chars_per_token) + 1, max(0, output * answers), input_chars, answers)
+            output, most = min(output, max_tokens), max_tokens * answers
+        return Cost(int(input_chars / self._chars_per_token) + 1, max(0, output * answers), input_chars, answers, most)
 
     def embedding_cost(self, *, input_chars: int) -> Cost:
         """Embeddings have no output."""
@@ -84,9 +97,11 @@ class Estimator:
         output = _SHORT_OUTPUT_TOKENS if self.is_cold else self._sum // len(self._recent)
         return replace(cost, output_tokens=min(cost.output_tokens, output * cost.answers))
 
-    def beyond_tokens(self) -> int:
-        """By how much the longest of the recent answers was longer than what is reserved for one."""
-        return max(0, self._sorted[-1] - self._output_tokens()) if self._sorted else 0
+    def beyond_tokens(self, costs: Iterable[Cost]) -> int:
+        """What one of these requests may take beyond its reservation: as much as it permits, or an answer twice as long
+        as the longest of late. The longest alone was too little until many had come."""
+        longest = _LONGER * self._sorted[-1] if self._sorted else 0
+        return max((_most_output(cost, longest) - cost.output_tokens for cost in costs), default=0)
 
     def learn(self, cost: Cost, usage: TokenUsage) -> None:
         """What the request really took."""

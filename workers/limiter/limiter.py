@@ -46,7 +46,7 @@ LEASE_S = 12.0
 DEAF_HORIZON_S = 0.5
 """Leases are this short while pauses are not heard by the channel: they would be heard with the next reply only."""
 
-TOKENS_HORIZON_S = 0.7
+TOKENS_HORIZON_S = 0.4
 """Settlement brings tokens back all the time; what is leased far ahead was leased by estimates alone."""
 
 FLUSH_S = 0.1
@@ -357,7 +357,7 @@ class Limiter:
             epoch=self._pauses.epoch if self._last is not None else 0,
             leaves=leaves,
             returned=said.returned,
-            beyond_tokens=self._estimator.beyond_tokens(),
+            beyond_tokens=self._estimator.beyond_tokens(costs),
             longest_horizon_s=self._longest_horizon_s(),
             lease_s=LEASE_S,
         )

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 __all__ = ["BIN_S", "WINDOW_S", "Dimension", "Plan", "plan"]
 
 WINDOW_S = 60.0
-BIN_S = 0.25
+BIN_S = 0.125
 """How finely the last minute's tokens are remembered; a bin counts until all of it is too old."""
 
 MAX_USE_BY_S = 0.25
-TOKENS_USE_BY_S = 0.15
+TOKENS_USE_BY_S = 0.05
 """Under windows of tokens, whose J costs its share of the limit; of so few slots, hardly one comes late."""
 
 NETWORK_JITTER_S = 0.1
