@@ -260,6 +260,17 @@ async def test_a_day_that_is_used_up_ends_at_midnight(client: Redis) -> None:
     assert (view.used_today, view.requests_per_day) == (3, 3)
 
 
+async def test_what_took_the_place_of_a_lost_schedule_is_waited_for(client: Redis) -> None:
+    worker = Worker(client, Limits(rpm=60_000))
+    await worker.acquire([Cost()])
+    await client.flushall()
+    assert (await worker.acquire([Cost()])).slots == []
+    wait_s = (await worker.peek()).wait_s
+    assert wait_s is not None
+    assert wait_s > 3.0
+    assert wait_s == pytest.approx(await worker.next_wait_s(), abs=1e-2)
+
+
 async def test_a_clock_that_was_set_back_does_not_prolong_a_pause(client: Redis) -> None:
     worker = Worker(client, Limits(rpm=60))
     await worker.acquire()

@@ -110,16 +110,16 @@ def _in_calendar(name: DimensionName, rate_per_s: float, burst: float, calendar:
 
 
 def expected_wait_s(
-    dimensions: Sequence[Sold], cost: Cost, *, line: Line, now: float, paused_until: float = 0.0
+    dimensions: Sequence[Sold], cost: Cost, *, line: Line, now: float, nothing_until: float = 0.0
 ) -> float | None:
-    """About how long a request of this cost that came at `now` would wait, in seconds.
+    """About how long a request of this cost that came at `now` would wait, in seconds. Before `nothing_until` none goes.
 
     None: too many calls are in flight, and none has ended of late, so nobody can tell when one will.
     """
     calls_s = _until_a_call_ends_s(line)
     if calls_s is None:
         return None
-    start = max(now, paused_until)
+    start = max(now, nothing_until)
     if line.waiting:
         first_at = _first_instant(dimensions, line.typical, start=start)
         dimensions = [each.after(line.waiting, line.typical, first_at=first_at) for each in dimensions]

@@ -102,6 +102,7 @@ def view_of(name: tuple[str, str, str], hashes: LimiterHashes, *, redis_now: flo
     # As clock.lua tells the time: where Redis's clock was set back, the schedule's stands until it is told again.
     now = max(redis_now + _number(hashes.clock, b"ahead"), _number(hashes.clock, b"seen"))
     state, pause = hashes.state, _number(hashes.state, b"pause")
+    lost_until = _number(state, b"lost_until")  # from when on the schedule that took the place of a lost one sells
     alive = [record for record in map(bytes.split, hashes.processes.values()) if float(record[0]) >= now]
     dimensions = sold(state, hashes.organisation, now=now)
     line, usual = _line(hashes, alive, dimensions, now=now), _usual(state, b"reserved_tokens", dimensions)
@@ -116,7 +117,7 @@ def view_of(name: tuple[str, str, str], hashes: LimiterHashes, *, redis_now: flo
         max_in_flight=line.max_in_flight,
         in_flight=line.in_flight,
         waiting=line.waiting,
-        wait_s=expected_wait_s(dimensions, usual, line=line, now=now, paused_until=pause),
+        wait_s=expected_wait_s(dimensions, usual, line=line, now=now, nothing_until=max(pause, lost_until)),
         processes=len(alive),
         paused_until=redis_now + pause - now if pause > now else None,
         paused_for_s=max(0.0, pause - now),
