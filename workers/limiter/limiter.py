@@ -46,8 +46,11 @@ LEASE_S = 12.0
 DEAF_HORIZON_S = 0.5
 """Leases are this short while pauses are not heard by the channel: they would be heard with the next reply only."""
 
-TOKENS_HORIZON_S = 0.4
+TOKENS_HORIZON_S = 0.7
 """Settlement brings tokens back all the time; what is leased far ahead was leased by estimates alone."""
+
+WINDOW_HORIZON_S = 0.4
+"""Where windows of tokens are remembered, each slot leased is one more call whose length nobody knows."""
 
 FLUSH_S = 0.1
 IDLE_FLUSH_S = 2.0
@@ -378,7 +381,9 @@ class Limiter:
     def _longest_horizon_s(self) -> float:
         if not self._hears_pauses():
             return DEAF_HORIZON_S
-        return TOKENS_HORIZON_S if self.plan.counts_tokens else LONGEST_HORIZON_S
+        if not self.plan.counts_tokens:
+            return LONGEST_HORIZON_S
+        return WINDOW_HORIZON_S if self.plan.remembers_tokens else TOKENS_HORIZON_S
 
     def hear(self, grant: Grant, ask: Ask, *, asked_at: float) -> None:
         """See `Client`."""

@@ -112,7 +112,7 @@ def _in_calendar(name: DimensionName, rate_per_s: float, burst: float, calendar:
 def expected_wait_s(
     dimensions: Sequence[Sold], cost: Cost, *, line: Line, now: float, nothing_until: float = 0.0
 ) -> float | None:
-    """About how long a request of this cost that came at `now` would wait, in seconds. Before `nothing_until` none goes.
+    """About how long a request of this cost that came at `now` would wait (s); none goes before `nothing_until`.
 
     None: too many calls are in flight, and none has ended of late, so nobody can tell when one will.
     """

@@ -98,6 +98,11 @@ class Plan:
     def counts_tokens(self) -> bool:
         return any(dimension.name != "requests" for dimension in self.dimensions)
 
+    @cached_property
+    def remembers_tokens(self) -> bool:
+        """Whether what was taken counts against a limit of tokens for as long as a provider's window lasts."""
+        return any(dimension.span_s for dimension in self.dimensions)
+
     @property
     def limits_requests(self) -> bool:
         """Whether the key's own limit of requests is known."""
