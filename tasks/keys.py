@@ -130,7 +130,8 @@ class LimiterKeys(NamedTuple):
     days: str
     """Hash, day -> requests sent on it (TTL two days)."""
     window: str
-    """Hash, `<dimension>:<bin>` -> tokens that the slots of that quarter of a second took (window.lua)."""
+    """Hash, `<dimension>:<bin>` -> tokens that the slots of that time took (window.lua). The name says how many ms a
+    bin lasts: processes of a version that counts otherwise keep their own."""
     organisation: str
     """Hash: what is sold of the limit above the keys, by bins of time (calendar.lua); its counters."""
     organisation_window: str
@@ -148,7 +149,7 @@ def limiter(provider: str, model: str, fingerprint: str) -> LimiterKeys:
         processes=f"{own}:processes",
         replies=f"{own}:replies",
         days=f"{own}:days",
-        window=f"{own}:window",
+        window=f"{own}:window:125",
         organisation=f"{tag}:organisation",
-        organisation_window=f"{tag}:organisation:window",
+        organisation_window=f"{tag}:organisation:window:125",
     )

@@ -23,7 +23,7 @@ import threading
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextvars import ContextVar, copy_context
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, cast
 
 from celery import Celery
 from celery import Task as CeleryTask
@@ -143,15 +143,10 @@ class JobGreenlet(greenlet):
     """Gives the value, or raises the exception, of the call that has ended."""
 
     def __init__(self) -> None:
-        super().__init__()
-        # What a greenlet is started with, its C frame keeps for good; what is handed over later, it does not.
+        # What a greenlet is started with, its C frame keeps for good: a job, or a method of the greenlet itself, which
+        # then could never be freed. What is handed over later it does not keep.
+        super().__init__(_serve)
         self.switch()
-
-    def run(self) -> None:
-        while True:
-            call = self.parent.switch(_ENDED)
-            self.outcome = _ending(call)
-            del call  # and with it the job, while this waits for the next
 
     def begin(self, call: Callable[[], Any], job: Cancellable) -> Any:
         """Begin a call. What this and `switch` return is what the call waits for, or `_ENDED`."""
@@ -171,6 +166,13 @@ class JobGreenlet(greenlet):
 
 
 _ENDED = object()
+
+
+def _serve() -> None:
+    while True:
+        call = cast("JobGreenlet", getcurrent()).parent.switch(_ENDED)
+        cast("JobGreenlet", getcurrent()).outcome = _ending(call)
+        del call  # and with it the job, while this waits for the next
 
 
 def _ending(call: Callable[[], Any]) -> Callable[[], Any]:
@@ -236,14 +238,12 @@ def in_job() -> bool:
 
 def wait(awaitable: Awaitable[T]) -> T:
     """Let the loop await something, and the other jobs run meanwhile. Only in a job's greenlet."""
-    current = getcurrent()
-    if not isinstance(current, JobGreenlet):
+    if not in_job():
         if inspect.iscoroutine(awaitable):
             awaitable.close()
-        raise RuntimeError(  # noqa: TRY004 - it is the place that is wrong, not a value's type
-            "wait() was called outside a job; it runs only inside the pool's greenlets"
-        )
-    to_the_loop: Callable[[Awaitable[T]], T] = current.parent.switch
+        raise RuntimeError("wait() was called outside a job; it runs only inside the pool's greenlets")
+    # No frame keeps its own greenlet: neither could be freed.
+    to_the_loop: Callable[[Awaitable[T]], T] = cast("JobGreenlet", getcurrent()).parent.switch
     if (handled := sys.exception()) is None:
         return to_the_loop(awaitable)
     traceback = handled.__traceback__
@@ -382,11 +382,11 @@ def _bridged(run: Any) -> Any:
 
     @functools.wraps(function)
     def bridged(*args: Any, **kwargs: Any) -> Any:
-        current = getcurrent()
-        if isinstance(current, JobGreenlet):
+        if in_job():
+            job = cast("JobGreenlet", getcurrent()).job
             if is_async:
-                return _wait_for_task(current.job, function(*args, **kwargs))
-            return _wait_for_task(current.job, _in_thread(task_threads, _outcome, function, *args, **kwargs))()
+                return _wait_for_task(job, function(*args, **kwargs))
+            return _wait_for_task(job, _in_thread(task_threads, _outcome, function, *args, **kwargs))()
         if is_async and _is_eager():
             return _run_to_end(function(*args, **kwargs))
         return function(*args, **kwargs)

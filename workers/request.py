@@ -35,7 +35,8 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
             self._body, self._content_type, self._content_encoding = self.message.payload, None, None
         headers = self._request_dict
         if "headers" not in headers and (own := {name: headers[name] for name in headers.keys() - CELERY_HEADERS}):
-            # What `task.request.headers` shows. The tracer looks for them among all that Celery knows (10 us a job).
+            # What `task.request.headers` shows. Where there are some, as in our client's messages, the tracer does not
+            # look for them among all that Celery knows (10 us a job).
             headers["headers"] = own
         marks = (self.message.properties or {}).get(MARKS, {})
         if "eta" in marks:

@@ -59,13 +59,21 @@ async def sell_all(url: str, terms: Plan, wanted: list[Purchase]) -> Ledger:
 @settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rpm=st.sampled_from([None, 90, 900, 6_000]),
-    of_key=st.sampled_from([Limits(), Limits(tpm=30_000, algorithm="bucket"), Limits(rpm=60, algorithm="bucket")]),
+    of_key=st.builds(
+        Limits, rpm=st.sampled_from([None, 60]), tpm=st.sampled_from([None, 30_000]), algorithm=st.just("bucket")
+    ),
     wanted=purchases,
 )
 # Two lumps in a row, of which the second began in the bin in which the first ended, came half a burst too near.
 @example(rpm=90, of_key=Limits(rpm=60, tpm=30_000, algorithm="bucket"), wanted=[("k1", 2, 1_417, 0.0)])
 # What goes first in the bin behind a lump.
 @example(rpm=None, of_key=Limits(), wanted=[("k1", 1, 700, 0.0), ("k2", 2, 150, 0.0), ("k3", 1, 1_000, 0.0)])
+# Two that begin in one bin, for a later time each.
+@example(
+    rpm=None,
+    of_key=Limits(rpm=60, tpm=30_000, algorithm="bucket"),
+    wanted=[("k3", 2, 375, 0.1), ("k1", 3, 150, 0.0), ("k2", 3, 750, 0.0)],
+)
 def test_no_time_holds_more_than_the_pace_and_a_burst_or_the_largest_lump(
     redis_server: RedisServer, rpm: int | None, of_key: Limits, wanted: list[Purchase]
 ) -> None:

@@ -133,6 +133,14 @@ def test_a_call_may_take_twice_the_longest_answer_but_no_more_than_it_permits() 
     assert estimator.beyond_tokens([]) == 0
 
 
+def test_of_a_call_with_several_answers_each_counts_for_its_share() -> None:
+    estimator = Estimator()
+    for _ in range(40):
+        estimator.learn(estimator.cost(input_chars=4, answers=4), Usage(1, 400))
+    assert estimator.cost(input_chars=4).output_tokens == 100
+    assert estimator.cost(input_chars=4, answers=2).output_tokens == 200
+
+
 def test_only_the_last_answers_count() -> None:
     estimator = Estimator()
     for tokens in [4_000] * 300 + [10] * 256:

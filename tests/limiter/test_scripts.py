@@ -327,6 +327,22 @@ async def test_a_crumb_before_full_bins_is_left_to_those_that_it_is_enough_for(c
     assert (await buys("k3", 30)).slots[0] == 1_000.0
 
 
+async def test_bins_of_a_limit_that_was_changed_are_thrown_away(client: Redis) -> None:
+    """Their numbers meant other times. A settlement frees bins up to the last one, which would be decades ahead."""
+    now = 1_790_000_000.0
+    for seq, algorithm in enumerate(("bucket", "sliding"), start=1):
+        above = Limits.model_validate({"tpm": 60_000, "algorithm": algorithm})
+        call = Ask(process="a", seq=seq, epoch=seq - 1, costs=[Cost(0, 500)] * 4, longest_horizon_s=60.0)
+        await of_organisation(client, "k1", Limits(), above, now=now).acquire(call)
+    settled = Ask(process="a", seq=3, epoch=1, refunds=[Refund(0, output_tokens=50_000)])
+    await of_organisation(client, "k1", Limits(), above, now=now).acquire(settled)
+    (tokens,) = plan(Limits(), organisation=above).dimensions
+    width_s = tokens.burst / 2 / tokens.rate_per_s
+    bins = [int(name.partition(":")[2]) for name in await calendar(client)]
+    assert bins
+    assert all(now - 1 <= bin_ * width_s < now + 60 for bin_ in bins)
+
+
 async def test_bins_that_have_passed_are_forgotten(client: Redis) -> None:
     above = Limits(rpm=600, tpm=60_000, algorithm="sliding")
     seen: set[str] = set()
@@ -391,9 +407,31 @@ class Buyer:
         await self.says(now, refunds=[Refund(bin_at(instant), output_tokens=back)])
 
 
-async def windows(client: Redis, name: str = "k:window") -> dict[str, float]:
-    fields = await client.hgetall("{rl:p:m}:" + name)  # type: ignore[misc]  # redis-py types it for both worlds
+KEYS = keys.limiter("p", "m", "k")
+
+
+async def windows(client: Redis, key: str = KEYS.window) -> dict[str, float]:
+    fields = await client.hgetall(key)  # type: ignore[misc]  # redis-py types it for both worlds
     return {field.decode(): float(charged) for field, charged in fields.items()}
+
+
+def test_the_windows_keys_say_how_long_a_bin_lasts() -> None:
+    """Processes that count by other bins, of another version, must not read these."""
+    assert KEYS.window.endswith(f":window:{BIN_S * 1000:.0f}")
+    assert KEYS.organisation_window.endswith(f":window:{BIN_S * 1000:.0f}")
+
+
+async def test_bins_that_somebody_numbered_by_another_width_are_thrown_away(client: Redis) -> None:
+    """By ours they lie decades ahead, and Redis would stand still while a script walked there."""
+    far = int(2 * 1_000.0 / BIN_S) + 1_000_000
+    await client.hset(KEYS.window, f"tokens:{far}", 60_000)  # type: ignore[misc]  # redis-py types it for both worlds
+    (slot,) = (
+        await schedule(client, MINUTE, now=1_000.0).acquire(
+            Ask(process="a", seq=1, costs=[Cost(100, 100)], longest_horizon_s=60.0)
+        )
+    ).slots
+    assert slot < 1_002.0
+    assert f"tokens:{far}" not in await windows(client)
 
 
 async def test_room_is_kept_for_what_one_call_may_take_beyond_its_reservation(client: Redis) -> None:
@@ -490,7 +528,7 @@ async def test_what_has_left_the_window_is_forgotten(client: Redis) -> None:
     before = await buyer.buys(1_000.2 + SPAN_S + BIN_S, 100)
     await buyer.settles(1_001.0 + SPAN_S, 1_000.0, 50)
     assert set(await windows(client)) == {f"tokens:{bin_at(slot)}" for slot in (1_000.0 + SPAN_S, *before)}
-    assert 0 < await client.ttl("{rl:p:m}:k:window") <= 300
+    assert 0 < await client.ttl(KEYS.window) <= 300
 
 
 async def test_a_limit_without_windows_remembers_nothing(client: Redis) -> None:
@@ -504,7 +542,7 @@ async def test_the_keys_of_an_organisation_share_its_window(client: Redis) -> No
     one, other = (Buyer(client, Limits(), key=key, organisation=MINUTE, keys=2) for key in ("k1", "k2"))
     await one.buys(1_000.0, 100)
     await one.settles(1_000.0, 1_000.0, -59_501)
-    assert await windows(client, "organisation:window") == {f"tokens:{bin_at(1_000.0)}": 59_601}
+    assert await windows(client, KEYS.organisation_window) == {f"tokens:{bin_at(1_000.0)}": 59_601}
     assert await other.buys(1_060.2, 400) == [pytest.approx(1_000.0 + BIN_S + SPAN_S)]
 
 
@@ -522,7 +560,7 @@ async def test_an_organisation_s_lost_window_is_full_once(client: Redis) -> None
     for key in ("k1", "k2"):
         buyer = Buyer(client, Limits(), key=key, organisation=MINUTE, keys=2, epoch=3)
         assert not (await buyer.says(1_000.0)).slots
-        assert sum((await windows(client, "organisation:window")).values()) == pytest.approx(60_000, rel=0.03)
+        assert sum((await windows(client, KEYS.organisation_window)).values()) == pytest.approx(60_000, rel=0.03)
 
 
 async def test_what_a_lost_schedule_sold_is_not_refunded_by_the_next(client: Redis) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import gc
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -79,6 +80,25 @@ async def test_nor_is_the_exception_that_ended_it() -> None:
     for _ in range(2):
         await asyncio.create_task(run())
     assert [each() for each in alive] == [None, None]
+
+
+async def test_one_that_nobody_has_any_more_is_freed_with_the_job_that_waits_in_it() -> None:
+    idle, waiting = bridge.JobGreenlet(), bridge.JobGreenlet()
+    ended: list[str] = []
+
+    def sleep_for_ever(thing: Thing) -> None:
+        try:
+            wait(asyncio.sleep(60))
+        finally:
+            ended.append(repr(thing))
+
+    thing = Thing()
+    waiting.begin(partial(sleep_for_ever, thing), Cancellable()).close()
+    alive = [weakref.ref(each) for each in (idle, waiting, thing)]
+    del idle, waiting, thing
+    gc.collect()
+    assert [each() for each in alive] == [None, None, None]
+    assert len(ended) == 1
 
 
 async def test_one_whose_job_has_failed_serves_the_next() -> None:

@@ -9,10 +9,35 @@ from kombu.utils.eventio import ERR, READ
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from kombu.asynchronous import Hub
 
-__all__ = ["Poller"]
+__all__ = ["HubOfPoller", "Poller"]
+
+
+class HubOfPoller:
+    """Celery's hub, to which kombu adds every connection in each turn: a system call and an exception for each.
+
+    This one is passed on once. A number alone tells nothing, because a new socket gets that of a closed one. A closed
+    socket is passed on each time: the hub's error is how the consumer hears that it must reconnect.
+    """
+
+    def __init__(self, hub: Hub, poller: Poller) -> None:
+        self._hub = hub
+        self._poller = poller
+        self._added: dict[int, socket.socket | None] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._hub, name)
+
+    def add_reader(self, fd: int, callback: Callable[..., Any], *args: Any) -> None:
+        current = self._poller.socket_of(fd)
+        is_open = current is not None and current.fileno() == fd
+        if is_open and self._added.get(fd) is current and fd in self._hub.readers:
+            return
+        self._hub.add_reader(fd, callback, *args)
+        self._added[fd] = current
 
 
 class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]  # kombu publishes no types
@@ -25,33 +50,16 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]  # kombu pub
 
     def __init__(self) -> None:
         super().__init__()
-        self.hub: Hub | None = None
-        """Celery's, once it listens to these connections."""
         self._sockets: dict[int, socket.socket] = {}
-        self._added: dict[int, socket.socket | None] = {}
 
     def _register(self, channel: Any, client: Any, kind: str) -> None:
         super()._register(channel, client, kind)
         registered: socket.socket = self._chan_to_sock[channel, client, kind]
         self._sockets[registered.fileno()] = registered
 
-    @property
-    def fds(self) -> list[int]:
-        """What the hub is to listen to, and does not yet.
-
-        kombu has it add every connection in each turn, which is a system call and an exception for each. A number
-        alone tells nothing, because a new socket gets that of a closed one. A closed one stays here: the hub's error is
-        how the consumer hears that it must reconnect.
-        """
-        new = [fd for fd in super().fds if not self._is_added(fd)]
-        self._added.update((fd, self._sockets.get(fd)) for fd in new)
-        return new
-
-    def _is_added(self, fd: int) -> bool:
-        current = self._sockets.get(fd)
-        if self.hub is None or current is None or self._added.get(fd) is not current:
-            return False
-        return fd in self.hub.readers and current.fileno() == fd
+    def socket_of(self, fd: int) -> socket.socket | None:
+        """Which of the connections has this number, or had it last."""
+        return self._sockets.get(fd)
 
     def on_poll_start(self) -> None:
         self._update_brpop_polling()
@@ -66,7 +74,7 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]  # kombu pub
     def on_readable(self, fileno: int) -> Any:
         channel, kind = self._fd_to_chan.get(fileno, (None, None))
         # What is broadcast (remote control, events) is there to be read however full the worker is. kombu would leave
-        # it and be woken by it again at once, for as long as that lasts.
+        # it and be woken by it again at once, for as long as that lasts. A broadcast task waits in the pool's line.
         if channel is not None and kind in {"TAKE", "WAKE", "LISTEN"}:
             return channel.handlers[kind]()
         return super().on_readable(fileno)

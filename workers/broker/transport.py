@@ -8,7 +8,7 @@ from kombu.transport import TRANSPORT_ALIASES
 from kombu.transport import redis as kombu_redis
 
 from .channel import Channel, SentinelChannel, SocketChannel
-from .poller import Poller
+from .poller import HubOfPoller, Poller
 
 if TYPE_CHECKING:
     from kombu.asynchronous import Hub
@@ -26,8 +26,7 @@ class Transport(kombu_redis.Transport):  # type: ignore[misc]  # kombu publishes
         self.cycle = Poller()
 
     def register_with_event_loop(self, connection: Any, loop: Hub) -> None:
-        self.cycle.hub = loop
-        super().register_with_event_loop(connection, loop)
+        super().register_with_event_loop(connection, HubOfPoller(loop, self.cycle))
 
 
 class SocketTransport(Transport):

@@ -25,7 +25,9 @@ local function calendar_of(key, fields, dimensions, now)
   for field, value in pairs(fields) do
     local name, bin = string.match(field, '^(%a+):(%d+)$')
     local bins = by_name[name]
-    if bins and (tonumber(bin) + 1) * bins.width >= now then
+    local begins = bins and tonumber(bin) * bins.width
+    -- One of a day ahead was numbered by another width, before a limit was changed.
+    if bins and begins + bins.width >= now and begins < now + 86400 then
       bins.sold[tonumber(bin)] = tonumber(value)
     elseif bins then
       passed[#passed + 1] = field
@@ -67,7 +69,8 @@ local function calendar_of(key, fields, dimensions, now)
       if amount <= room then
         place.head, place.at, place.until_s = amount, math.max(from, begins), begins + bins.width
       else
-        place.head = math.min(room, burst - (from - begins) * rate)
+        -- What others have in the first bin may go as late as this.
+        place.head = math.min(room, burst - (from - begins) * rate - (bins.sold[first] or 0))
         place.at = math.max(from, begins + (math.min(amount, burst) - place.head) / rate)
         place.until_s = begins + (burst - place.head) / rate
       end

@@ -110,7 +110,7 @@ class Estimator:
             seen = min(max(seen, _LEAST_CHARS_PER_TOKEN), _MOST_CHARS_PER_TOKEN)
             self._chars_per_token += _LEARNING * (seen - self._chars_per_token)
         if usage.output_tokens > 0:
-            self._remember(usage.output_tokens)
+            self._remember(-(-usage.output_tokens // max(1, cost.answers)))
 
     def _remember(self, output_tokens: int) -> None:
         if len(self._recent) == _WINDOW:

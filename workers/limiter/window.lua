@@ -44,7 +44,8 @@ local function window_of(key, dimensions, width, reserve, now)
       local name, bin = string.match(field, '^(%a+):(%d+)$')
       local of = by_name[name]
       bin = tonumber(bin)
-      if of and bin >= of.oldest then
+      -- One of a day ahead was numbered by another width, by a process of another version.
+      if of and bin >= of.oldest and bin * width < now + 86400 then
         of.charged[bin] = tonumber(value)
         of.sum = of.sum + of.charged[bin]
         of.newest = math.max(of.newest, bin)
