@@ -92,6 +92,11 @@ class PlainSchedule:
         self.paused_until = max(self.paused_until, now + (report.asked_s or 1.0))
         return Pause(now, self.epoch, self.paused_until)
 
+    def sells_to_others(self, *, until: float) -> None:
+        """Other processes have leased what there was up to this instant."""
+        for each in self.plan.dimensions:
+            self._tat[each.name] = max(self._tat[each.name], until)
+
     def _grant(self, ask: Ask) -> Grant:
         now = asyncio.get_running_loop().time()
         self.epoch = max(self.epoch, ask.epoch)

@@ -329,6 +329,27 @@ async def test_degraded_keeps_to_a_share_of_the_pace_for_a_bounded_time(live: in
         await asyncio.gather(*others)
 
 
+@virtually
+async def test_its_share_begins_behind_what_the_others_have_leased_too() -> None:
+    """They send it yet: with a share beside it, four processes sent 1.4 times the limit for two seconds."""
+    async with limiter_of() as (limiter, schedule):
+        loop = asyncio.get_running_loop()
+        await sent_at(limiter)
+        schedule.sells_to_others(until=loop.time() + 0.4)
+        waiting = [asyncio.create_task(sent_at(limiter)) for _ in range(8)]
+        await asyncio.sleep(0.05)
+        slots = [instant for instant in schedule.sold if instant > loop.time()]
+        assert slots and max(slots) - loop.time() > 0.3
+        schedule.is_away = True
+        while not limiter.is_away:
+            await asyncio.sleep(0.01)
+        lost_at = loop.time()
+        times = sorted(await asyncio.gather(*waiting))
+        of_its_own = [at for at in times if at > max(slots) + 0.01]
+        assert of_its_own
+        assert min(of_its_own) >= lost_at + 0.3
+
+
 @pytest.mark.parametrize("when_away", ["degraded", "open"])
 @virtually
 async def test_calls_of_the_time_without_redis_are_counted_when_it_is_back(when_away: str) -> None:

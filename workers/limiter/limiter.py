@@ -109,6 +109,7 @@ class Limiter:
         self._told = ToldLimits()
         self._in_flight = 0
         self._last: Grant | None = None
+        self._sold_ahead_s = 0.0
         self._asked_for: list[Waiter] = []
         self._ask_at = -math.inf
         self._local: LocalPace | None = None
@@ -390,6 +391,8 @@ class Limiter:
         now = self._loop.time()
         self._clock.learn(grant.now, asked_at=asked_at, heard_at=now)
         self._last = grant
+        if ask.costs:
+            self._sold_ahead_s = grant.sold_ahead_s
         self.tally.calls += 1
         self._note_pause(grant.epoch, self._clock.monotonic(grant.paused_until) if grant.paused_until else -math.inf)
         for position, instant in enumerate(grant.slots):
@@ -430,8 +433,11 @@ class Limiter:
     def _local_pace(self) -> LocalPace | None:
         if self._options.when_away != "degraded" or self._last is None or not self.plan.dimensions:
             return None
-        # What is leased is sent yet; a share beside it would be too much.
-        begins = max(self._loop.time(), self._slots.last_due if self._slots else -math.inf)
+        # What is leased is sent yet, by us and by the others; a share beside it would be too much. How far ahead they
+        # have leased, nobody knows; about as far as when we last asked.
+        begins = self._loop.time() + self._sold_ahead_s
+        if self._slots:
+            begins = max(begins, self._slots.last_due)
         return LocalPace.begin(
             self.plan, processes=self._last.processes, now=begins, for_s=self._options.degraded_for_s
         )

@@ -93,6 +93,13 @@ class Grant:
     told: Mapping[ToldLimit, int] = field(default_factory=dict)
     slots: Sequence[float] = field(default=())
 
+    @property
+    def sold_ahead_s(self) -> float:
+        """How far ahead of its time the schedule was sold, to whomever, where something was asked for."""
+        if self.slots:
+            return max(0.0, self.slots[-1] - self.now)
+        return self.wait_s if self.reason in {"far", "fair"} else 0.0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseReport:
