@@ -7,7 +7,10 @@ import time
 
 from ..faults.harness import Worker, World
 
-__all__ = ["Fleet"]
+__all__ = ["LEASE_S", "Fleet"]
+
+LEASE_S = 6.0
+"""From a worker's last heartbeat on; then its jobs are given back."""
 
 
 class Fleet:
@@ -21,7 +24,7 @@ class Fleet:
             worker.wait_ready()
 
     def _start(self) -> Worker:
-        return self._world.start_worker(concurrency=self._concurrency, lease_s=6.0, wait=False)
+        return self._world.start_worker(concurrency=self._concurrency, lease_s=LEASE_S, wait=False)
 
     def kill(self, number: int) -> None:
         self.workers[number].kill()
