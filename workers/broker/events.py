@@ -8,6 +8,9 @@ from celery.events.dispatcher import EventDispatcher as CeleryEventDispatcher
 
 __all__ = ["EventDispatcher"]
 
+MOST_AT_ONCE = 256
+"""Events of tasks are sent together when the hub's turn ends. Celery's limit of 24 made several messages of one turn."""
+
 
 class EventDispatcher(CeleryEventDispatcher):  # type: ignore[misc]  # Celery publishes no types
     """Sends each event once. One that fails is buffered by Celery, and sent after the next reconnect.
@@ -15,6 +18,9 @@ class EventDispatcher(CeleryEventDispatcher):  # type: ignore[misc]  # Celery pu
     The worker's own heartbeat event asks for retries without end, and the hub's thread would make them: while Redis
     does not answer, nothing else would be noticed or mended there (celery/worker/heartbeat.py, `_send`).
     """
+
+    def __init__(self, *args: Any, buffer_limit: int = MOST_AT_ONCE, **options: Any) -> None:
+        super().__init__(*args, buffer_limit=buffer_limit, **options)
 
     def send(self, type: str, *, retry: bool = False, **fields: Any) -> Any:  # noqa: A002 - Celery's name
         return super().send(type, **fields)
