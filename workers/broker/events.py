@@ -9,7 +9,7 @@ from celery.events.dispatcher import EventDispatcher as CeleryEventDispatcher
 __all__ = ["EventDispatcher"]
 
 MOST_AT_ONCE = 256
-"""Events of tasks are sent together when the hub's turn ends. Celery's limit of 24 made several messages of one turn."""
+"""Events of tasks are sent together when the hub's turn ends. Celery's limit of 24 made several messages of a turn."""
 
 
 class EventDispatcher(CeleryEventDispatcher):  # type: ignore[misc]  # Celery publishes no types
