@@ -102,33 +102,27 @@ class RequestStack:
         self._stacks: dict[object, list[Any]] = {}
 
     def push(self, request: Any) -> None:
-        self._stacks.setdefault(_job_token.get() or thread_ident(), []).append(request)
+        self._stacks.setdefault(job_ident(), []).append(request)
 
     def pop(self) -> Any:
         """The topmost request, which is off the stack now; None where there was none."""
-        ident = _job_token.get() or thread_ident()
-        stack = self._stacks.get(ident)
-        if stack is None:
+        if not (stack := self.stack):
             return None
         request = stack.pop()
         if not stack:
-            del self._stacks[ident]
+            del self._stacks[job_ident()]
         return request
 
     @property
     def top(self) -> Any:
-        stack = self._stacks.get(_job_token.get() or thread_ident())
-        return stack[-1] if stack else None
+        return stack[-1] if (stack := self.stack) else None
 
     @property
     def stack(self) -> list[Any]:
-        return self._stacks.get(_job_token.get() or thread_ident(), [])
+        return self._stacks.get(job_ident(), [])
 
     def __len__(self) -> int:
         return len(self.stack)
-
-    def __bool__(self) -> bool:
-        return True
 
 
 class JobGreenlet(greenlet):

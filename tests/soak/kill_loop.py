@@ -15,7 +15,6 @@ import signal
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,8 +51,8 @@ class Row:
     unflagged: int = 0
     wall_s: float = 0.0
     noticed_s: float = 0.0
-    """The longest time from a worker's death until its jobs were given back. Not until they were called again: the next
-    worker may be killed before it does that."""
+    """The longest time from a worker's death until its jobs were given back, or until they were called again after the
+    last strike at a worker that may have had them."""
 
     may_call_twice: bool = False
 
@@ -122,19 +121,20 @@ def _strike(
     world: World, fault: str, strike: Callable[[], None], times: int, jobs_each: int, *, may_call_twice: bool = False
 ) -> Row:
     row = Row(fault, times, submitted=times * jobs_each, may_call_twice=may_call_twice)
-    began_at = time.monotonic()
+    began_at, struck_at = time.monotonic(), []
     group = world.queue.submit_many({"model": MODEL, "messages": MESSAGES} for _ in range(row.submitted))
     with _watched_leases(world) as overdue_s:
         for number in range(times):
             # Spread over the run: each strikes when its share of the jobs has ended.
             wanted = (number + random.random() * 0.8) / times * row.submitted
             wait_until(lambda n=wanted: _ended(world, group.id) >= n, f"{wanted:.0f} ended", timeout_s=PATIENCE_S)
+            struck_at.append(time.time())
             strike()
         if times:
             wait_until(lambda: _ended(world, group.id) >= row.submitted, "all end", timeout_s=PATIENCE_S)
-            _judge(world, row, [job.id for job in group.jobs()], list(group.as_completed()))
+            _judge(world, row, [job.id for job in group.jobs()], list(group.as_completed()), struck_at)
     if may_call_twice and overdue_s:
-        row.noticed_s = LEASE_S + max(overdue_s)
+        row.noticed_s = max(row.noticed_s, LEASE_S + max(overdue_s))
     row.wall_s = time.monotonic() - began_at
     _print_row(row.fault, [row])
     return row
@@ -168,18 +168,27 @@ def _ended(world: World, group_id: str) -> int:
     return world.queue.group(group_id).progress().ended
 
 
-def _judge(world: World, row: Row, ids: list[str], results: list[PromptResult]) -> None:
-    of_these = set(ids)
-    calls = Counter(call["job_id"] for call in world.providers.ledger(MODEL) if call["job_id"] in of_these)
+def _judge(world: World, row: Row, ids: list[str], results: list[PromptResult], struck_at: list[float]) -> None:
+    calls: dict[str, list[float]] = {job_id: [] for job_id in ids}
+    for call in world.providers.ledger(MODEL):
+        if call["job_id"] in calls:
+            calls[call["job_id"]].append(call["time"])
     flagged = {result.id for result in results if result.suspected_double_payment}
     row.ended = len({result.id for result in results})
     row.lost = len(set(ids) - {result.id for result in results}) + (len(results) - row.ended)
     row.failed = sum(not result.ok for result in results)
-    row.calls = calls.total()
-    twice = {job_id for job_id, times in calls.items() if times > 1}
+    row.calls = sum(map(len, calls.values()))
+    twice = {job_id for job_id, times in calls.items() if len(times) > 1}
     row.above_one = row.calls - len(ids)
     row.flagged = len(flagged)
     row.unflagged = len(twice - flagged)
+    for job_id in twice:
+        # A call takes a third of a second, so what interrupted it is the first strike after it began. Whoever has the
+        # job when its lease is over may be struck too, before it calls; the leases tell whether it was over in time.
+        first, again, *_ = calls[job_id]
+        death = min((at for at in struck_at if at >= first), default=first)
+        last = max((at for at in struck_at if death + LEASE_S <= at <= again), default=death)
+        row.noticed_s = max(row.noticed_s, again - last)
 
 
 def _take_windows(world: World, fleet: Fleet, times: int) -> Row:
@@ -194,7 +203,7 @@ def _take_windows(world: World, fleet: Fleet, times: int) -> Row:
         fleet.kill(number % len(fleet.workers))
         for worker in fleet.workers:
             worker.signal(signal.SIGCONT)
-    _judge(world, row, [job.id for job in jobs], world.results(jobs))
+    _judge(world, row, [job.id for job in jobs], world.results(jobs), [])
     row.wall_s = time.monotonic() - began_at
     _print_row(row.fault, [row])
     return row

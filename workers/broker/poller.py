@@ -33,8 +33,7 @@ class HubOfPoller:
 
     def add_reader(self, fd: int, callback: Callable[..., Any], *args: Any) -> None:
         current = self._poller.socket_of(fd)
-        is_open = current is not None and current.fileno() == fd
-        if is_open and self._added.get(fd) is current and fd in self._hub.readers:
+        if current is not None and self._added.get(fd) is current and fd in self._hub.readers:
             return
         self._hub.add_reader(fd, callback, *args)
         self._added[fd] = current
@@ -48,18 +47,9 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]  # kombu pub
 
     eventflags = READ | ERR
 
-    def __init__(self) -> None:
-        super().__init__()
-        self._sockets: dict[int, socket.socket] = {}
-
-    def _register(self, channel: Any, client: Any, kind: str) -> None:
-        super()._register(channel, client, kind)
-        registered: socket.socket = self._chan_to_sock[channel, client, kind]
-        self._sockets[registered.fileno()] = registered
-
     def socket_of(self, fd: int) -> socket.socket | None:
-        """Which of the connections has this number, or had it last."""
-        return self._sockets.get(fd)
+        """The open connection of this number."""
+        return next((each for each in self._chan_to_sock.values() if each.fileno() == fd), None)
 
     def on_poll_start(self) -> None:
         self._update_brpop_polling()

@@ -127,29 +127,24 @@ class LimiterRegistry:
         the slot is more than `park_after_s` seconds away (None: wait for ever). Safe to cancel.
         """
         pool = self._pool(model, keys)
-        if len(pool) == 1:
-            key, limiter = pool[0]
-            limiter.plan.check(cost)
-            if (permit := limiter.admit_free(cost)) is not None:
-                permit.key = key
-                return permit
         for _, limiter in pool:
             limiter.plan.check(cost)
         while True:
             key, limiter = self._soonest(pool, priority, tenant or "")
-            waiter = Waiter(
-                cost,
-                asyncio.get_running_loop().create_future(),
-                priority=priority,
-                tenant=tenant or "",
-                until_s=deadline_at,
-                park_after_s=park_after_s,
-                movable=len(pool) > 1,
-            )
-            try:
-                permit = await limiter.admit(waiter)
-            except Moved:
-                continue
+            if (permit := limiter.admit_free(cost)) is None:
+                waiter = Waiter(
+                    cost,
+                    asyncio.get_running_loop().create_future(),
+                    priority=priority,
+                    tenant=tenant or "",
+                    until_s=deadline_at,
+                    park_after_s=park_after_s,
+                    movable=len(pool) > 1,
+                )
+                try:
+                    permit = await limiter.admit(waiter)
+                except Moved:
+                    continue
             permit.key = key
             return permit
 
