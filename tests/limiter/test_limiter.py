@@ -22,6 +22,7 @@ from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.line import Line, Priority, Waiter
 from workers.limiter.permit import Permit
 from workers.limiter.rate import BIN_S, Plan, plan
+from workers.limiter.schedule import Grant
 
 from .ledger import Ledger
 from .plain import PlainSchedule, VirtualLoop, run_virtually
@@ -327,6 +328,29 @@ async def test_degraded_keeps_to_a_share_of_the_pace_for_a_bounded_time(live: in
         assert max(times) <= gone_at + 21.0
         schedule.is_away = False
         await asyncio.gather(*others)
+
+
+@pytest.mark.parametrize(
+    ("reason", "slots", "expected"),
+    [("done", [12.0, 13.5], 3.5), ("far", [], 2.0), ("fair", [], 2.0), ("calls", [], 0.0), ("done", [], 0.0)],
+)
+def test_a_grant_tells_how_far_ahead_the_schedule_was_sold(reason: str, slots: list[float], expected: float) -> None:
+    assert Grant(now=10.0, wait_s=2.0, reason=reason, slots=slots).sold_ahead_s == expected
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected"),
+    [
+        (Limits(rpm=600, algorithm="sliding"), 4.0),
+        (Limits(tpm=60_000, algorithm="bucket"), 0.7),
+        (Limits(rpm=600, tpm=60_000, algorithm="sliding"), 0.4),
+    ],
+)
+@virtually
+async def test_what_is_reserved_by_estimates_is_leased_less_far_ahead(limits: Limits, expected: float) -> None:
+    async with limiter_of(plan(limits)) as (limiter, schedule):
+        await sent_at(limiter, Cost(10, 10))
+        assert schedule.asks[0].longest_horizon_s == expected
 
 
 @virtually

@@ -260,8 +260,13 @@ async def test_a_day_that_is_used_up_ends_at_midnight(client: Redis) -> None:
     assert (view.used_today, view.requests_per_day) == (3, 3)
 
 
-async def test_what_took_the_place_of_a_lost_schedule_is_waited_for(client: Redis) -> None:
-    worker = Worker(client, Limits(rpm=60_000))
+@pytest.mark.parametrize(
+    ("limits", "organisation"), [(Limits(rpm=60_000), None), (Limits(), Limits(rpm=60_000)), (Limits(tpm=60_000), None)]
+)
+async def test_what_took_the_place_of_a_lost_schedule_is_waited_for(
+    client: Redis, limits: Limits, organisation: Limits | None
+) -> None:
+    worker = Worker(client, limits, organisation)
     await worker.acquire([Cost()])
     await client.flushall()
     assert (await worker.acquire([Cost()])).slots == []

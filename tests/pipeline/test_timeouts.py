@@ -118,6 +118,24 @@ def test_the_shorter_of_two_around_a_call_ends_it(inner_s: float) -> None:
     assert run(main()) == ("inner" if inner_s < 2 else "outer")
 
 
+@pytest.mark.parametrize("make", [Ours, Theirs])
+def test_a_call_that_was_cancelled_first_stays_cancelled_though_its_time_runs_out(make: Callable[[], Any]) -> None:
+    async def cleans_up_slowly() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(60)
+
+    async def main() -> bool:
+        task = asyncio.create_task(entered(make()(2.0), cleans_up_slowly()))
+        await asyncio.sleep(1.0)
+        task.cancel()
+        await asyncio.wait([task])
+        return task.cancelled()
+
+    assert run(main())
+
+
 def test_what_the_body_raises_comes_out() -> None:
     async def main() -> None:
         with Timeouts().after(1.0):
