@@ -1,6 +1,6 @@
 """HTTP to the providers: one pooled session for each connection profile, owned by the worker's lifecycle.
 
-Only this module knows aiohttp. What it lets out is a `RawResponse` or a `Failure`: foreign exceptions are
+Only this module and `exchange` know aiohttp. What it lets out is a `RawResponse` or a `Failure`: foreign exceptions are
 translated at this border, once, because they carry the request's headers, and so the key.
 
 Redirects are never followed (aiohttp would send the key along on the same host), no cookie is kept, and the body
@@ -21,6 +21,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
+from .exchange import Exchanges, Response
 from .failures import FOREIGN, Failure, translate
 from .providers import ProviderRequest, RawResponse
 from .timeouts import Timeouts
@@ -55,6 +56,8 @@ class _Lane:
     """
 
     session: aiohttp.ClientSession
+    exchanges: Exchanges
+    """What goes over the session's connections without the session's help: nearly everything."""
     free: asyncio.Semaphore | None
     """None: without a limit, the pool's concurrency is one, because a job makes one call at a time."""
 
@@ -90,14 +93,20 @@ class Http:
         """
         lane = self._lanes[profile]
         if lane.free is None:
-            return await self._post(lane.session, request, timeout)
+            return await self._post(lane, request, timeout)
         async with lane.free:
-            return await self._post(lane.session, request, timeout)
+            return await self._post(lane, request, timeout)
 
-    async def _post(self, session: aiohttp.ClientSession, request: ProviderRequest, timeout: Timeout) -> RawResponse:
+    async def _post(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> RawResponse:
         try:
             with self._timeouts.after(timeout.total_s):
-                return await self._exchange(session, request, timeout)
+                response = await self._begin(lane, request, timeout)
+                try:
+                    body = await self._body(response)
+                except BaseException:
+                    response.close()
+                    raise
+                return RawResponse(response.status, response.headers, body)
         except FOREIGN as error:
             failure = translate(error)
         try:
@@ -107,25 +116,19 @@ class Http:
             # An exception that its own frame holds waits for the garbage collector, with the prompt in it.
             del failure
 
-    async def _exchange(
-        self, session: aiohttp.ClientSession, request: ProviderRequest, timeout: Timeout
-    ) -> RawResponse:
-        response = await session.post(
-            request.url,
-            data=_payload(request.body),
-            headers=request.headers,
-            allow_redirects=False,
-            proxy=self._proxy(request.url),
-            timeout=_client_timeout(timeout.connect_s, timeout.read_s),
+    async def _begin(
+        self, lane: _Lane, request: ProviderRequest, timeout: Timeout
+    ) -> Response | aiohttp.ClientResponse:
+        url, headers, body = request.url, request.headers, request.body
+        limits = _client_timeout(timeout.connect_s, timeout.read_s)
+        proxy = self._proxy(url)
+        if proxy is None and lane.exchanges.can_send(url, headers, body):
+            return await lane.exchanges.post(url, headers, body, timeout=limits)
+        return await lane.session.post(
+            url, data=_payload(body), headers=headers, allow_redirects=False, proxy=proxy, timeout=limits
         )
-        try:
-            body = await self._body(response)
-        except BaseException:
-            response.close()
-            raise
-        return RawResponse(response.status, response.headers, body)
 
-    async def _body(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _body(self, response: Response | aiohttp.ClientResponse) -> bytes:
         if response.status >= 300:
             return await _error_body(response)
         limit = self._settings.max_response_bytes
@@ -162,7 +165,8 @@ class Http:
             max_field_size=self._settings.max_header_bytes,
             headers={"User-Agent": "promptmill"},
         )
-        return _Lane(session, asyncio.Semaphore(limit) if limit else None)
+        exchanges = Exchanges(session, max_header_bytes=self._settings.max_header_bytes)
+        return _Lane(session, exchanges, asyncio.Semaphore(limit) if limit else None)
 
 
 async def _read(content: aiohttp.StreamReader, limit: int) -> bytes:
@@ -178,7 +182,7 @@ async def _read(content: aiohttp.StreamReader, limit: int) -> bytes:
     return b"".join(chunks)
 
 
-async def _error_body(response: aiohttp.ClientResponse) -> bytes:
+async def _error_body(response: Response | aiohttp.ClientResponse) -> bytes:
     """What there is of an error's body. That it is cut, late or broken must not hide the status."""
     body = b""
     with suppress(*FOREIGN):
