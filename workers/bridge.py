@@ -455,5 +455,13 @@ class App(Celery):  # type: ignore[misc]  # Celery publishes no types
     task_cls = Task
     amqp_cls = AMQP
 
+    @functools.cached_property
+    def _uses_utc(self) -> bool:
+        return bool(super().uses_utc_timezone())
+
+    def uses_utc_timezone(self) -> bool:
+        """As Celery's, which takes a lock for each message to read a time zone that never changes."""
+        return self._uses_utc
+
     def send_task(self, *args: Any, **kwargs: Any) -> Any:
         return offload(super().send_task, *args, **kwargs)

@@ -38,7 +38,7 @@ _MAX_PATH_CHARS = 200
 _FIRST_INEXACT_INT = 2.0**63
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Options:
     """What a job asks of us, not of the provider. Times are in seconds; `*_at` are epoch seconds."""
 
@@ -52,7 +52,7 @@ class Options:
     submitted_at: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class PromptJob:
     """One prompt job. `body` is the provider's request body as the user wrote it; nobody may change it."""
 
@@ -60,7 +60,7 @@ class PromptJob:
     kind: JobKind
     model: str
     body: dict[str, Any] = field(repr=False)
-    options: Options = Options()
+    options: Options = field(default_factory=Options)
     group: str | None = None
 
 

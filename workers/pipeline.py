@@ -59,6 +59,15 @@ class Limits(Protocol):
         self, model: Model, *, input_chars: int, max_tokens: int | None = None, answers: int = 1, embeds: bool = False
     ) -> Cost: ...
 
+    def admit_free(
+        self,
+        model: Model,
+        keys: Sequence[SecretStr | None],
+        *,
+        priority: Priority = "normal",
+        tenant: str | None = None,
+    ) -> Permit | None: ...
+
     async def admit(
         self,
         model: Model,
@@ -214,7 +223,10 @@ class Pipeline:
         )
 
     async def _attempt(self, trip: _Trip, route: _Route) -> Answer:
-        permit = await self._admit(trip, route)
+        options, keys = trip.job.options, self._keys.of(route.provider)
+        permit = self._limits.admit_free(route.model, keys, priority=options.priority, tenant=options.tenant)
+        if permit is None:
+            permit = await self._admit(trip, route, keys)
         try:
             answer = await self._call(trip, route, permit)
             permit.settle(answer.usage)
@@ -222,8 +234,7 @@ class Pipeline:
             permit.settle()  # what brought no answer may have cost what was reserved
         return answer
 
-    async def _admit(self, trip: _Trip, route: _Route) -> Permit:
-        keys = self._keys.of(route.provider)
+    async def _admit(self, trip: _Trip, route: _Route, keys: Sequence[SecretStr | None]) -> Permit:
         options = trip.job.options
         size = route.codec.size(trip.job)
         cost = self._limits.estimate(

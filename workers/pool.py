@@ -145,6 +145,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
     uses_semaphore = True  # slots are counted on the hub, where a waiting request can still be revoked
     task_join_will_block = True
     signal_safe = False
+    calls_back_on_hub = True
+    """Celery's callbacks run on the hub's thread, and nowhere else."""
     body_can_be_buffer = True
 
     limit: int

@@ -227,14 +227,26 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         database = int(where["db"] or 0)
         return (where["path"], database) if "path" in where else (where["host"], where["port"], database)
 
+    def store_result(
+        self,
+        task_id: str,
+        result: Any,
+        state: str,
+        traceback: str | None = None,
+        request: Any = None,
+        **options: Any,
+    ) -> Any:
+        """As Celery's. The writer's retries are its own."""
+        if self.writer is None or not in_job():
+            return super().store_result(task_id, result, state, traceback, request, **options)
+        encoded = self.encode_result(result, state)
+        wait(self.writer.put(self._entry(task_id, encoded, state, traceback, request)))
+        return encoded
+
     def _store_result(
         self, task_id: str, result: Any, state: str, traceback: str | None = None, request: Any = None, **_: Any
     ) -> Any:
-        entry = self._entry(task_id, result, state, traceback, request)
-        if in_job() and self.writer is not None:
-            wait(self.writer.put(entry))
-        else:
-            offload(self.write, [entry])
+        offload(self.write, [self._entry(task_id, result, state, traceback, request)])
         return result
 
     def _entry(self, task_id: str, result: Any, state: str, traceback: str | None, request: Any) -> Entry:

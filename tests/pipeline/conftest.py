@@ -84,6 +84,9 @@ class FreeLimits:
     def estimate(self, model: Any, **size: Any) -> Cost:
         return Cost()
 
+    def admit_free(self, model: Any, keys: Sequence[Any], **options: Any) -> None:
+        """Something is limited."""
+
     async def admit(self, model: Any, keys: Sequence[Any], **options: Any) -> Permit:
         self.asked.append(options)
         if self.raises is not None:

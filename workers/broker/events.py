@@ -23,6 +23,8 @@ class EventDispatcher(CeleryEventDispatcher):  # type: ignore[misc]  # Celery pu
         super().__init__(*args, buffer_limit=buffer_limit, **options)
 
     def send(self, type: str, *, retry: bool = False, **fields: Any) -> Any:  # noqa: A002 - Celery's name
+        if not self.sends(type.partition("-")[0]):
+            return None  # for each job, unless somebody listens
         return super().send(type, **fields)
 
     def sends(self, group: str) -> bool:

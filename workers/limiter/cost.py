@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-__all__ = ["Cost", "DimensionName", "TokenUsage"]
+__all__ = ["UNKNOWN", "Cost", "DimensionName", "TokenUsage"]
 
 DimensionName = Literal["requests", "tokens", "input", "output"]
 
@@ -45,3 +45,7 @@ class Cost:
                 return self.input_tokens
             case "output":
                 return self.output_tokens
+
+
+UNKNOWN = Cost()
+"""Of a request of which nothing is reserved, because nothing is limited: it counts with what it took."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from .caller import CALL_TIMEOUT_S, LEAST_GAP_S, RETRY_S, Caller
 from .clock import ScheduleClock
-from .cost import Cost
+from .cost import UNKNOWN, Cost
 from .degraded import LocalPace, WhenAway
 from .dispatch import MOST_DIFFERENT_COSTS, Dispatcher
 from .errors import TooLargeForLimit
@@ -200,7 +200,7 @@ class Limiter:
         """See `Permit.settle`."""
         self._in_flight -= 1
         self.tally.settle(permit.cost, usage, permit.instant)
-        if usage is not None:
+        if usage is not None and permit.cost is not UNKNOWN:
             self._estimator.learn(permit.cost, usage)
         self._tell_soon()
 

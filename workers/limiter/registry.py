@@ -14,7 +14,7 @@ from redis.exceptions import RedisError
 from tasks.cancellation import stop
 
 from .channel import PauseChannel
-from .cost import Cost
+from .cost import UNKNOWN, Cost
 from .estimate import Estimator
 from .headers import learned
 from .limiter import Limiter, LimiterOptions, Moved
@@ -109,6 +109,24 @@ class LimiterRegistry:
         if self._listing is not None:
             await stop(self._listing)
         await asyncio.gather(*(limiter.close() for limiter in self._limiters.values()))
+
+    def admit_free(
+        self,
+        model: Model,
+        keys: Sequence[SecretStr | None],
+        *,
+        priority: Priority = "normal",
+        tenant: str | None = None,
+    ) -> Permit | None:
+        """The permit at once, for a model of which no limit is known; else None, and `admit` is the way.
+
+        What the request takes need not be estimated: nobody waits for it, and its usage counts when it is settled.
+        """
+        key, limiter = self._soonest(self._pool(model, keys), priority, tenant or "")
+        permit = limiter.admit_free(UNKNOWN) if limiter.plan.is_free else None
+        if permit is not None:
+            permit.key = key
+        return permit
 
     async def admit(
         self,

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from .cost import UNKNOWN
 from .rate import BIN_S
 
 if TYPE_CHECKING:
@@ -53,10 +54,11 @@ class Tally:
 
     def settle(self, cost: Cost, usage: TokenUsage | None, instant: float | None) -> None:
         """A call has ended. Without usage its reservation stands."""
-        reserved = cost.input_tokens + cost.output_tokens
-        used = reserved
+        used = reserved = cost.input_tokens + cost.output_tokens
         if usage is not None:
             used = usage.input_tokens + usage.output_tokens
+            if cost is UNKNOWN:
+                reserved = used
             self._correct(instant, cost.input_tokens - usage.input_tokens, cost.output_tokens - usage.output_tokens)
         self.settled += 1
         self.reserved_tokens += reserved

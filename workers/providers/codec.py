@@ -29,7 +29,7 @@ class RequestSize(NamedTuple):
     answers: int = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class ProviderRequest:
     """One POST to a provider. Neither key nor prompt shows in its repr."""
 
@@ -38,7 +38,7 @@ class ProviderRequest:
     body: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class RawResponse:
     """What came back. `headers` compares names without regard to case; the body of an error may be cut."""
 
@@ -47,7 +47,7 @@ class RawResponse:
     body: bytes = field(repr=False)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Answer:
     """A real answer. `usage` is None where the provider counted nothing, so that the cost stays unknown."""
 
