@@ -93,12 +93,12 @@ class PromptResult:
         `response` and `metadata` are shared, not copied: `dataclasses.asdict` would walk through every float of an
         embedding, at a cost of 40 us for a short answer.
         """
-        return {
-            **_fields(self),
-            "usage": _fields(self.usage),
-            "error": None if self.error is None else {**_fields(self.error), "attempts": _rows(self.error.attempts)},
-            "failed_attempts": _rows(self.failed_attempts),
-        }
+        row = _fields(self)
+        row["usage"] = _fields(self.usage)
+        if self.error is not None:
+            row["error"] = {**_fields(self.error), "attempts": _rows(self.error.attempts)}
+        row["failed_attempts"] = _rows(self.failed_attempts)
+        return row
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:

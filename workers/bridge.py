@@ -106,16 +106,18 @@ class RequestStack:
 
     def pop(self) -> Any:
         """The topmost request, which is off the stack now; None where there was none."""
-        if not (stack := self.stack):
+        owner = job_ident()
+        if not (stack := self._stacks.get(owner)):
             return None
         request = stack.pop()
         if not stack:
-            del self._stacks[job_ident()]
+            del self._stacks[owner]
         return request
 
     @property
     def top(self) -> Any:
-        return stack[-1] if (stack := self.stack) else None
+        stack = self._stacks.get(_job_token.get() or thread_ident())  # `job_ident`, which is called most from here
+        return stack[-1] if stack else None
 
     @property
     def stack(self) -> list[Any]:
@@ -204,12 +206,12 @@ class Cancellable:
         """An exception to be raised in the task's code in place of the next CancelledError (soft time limit)."""
 
 
-async def run_job(job: Cancellable, token: object, target: Callable[..., T], *args: Any) -> T:
-    """Run a synchronous function that calls `wait` in a greenlet on this loop; return what it returns."""
+async def run_job(job: Cancellable, token: object, call: Callable[[], T]) -> T:
+    """Make a call that calls `wait` in a greenlet on this loop; return what it returns."""
     _job_token.set(token)
     idle = _idle.stack
     tracer = idle.pop() if idle else JobGreenlet()
-    value = tracer.begin(functools.partial(target, *args), job)
+    value = tracer.begin(call, job)
     while value is not _ENDED:
         try:
             result = await value
@@ -232,12 +234,13 @@ def in_job() -> bool:
 
 def wait(awaitable: Awaitable[T]) -> T:
     """Let the loop await something, and the other jobs run meanwhile. Only in a job's greenlet."""
-    if not in_job():
+    current = getcurrent()
+    if type(current) is not JobGreenlet:
         if inspect.iscoroutine(awaitable):
             awaitable.close()
         raise RuntimeError("wait() was called outside a job; it runs only inside the pool's greenlets")
-    # No frame keeps its own greenlet: neither could be freed.
-    to_the_loop: Callable[[Awaitable[T]], T] = cast("JobGreenlet", getcurrent()).parent.switch
+    to_the_loop: Callable[[Awaitable[T]], T] = current.parent.switch
+    del current  # a frame that keeps its own greenlet could not be freed, nor the greenlet
     if (handled := sys.exception()) is None:
         return to_the_loop(awaitable)
     traceback = handled.__traceback__
@@ -376,8 +379,10 @@ def _bridged(run: Any) -> Any:
 
     @functools.wraps(function)
     def bridged(*args: Any, **kwargs: Any) -> Any:
-        if in_job():
-            job = cast("JobGreenlet", getcurrent()).job
+        current = getcurrent()
+        if isinstance(current, JobGreenlet):
+            job = current.job
+            del current  # see `wait`
             if is_async:
                 return _wait_for_task(job, function(*args, **kwargs))
             return _wait_for_task(job, _in_thread(task_threads, _outcome, function, *args, **kwargs))()
@@ -407,7 +412,7 @@ def _raise(exc: BaseException) -> Any:
 def _wait_for_task(job: Cancellable, awaitable: Awaitable[T]) -> T:
     job.in_body = True
     try:
-        value = wait(_interruptible(job, awaitable))
+        value = wait(_interruptible(job, awaitable) if job.may_be_interrupted else awaitable)
     except asyncio.CancelledError:
         if job.cancelled:
             raise
@@ -421,8 +426,6 @@ def _wait_for_task(job: Cancellable, awaitable: Awaitable[T]) -> T:
 
 
 def _interruptible(job: Cancellable, awaitable: Awaitable[T]) -> Awaitable[T]:
-    if not job.may_be_interrupted:
-        return awaitable
     coroutine = awaitable if inspect.iscoroutine(awaitable) else _coroutine(awaitable)
     return Interruptible(coroutine, job)
 

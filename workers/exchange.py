@@ -1,110 +1,155 @@
 """One HTTP exchange over a pooled connection of aiohttp's, with little around it.
 
 aiohttp's `ClientSession.post` serves every use of HTTP: for each call it merges headers and parses the URL, makes a
-request, a response, a payload and a writer, and before Python 3.12 a task that sends the body. A POST of some
-kilobytes to an address that was posted to a moment ago needs none of that: its head is known but for two lines, and it
-fits into the socket. What is hard about HTTP stays aiohttp's: the pool, DNS, TLS, the parser, chunks, compression
-(docs/adr/0006-exchanges-of-our-own.md).
+request, a response, a payload and a writer, two timers, and before Python 3.12 a task that sends the body. A POST of
+some kilobytes to an address that was posted to a moment ago needs none of that: its head is known but for three lines,
+and it fits into the socket's buffer. What is hard about HTTP stays aiohttp's: the pool, DNS, TLS, the parser, chunks,
+compression (docs/adr/0006-exchanges-over-aiohttps-connections.md).
 """
 
 from __future__ import annotations
 
 from functools import lru_cache
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 import aiohttp
 from yarl import URL
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from .timeouts import Timeouts
 
-    from aiohttp.connector import Connection
-    from multidict import CIMultiDictProxy
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
 
 __all__ = ["Exchanges", "Response"]
 
 MAX_BODY_BYTES = 48 * 1024
 """What a transport takes at once (asyncio's high-water mark is 64 KiB). To send more means to wait for the peer."""
 
+_WRITE_WHOLE_BYTES = 1024 * 1024
 _URLS = 256
 _NOT_SHARED = frozenset({"Content-Length", "Content-Type"})
 """Each request has its own."""
 
 
 class Response:
-    """An answer whose head has been read. The connection goes back to the pool when `content` has been read whole."""
+    """An answer whose head has been read. When all of it has come, the connection goes back to the pool."""
 
-    __slots__ = ("_connection", "content", "headers", "status")
+    __slots__ = ("_content", "_read_s", "_silences", "close", "headers", "status")
 
     def __init__(
-        self, connection: Connection, status: int, headers: CIMultiDictProxy[str], content: aiohttp.StreamReader
+        self,
+        status: int,
+        headers: Mapping[str, str],
+        content: aiohttp.StreamReader,
+        *,
+        close: Callable[[], None],
+        silences: Timeouts,
+        read_s: float,
     ) -> None:
-        self._connection = connection
         self.status = status
         self.headers = headers
-        self.content = content
+        self.close = close
+        """Close the connection, unless the whole answer has come."""
+        self._content = content
+        self._silences = silences
+        self._read_s = read_s
 
-    def close(self) -> None:
-        """Close the connection, unless the answer has been read whole."""
-        self._connection.close()
+    async def read_some(self) -> bytes:
+        """What has come of the body since the last time; waits for more if nothing has. Empty at its end.
+
+        Raises `SocketTimeoutError` when nothing comes for `read_s` seconds.
+        """
+        content = self._content
+        if (chunk := content.read_nowait()) or content.at_eof():
+            return chunk
+        with self._silences.after(self._read_s):
+            return await content.readany()
+
+    def at_eof(self) -> bool:
+        """Whether the whole body has been read."""
+        return self._content.at_eof()
 
 
 class Exchanges:
-    """The small direct POSTs of one session, over its connections and with its headers."""
+    """The POSTs of one session. Make it on the session's loop."""
 
     def __init__(self, session: aiohttp.ClientSession, *, max_header_bytes: int) -> None:
         self._session = session
         self._max_header_bytes = max_header_bytes
+        self._silences = Timeouts(aiohttp.SocketTimeoutError)
         self._destination = lru_cache(maxsize=_URLS)(self._find_destination)
 
-    def can_send(self, url: str, headers: Mapping[str, str], body: bytes) -> bool:
-        """Whether this is a small POST to a plain http(s) URL. The session sends, or refuses, all others."""
-        return (
-            len(body) <= MAX_BODY_BYTES
-            and all(map(str.isprintable, headers.values()))  # so that none can hold a line's end
-            and self._destination(url) is not None
+    async def post(
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        body: bytes,
+        *,
+        connect_s: float,
+        read_s: float,
+        proxy: str | None = None,
+    ) -> Response:
+        """Send a request and read the answer's head, of any status. Redirects are not followed.
+
+        Raises `aiohttp.ClientError`, `aiohttp.http_exceptions.HttpProcessingError`, OSError, and ValueError for what
+        can't be sent. Cancelling closes the connection.
+        """
+        limits = _client_timeout(connect_s, read_s)
+        if proxy is None and (destination := self._direct(url, headers, body)) is not None:
+            return await self._post(destination, headers, body, limits, read_s)
+        response = await self._session.post(
+            url, data=_payload(body), headers=headers, allow_redirects=False, proxy=proxy, timeout=limits
+        )
+        return Response(
+            response.status,
+            response.headers,
+            response.content,
+            close=response.close,
+            silences=self._silences,
+            read_s=read_s,
         )
 
-    async def post(
-        self, url: str, headers: Mapping[str, str], body: bytes, *, timeout: aiohttp.ClientTimeout
-    ) -> Response:
-        """Send a request for which `can_send` is true, and read the answer's head, of any status.
+    def _direct(self, url: str, headers: Mapping[str, str], body: bytes) -> _Destination | None:
+        """Where this is a small request for a plain URL. Others the session sends, or refuses as it likes."""
+        if len(body) > MAX_BODY_BYTES or not all(map(str.isprintable, headers.values())):  # no line's end in a header
+            return None
+        return self._destination(url)
 
-        Of `timeout`, `total` is ignored. Raises what `ClientSession.post` raises, and `HttpProcessingError` for an
-        answer that is not HTTP. Cancelling closes the connection.
-        """
-        destination = self._destination(url)
+    async def _post(
+        self,
+        destination: _Destination,
+        headers: Mapping[str, str],
+        body: bytes,
+        limits: aiohttp.ClientTimeout,
+        read_s: float,
+    ) -> Response:
         connector = self._session.connector
-        if destination is None or connector is None:
-            raise RuntimeError("Session is closed, or `can_send` was not asked")
+        if connector is None:
+            raise RuntimeError("Session is closed")
         try:
-            connection = await connector.connect(destination.request, traces=[], timeout=timeout)
+            connection = await connector.connect(destination.request, traces=[], timeout=limits)
         except TimeoutError as late:
             raise aiohttp.ConnectionTimeoutError from late
         try:
-            return await self._exchange(connection, destination.message(headers, body), timeout.sock_read)
+            protocol = connection.protocol
+            if protocol is None or protocol.transport is None or protocol.transport.is_closing():
+                raise aiohttp.ClientConnectionResetError("the connection is closing")
+            protocol.set_response_params(
+                read_until_eof=True, max_line_size=self._max_header_bytes, max_field_size=self._max_header_bytes
+            )
+            protocol.transport.write(destination.message(headers, body))
+            with self._silences.after(read_s):
+                head, content = await protocol.read()
+                while 100 <= head.code < 200 and head.code != 101:  # such as 103: the real answer follows
+                    head, content = await protocol.read()
         except BaseException:
             connection.close()
             raise
-
-    async def _exchange(self, connection: Connection, message: bytes, read_timeout_s: float | None) -> Response:
-        protocol = connection.protocol
-        assert protocol is not None
-        if protocol.transport is None or protocol.transport.is_closing():
-            raise aiohttp.ClientConnectionResetError("the connection is closing")
-        protocol.set_response_params(
-            read_until_eof=True,
-            read_timeout=read_timeout_s,
-            max_line_size=self._max_header_bytes,
-            max_field_size=self._max_header_bytes,
-        )
-        protocol.transport.write(message)
-        protocol.start_timeout()
-        head, content = await protocol.read()
-        while 100 <= head.code < 200 and head.code != 101:  # an interim answer, such as 103: the real one follows
-            head, content = await protocol.read()
         content.on_eof(connection.release)
-        return Response(connection, head.code, head.headers, content)
+        return Response(
+            head.code, head.headers, content, close=connection.close, silences=self._silences, read_s=read_s
+        )
 
     def _find_destination(self, url: str) -> _Destination | None:
         try:
@@ -132,3 +177,15 @@ class _Destination:
         """The whole request."""
         own = "".join([f"{name}: {value}\r\n" for name, value in headers.items()])
         return f"{self._head}{own}Content-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+@lru_cache(maxsize=256)
+def _client_timeout(connect_s: float, read_s: float) -> aiohttp.ClientTimeout:
+    # `connect` would count the wait for a free connection too. The total is our caller's, which is exact:
+    # aiohttp rounds anything above 5 s up to a whole second.
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
+
+
+def _payload(body: bytes) -> bytes | BytesIO:
+    # aiohttp warns that larger bytes block the loop, and writes a file-like body in pieces.
+    return body if len(body) <= _WRITE_WHOLE_BYTES else BytesIO(body)

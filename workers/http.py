@@ -14,7 +14,6 @@ import ssl
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from io import BytesIO
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -43,9 +42,6 @@ ERROR_BODY_S = 5.0
 FRAGILE_LIMIT = 10
 """Connections of the profile for upstreams that break under load: few of them, each used for one call."""
 
-# aiohttp warns that larger bytes block the loop, and writes a file-like body in pieces.
-_WRITE_WHOLE_BYTES = 1024 * 1024
-
 
 @dataclass(frozen=True, slots=True)
 class _Lane:
@@ -57,7 +53,6 @@ class _Lane:
 
     session: aiohttp.ClientSession
     exchanges: Exchanges
-    """What goes over the session's connections without the session's help: nearly everything."""
     free: asyncio.Semaphore | None
     """None: without a limit, the pool's concurrency is one, because a job makes one call at a time."""
 
@@ -100,7 +95,14 @@ class Http:
     async def _post(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> RawResponse:
         try:
             with self._timeouts.after(timeout.total_s):
-                response = await self._begin(lane, request, timeout)
+                response = await lane.exchanges.post(
+                    request.url,
+                    request.headers,
+                    request.body,
+                    connect_s=timeout.connect_s,
+                    read_s=timeout.read_s,
+                    proxy=self._proxy(request.url),
+                )
                 try:
                     body = await self._body(response)
                 except BaseException:
@@ -116,23 +118,11 @@ class Http:
             # An exception that its own frame holds waits for the garbage collector, with the prompt in it.
             del failure
 
-    async def _begin(
-        self, lane: _Lane, request: ProviderRequest, timeout: Timeout
-    ) -> Response | aiohttp.ClientResponse:
-        url, headers, body = request.url, request.headers, request.body
-        limits = _client_timeout(timeout.connect_s, timeout.read_s)
-        proxy = self._proxy(url)
-        if proxy is None and lane.exchanges.can_send(url, headers, body):
-            return await lane.exchanges.post(url, headers, body, timeout=limits)
-        return await lane.session.post(
-            url, data=_payload(body), headers=headers, allow_redirects=False, proxy=proxy, timeout=limits
-        )
-
-    async def _body(self, response: Response | aiohttp.ClientResponse) -> bytes:
+    async def _body(self, response: Response) -> bytes:
         if response.status >= 300:
             return await _error_body(response)
         limit = self._settings.max_response_bytes
-        body = await _read(response.content, limit)
+        body = await _read(response, limit)
         if len(body) > limit:
             raise Failure(
                 "too_large",
@@ -169,39 +159,28 @@ class Http:
         return _Lane(session, exchanges, asyncio.Semaphore(limit) if limit else None)
 
 
-async def _read(content: aiohttp.StreamReader, limit: int) -> bytes:
+async def _read(response: Response, limit: int) -> bytes:
     """The body, whole if it fits into `limit` bytes; else more than `limit` of it, and the rest is left unread."""
-    body = await content.readany()
-    if content.at_eof() or len(body) > limit:
+    body = await response.read_some()
+    if response.at_eof() or len(body) > limit:
         return body
     chunks = [body]
     size = len(body)
-    while size <= limit and (chunk := await content.readany()):
+    while size <= limit and (chunk := await response.read_some()):
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)
 
 
-async def _error_body(response: Response | aiohttp.ClientResponse) -> bytes:
+async def _error_body(response: Response) -> bytes:
     """What there is of an error's body. That it is cut, late or broken must not hide the status."""
     body = b""
     with suppress(*FOREIGN):
         async with asyncio.timeout(ERROR_BODY_S):
-            body = await _read(response.content, ERROR_BODY_BYTES)
-    if not response.content.at_eof():
+            body = await _read(response, ERROR_BODY_BYTES)
+    if not response.at_eof():
         response.close()
     return body[:ERROR_BODY_BYTES]
-
-
-def _payload(body: bytes) -> bytes | BytesIO:
-    return body if len(body) <= _WRITE_WHOLE_BYTES else BytesIO(body)
-
-
-@lru_cache(maxsize=256)
-def _client_timeout(connect_s: float, read_s: float) -> aiohttp.ClientTimeout:
-    # `connect` would count the wait for a free connection too. The total is ours, which is exact:
-    # aiohttp rounds anything above 5 s up to a whole second.
-    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s, sock_read=read_s)
 
 
 @lru_cache(maxsize=256)

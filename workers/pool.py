@@ -73,6 +73,7 @@ class Job(Cancellable):
         "__weakref__",
         "callback",
         "error_callback",
+        "is_bridged",
         "outcome",
         "run",
         "soft_timeout_s",
@@ -93,8 +94,9 @@ class Job(Cancellable):
         timeout_callback: Callable[[bool, float], None] | None,
         soft_timeout_s: float | None,
         timeout_s: float | None,
+        is_bridged: bool,
     ) -> None:
-        super().__init__(may_be_interrupted=True)
+        super().__init__(may_be_interrupted=soft_timeout_s is not None)
         self.token = token
         self.run = run
         self.callback = callback
@@ -102,6 +104,8 @@ class Job(Cancellable):
         self.timeout_callback = timeout_callback
         self.soft_timeout_s = soft_timeout_s
         self.timeout_s = timeout_s
+        self.is_bridged = is_bridged
+        """Its task is one of the bridge's, whose tracer runs on the loop."""
         self.task: asyncio.Task[None] | None = None
         self.timers: list[asyncio.TimerHandle] = []
         self.outcome: Callable[[], Any] | None = None
@@ -313,7 +317,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         """Take a job, or, while stopping, leave it: its message then goes back to the queue."""
         if self._state != self.RUN or _shutdown_has_begun():
             return None
-        soft_timeout, timeout = self._current_limits(args) or (soft_timeout, timeout)
+        task = self._tasks.get(args[0]) if len(args) > 2 else None  # (name, id, request, ...), as Celery's tracers take
+        if task is not None:
+            soft_timeout, timeout = _current_limits(task, args[2])
         job = Job(
             next(self.tokens),
             partial(target, *args, **(kwargs or {})),
@@ -322,8 +328,8 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             timeout_callback=timeout_callback,
             soft_timeout_s=soft_timeout or self.options.get("soft_timeout"),
             timeout_s=timeout or self.options.get("timeout"),
+            is_bridged=isinstance(task, Task),
         )
-        job.may_be_interrupted = job.soft_timeout_s is not None
         self._jobs[job.token] = job
         self._started += 1
         if accept_callback is not None:
@@ -333,18 +339,6 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             self._inbox_announced = True
             self._loop.call_soon_threadsafe(self._start_jobs)
         return job
-
-    def _current_limits(self, args: Any) -> tuple[float | None, float | None] | None:
-        """The soft and the hard limit of a job as `control time_limit` last set them.
-
-        Celery passes those that the task had when the consumer started (celery/worker/request.py, create_request_cls),
-        so that on its own pools the command changes nothing.
-        """
-        task = self._tasks.get(args[0]) if len(args) > 2 else None
-        if task is None:
-            return None
-        hard, soft = args[2].get("timelimit") or (None, None)
-        return soft or task.soft_time_limit, hard or task.time_limit
 
     def terminate_job(self, pid: int, signum: int | None = None) -> None:
         """End the job with this token, which Celery calls `worker_pid`.
@@ -401,7 +395,11 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
 
     async def _trace(self, job: Job) -> None:
         try:
-            returned = await self._run(job)
+            if job.is_bridged:
+                returned = await run_job(job, job.token, job.run)
+            else:
+                # A task on another base class doesn't know the bridge: trace it in a thread, as Celery's thread pool.
+                returned = await self._loop.run_in_executor(task_threads, job.run)
         except asyncio.CancelledError:
             # The pool's own doing, through `_cancel`: Celery has recorded the job's end, and wants no callback.
             job.cancelled = True
@@ -417,14 +415,6 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         for timer in job.timers:
             timer.cancel()
         self._ended(job)
-
-    async def _run(self, job: Job) -> Any:
-        # Celery's fast_trace_task(name, ...) or trace_task_ret(name, ...)
-        name = job.run.args[0] if isinstance(job.run, partial) and job.run.args else None
-        if isinstance(self._tasks.get(name), Task):
-            return await run_job(job, job.token, job.run)
-        # A task on another base class doesn't know the bridge: trace it in a thread, as Celery's thread pool does.
-        return await self._loop.run_in_executor(task_threads, job.run)
 
     def _ended(self, job: Job) -> None:
         self._post(partial(self._finish, job))
@@ -517,6 +507,16 @@ def _shutdown_has_begun() -> bool:
     """Whether a signal has asked for it. The hub acts on that after its next event, which may be a place set free."""
     stop, terminate = worker_state.should_stop, worker_state.should_terminate  # an exit code, of which 0 is one
     return not (stop is None or stop is False) or not (terminate is None or terminate is False)
+
+
+def _current_limits(task: Any, request: dict[str, Any]) -> tuple[float | None, float | None]:
+    """The soft and the hard limit of a job as `control time_limit` last set them.
+
+    Celery passes those that the task had when the consumer started (celery/worker/request.py, create_request_cls), so
+    that on its own pools the command changes nothing.
+    """
+    hard, soft = request.get("timelimit") or (None, None)
+    return soft or task.soft_time_limit, hard or task.time_limit
 
 
 def _without_traceback(exc: BaseException) -> ExceptionInfo:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from celery.app.task import Context
@@ -21,6 +22,12 @@ CELERY_HEADERS = frozenset({*vars(Context), "lang", "task", "argsrepr", "kwargsr
 """Not a producer's own (celery/app/task.py, `Context._get_custom_headers`)."""
 
 
+@lru_cache(maxsize=256)
+def _own_names(headers: tuple[str, ...]) -> tuple[str, ...]:
+    # Most messages come from a few producers, each of which always sends the same headers.
+    return tuple(name for name in headers if name not in CELERY_HEADERS)
+
+
 class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     """A request whose message knows whether its job was ever started: then its call may have been paid for.
 
@@ -34,17 +41,17 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
             # Celery's Request decodes the body, and the tracer decodes it again: hand it on as it is (5 us a job).
             self._body, self._content_type, self._content_encoding = self.message.payload, None, None
         headers = self._request_dict
-        if "headers" not in headers and (own := {name: headers[name] for name in headers.keys() - CELERY_HEADERS}):
+        if "headers" not in headers and (own := _own_names(tuple(headers))):
             # What `task.request.headers` shows. Where there are some, as in our client's messages, the tracer does not
             # look for them among all that Celery knows (10 us a job).
-            headers["headers"] = own
-        marks = (self.message.properties or {}).get(MARKS, {})
-        if "eta" in marks:
-            self._request_dict["eta"] = marks["eta"]
+            headers["headers"] = {name: headers[name] for name in own}
+        marks = (self.message.properties or {}).get(MARKS)
+        if marks and "eta" in marks:
+            headers["eta"] = marks["eta"]
         if self.is_prompt:
             # A stock producer puts the first kilobyte of the arguments into these headers.
             self._argsrepr = self._kwargsrepr = HIDDEN
-            self._request_dict["argsrepr"] = self._request_dict["kwargsrepr"] = HIDDEN
+            headers["argsrepr"] = headers["kwargsrepr"] = HIDDEN
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
         """As Celery's, which makes up the event of a task before it looks whether anybody wants it."""
@@ -55,7 +62,7 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     @property
     def is_prompt(self) -> bool:
         """Whether the task's arguments are private."""
-        return bool(getattr(self.task, "is_prompt", False))
+        return bool(getattr(self._task, "is_prompt", False))
 
     def maybe_expire(self) -> Any:
         """As Celery's, by Redis's clock: this machine's may be hours ahead."""

@@ -18,25 +18,28 @@ __all__ = ["Timeout", "Timeouts"]
 class Timeouts:
     """Those of one loop. Make it on that loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, error: type[TimeoutError] = TimeoutError) -> None:
+        """What times out raises `error`."""
+        self._error = error
         self._loop = asyncio.get_running_loop()
         self._queues: dict[float, _Queue] = {}
 
     def after(self, seconds: float) -> Timeout:
-        """A context that cancels what runs in it after so many seconds, and makes a `TimeoutError` of that."""
+        """A context that cancels what runs in it after so many seconds, and makes the error of that."""
         queue = self._queues.get(seconds)
         if queue is None:
             queue = self._queues[seconds] = _Queue(self._loop, seconds)
-        return Timeout(queue)
+        return Timeout(queue, self._error)
 
 
 class Timeout:
     """Enter it once, in a task."""
 
-    __slots__ = ("_cancelling", "_queue", "_task", "expires_at", "has_expired")
+    __slots__ = ("_cancelling", "_error", "_queue", "_task", "expires_at", "has_expired")
 
-    def __init__(self, queue: _Queue) -> None:
+    def __init__(self, queue: _Queue, error: type[TimeoutError]) -> None:
         self._queue = queue
+        self._error = error
         self.expires_at = 0.0
         """By the loop's clock."""
         self.has_expired = False
@@ -54,7 +57,7 @@ class Timeout:
         self._queue.leave(self)
         # Somebody else may have cancelled the task too, and then it is theirs to hear of.
         if self.has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
-            raise TimeoutError from error
+            raise self._error from error
 
     def expire(self) -> None:
         """Cancel the task."""

@@ -37,7 +37,7 @@ def nap(seen: list[Any], thing: Any = None) -> Any:
 
 
 async def job(seen: list[Any], thing: Any = None) -> Any:
-    return await run_job(Cancellable(), object(), nap, seen, thing)
+    return await run_job(Cancellable(), object(), partial(nap, seen, thing))
 
 
 async def test_there_are_as_many_as_jobs_were_in_flight_at_once() -> None:

@@ -12,6 +12,7 @@ redirected to a second connection). Where it can't, we look often (docs/adr/0003
 from __future__ import annotations
 
 import logging
+from binascii import a2b_base64
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,8 @@ from .messages import Unreadable, read
 from .qos import Message, QoS
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from tasks.sentinel import Sentinels
 
     from .poller import Poller
@@ -104,6 +107,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
                 self.qos.append(message, message.delivery_tag)
                 return message
         return None
+
+    def decode_body(self, body: Any, encoding: str | None = None) -> Any:
+        """As kombu's, which takes four calls to it."""
+        return a2b_base64(body) if encoding == "base64" else super().decode_body(body, encoding)
 
     def close(self) -> None:
         """Tell Redis what is still to be said, and hand back what has not started.
@@ -195,11 +202,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         """Whether Redis must be told something, besides what the channel's own queues ask for."""
         return self._has_taken and (self.link.is_waiting or bool(self._said) or self.leases.has_news)
 
-    def send_if_due(self, poller: Poller) -> None:
-        """Send a batch of commands if there is something to say, or time to look, and none is on its way."""
+    def send_if_due(self, poller: Poller, queues: Sequence[str]) -> None:
+        """Send a batch of commands if there is something to say, or time to look, and none is on its way.
+
+        `queues`: `take_queues`.
+        """
         if self.link.is_waiting:
             return
-        queues = self.take_queues
         room = self.qos.room() if queues else 0
         is_due = self.lookout.is_due
         exchanges = (room > 0 and is_due) or (self.leases.has_acks and (is_due or self.lookout.is_waiting))

@@ -54,8 +54,8 @@ class Poller(kombu_redis.MultiChannelPoller):  # type: ignore[misc]  # kombu pub
     def on_poll_start(self) -> None:
         self._update_brpop_polling()
         for channel in self._channels:
-            if channel.take_queues or channel.has_news:
-                channel.send_if_due(self)
+            if (queues := channel.take_queues) or channel.has_news:
+                channel.send_if_due(self, queues)
             elif channel.active_queues and channel.qos.can_consume():
                 self._register_BRPOP(channel)
             if channel.active_fanout_queues:

@@ -42,18 +42,18 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu publishes no types
         return limit + limit // SPARE_SHARE - len(self._leases.held)
 
     def append(self, message: Any, delivery_tag: str) -> None:
-        virtual.QoS.append(self, message, delivery_tag)
+        self._delivered[delivery_tag] = message
 
     def ack(self, delivery_tag: str) -> None:
         self._leases.ack(delivery_tag)
-        virtual.QoS.ack(self, delivery_tag)
+        self._delivered.pop(delivery_tag, None)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:
         if requeue:
             self._leases.hand_back(delivery_tag)
         else:
             self._leases.bury(delivery_tag)
-        virtual.QoS.ack(self, delivery_tag)
+        self._delivered.pop(delivery_tag, None)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """kombu calls it when the channel closes. Leases outlive it; see `Channel.close`."""
