@@ -15,7 +15,7 @@
 -- get out for the queue to drain. Redis refuses only a script's first write (scriptVerifyOOM in its script.c).
 redis.call('DEL', 'pm:none')
 
-local ttl, complete_ttl, group_ttl = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local complete_ttl, group_ttl = ARGV[2], ARGV[3]
 local leases = KEYS[1]
 local refused = {}
 
@@ -32,10 +32,17 @@ local function is_leased(tag)
   return leases == '' or tag == '' or redis.call('ZSCORE', leases, tag)
 end
 
+local lifetime = tonumber(ARGV[1]) > 0 and { 'EX', ARGV[1] } or {}
+local if_first = { 'NX', unpack(lifetime) }
+
+local function store(key, record, options)
+  return redis.call('SET', key, record, unpack(options))
+end
+
 local ended = { SUCCESS = true, FAILURE = true, REVOKED = true }
 local final = { SUCCESS = true, REVOKED = true }
 
-local groups = {}
+local groups, counts = {}, {} -- by the key of a group's counters
 
 local function is_complete(counters)
   local total, ended = nil, 0
@@ -49,27 +56,33 @@ end
 for i = 1, (#KEYS - 1) / 3 do
   local key, counters, stream = KEYS[3 * i - 1], KEYS[3 * i], KEYS[3 * i + 1]
   local record, is_end, counter, id = ARGV[5 * i - 1], ARGV[5 * i], ARGV[5 * i + 1], ARGV[5 * i + 2]
-  local before = recorded_state(key)
-  if final[before] or (ended[before] and is_end ~= '1') or not is_leased(ARGV[5 * i + 3]) then
+  local may_write = is_leased(ARGV[5 * i + 3])
+  local before
+  if may_write and not store(key, record, if_first) then -- nearly always it is the first record
+    before = recorded_state(key)
+    may_write = not (final[before] or (ended[before] and is_end ~= '1'))
+    if may_write then store(key, record, lifetime) end
+  end
+  if not may_write then
     refused[#refused + 1] = i
   else
-    if ttl > 0 then
-      redis.call('SET', key, record, 'EX', ttl)
-    else
-      redis.call('SET', key, record)
-    end
     redis.call('PUBLISH', key, record)
     if counters ~= '' and is_end == '1' and not ended[before] then
-      redis.call('HINCRBY', counters, counter, 1)
       redis.call('XADD', stream, '*', 'id', id)
       groups[counters] = stream
+      local counted = counts[counters] or {}
+      counted[counter] = (counted[counter] or 0) + 1
+      counts[counters] = counted
     end
   end
 end
 for counters, stream in pairs(groups) do
-  local lifetime = is_complete(counters) and complete_ttl or group_ttl
+  for counter, count in pairs(counts[counters]) do
+    redis.call('HINCRBY', counters, counter, count)
+  end
+  local kept_s = is_complete(counters) and complete_ttl or group_ttl
   for _, key in ipairs({ counters, stream, counters .. ':jobs' }) do
-    redis.call('EXPIRE', key, lifetime)
+    redis.call('EXPIRE', key, kept_s)
   end
 end
 return refused

@@ -24,15 +24,14 @@ local queues, started = tonumber(ARGV[7]), tonumber(ARGV[8])
 local first_started, first_ack = 10 + queues, 10 + queues + 2 * started
 local now = now_ms()
 
+local started_at = string.format('%.3f', now / 1000)
 for i = first_started, first_ack - 1, 2 do
   if ARGV[i + 1] == '1' or redis.call('EXISTS', ARGV[i]) == 1 then
-    redis.call('HSET', ARGV[i], 'state', 'running', 'started_at', string.format('%.3f', now / 1000))
+    redis.call('HSET', ARGV[i], 'state', 'running', 'started_at', started_at)
     redis.call('EXPIRE', ARGV[i], ARGV[9])
   end
 end
-for i = first_ack, #ARGV do
-  forget(unacked, index, leases, ARGV[i])
-end
+forget_all(unacked, index, leases, ARGV, first_ack)
 
 local function key_of(queue, list)
   return KEYS[5 + (queue - 1) * (lists + 1) + 1 + list]
@@ -56,16 +55,21 @@ local cancelled_ids = {}
 local reply = { now, next_due, cancelled_ids }
 local any_cancelled = redis.call('EXISTS', cancelled) == 1
 local last_fence
+local records, lease_scores, index_scores = {}, {}, {}
+-- Numbers as text: Redis would print each with 17 digits, and read it again.
+local ends, taken_at = string.format('%.0f', now + lease_ms), string.format('%.0f', math.floor(now / 1000))
 for list = 1, lists do
   for queue = 1, queues do
+    local rest = record_end(ARGV[9 + queue])
     while room > 0 and bytes > 0 do
       local raw = redis.call('RPOP', key_of(queue, list))
       if not raw then break end
       last_fence = (last_fence or math.max(tonumber(redis.call('GET', fence) or 0), now_us())) + 1
       local tag = string.format('pm-%.0f', last_fence)
-      redis.call('HSET', unacked, tag, record_of(raw, ARGV[9 + queue]))
-      redis.call('ZADD', leases, now + lease_ms, tag)
-      redis.call('ZADD', index, math.floor(now / 1000), tag)
+      local at = #records
+      records[at + 1], records[at + 2] = tag, '[' .. raw .. rest
+      lease_scores[at + 1], lease_scores[at + 2] = ends, tag
+      index_scores[at + 1], index_scores[at + 2] = taken_at, tag
       reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = tag, queue, raw
       local id = any_cancelled and job_id(raw)
       if id and redis.call('ZSCORE', cancelled, id) then cancelled_ids[#cancelled_ids + 1] = id end
@@ -73,6 +77,9 @@ for list = 1, lists do
     end
   end
 end
+call_for_all('HSET', unacked, records)
+call_for_all('ZADD', leases, lease_scores)
+call_for_all('ZADD', index, index_scores)
 if last_fence then
   redis.call('SET', fence, string.format('%.0f', last_fence))
 end

@@ -46,8 +46,12 @@ end
 
 -- A record of `unacked` is kombu's: [message, "exchange", "routing key"], in JSON. Ours have no exchange, and the
 -- queue's name as the routing key.
+local function record_end(queue)
+  return ', "", ' .. cjson.encode(queue) .. ']'
+end
+
 local function record_of(raw, queue)
-  return '[' .. raw .. ', "", ' .. cjson.encode(queue) .. ']'
+  return '[' .. raw .. record_end(queue)
 end
 
 local function unpacked(record)
@@ -80,8 +84,21 @@ local function mark_queued(raw, record_prefix)
   end
 end
 
+-- A command for many words at a time: each call from Lua costs more than most commands do.
+local AT_ONCE = 1000 -- even, and far below what unpack can take (LUAI_MAXCSTACK, 8,000)
+
+local function call_for_all(command, key, words, first)
+  for start = first or 1, #words, AT_ONCE do
+    redis.call(command, key, unpack(words, start, math.min(start + AT_ONCE - 1, #words)))
+  end
+end
+
+local function forget_all(unacked, index, leases, tags, first)
+  call_for_all('HDEL', unacked, tags, first)
+  call_for_all('ZREM', index, tags, first)
+  call_for_all('ZREM', leases, tags, first)
+end
+
 local function forget(unacked, index, leases, tag)
-  redis.call('HDEL', unacked, tag)
-  redis.call('ZREM', index, tag)
-  redis.call('ZREM', leases, tag)
+  forget_all(unacked, index, leases, { tag })
 end
