@@ -60,11 +60,10 @@ class Response:
 
         Raises `SocketTimeoutError` when nothing comes for `read_s` seconds.
         """
-        content = self._content
-        if (chunk := content.read_nowait()) or content.at_eof():
+        if chunk := self._content.read_nowait():
             return chunk
         with self._silences.after(self._read_s):
-            return await content.readany()
+            return await self._content.readany()
 
     def at_eof(self) -> bool:
         """Whether the whole body has been read."""

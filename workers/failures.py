@@ -109,7 +109,6 @@ _MEANINGS: dict[type[BaseException], _Meaning] = {
     client_exceptions.ClientPayloadError: _Meaning(
         "connection", "the provider's answer was cut off, or its encoding is broken"
     ),
-    client_exceptions.UploadAbortedError: _BROKEN,
     client_exceptions.InvalidURL: _BAD_URL,
     client_exceptions.InvalidUrlClientError: _BAD_URL,
     client_exceptions.NonHttpUrlClientError: _BAD_URL,

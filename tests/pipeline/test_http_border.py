@@ -49,19 +49,21 @@ def exceptions_of(module: Any) -> set[type[BaseException]]:
     return {cls for cls in found if cls.__module__ == module.__name__}
 
 
-# We follow no redirect and open no websocket.
+# We follow no redirect, open no websocket and watch no upload. By name: not every version that we can use has them all.
 NEVER_RAISED = {
-    client_exceptions.TooManyRedirects,
-    client_exceptions.RedirectClientError,
-    client_exceptions.InvalidUrlRedirectClientError,
-    client_exceptions.NonHttpUrlRedirectClientError,
-    client_exceptions.WSServerHandshakeError,
-    client_exceptions.WSMessageTypeError,
+    "TooManyRedirects",
+    "RedirectClientError",
+    "InvalidUrlRedirectClientError",
+    "NonHttpUrlRedirectClientError",
+    "WSServerHandshakeError",
+    "WSMessageTypeError",
+    "UploadAbortedError",
 }
 
 
 def test_each_exception_of_aiohttps_client_has_a_meaning_of_its_own() -> None:
-    assert exceptions_of(client_exceptions) - NEVER_RAISED <= _MEANINGS.keys()
+    raised = {cls for cls in exceptions_of(client_exceptions) if cls.__name__ not in NEVER_RAISED}
+    assert raised <= _MEANINGS.keys()
 
 
 @pytest.mark.parametrize("cls", [*exceptions_of(http_exceptions), ssl.SSLError, ConnectionResetError, TimeoutError])

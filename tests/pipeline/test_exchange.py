@@ -1,0 +1,255 @@
+"""One request over the wire, both ways: by our own exchange, and by aiohttp's session, which sends what is unusual."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import aiohttp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from config.catalog import Timeout
+from config.settings import Http as HttpSettings
+from workers.exchange import MAX_BODY_BYTES, Exchanges
+from workers.failures import Failure
+from workers.http import Http
+from workers.providers import ProviderRequest, RawResponse
+
+QUICK = Timeout(total_s=5, connect_s=2, read_s=2)
+CHAT = b'{"model": "m", "messages": [{"role": "user", "content": "2 + 2"}]}'
+
+DIRECTLY: dict[str, str] = {}
+BY_SESSION = {"X-Note": "a\ttab"}
+"""A tab is legal in a header, and unusual enough."""
+
+both_ways = pytest.mark.parametrize("way", [DIRECTLY, BY_SESSION], ids=["directly", "by session"])
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[Http]:
+    async with Http(HttpSettings()) as http:
+        yield http
+
+
+async def ask(
+    http: Http, url: str, way: dict[str, str], *, timeout: Timeout = QUICK, body: bytes = CHAT, **headers: str
+) -> RawResponse:
+    headers = {"Content-Type": "application/json", **headers, **way}
+    return await http.post(ProviderRequest(f"{url}/chat/completions", headers, body), timeout=timeout)
+
+
+def spoken(request: bytes) -> tuple[bytes, list[bytes], bytes]:
+    """Its first line, its headers in alphabetical order, its body."""
+    head, _, body = request.partition(b"\r\n\r\n")
+    first, *headers = head.split(b"\r\n")
+    return first, sorted(line for line in headers if not line.startswith(b"X-Note")), body
+
+
+@pytest.mark.parametrize("force_close", [False, True])
+async def test_both_ways_say_the_same(force_close: bool, raw_server: Any, reply: Any) -> None:
+    server = await raw_server(reply(200, b"{}"))
+    async with Http(HttpSettings(force_close=force_close)) as http:
+        for way in (DIRECTLY, BY_SESSION):
+            await ask(http, server.url, way, Authorization="Bearer sk-1", **{"X-Name": "Zoë"})
+    directly, by_session = map(spoken, server.requests)
+    assert directly == by_session
+    assert directly[0] == b"POST /v1/chat/completions HTTP/1.1"
+    assert {"X-Name: Zoë".encode(), b"User-Agent: promptmill", b"Content-Type: application/json"} <= set(directly[1])
+    assert (b"Connection: close" in directly[1], directly[2]) == (force_close, CHAT)
+
+
+@both_ways
+async def test_a_path_is_sent_as_it_is_written(way: dict[str, str], http: Http, raw_server: Any, reply: Any) -> None:
+    server = await raw_server(reply(200, b"{}"))
+    await ask(http, f"{server.url}/models%2Fa/ü?api-version=2024 01", way)
+    assert spoken(server.requests[0])[0].startswith(b"POST /v1/models%2Fa/%C3%BC?api-version=2024+01")
+
+
+async def test_the_two_ways_share_the_connections(http: Http, simulate: Any) -> None:
+    simulator = await simulate()
+    for way in (DIRECTLY, BY_SESSION, DIRECTLY):
+        assert (await ask(http, simulator.url, way)).status == 200
+    assert simulator.stats()["connections"] == 1
+
+
+@pytest.mark.parametrize("size", [MAX_BODY_BYTES, MAX_BODY_BYTES + 1])
+async def test_the_last_body_that_goes_directly_and_the_first_that_does_not(
+    size: int, http: Http, raw_server: Any, reply: Any
+) -> None:
+    server = await raw_server(reply(200, b"{}"))
+    await ask(http, server.url, DIRECTLY, body=b"x" * size)
+    assert server.requests[0].endswith(b"x" * size)
+    async with aiohttp.ClientSession() as session:
+        goes_directly = Exchanges(session, max_header_bytes=8_190)._direct(server.url, {}, b"x" * size) is not None
+        assert goes_directly == (size <= MAX_BODY_BYTES)
+
+
+async def test_a_login_in_the_url_is_sent_as_one(http: Http, raw_server: Any, reply: Any) -> None:
+    server = await raw_server(reply(200, b"{}"))
+    await ask(http, server.url.replace("//", "//user:word@"), DIRECTLY)
+    first, headers, _ = spoken(server.requests[0])
+    assert first == b"POST /v1/chat/completions HTTP/1.1"
+    assert b"Authorization: Basic dXNlcjp3b3Jk" in headers
+
+
+async def test_a_login_in_the_url_beside_a_key_is_refused(http: Http, raw_server: Any, reply: Any) -> None:
+    server = await raw_server(reply(200, b"{}"))
+    with pytest.raises(Failure) as caught:
+        await ask(http, server.url.replace("//", "//user:word@"), DIRECTLY, Authorization="Bearer sk-1")
+    assert (caught.value.code, caught.value.retryable, server.requests) == ("internal", False, [])
+
+
+@both_ways
+async def test_a_redirect_is_not_followed(way: dict[str, str], http: Http, simulate: Any) -> None:
+    simulator = await simulate("redirect")
+    assert (await ask(http, simulator.url, way)).status == 302
+    assert simulator.stats()["calls"] == 1
+
+
+# -- answers
+
+
+INTERIM = b"HTTP/1.1 103 Early Hints\r\nLink: </style.css>\r\n\r\nHTTP/1.1 102 Processing\r\n\r\n"
+
+ANSWERS = {
+    "after interim ones": INTERIM + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+    "in chunks": b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n1\r\n}\r\n0\r\n\r\n",
+    "until the end of the connection": b"HTTP/1.1 200 OK\r\n\r\n{}",
+    "of HTTP/1.0": b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n{}",
+}
+
+
+@both_ways
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS)
+async def test_an_answer_is_read(way: dict[str, str], answer: bytes, http: Http, raw_server: Any) -> None:
+    server = await raw_server(answer)
+    response = await ask(http, server.url, way)
+    assert (response.status, response.body) == (200, b"{}")
+
+
+@both_ways
+@pytest.mark.parametrize(("bytes_", "is_read"), [(12_000, True), (20_000, False)])
+async def test_long_headers_are_read_up_to_the_setting(
+    bytes_: int, is_read: bool, way: dict[str, str], raw_server: Any, reply: Any
+) -> None:
+    server = await raw_server(reply(200, b"{}", f"X-Long: {'x' * bytes_}"))
+    async with Http(HttpSettings(max_header_bytes=16_000)) as http:
+        if is_read:
+            assert len((await ask(http, server.url, way)).headers["x-long"]) == bytes_
+        else:
+            with pytest.raises(Failure, match="headers are too large"):
+                await ask(http, server.url, way)
+
+
+@both_ways
+async def test_an_answer_may_have_no_body(way: dict[str, str], http: Http, raw_server: Any) -> None:
+    server = await raw_server(b"HTTP/1.1 204 No Content\r\n\r\n", close=False)
+    response = await ask(http, server.url, way)
+    assert (response.status, response.body) == (204, b"")
+
+
+@both_ways
+async def test_a_switch_of_protocols_is_an_answer_and_ends_the_connection(
+    way: dict[str, str], http: Http, raw_server: Any
+) -> None:
+    server = await raw_server(
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n", close=False
+    )
+    response = await ask(http, server.url, way, timeout=Timeout(total_s=5, read_s=0.1))
+    assert (response.status, response.body) == (101, b"")
+    async with asyncio.timeout(1):
+        await server.disconnected.wait()
+
+
+@both_ways
+async def test_an_answer_in_pieces_is_put_together(way: dict[str, str], http: Http) -> None:
+    has_said_all = asyncio.Event()
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(CHAT)
+        for piece in (b"HTTP/1.1 200 OK\r\nContent-Le", b"ngth: 6\r\n\r\nab", b"cd", b"ef"):
+            await asyncio.sleep(0.02)
+            writer.write(piece)
+            await writer.drain()
+        writer.close()
+        has_said_all.set()
+
+    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert (await ask(http, url, way)).body == b"abcdef"
+        await has_said_all.wait()
+
+
+@both_ways
+@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"], ids=["at once", "midway"])
+async def test_a_silence_is_called_one_and_closes_the_connection(
+    way: dict[str, str], said: bytes, http: Http, raw_server: Any
+) -> None:
+    server = await raw_server(said, close=False)
+    with pytest.raises(Failure, match="read time-out") as caught:
+        await ask(http, server.url, way, timeout=Timeout(total_s=5, read_s=0.1))
+    assert (caught.value.code, caught.value.retryable) == ("timeout", True)
+    async with asyncio.timeout(1):
+        await server.disconnected.wait()
+
+
+@pytest.fixture
+def deaf_url() -> Iterator[str]:
+    """Of a listener whose queue is full: it answers no handshake."""
+    with socket.socket() as listener, ExitStack() as waiting:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        for _ in range(4):
+            caller = waiting.enter_context(socket.socket())
+            caller.setblocking(False)
+            caller.connect_ex(listener.getsockname())
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}/v1"
+
+
+@both_ways
+async def test_no_connection_in_time_is_called_so(way: dict[str, str], http: Http, deaf_url: str) -> None:
+    with pytest.raises(Failure, match="connect time-out"):
+        await ask(http, deaf_url, way, timeout=Timeout(total_s=5, connect_s=0.1))
+
+
+@both_ways
+async def test_a_provider_that_hangs_up_is_named(way: dict[str, str], http: Http) -> None:
+    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(CHAT)
+        writer.close()
+
+    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+        with pytest.raises(Failure, match="closed the connection without an answer"):
+            await ask(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", way)
+
+
+@both_ways
+async def test_a_connection_that_is_to_be_closed_is_not_used_again(
+    way: dict[str, str], http: Http, raw_server: Any
+) -> None:
+    server = await raw_server(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n{}", close=False)
+    for _ in range(2):
+        await ask(http, server.url, way)
+    assert server.connections == 2
+
+
+# -- no header can become two
+
+
+@given(st.dictionaries(st.sampled_from(["A", "B"]), st.text()), st.binary(max_size=20))
+async def test_what_goes_directly_has_one_line_for_each_header(headers: dict[str, str], body: bytes) -> None:
+    async with aiohttp.ClientSession() as session:
+        destination = Exchanges(session, max_header_bytes=8_190)._direct("http://host/path", headers, body)
+        if destination is None:
+            assert not all(map(str.isprintable, headers.values()))
+            return
+        head, _, sent = destination.message(headers, body).partition(b"\r\n\r\n")
+        assert sent == body
+        lines = head.split(b"\r\n")
+        assert b"\n" not in b"".join(lines) and b"\r" not in b"".join(lines)
+        assert [f"{name}: {value}".encode() for name, value in headers.items()] == lines[-1 - len(headers) : -1]
