@@ -13,6 +13,7 @@ from celery.worker.state import task_ready
 from .bridge import Postponed
 from .broker.events import EventDispatcher
 from .broker.messages import MARKS
+from .broker.qos import Message
 
 __all__ = ["Request"]
 
@@ -40,6 +41,8 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         if self.content_type is not None:
             # Celery's Request decodes the body, and the tracer decodes it again: hand it on as it is (5 us a job).
             self._body, self._content_type, self._content_encoding = self.message.payload, None, None
+            if isinstance(self.message, Message):
+                self.message.forget_body()
         headers = self._request_dict
         if "headers" not in headers and (own := _own_names(tuple(headers))):
             # What `task.request.headers` shows. Where there are some, as in our client's messages, the tracer does not
