@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tasks import keys
-from workers.broker import scripts
+from workers.broker import commands, scripts
 from workers.broker.messages import read
 
 from .broker import LONG_S, Broker, list_name, message
@@ -60,6 +60,21 @@ def test_what_is_acknowledged_is_gone(broker: Broker, client: Any) -> None:
     ((tag, _),) = broker.take()
     assert client.hlen("unacked") == client.zcard("unacked_index") == client.zcard(keys.LEASES) == 1
     broker.leases.ack(tag)
+    broker.exchange()
+    assert not client.exists("unacked", "unacked_index", keys.LEASES)
+
+
+def test_more_than_one_command_can_carry(broker: Broker, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(commands, "TAKE_LIMIT", 2_000)
+    monkeypatch.setattr(commands, "ACKS", 2_000)
+    for number in range(1_300):
+        broker.put(message(f"{number}"))
+    taken = broker.take(room=1_300)
+    assert [json.loads(raw)["headers"]["id"] for _, raw in taken] == [f"{number}" for number in range(1_300)]
+    assert client.hlen("unacked") == client.zcard("unacked_index") == client.zcard(keys.LEASES) == 1_300
+    for tag, raw in taken:
+        assert json.loads(client.hget("unacked", tag))[0] == json.loads(raw)
+        broker.leases.ack(tag)
     broker.exchange()
     assert not client.exists("unacked", "unacked_index", keys.LEASES)
 

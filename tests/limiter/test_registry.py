@@ -132,6 +132,40 @@ async def test_too_large_is_refused_before_redis_is_asked() -> None:
         await registry.__aexit__(None, None, None)
 
 
+async def test_where_nothing_is_limited_nothing_is_estimated_and_what_is_taken_counts(
+    client: Redis, redis_server: RedisServer
+) -> None:
+    free, keys = model(Limits()), [SecretStr("one"), SecretStr("other")]
+    async with registries(redis_server.url, 1) as (registry,):
+        assert registry.admit_free(free, keys) is None  # before Redis has said that it may be: `admit` asks
+        for key in keys:
+            await once(registry, free, keys=[key])
+        before = registry.estimate(free, input_chars=400)
+        used: list[Any] = []
+        for _ in range(4):
+            permit = registry.admit_free(free, keys)
+            assert permit is not None
+            used.append(permit.key)
+            permit.settle(Usage(input_tokens=30, output_tokens=70))
+        assert sorted(used, key=keys.index) == [keys[0], keys[0], keys[1], keys[1]]
+        assert registry.estimate(free, input_chars=400) == before  # what was sent without an estimate teaches none
+    views = await snapshot(client)
+    assert sum(view.settled for view in views) == 6
+    assert sum(view.actual_tokens for view in views) == sum(view.estimated_tokens for view in views) == 400
+    assert sum(view.used_last_minute["tokens"] for view in views) == 400
+
+
+async def test_nobody_goes_free_past_a_limit_or_a_pause(client: Redis, redis_server: RedisServer) -> None:
+    async with registries(redis_server.url, 1) as (registry,):
+        assert registry.admit_free(model(FAST), [None]) is None
+        free = model(Limits(), "free")
+        await once(registry, free)
+        refused = registry.admit_free(free, [None])
+        assert refused is not None
+        refused.rate_limited(5.0, {})
+        assert registry.admit_free(free, [None]) is None
+
+
 async def test_limits_are_learned_from_the_answers(client: Redis, redis_server: RedisServer) -> None:
     async with registries(redis_server.url, count=1) as (registry,):
         free = model(Limits())

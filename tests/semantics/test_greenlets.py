@@ -10,10 +10,11 @@ from functools import partial
 from typing import Any
 
 import pytest
+from celery import Celery
 from greenlet import getcurrent
 
 from workers import bridge
-from workers.bridge import Cancellable, in_job, run_job, wait
+from workers.bridge import App, Cancellable, in_job, run_job, wait
 
 
 class Thing:
@@ -129,3 +130,12 @@ async def test_a_cancelled_one_too() -> None:
     assert running.cancelled()
     await job(seen)
     assert seen[0] is seen[1]
+
+
+@pytest.mark.parametrize("zone", [None, "UTC", "Europe/Berlin"])
+def test_the_time_zone_is_celerys(zone: str | None) -> None:
+    settings = {"timezone": zone} if zone else {}
+    ours, celerys = App("ours", set_as_current=False), Celery("celerys", set_as_current=False)
+    for app in (ours, celerys):
+        app.conf.update(settings)
+    assert [ours.uses_utc_timezone()] * 2 == [celerys.uses_utc_timezone(), zone != "Europe/Berlin"]
