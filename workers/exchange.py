@@ -21,6 +21,9 @@ from .timeouts import Timeouts
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from aiohttp.client_proto import ResponseHandler
+    from aiohttp.connector import Connection
+
 __all__ = ["Exchanges", "Response"]
 
 MAX_BODY_BYTES = 48 * 1024
@@ -123,16 +126,9 @@ class Exchanges:
         limits: aiohttp.ClientTimeout,
         read_s: float,
     ) -> Response:
-        connector = self._session.connector
-        if connector is None:
-            raise RuntimeError("Session is closed")
+        connection, protocol = await self._connect(destination, limits)
         try:
-            connection = await connector.connect(destination.request, traces=[], timeout=limits)
-        except TimeoutError as late:
-            raise aiohttp.ConnectionTimeoutError from late
-        try:
-            protocol = connection.protocol
-            if protocol is None or protocol.transport is None or protocol.transport.is_closing():
+            if protocol.transport is None or protocol.transport.is_closing():
                 raise aiohttp.ClientConnectionResetError("the connection is closing")
             protocol.set_response_params(
                 read_until_eof=True, max_line_size=self._max_header_bytes, max_field_size=self._max_header_bytes
@@ -140,7 +136,8 @@ class Exchanges:
             protocol.transport.write(destination.message(headers, body))
             with self._silences.after(read_s):
                 head, content = await protocol.read()
-                while 100 <= head.code < 200 and head.code != 101:  # such as 103: the real answer follows
+            while 100 <= head.code < 200 and head.code != 101:  # such as 103: the real answer follows
+                with self._silences.after(read_s):
                     head, content = await protocol.read()
         except BaseException:
             connection.close()
@@ -149,6 +146,23 @@ class Exchanges:
         return Response(
             head.code, head.headers, content, close=connection.close, silences=self._silences, read_s=read_s
         )
+
+    async def _connect(
+        self, destination: _Destination, limits: aiohttp.ClientTimeout
+    ) -> tuple[Connection, ResponseHandler]:
+        connector = self._session.connector
+        if connector is None:
+            raise RuntimeError("Session is closed")
+        while True:
+            try:
+                connection = await connector.connect(destination.request, traces=[], timeout=limits)
+            except TimeoutError as late:
+                raise aiohttp.ConnectionTimeoutError from late
+            protocol = connection.protocol
+            if protocol is not None and not protocol.should_close:
+                return connection, protocol
+            # On a connection from the pool something has come that nobody had asked for. It would be the next answer.
+            connection.close()
 
     def _find_destination(self, url: str) -> _Destination | None:
         try:

@@ -94,7 +94,7 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         if isinstance(exc_info.exception, Postponed) and hasattr(channel, "leases"):
             task_ready(self)
             until_ms = int(exc_info.exception.until_s * 1000)
-            channel.leases.delay(self.message.delivery_tag, until_ms)
+            channel.qos.delay(self.message.delivery_tag, until_ms)
             lane = self.message.headers.get("lane")
             if isinstance(lane, str):
                 gap_ms = exc_info.exception.gap_s * 1000

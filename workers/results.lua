@@ -42,7 +42,7 @@ end
 local ended = { SUCCESS = true, FAILURE = true, REVOKED = true }
 local final = { SUCCESS = true, REVOKED = true }
 
-local groups, counts = {}, {} -- by the key of a group's counters
+local groups = {}
 
 local function is_complete(counters)
   local total, ended = nil, 0
@@ -68,18 +68,14 @@ for i = 1, (#KEYS - 1) / 3 do
   else
     redis.call('PUBLISH', key, record)
     if counters ~= '' and is_end == '1' and not ended[before] then
+      -- With the result, and not all at once at the end: should one record fail, the others are tried again, one by one.
+      redis.call('HINCRBY', counters, counter, 1)
       redis.call('XADD', stream, '*', 'id', id)
       groups[counters] = stream
-      local counted = counts[counters] or {}
-      counted[counter] = (counted[counter] or 0) + 1
-      counts[counters] = counted
     end
   end
 end
 for counters, stream in pairs(groups) do
-  for counter, count in pairs(counts[counters]) do
-    redis.call('HINCRBY', counters, counter, count)
-  end
   local kept_s = is_complete(counters) and complete_ttl or group_ttl
   for _, key in ipairs({ counters, stream, counters .. ':jobs' }) do
     redis.call('EXPIRE', key, kept_s)

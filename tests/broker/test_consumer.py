@@ -1,16 +1,24 @@
-"""When the consumer acknowledges: at once where it may, else in the hub's next turn, as Celery does."""
+"""How the consumer lets go of a message: when it acknowledges, and that nothing is kept of what it gives back."""
 
 from __future__ import annotations
 
+import gc
+import weakref
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from faults.harness import RedisServer
+from kombu import Connection, Producer, Queue
 from kombu.transport.redis import Channel as KombuChannel
 
+from tasks import keys
+from workers.bridge import App, Postponed
 from workers.broker.channel import Channel
 from workers.broker.consumer import Consumer
-from workers.pool import TaskPool
+from workers.pool import TaskPool, _without_traceback
+from workers.request import Request
 
 
 class Message:
@@ -54,3 +62,31 @@ def test_an_acknowledgement_waits_for_the_hub_unless_all_is_ours(pool: Any, chan
     for callback in consumer.hub.soon:
         callback()
     assert message.said == [("logger", ())]
+
+
+@pytest.fixture
+def channel(server: RedisServer, client: Any) -> Iterator[Channel]:
+    with Connection(f"redis://127.0.0.1:{server.port}/0", transport="workers.broker.transport:Transport") as connection:
+        yield connection.default_channel
+
+
+def test_nothing_is_kept_of_a_message_that_was_postponed(channel: Channel) -> None:
+    app = App("postponing", set_as_current=False)
+
+    @app.task(name="t")
+    def task(text: str) -> str:
+        return text
+
+    queue = Queue("q", routing_key="q")(channel)
+    queue.declare()
+    headers = {"id": "1", "task": "t", "lang": "py"}
+    Producer(channel).publish([["a prompt"], {}, {}], routing_key="q", exchange="", headers=headers)
+    message = queue.get()
+    request = Request(message, app=app, task=task, hostname="w", decoded=False)
+    assert request.on_failure(_without_traceback(Postponed(4e9))) is None
+    seen = weakref.ref(message)
+    del message, request
+    gc.collect()
+    assert seen() is None
+    channel.flush()
+    assert channel.client.zcard(keys.delayed("q")) == 1

@@ -8,6 +8,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
+from redis.exceptions import ResponseError
 
 from tasks import keys
 from workers.broker import commands, scripts
@@ -77,6 +78,25 @@ def test_more_than_one_command_can_carry(broker: Broker, client: Any, monkeypatc
         broker.leases.ack(tag)
     broker.exchange()
     assert not client.exists("unacked", "unacked_index", keys.LEASES)
+
+
+def test_a_list_that_is_none_loses_nobody_and_holds_nobody_up(broker: Broker, client: Any) -> None:
+    for number in range(5):
+        broker.put(message(f"{number}"))
+    client.set("other", "a string")
+    assert len(broker.take("q", "other")) == 5
+    assert client.hlen("unacked") == client.zcard(keys.LEASES) == 5
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        broker.take("q", "other")
+
+
+@pytest.mark.parametrize("key", ["unacked", "unacked_index", keys.LEASES, keys.FENCE, keys.CANCELLED])
+def test_no_message_is_taken_where_it_could_not_be_recorded(broker: Broker, client: Any, key: str) -> None:
+    broker.put(message("a"))
+    client.rpush(key, "a list")
+    with pytest.raises(ResponseError, match="WRONGTYPE"):
+        broker.take()
+    assert len(broker.waiting()) == 1
 
 
 def test_records_of_unacked_are_kombus(broker: Broker, client: Any) -> None:

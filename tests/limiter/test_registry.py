@@ -148,11 +148,37 @@ async def test_where_nothing_is_limited_nothing_is_estimated_and_what_is_taken_c
             used.append(permit.key)
             permit.settle(Usage(input_tokens=30, output_tokens=70))
         assert sorted(used, key=keys.index) == [keys[0], keys[0], keys[1], keys[1]]
-        assert registry.estimate(free, input_chars=400) == before  # what was sent without an estimate teaches none
+        assert registry.estimate(free, input_chars=400) == before  # so few teach nothing
     views = await snapshot(client)
     assert sum(view.settled for view in views) == 6
     assert sum(view.actual_tokens for view in views) == sum(view.estimated_tokens for view in views) == 400
     assert sum(view.used_last_minute["tokens"] for view in views) == 400
+
+
+async def test_keys_take_turns_whether_one_of_them_goes_free_or_not(client: Redis, redis_server: RedisServer) -> None:
+    keys = [SecretStr("one"), SecretStr("other")]
+    async with registries(redis_server.url, 1) as (registry,):
+        for limits in (Limits(), FAST, Limits(max_in_flight=50)):
+            asked = model(limits, f"m{limits.rpm}{limits.max_in_flight}")
+            used: list[Any] = []
+            for _ in range(8):
+                permit = registry.admit_free(asked, keys)
+                if permit is None:
+                    permit = await registry.admit(asked, keys, cost=Cost())
+                used.append(permit.key)
+                permit.settle(Usage())
+            assert [used.count(key) for key in keys] == [4, 4]
+
+
+async def test_what_goes_free_teaches_how_long_answers_are(client: Redis, redis_server: RedisServer) -> None:
+    free = model(Limits())
+    async with registries(redis_server.url, 1) as (registry,):
+        await once(registry, free)
+        for _ in range(40):
+            permit = registry.admit_free(free, [None])
+            assert permit is not None
+            permit.settle(Usage(input_tokens=100, output_tokens=50))
+        assert registry.estimate(free, input_chars=400).output_tokens == 50
 
 
 async def test_nobody_goes_free_past_a_limit_or_a_pause(client: Redis, redis_server: RedisServer) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -41,6 +41,25 @@ async def ask(
 ) -> RawResponse:
     headers = {"Content-Type": "application/json", **headers, **way}
     return await http.post(ProviderRequest(f"{url}/chat/completions", headers, body), timeout=timeout)
+
+
+@asynccontextmanager
+async def serving(
+    answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+) -> AsyncIterator[str]:
+    """The URL of a server that has `answer` talk to each client, and waits for it at the end."""
+    talks: list[asyncio.Task[Any] | None] = []
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.append(asyncio.current_task())
+        try:
+            await answer(reader, writer)
+        finally:
+            writer.close()
+
+    async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        await asyncio.gather(*(task for task in talks if task is not None))
 
 
 def spoken(request: bytes) -> tuple[bytes, list[bytes], bytes]:
@@ -167,22 +186,16 @@ async def test_a_switch_of_protocols_is_an_answer_and_ends_the_connection(
 
 
 @both_ways
-async def test_an_answer_in_pieces_is_put_together(way: dict[str, str], http: Http) -> None:
-    has_said_all = asyncio.Event()
-
+async def test_an_answer_in_pieces_is_put_together(way: dict[str, str]) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(CHAT)
         for piece in (b"HTTP/1.1 200 OK\r\nContent-Le", b"ngth: 6\r\n\r\nab", b"cd", b"ef"):
             await asyncio.sleep(0.02)
             writer.write(piece)
             await writer.drain()
-        writer.close()
-        has_said_all.set()
 
-    async with await asyncio.start_server(answer, "127.0.0.1", 0) as server:
-        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    async with serving(answer) as url, Http(HttpSettings()) as http:
         assert (await ask(http, url, way)).body == b"abcdef"
-        await has_said_all.wait()
 
 
 @both_ways
@@ -212,20 +225,56 @@ def deaf_url() -> Iterator[str]:
 
 
 @both_ways
+async def test_an_interim_answer_ends_a_silence(way: dict[str, str]) -> None:
+    async def think(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(CHAT)
+        for piece in [b"HTTP/1.1 102 Processing\r\n\r\n"] * 5 + [b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}"]:
+            await asyncio.sleep(0.1)
+            writer.write(piece)
+            await writer.drain()
+
+    async with serving(think) as url, Http(HttpSettings()) as http:
+        assert (await ask(http, url, way, timeout=Timeout(total_s=5, read_s=0.4))).body == b"{}"
+
+
+async def test_what_comes_unasked_is_nobodys_answer(wait_until: Any) -> None:
+    """A gateway that answers twice: the second answer must not become that of the next prompt."""
+    served: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        served.append(len(served))
+        await reader.readuntil(CHAT)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+        await asyncio.sleep(0.02)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nSTALE")
+        await reader.read()
+
+    async with serving(answer) as url, Http(HttpSettings()) as http:
+        connector = http._lanes["default"].session.connector
+        assert connector is not None
+        for turn in range(1, 4):
+            assert (await ask(http, url, DIRECTLY)).body == b"{}"
+            assert len(served) == turn
+            await wait_until(
+                lambda: any(protocol.should_close for pool in connector._conns.values() for protocol, _ in pool),
+                description="the second answer has come",
+            )
+
+
+@both_ways
 async def test_no_connection_in_time_is_called_so(way: dict[str, str], http: Http, deaf_url: str) -> None:
     with pytest.raises(Failure, match="connect time-out"):
         await ask(http, deaf_url, way, timeout=Timeout(total_s=5, connect_s=0.1))
 
 
 @both_ways
-async def test_a_provider_that_hangs_up_is_named(way: dict[str, str], http: Http) -> None:
-    async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+async def test_a_provider_that_hangs_up_is_named(way: dict[str, str]) -> None:
+    async def hang_up(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(CHAT)
-        writer.close()
 
-    async with await asyncio.start_server(hang_up, "127.0.0.1", 0) as server:
+    async with serving(hang_up) as url, Http(HttpSettings()) as http:
         with pytest.raises(Failure, match="closed the connection without an answer"):
-            await ask(http, f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", way)
+            await ask(http, url, way)
 
 
 @both_ways

@@ -11,15 +11,16 @@ import redis
 from celery.exceptions import BackendStoreError
 from servers import RedisServer
 
+from tasks import keys
 from workers.bridge import App
 from workers.results import BatchWriter, Entry
 
 from .conftest import stored
 
 
-def entry(job_id: str, *, record: bytes | None = None) -> Entry:
+def entry(job_id: str, *, record: bytes | None = None, group_id: str | None = None) -> Entry:
     text = b'{"status": "SUCCESS", "result": 1, "task_id": "%s"}' % job_id.encode()
-    return Entry(f"celery-task-meta-{job_id}", record or text, True, "succeeded", job_id, None, "")
+    return Entry(f"celery-task-meta-{job_id}", record or text, True, "succeeded", job_id, group_id, "")
 
 
 @pytest.fixture
@@ -45,6 +46,16 @@ async def test_one_that_redis_never_takes_does_not_keep_the_others(writer: Batch
     )
     assert [type(end) for end in ends] == [type(None), BackendStoreError, type(None)]
     assert stored(client, "before") and stored(client, "after")
+
+
+async def test_a_groups_jobs_count_though_the_end_of_their_batch_fails(
+    writer: BatchWriter, client: redis.Redis
+) -> None:
+    client.lpush("a-list", 1)
+    ours = [writer.put(entry(f"{number}", group_id="pmg-1")) for number in range(3)]
+    refused = writer.put(entry("refused")._replace(key="a-list"))
+    await asyncio.gather(*ours, refused, return_exceptions=True)
+    assert int(client.hget(keys.group("pmg-1"), "succeeded") or 0) == client.xlen(keys.group_done("pmg-1")) == 3
 
 
 async def test_an_outage_of_redis_is_waited_out(tmp_path: Path) -> None:

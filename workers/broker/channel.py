@@ -298,7 +298,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             # One bad message must not drop those behind it. The exception's own text may quote it.
             logger.exception("A message could not be delivered to its consumer")
             self.leases.condemn(tag, "undeliverable", f"its consumer raised {type(exc).__name__}")
-            self.leases.bury(tag)
+            self.qos.reject(tag)
 
     def _readable(self, tag: str, queue: str, raw: bytes) -> dict[str, Any] | None:
         """The message as kombu wants it; None where it was buried, or is kept until it is due."""

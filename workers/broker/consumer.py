@@ -37,7 +37,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery publishes no typ
     def call_soon_ack(self, acknowledge: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge a message, or reject it: at once, where that is the hub's thread and writes to no socket.
 
-        Celery has the hub do it in its next turn, which takes a promise, two locks and 4 % of the CPU of a job.
+        Celery has the hub do it in its next turn, which takes a promise, a lock and 3 % of a job's instructions.
         """
         if getattr(self.pool, "calls_back_on_hub", False) and isinstance(acknowledge.__self__.channel, Channel):
             return acknowledge(*args, **kwargs)

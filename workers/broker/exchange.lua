@@ -53,8 +53,16 @@ end
 
 local cancelled_ids = {}
 local reply = { now, next_due, cancelled_ids }
-local any_cancelled = redis.call('EXISTS', cancelled) == 1
-local last_fence
+-- Redis undoes nothing of a script that fails. So whatever may fail, because somebody has made another thing of one of our
+-- keys, fails before a message is taken; of the lists, one that is none is left alone.
+local any_cancelled = redis.call('ZCARD', cancelled) > 0
+local last_fence, problem
+local next_fence = math.max(tonumber(redis.call('GET', fence) or 0), now_us())
+if room > 0 then
+  redis.call('HLEN', unacked)
+  redis.call('ZCARD', leases)
+  redis.call('ZCARD', index)
+end
 local records, lease_scores, index_scores = {}, {}, {}
 -- Numbers as text: Redis would print each with 17 digits, and read it again.
 local ends, taken_at = string.format('%.0f', now + lease_ms), string.format('%.0f', math.floor(now / 1000))
@@ -62,9 +70,10 @@ for list = 1, lists do
   for queue = 1, queues do
     local rest = record_end(ARGV[9 + queue])
     while room > 0 and bytes > 0 do
-      local raw = redis.call('RPOP', key_of(queue, list))
-      if not raw then break end
-      last_fence = (last_fence or math.max(tonumber(redis.call('GET', fence) or 0), now_us())) + 1
+      local raw = redis.pcall('RPOP', key_of(queue, list))
+      if type(raw) == 'table' then problem = raw end
+      if type(raw) ~= 'string' then break end
+      last_fence = (last_fence or next_fence) + 1
       local tag = string.format('pm-%.0f', last_fence)
       local at = #records
       records[at + 1], records[at + 2] = tag, '[' .. raw .. rest
@@ -83,4 +92,5 @@ call_for_all('ZADD', index, index_scores)
 if last_fence then
   redis.call('SET', fence, string.format('%.0f', last_fence))
 end
+if problem and not last_fence then return problem end
 return reply

@@ -55,6 +55,11 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu publishes no types
             self._leases.bury(delivery_tag)
         self._delivered.pop(delivery_tag, None)
 
+    def delay(self, delivery_tag: str, due_ms: int) -> None:
+        """Keep the message in Redis until it is due."""
+        self._leases.delay(delivery_tag, due_ms)
+        self._delivered.pop(delivery_tag, None)
+
     def restore_unacked_once(self, stderr: Any = None) -> None:
         """kombu calls it when the channel closes. Leases outlive it; see `Channel.close`."""
         self._on_collect.cancel()

@@ -40,6 +40,8 @@ _CARE = 1.5
 _LONGER = 2
 """Times the longest answer of late: what the next one may be."""
 
+_OVERHEAR_ONE_IN = 8
+
 _SHORT_OUTPUT_TOKENS = 64
 """What an answer is taken to need until then where waiting is foretold. A parked job that comes back too early is sent
 away once more; one that comes back too late leaves the limit unused."""
@@ -61,6 +63,7 @@ class Estimator:
         self._recent: deque[int] = deque()
         self._sorted: list[int] = []
         self._sum = 0
+        self._overheard = 0
 
     def cost(self, *, input_chars: int, max_tokens: int | None = None, answers: int = 1) -> Cost:
         """The reservation for a prompt of so many characters. `max_tokens` bounds each of the `answers` (`n`)."""
@@ -111,6 +114,15 @@ class Estimator:
             self._chars_per_token += _LEARNING * (seen - self._chars_per_token)
         if usage.output_tokens > 0:
             self._remember(-(-usage.output_tokens // max(1, cost.answers)))
+
+    def overhear(self, usage: TokenUsage) -> None:
+        """What a request took that had no estimate: should a limit be told later, the lengths of answers are known.
+
+        Once enough are, one in so many will do: it is done for each request to a model without limits.
+        """
+        self._overheard += 1
+        if usage.output_tokens > 0 and (self.is_cold or self._overheard % _OVERHEAR_ONE_IN == 0):
+            self._remember(usage.output_tokens)
 
     def _remember(self, output_tokens: int) -> None:
         if len(self._recent) == _WINDOW:

@@ -200,7 +200,9 @@ class Limiter:
         """See `Permit.settle`."""
         self._in_flight -= 1
         self.tally.settle(permit.cost, usage, permit.instant)
-        if usage is not None and permit.cost is not UNKNOWN:
+        if usage is not None and permit.cost is UNKNOWN:
+            self._estimator.overhear(usage)
+        elif usage is not None:
             self._estimator.learn(permit.cost, usage)
         self._tell_soon()
 

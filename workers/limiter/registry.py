@@ -122,10 +122,14 @@ class LimiterRegistry:
 
         What the request takes need not be estimated: nobody waits for it, and its usage counts when it is settled.
         """
-        key, limiter = self._soonest(self._pool(model, keys), priority, tenant or "")
-        permit = limiter.admit_free(UNKNOWN) if limiter.plan.is_free else None
-        if permit is not None:
-            permit.key = key
+        pool = self._pool(model, keys)
+        if not any(limiter.plan.is_free for _, limiter in pool):
+            return None
+        key, limiter = self._soonest(pool, priority, tenant or "")
+        if not limiter.plan.is_free or (permit := limiter.admit_free(UNKNOWN)) is None:
+            self._turn -= 1  # `admit` will ask whose it is
+            return None
+        permit.key = key
         return permit
 
     async def admit(
