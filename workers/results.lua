@@ -28,8 +28,19 @@ local function recorded_state(key)
   return string.match(head, '^{"status": ?"(%u+)"')
 end
 
-local function is_leased(tag)
-  return leases == '' or tag == '' or redis.call('ZSCORE', leases, tag)
+-- Which of the messages are under a lease still.
+local tags, leased = {}, {}
+for i = 8, #ARGV, 5 do
+  if ARGV[i] ~= '' then tags[#tags + 1] = ARGV[i] end
+end
+if leases ~= '' and #tags > 0 then
+  for n, ends in ipairs(redis.call('ZMSCORE', leases, unpack(tags))) do
+    leased[tags[n]] = ends
+  end
+end
+
+local function may_write_for(tag)
+  return leases == '' or tag == '' or leased[tag]
 end
 
 local lifetime = tonumber(ARGV[1]) > 0 and { 'EX', ARGV[1] } or {}
@@ -42,7 +53,7 @@ end
 local ended = { SUCCESS = true, FAILURE = true, REVOKED = true }
 local final = { SUCCESS = true, REVOKED = true }
 
-local groups = {}
+local groups = {} -- by the key of a group's counters: what of it has ended just now
 
 local function is_complete(counters)
   local total, ended = nil, 0
@@ -53,10 +64,10 @@ local function is_complete(counters)
   return total >= 0 and ended >= total
 end
 
-for i = 1, (#KEYS - 1) / 3 do
+local function record_outcome(i)
   local key, counters, stream = KEYS[3 * i - 1], KEYS[3 * i], KEYS[3 * i + 1]
   local record, is_end, counter, id = ARGV[5 * i - 1], ARGV[5 * i], ARGV[5 * i + 1], ARGV[5 * i + 2]
-  local may_write = is_leased(ARGV[5 * i + 3])
+  local may_write = may_write_for(ARGV[5 * i + 3])
   local before
   if may_write and not store(key, record, if_first) then -- nearly always it is the first record
     before = recorded_state(key)
@@ -65,20 +76,29 @@ for i = 1, (#KEYS - 1) / 3 do
   end
   if not may_write then
     refused[#refused + 1] = i
-  else
-    redis.call('PUBLISH', key, record)
-    if counters ~= '' and is_end == '1' and not ended[before] then
-      -- With the result, and not all at once at the end: should one record fail, the others are tried again, one by one.
-      redis.call('HINCRBY', counters, counter, 1)
-      redis.call('XADD', stream, '*', 'id', id)
-      groups[counters] = stream
-    end
+    return
+  end
+  redis.call('PUBLISH', key, record)
+  if counters ~= '' and is_end == '1' and not ended[before] then
+    redis.call('XADD', stream, '*', 'id', id)
+    local group = groups[counters] or { stream = stream, counts = {} }
+    group.counts[counter] = (group.counts[counter] or 0) + 1
+    groups[counters] = group
   end
 end
-for counters, stream in pairs(groups) do
+
+-- Should one record fail, those before it stand, and so must count: alone, in a second attempt, they would be refused.
+local all_done, problem = pcall(function()
+  for i = 1, (#KEYS - 1) / 3 do record_outcome(i) end
+end)
+for counters, group in pairs(groups) do
+  for counter, count in pairs(group.counts) do
+    redis.call('HINCRBY', counters, counter, count)
+  end
   local kept_s = is_complete(counters) and complete_ttl or group_ttl
-  for _, key in ipairs({ counters, stream, counters .. ':jobs' }) do
+  for _, key in ipairs({ counters, group.stream, counters .. ':jobs' }) do
     redis.call('EXPIRE', key, kept_s)
   end
 end
+if not all_done then error(problem, 0) end
 return refused

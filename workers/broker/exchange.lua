@@ -74,7 +74,7 @@ for list = 1, lists do
       if type(raw) == 'table' then problem = raw end
       if type(raw) ~= 'string' then break end
       last_fence = (last_fence or next_fence) + 1
-      local tag = string.format('pm-%.0f', last_fence)
+      local tag = string.format('pm-%d', last_fence)
       local at = #records
       records[at + 1], records[at + 2] = tag, '[' .. raw .. rest
       lease_scores[at + 1], lease_scores[at + 2] = ends, tag
