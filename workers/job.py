@@ -38,6 +38,7 @@ _MAX_PATH_CHARS = 200
 _FIRST_INEXACT_INT = 2.0**63
 
 
+# What is made once for each job is not frozen: that takes three times as long (0.6 us for three fields).
 @dataclass(slots=True)
 class Options:
     """What a job asks of us, not of the provider. Times are in seconds; `*_at` are epoch seconds."""

@@ -29,6 +29,7 @@ class RequestSize(NamedTuple):
     answers: int = 1
 
 
+# Not frozen: see workers/job.py.
 @dataclass(slots=True)
 class ProviderRequest:
     """One POST to a provider. Neither key nor prompt shows in its repr."""
