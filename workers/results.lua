@@ -39,7 +39,7 @@ if leases ~= '' and #tags > 0 then
   end
 end
 
-local function may_write_for(tag)
+local function is_leased(tag)
   return leases == '' or tag == '' or leased[tag]
 end
 
@@ -67,7 +67,7 @@ end
 local function record_outcome(i)
   local key, counters, stream = KEYS[3 * i - 1], KEYS[3 * i], KEYS[3 * i + 1]
   local record, is_end, counter, id = ARGV[5 * i - 1], ARGV[5 * i], ARGV[5 * i + 1], ARGV[5 * i + 2]
-  local may_write = may_write_for(ARGV[5 * i + 3])
+  local may_write = is_leased(ARGV[5 * i + 3])
   local before
   if may_write and not store(key, record, if_first) then -- nearly always it is the first record
     before = recorded_state(key)
@@ -80,10 +80,10 @@ local function record_outcome(i)
   end
   redis.call('PUBLISH', key, record)
   if counters ~= '' and is_end == '1' and not ended[before] then
-    redis.call('XADD', stream, '*', 'id', id)
     local group = groups[counters] or { stream = stream, counts = {} }
     group.counts[counter] = (group.counts[counter] or 0) + 1
     groups[counters] = group
+    redis.call('XADD', stream, '*', 'id', id)
   end
 end
 

@@ -55,17 +55,17 @@ local cancelled_ids = {}
 local reply = { now, next_due, cancelled_ids }
 -- Redis undoes nothing of a script that fails. So whatever may fail, because somebody has made another thing of one of our
 -- keys, fails before a message is taken; of the lists, one that is none is left alone.
-local any_cancelled = redis.call('ZCARD', cancelled) > 0
-local last_fence, problem
-local next_fence = math.max(tonumber(redis.call('GET', fence) or 0), now_us())
+local any_cancelled, fence_before, last_fence, problem
 if room > 0 then
+  any_cancelled = redis.call('ZCARD', cancelled) > 0
+  fence_before = math.max(tonumber(redis.call('GET', fence) or 0), now_us())
   redis.call('HLEN', unacked)
   redis.call('ZCARD', leases)
   redis.call('ZCARD', index)
 end
 local records, lease_scores, index_scores = {}, {}, {}
 -- Numbers as text: Redis would print each with 17 digits, and read it again.
-local ends, taken_at = string.format('%.0f', now + lease_ms), string.format('%.0f', math.floor(now / 1000))
+local ends, taken_at = string.format('%d', now + lease_ms), string.format('%d', now / 1000)
 for list = 1, lists do
   for queue = 1, queues do
     local rest = record_end(ARGV[9 + queue])
@@ -73,7 +73,7 @@ for list = 1, lists do
       local raw = redis.pcall('RPOP', key_of(queue, list))
       if type(raw) == 'table' then problem = raw end
       if type(raw) ~= 'string' then break end
-      last_fence = (last_fence or next_fence) + 1
+      last_fence = (last_fence or fence_before) + 1
       local tag = string.format('pm-%d', last_fence)
       local at = #records
       records[at + 1], records[at + 2] = tag, '[' .. raw .. rest
@@ -90,7 +90,7 @@ call_for_all('HSET', unacked, records)
 call_for_all('ZADD', leases, lease_scores)
 call_for_all('ZADD', index, index_scores)
 if last_fence then
-  redis.call('SET', fence, string.format('%.0f', last_fence))
+  redis.call('SET', fence, string.format('%d', last_fence))
 end
 if problem and not last_fence then return problem end
 return reply

@@ -46,12 +46,8 @@ end
 
 -- A record of `unacked` is kombu's: [message, "exchange", "routing key"], in JSON. Ours have no exchange, and the
 -- queue's name as the routing key.
-local function record_end(queue)
+local function record_end(queue) -- what follows "[" and the message
   return ', "", ' .. cjson.encode(queue) .. ']'
-end
-
-local function record_of(raw, queue)
-  return '[' .. raw .. record_end(queue)
 end
 
 local function unpacked(record)

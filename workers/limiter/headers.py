@@ -28,7 +28,6 @@ _MAX_CHARS = 40
 _MAX_RESET_S = 86_400.0
 
 _NAMES: tuple[Literal["requests", "tokens"], ...] = ("requests", "tokens")
-_LIMITS = tuple(f"x-ratelimit-limit-{name}" for name in _NAMES)
 _ROUNDING_S = 1.0
 
 
@@ -72,8 +71,6 @@ def reset_s(text: str) -> float | None:
 
 def rate_headers(headers: Mapping[str, str]) -> list[RateHeader]:
     """The quantities that have all three headers, readable. Names are looked up in lower case."""
-    if not any(map(headers.__contains__, _LIMITS)):
-        return []
     return [found for name in _NAMES if (found := _one(name, headers)) is not None]
 
 

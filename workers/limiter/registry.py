@@ -126,10 +126,10 @@ class LimiterRegistry:
         if not any(limiter.plan.is_free for _, limiter in pool):
             return None
         key, limiter = self._soonest(pool, priority, tenant or "")
-        if not limiter.plan.is_free or (permit := limiter.admit_free(UNKNOWN)) is None:
-            self._turn -= 1  # `admit` will ask whose it is
-            return None
-        permit.key = key
+        permit = limiter.admit_free(UNKNOWN) if limiter.plan.is_free else None
+        if permit is not None:
+            self._turn += 1
+            permit.key = key
         return permit
 
     async def admit(
@@ -153,20 +153,20 @@ class LimiterRegistry:
             limiter.plan.check(cost)
         while True:
             key, limiter = self._soonest(pool, priority, tenant or "")
-            if (permit := limiter.admit_free(cost)) is None:
-                waiter = Waiter(
-                    cost,
-                    asyncio.get_running_loop().create_future(),
-                    priority=priority,
-                    tenant=tenant or "",
-                    until_s=deadline_at,
-                    park_after_s=park_after_s,
-                    movable=len(pool) > 1,
-                )
-                try:
-                    permit = await limiter.admit(waiter)
-                except Moved:
-                    continue
+            self._turn += 1
+            waiter = Waiter(
+                cost,
+                asyncio.get_running_loop().create_future(),
+                priority=priority,
+                tenant=tenant or "",
+                until_s=deadline_at,
+                park_after_s=park_after_s,
+                movable=len(pool) > 1,
+            )
+            try:
+                permit = await limiter.admit(waiter)
+            except Moved:
+                continue
             permit.key = key
             return permit
 
@@ -205,7 +205,6 @@ class LimiterRegistry:
         """
         if len(pool) == 1:
             return pool[0]
-        self._turn += 1
         turned = [pool[(self._turn + position) % len(pool)] for position in range(len(pool))]
 
         def rank(offer: tuple[Any, Limiter]) -> tuple[float, int, int]:
