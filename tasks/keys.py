@@ -70,6 +70,9 @@ DEAD_LIMIT = 10_000
 DEAD_COUNTS = "pm:dead:counts"
 """Hash: reason -> how many messages were ever buried for it."""
 
+COUNTS = "pm:counts"
+"""Hash: `<event>:<label>` -> how often it has happened, in all workers (workers/counts.py). Kept for good."""
+
 DELAYED_PREFIX = "pm:delayed:"
 
 

@@ -297,3 +297,10 @@ def test_a_bad_url_is_refused_without_its_password(url: str) -> None:
     assert "Redis URL" in line
     assert "--redis" in line
     assert "canary" not in line
+
+
+def test_what_workers_count_is_shown_by_its_label(client: Any, running: Exporter) -> None:
+    client.hset("pm:counts", mapping={"suspected_payments_total:timeout": 3, "of_a_newer_version:x": 1})
+    shown = running.scrape()["promptmill_suspected_payments_total"]
+    assert shown[("timeout",)] == 3
+    assert shown[("connection",)] == 0

@@ -14,6 +14,7 @@ from typing import Any
 
 from tasks import keys
 
+from ..counts import counts
 from . import scripts
 from .leases import Grave, Lease, Leases
 from .messages import dead_letter
@@ -164,11 +165,15 @@ class Commands:
         commands += [self._delay(lease, due_ms) for lease, due_ms in delays]
         graves, leases.graves = leases.graves, []
         commands += [self._bury(grave, now_ms) for grave in graves if leases.tell_end(grave)]
+        commands += [self._count(field, n) for field, n in counts.take().items()]
         return commands
 
     def key(self, name: str) -> str:
         """The key as it stands in Redis."""
         return self._prefix + name
+
+    def _count(self, field: str, n: int) -> Command:
+        return Command(("HINCRBY", self.key(keys.COUNTS), field, n), partial(_count_again, field, n))
 
     def _hand_back(self, returns: list[Lease]) -> Command:
         args = (
@@ -196,6 +201,12 @@ class Commands:
             keys.DEAD_LIMIT,
         )
         return Command(args, partial(_or_again, self._leases.graves, [grave]))
+
+
+def _count_again(field: str, n: int, reply: Reply) -> None:
+    if isinstance(reply, Exception):
+        counts.put_back({field: n})
+        raise reply
 
 
 def _evalsha(script: scripts.Script, *ks: str) -> tuple[Any, ...]:

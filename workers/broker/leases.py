@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from ..counts import counts
 from .lanes import Lanes
 
 __all__ = ["REJECTED", "Grave", "Lease", "Leases"]
@@ -71,7 +72,7 @@ class Leases:
     @property
     def has_more_than_acks(self) -> bool:
         """Whether there is something that needs a command of its own."""
-        return bool(self.returns or self.delays or self.graves)
+        return bool(self.returns or self.delays or self.graves or counts)
 
     def start(self, tag: str, job_id: str, *, has_record: bool = False) -> None:
         """The message's job begins. `has_record`: it is of a kind whose jobs have records, whoever sent them."""

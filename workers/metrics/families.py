@@ -12,6 +12,7 @@ from typing import Final, Generic, TypeVar
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from workers.counts import COUNTERS, Event
 from workers.limiter import LimiterView
 
 from .reading import QueueView
@@ -65,6 +66,13 @@ def _buried(queue: QueueView) -> Samples:
     return [((reason,), count) for reason, count in counts.items()]
 
 
+def _counted(event: Event) -> Metric[QueueView]:
+    def samples(queue: QueueView) -> Samples:
+        return [((value,), queue.counts.get(event.field(value), 0)) for value in event.values]
+
+    return Metric(event.name, event.text, (event.label,), samples, CounterMetricFamily)
+
+
 QUEUE: Final[tuple[Metric[QueueView], ...]] = (
     Metric(
         "jobs_waiting",
@@ -97,6 +105,7 @@ QUEUE: Final[tuple[Metric[QueueView], ...]] = (
         "Cancellations that workers still look out for; one is kept for two weeks.",
         lambda queue: queue.cancelled,
     ),
+    *map(_counted, COUNTERS),
 )
 
 

@@ -41,6 +41,8 @@ class QueueView:
     dead: int
     buried: Mapping[str, int]
     cancelled: int
+    counts: Mapping[str, int]
+    """Events that workers count, by field of the hash `keys.COUNTS`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +86,12 @@ async def _read_queue(redis: Redis, *, queues: Sequence[str], key_prefix: str) -
         commands.llen(key_prefix + keys.DEAD)
         commands.hgetall(key_prefix + keys.DEAD_COUNTS)
         commands.zcard(key_prefix + keys.CANCELLED)
+        commands.hgetall(key_prefix + keys.COUNTS)
         for name in lists.values():
             commands.llen(key_prefix + name)
         for queue in queues:
             commands.zcard(key_prefix + keys.delayed(queue))
-        (seconds, micros), leases, dead, buried, cancelled, *lengths = await commands.execute()
+        (seconds, micros), leases, dead, buried, cancelled, counts, *lengths = await commands.execute()
     now_ms = seconds * 1000 + micros // 1000
     expired = await redis.zcount(key_prefix + keys.LEASES, "-inf", f"({now_ms}")
     return QueueView(
@@ -97,6 +100,11 @@ async def _read_queue(redis: Redis, *, queues: Sequence[str], key_prefix: str) -
         leased=max(0, leases - expired),
         leases_expired=expired,
         dead=dead,
-        buried={reason.decode(): int(count) for reason, count in buried.items()},
+        buried=_decoded(buried),
         cancelled=cancelled,
+        counts=_decoded(counts),
     )
+
+
+def _decoded(counts: Mapping[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(count) for name, count in counts.items()}

@@ -1,0 +1,75 @@
+"""What a worker process counts for `promptmill metrics`: rare events that no record in Redis shows.
+
+Any thread counts; the broker sends the counts to Redis with what it says anyway (workers/broker/commands.py), and
+Redis adds up those of all workers. A reply that is lost makes the same counts travel twice.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+__all__ = ["COUNTERS", "Counts", "Event", "counts"]
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """A kind of event. `name` and `text` are its metric's; `values` those of its one label."""
+
+    name: str
+    text: str
+    label: str
+    values: tuple[str, ...]
+
+    def field(self, value: str) -> str:
+        """The field of the hash `keys.COUNTS` that counts it."""
+        return f"{self.name}:{value}"
+
+
+COUNTERS: Final[tuple[Event, ...]] = (
+    Event(
+        "suspected_payments_total",
+        "Calls that may have been paid for without an answer, by what ended them.",
+        "cause",
+        ("timeout", "connection", "worker_lost", "redis_lost"),
+    ),
+)
+"""All that are counted. Each is shown from 0 on: a counter that appears with its first event has not increased, for
+Prometheus."""
+
+
+class Counts:
+    """Events since they were last taken."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+
+    def __bool__(self) -> bool:
+        return bool(self._counts)
+
+    def add(self, name: str, value: str, n: int = 1) -> None:
+        """Count `n` events of `COUNTERS`. Raises KeyError for one that is not listed there."""
+        field = _FIELDS[name, value]
+        with self._lock:
+            self._counts[field] += n
+
+    def take(self) -> Mapping[str, int]:
+        """All, by field of the hash; from now on they count as sent."""
+        with self._lock:
+            taken, self._counts = self._counts, Counter()
+        return taken
+
+    def put_back(self, taken: Mapping[str, int]) -> None:
+        """Add what was taken and not sent."""
+        with self._lock:
+            self._counts.update(taken)
+
+
+_FIELDS: Final = {(event.name, value): event.field(value) for event in COUNTERS for value in event.values}
+
+counts = Counts()
+"""This process's."""
