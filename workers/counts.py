@@ -36,6 +36,12 @@ COUNTERS: Final[tuple[Event, ...]] = (
         "cause",
         ("timeout", "connection", "worker_lost", "redis_lost"),
     ),
+    Event(
+        "stray_leases_total",
+        "Jobs that a worker held without running them and handed back, by whether they had been started.",
+        "job",
+        ("unstarted", "started"),
+    ),
 )
 """All that are counted. Each is shown from 0 on: a counter that appears with its first event has not increased, for
 Prometheus."""

@@ -142,6 +142,10 @@ class Bell:
         with suppress(OSError):
             self.reader.recv(4096)
 
+    def close(self) -> None:
+        self.reader.close()
+        self._writer.close()
+
 
 class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
     """Hundreds of jobs at a time on one asyncio loop, with Celery's own tracer around each."""
@@ -333,12 +337,22 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         self._jobs[job.token] = job
         self._started += 1
         if accept_callback is not None:
-            accept_callback(job.token, time.monotonic())
+            try:
+                accept_callback(job.token, time.monotonic())
+            except Exception:
+                # Raised from here, it would leave a job that is counted, and is never run.
+                logger.exception("Announcing a job's start failed")
         self._inbox.append(job)
         if not self._inbox_announced:
             self._inbox_announced = True
             self._loop.call_soon_threadsafe(self._start_jobs)
         return job
+
+    def requests_to_start(self) -> list[Any]:
+        """Celery's requests that wait for a free place. None while stopping: they are not started any more."""
+        if self._state != self.RUN or _shutdown_has_begun():
+            return []
+        return [args[0] for _, args, _ in self._semaphore._waiting if args]
 
     def terminate_job(self, pid: int, signum: int | None = None) -> None:
         """End the job with this token, which Celery calls `worker_pid`.

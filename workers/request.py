@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache, partial
 from typing import Any
 
 from celery.app.task import Context
 from celery.worker.request import Request as CeleryRequest
+from celery.worker.request import send_revoked
 from celery.worker.state import revoked as revoked_jobs
 from celery.worker.state import task_ready
+from kombu.exceptions import OperationalError
+from redis.exceptions import RedisError
 
 from .bridge import Postponed
+from .broker.endings import endings
 from .broker.events import EventDispatcher
 from .broker.messages import MARKS
 from .broker.qos import Message
 
 __all__ = ["Request"]
+
+logger = logging.getLogger("promptmill.broker")
+
+REDIS_ERRORS = (RedisError, OSError, OperationalError)
+"""They say nothing about a job: it waits."""
+
+END_AGAIN_MS = 1_000
+"""A job whose end Redis did not take is judged again after this."""
 
 HIDDEN = "(hidden)"
 
@@ -35,6 +50,8 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     Of a task with `is_prompt = True` it shows no arguments in logs, events, Flower and `inspect`, and its job has
     a record (`tasks.keys.job`) from its start at the latest.
     """
+
+    _already_revoked: bool
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -77,6 +94,66 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         revoked_jobs.add(self.id)
         return True
 
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """As Celery's, which stores the end of a cancelled or expired job here, on the hub's thread, whatever it takes.
+
+        The thread of `endings` stores it; until then the message stays this worker's. One whose end Redis does not
+        take goes back to the queue, and whoever takes it next tries again.
+        """
+        leases = getattr(self.message.channel, "leases", None)
+        if leases is None or not endings.is_attended:
+            super()._announce_revoked(reason, terminated, signum, expired)
+            return
+        if self._already_revoked:
+            return
+        self._already_revoked = True
+        task_ready(self)
+        leases.ending.add(self.message.delivery_tag)
+        store = partial(
+            self.task.backend.mark_as_revoked,
+            self.id,
+            reason,
+            request=self._context,
+            store_result=self.store_errors,
+        )
+        endings.put(store, partial(self._on_end_stored, terminated, signum, expired))
+
+    def _on_end_stored(self, terminated: bool, signum: Any, expired: bool, problem: Exception | None) -> None:
+        channel, tag = self.message.channel, self.message.delivery_tag
+        channel.leases.ending.discard(tag)
+        if isinstance(problem, REDIS_ERRORS):
+            self._end_again(problem, suspected=False)  # a cancelled or expired job ends without another call
+            return
+        if problem is not None:
+            # What another backend raises, only that backend knows. Trying again for ever would keep nobody informed.
+            logger.error("The end of job %s could not be stored", self.id, exc_info=problem)
+            channel.leases.condemn(tag, "undeliverable", f"its end could not be stored ({type(problem).__name__})")
+        self.send_event("task-revoked", terminated=terminated, signum=signum, expired=expired)
+        self.acknowledge()
+        send_revoked(self.task, request=self._context, terminated=terminated, signum=signum, expired=expired)
+
+    def _end_again(self, problem: Exception, *, suspected: bool) -> None:
+        """Redis did not take the job's end: put the message back, for the next try."""
+        channel = self.message.channel
+        logger.warning("Redis did not take the end of job %s (%r); it is tried again", self.id, problem)
+        due_ms = channel.lookout.redis_ms + END_AGAIN_MS
+        channel.qos.delay(self.message.delivery_tag, due_ms, suspected=suspected)
+
+    def on_timeout(self, soft: bool, timeout: float) -> None:
+        """As Celery's, which stores a failure here, on the hub's thread."""
+        with self._tried_again():
+            super().on_timeout(soft, timeout)
+
+    @contextmanager
+    def _tried_again(self) -> Iterator[None]:
+        """Without this, an end that Celery could not store here would leave a message that is held and not run."""
+        try:
+            yield
+        except REDIS_ERRORS as exc:
+            if not hasattr(self.message.channel, "leases"):
+                raise
+            self._end_again(exc, suspected=True)
+
     def info(self, safe: bool = False) -> dict[str, Any]:
         """What `celery inspect` and Flower show."""
         shown: dict[str, Any] = super().info(safe=safe or self.is_prompt)
@@ -100,4 +177,5 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
                 gap_ms = exc_info.exception.gap_s * 1000
                 channel.leases.lanes.postponed(lane, until_ms, gap_ms=gap_ms, now_ms=channel.lookout.redis_ms)
             return None
-        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        with self._tried_again():
+            return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

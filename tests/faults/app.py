@@ -1,6 +1,7 @@
 """The app of the workers under fault: Promptmill's own, with scaled leases, and tasks that record their starts.
 
-The harness says through the environment: FAULTS_TRANSPORT_OPTIONS (JSON), FAULTS_RECORDER (a Redis that no fault hits).
+The harness says through the environment: FAULTS_TRANSPORT_OPTIONS (JSON), FAULTS_RECORDER (a Redis that no fault hits),
+FAULTS_CELERY (settings of Celery, JSON).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ app.conf.broker_transport_options = {
     **app.conf.broker_transport_options,
     **json.loads(os.environ.get("FAULTS_TRANSPORT_OPTIONS", "{}")),
 }
+app.conf.update(json.loads(os.environ.get("FAULTS_CELERY", "{}")))
 recorder = redis.Redis.from_url(os.environ["FAULTS_RECORDER"])
 
 

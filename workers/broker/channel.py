@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 from binascii import a2b_base64
+from collections import deque
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
@@ -65,7 +66,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._no_ack_queues: set[str] = set()
         self._said: list[Command] = []
-        self._taken: list[tuple[str, str, bytes]] = []
+        self._taken: deque[Lease] = deque()
         self._has_taken = False
         self.link = Link(load_scripts=self._load_scripts)
         self.lookout = Lookout()
@@ -74,6 +75,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         broker = (client.hostname, client.port, client.virtual_host, self.global_keyprefix)
         self.leases = _leases.setdefault(broker, Leases())
         """The process's leases at this broker; they outlive the channel."""
+        self.leases.channels.add(self)
         self.commands = Commands(
             self.leases,
             prefix=self.global_keyprefix,
@@ -100,8 +102,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             return super().basic_get(queue, no_ack=True, **kwargs)
         self._has_taken = True
         self._run_now(self.commands.exchange([queue], self._lists, room=1, then=self._on_taken_alone))
-        for tag, name, raw in self._take_in():
-            payload = self._readable(tag, name, raw)
+        while (lease := self._next_taken()) is not None:
+            payload = self._readable(lease)
             if payload is not None:
                 message = self.Message(payload, channel=self)
                 self.qos.append(message, message.delivery_tag)
@@ -119,6 +121,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         their leases; at shutdown no job is running any more.
         """
         self.link.forsake()
+        self.leases.channels.discard(self)
         if not self.closed and self._has_taken:
             self._hand_back_unstarted()
             try:
@@ -127,9 +130,16 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
                 logger.warning("The broker is gone (%r): what it must know is kept for the next connection", exc)
         super().close()
 
+    @property
+    def delivered(self) -> list[str]:
+        """Tags of the messages that a consumer of this channel was given and has not acknowledged."""
+        return list(self.qos._delivered)
+
     def _hand_back_unstarted(self) -> None:
-        running = {request.message.delivery_tag for request in active_requests}
-        for tag in tuple(self.qos._delivered):
+        held = [*self.delivered, *(lease.tag for lease in self._taken)]
+        self._taken.clear()
+        running = _running_tags()
+        for tag in reversed(held):  # the first taken is put back last, and so is the next to be taken
             if tag not in running:
                 self.leases.hand_back(tag)
 
@@ -252,7 +262,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         self._take_over(exchanged)
 
     def _take_over(self, exchanged: Exchanged) -> None:
-        self._taken += exchanged.taken
+        for tag, queue, raw in exchanged.taken:
+            lease = self.leases.held[tag] = Lease(tag, queue, raw)
+            self._taken.append(lease)
         # Celery discards a job that it knows to be revoked, and records its end.
         revoked.update(exchanged.cancelled)
 
@@ -274,25 +286,30 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
 
     # -- messages ------------------------------------------------------------------------------------------------------
 
-    def _take_in(self) -> list[tuple[str, str, bytes]]:
-        taken, self._taken = self._taken, []
-        for tag, queue, raw in taken:
-            self.leases.held[tag] = Lease(tag, queue, raw)
-        return taken
+    def _next_taken(self) -> Lease | None:
+        """The next message to deliver. One that an error has left undelivered is delivered later, or handed back."""
+        while self._taken:
+            lease = self._taken.popleft()
+            if lease.tag in self.leases.held:
+                return lease
+        return None
 
     def _deliver_taken(self) -> bool:
         delivered = False
-        for tag, queue, raw in self._take_in():
-            payload = self._readable(tag, queue, raw)
+        while (lease := self._next_taken()) is not None:
+            payload = self._readable(lease)
             if payload is not None:
-                self._deliver(payload, tag=tag, queue=queue)
+                self._deliver(payload, lease)
                 delivered = True
         return delivered
 
-    def _deliver(self, payload: dict[str, Any], *, tag: str, queue: str) -> None:
+    def _deliver(self, payload: dict[str, Any], lease: Lease) -> None:
+        tag = lease.tag
         try:
-            self.connection._deliver(payload, queue)
+            self.connection._deliver(payload, lease.queue)
         except self.connection_errors:
+            if tag not in _running_tags():
+                self.qos.reject(tag, requeue=True)
             raise
         except Exception as exc:
             # One bad message must not drop those behind it. The exception's own text may quote it.
@@ -300,10 +317,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             self.leases.condemn(tag, "undeliverable", f"its consumer raised {type(exc).__name__}")
             self.qos.reject(tag)
 
-    def _readable(self, tag: str, queue: str, raw: bytes) -> dict[str, Any] | None:
+    def _readable(self, lease: Lease) -> dict[str, Any] | None:
         """The message as kombu wants it; None where it was buried, or is kept until it is due."""
+        tag = lease.tag
         try:
-            delivery = read(raw)
+            delivery = read(lease.raw)
         except Unreadable as exc:
             self._bury(tag, "garbage", f"it is not a Celery message: {exc}")
             return None
@@ -360,6 +378,10 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[mis
         params = self._connparams(asynchronous)
         del params["host"], params["port"]
         return MasterPool(self.sentinels, **params)
+
+
+def _running_tags() -> set[str]:
+    return {request.message.delivery_tag for request in active_requests}
 
 
 def _raise_errors(reply: Reply) -> None:

@@ -182,13 +182,19 @@ class Commands:
             self._separator,
             self._prefix,
             keys.job(""),
-            *(word for lease in returns for word in (lease.tag, int(lease.started))),
+            *(word for lease in returns for word in (lease.tag, 2 if lease.is_stray else int(lease.started))),
         )
         return Command(args, partial(_or_again, self._leases.returns, returns))
 
     def _delay(self, lease: Lease, due_ms: int) -> Command:
         delay_keys = (*self._lease_keys, self.key(keys.delayed(lease.queue)))
-        args = (*_evalsha(scripts.DELAY, *delay_keys), lease.tag, due_ms, self.key(keys.job("")))
+        args = (
+            *_evalsha(scripts.DELAY, *delay_keys),
+            lease.tag,
+            due_ms,
+            self.key(keys.job("")),
+            int(lease.is_suspected),
+        )
         return Command(args, partial(_or_again, self._leases.delays, [(lease, due_ms)]))
 
     def _bury(self, grave: Grave, now_ms: int) -> Command:

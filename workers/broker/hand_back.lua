@@ -2,7 +2,8 @@
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 leases
 -- ARGV  1 priority steps, 2 separator, 3 key prefix, 4 prefix of the jobs' records; then for each message its tag and 1
---       if its job had started (its call may have been paid for)
+--       if its job had started (its call may have been paid for), 2 if besides the delivery counts as one that ended
+--       badly, 0 otherwise
 -- Returns how many were put back.
 
 local unacked, index, leases = KEYS[1], KEYS[2], KEYS[3]
@@ -10,14 +11,14 @@ local steps = numbers(ARGV[1])
 
 local put_back = 0
 for i = 5, #ARGV, 2 do
-  local tag, started = ARGV[i], ARGV[i + 1] == '1'
+  local tag, started, counted = ARGV[i], ARGV[i + 1] ~= '0', ARGV[i + 1] == '2'
   local record = redis.call('HGET', unacked, tag)
   local raw, queue
   if record then raw, queue = unpacked(record) end
   if raw then
     if started then
       local deliveries = history(raw)
-      raw = with_history(raw, deliveries, 1)
+      raw = with_history(raw, deliveries + (counted and 1 or 0), 1)
       mark_queued(raw, ARGV[3] .. ARGV[4])
     end
     redis.call('RPUSH', list_of(raw, ARGV[3] .. queue, steps, ARGV[2]), raw)

@@ -18,8 +18,11 @@ from tasks import keys
 
 from .burial import tell_end
 from .channel import Channel
+from .endings import endings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from kombu.asynchronous import Hub
 
 __all__ = ["Heartbeat"]
@@ -43,6 +46,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         self._seen_ms = 0
         self._published: set[str] = set()
+        self._strays: dict[str, float] = {}
         worker_state.revoked.maxlen = REVOKED_LIMIT
         worker_state.revoked.expires = keys.WAITING_TTL_S
         super().__init__(consumer, **kwargs)
@@ -55,7 +59,9 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         channel.leases.tell_end = partial(tell_end, consumer.app)
         every_s = channel.lease_s / BEATS_PER_LEASE
         self._beat(consumer, channel, every_s)
+        endings.attend(hub)
         hub.call_repeatedly(every_s, self._beat, consumer, channel, every_s)
+        hub.call_repeatedly(every_s, self._hand_back_strays, consumer, channel, every_s)
         hub.call_repeatedly(REVOKED_LOOK_S, self._publish_revoked, channel)
         hub.call_repeatedly(1.0, channel.connection.cycle.check_replies)
 
@@ -75,6 +81,18 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         self._cancel(consumer, [job_id.decode() for job_id in cancelled])
         if self._seen_ms < now_ms:
             self._beat(consumer, channel, every_s)  # there are more cancellations than one reply carries
+
+    def _hand_back_strays(self, consumer: Any, channel: Channel, every_s: float) -> None:
+        """Whatever is held runs, is on its way to run, or on its way back. What does not is renewed for ever, by us.
+
+        What was a stray at the last look and still is one goes back to its queue.
+        """
+        now_s = time.monotonic()
+        strays = _strays(consumer, channel)
+        self._strays = {tag: self._strays.get(tag, now_s) for tag in strays}
+        tags = [tag for tag, seen_s in self._strays.items() if now_s - seen_s > every_s / 2]
+        if tags and (n := channel.leases.hand_back_strays(tags)):
+            logger.error("%d messages were held by this worker without being run; they are back in their queues", n)
 
     def _cancel(self, consumer: Any, job_ids: list[str]) -> None:
         """Jobs of which remote control has told us itself are left out: it has done what it was asked to."""
@@ -130,6 +148,30 @@ def _loop_is_alive(pool: Any, lease_s: float) -> bool:
         return True
     logger.error("The pool's loop has not moved for %.0f s; its messages are left to other workers", lease_s)
     return False
+
+
+def _strays(consumer: Any, channel: Channel) -> set[str]:
+    """Tags of messages that this process holds and nobody here is going to run."""
+    leases = channel.leases
+    strays = set(leases.held) - leases.ending
+    for other in tuple(leases.channels):
+        if other is not channel:
+            strays.difference_update(other.delivered)  # a consumer of the user's own acknowledges when it likes
+    if strays:
+        strays.difference_update(request.message.delivery_tag for request in _requests_on_their_way(consumer))
+    consumes = consumer.task_consumer.consuming_from
+    delivered = set(channel.delivered)
+    return {tag for tag in strays if tag not in delivered or consumes(leases.held[tag].queue)}
+
+
+def _requests_on_their_way(consumer: Any) -> Iterator[Any]:
+    yield from tuple(worker_state.active_requests)
+    yield from tuple(worker_state.scheduled_requests)
+    for bucket in consumer.task_buckets.values():
+        if bucket is not None:
+            yield from (request for request, _ in tuple(bucket.contents))
+    waiting = getattr(consumer.pool, "requests_to_start", None)
+    yield from tuple(worker_state.reserved_requests) if waiting is None else waiting()
 
 
 def _abandon(consumer: Any, channel: Channel, tags: list[str]) -> None:

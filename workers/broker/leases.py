@@ -7,8 +7,10 @@ goes on through a reconnect, and is acknowledged on the next one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Any
+from weakref import WeakSet
 
 from ..counts import counts
 from .lanes import Lanes
@@ -27,6 +29,10 @@ class Lease:
     queue: str
     raw: bytes
     started: bool = False
+    is_stray: bool = False
+    """Its worker had lost sight of it: counts as a delivery that has ended badly."""
+    is_suspected: bool = False
+    """It is delayed although its call may have been paid for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,10 @@ class Leases:
     """The process's leases at one broker."""
 
     held: dict[str, Lease] = field(default_factory=dict)
+    channels: WeakSet[Any] = field(default_factory=WeakSet)
+    """The open channels that deliver what is held (channel.py)."""
+    ending: set[str] = field(default_factory=set)
+    """Tags of those whose end is being stored, without their job having run (endings.py)."""
     acks: list[str] = field(default_factory=list)
     """Tags to acknowledge with the next exchange."""
     started_jobs: dict[str, tuple[str, bool]] = field(default_factory=dict)
@@ -94,10 +104,21 @@ class Leases:
         if lease is not None:
             self.returns.append(lease)
 
-    def delay(self, tag: str, due_ms: int) -> None:
-        """Keep the message in Redis until it is due."""
+    def hand_back_strays(self, tags: Iterable[str]) -> int:
+        """Put back what was held and not run. A job that had started counts the delivery, or it might never end."""
+        strays = [lease for tag in tags if (lease := self._let_go(tag)) is not None]
+        for lease in strays:
+            self.condemned.pop(lease.tag, None)
+            lease.is_stray = lease.started
+            counts.add("stray_leases_total", "started" if lease.started else "unstarted")
+        self.returns += strays
+        return len(strays)
+
+    def delay(self, tag: str, due_ms: int, *, suspected: bool = False) -> None:
+        """Keep the message in Redis until it is due. `suspected`: its call may have been paid for."""
         lease = self._let_go(tag)
         if lease is not None:
+            lease.is_suspected = suspected
             self.delays.append((lease, due_ms))
 
     def _let_go(self, tag: str) -> Lease | None:

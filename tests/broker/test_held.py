@@ -1,0 +1,226 @@
+"""Whatever a process holds runs, is on its way to run, or on its way back."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from celery.worker import state as worker_state
+from faults.harness import RedisServer
+from kombu import Connection
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from tasks import keys
+from workers.broker.channel import Channel
+from workers.broker.endings import Endings
+from workers.broker.heartbeat import Heartbeat
+from workers.broker.leases import Lease, Leases
+from workers.broker.messages import read
+from workers.counts import counts
+
+from .broker import Broker, message
+
+
+@pytest.fixture
+def channel(server: RedisServer, client: Any) -> Iterator[Channel]:
+    """An open channel, and three messages in its queue: a, b, c."""
+    for name in ("a", "b", "c"):
+        client.lpush("q", message(name))
+    with Connection(server.url, transport="workers.broker:Transport") as connection:
+        channel = connection.default_channel
+        channel.leases.held.clear()
+        yield channel
+        channel.leases.held.clear()
+
+
+def consume(channel: Channel, callback: Any) -> None:
+    channel.basic_consume("q", no_ack=False, callback=callback, consumer_tag="here")
+
+
+def take(channel: Channel) -> None:
+    channel._has_taken = True
+    command = channel.commands.exchange(["q"], channel._lists, room=10, then=channel._on_taken_alone)
+    channel._run_now(command)
+
+
+def waiting(client: Any) -> list[str]:
+    """Ids of those in the queue, the next to be taken first."""
+    return [_id(raw) for raw in client.lrange("q", 0, -1)[::-1]]
+
+
+def _id(raw: bytes) -> str:
+    return str(json.loads(raw)["headers"]["id"])
+
+
+def test_an_error_in_the_middle_of_a_delivery_leaves_nobody_behind(channel: Channel, client: Any) -> None:
+    def callback(delivered: Any) -> None:
+        if delivered.headers["id"] == "b":
+            raise RedisConnectionError("the results' Redis is away")
+
+    consume(channel, callback)
+    take(channel)
+    with pytest.raises(RedisConnectionError):
+        channel._deliver_taken()
+    assert [_id(lease.raw) for lease in channel.leases.held.values()] == ["a", "c"], "b is on its way back"
+    channel.close()
+    assert sorted(waiting(client)) == ["a", "b", "c"]
+    assert not channel.leases.held
+    assert not client.exists("unacked", "unacked_index", keys.LEASES)
+
+
+def test_what_an_error_left_undelivered_is_delivered_next_where_the_channel_stays(
+    channel: Channel, client: Any
+) -> None:
+    seen: list[str] = []
+
+    def callback(delivered: Any) -> None:
+        seen.append(delivered.headers["id"])
+        if len(seen) == 1:
+            raise RedisConnectionError("once")
+
+    consume(channel, callback)
+    take(channel)
+    with pytest.raises(RedisConnectionError):
+        channel._deliver_taken()
+    channel._deliver_taken()
+    assert seen == ["a", "b", "c"]
+
+
+def test_a_reply_whose_batch_broke_off_is_not_forgotten(channel: Channel, client: Any) -> None:
+    """The messages are there, and a later reply of the batch is not: nothing was delivered."""
+    take(channel)
+    assert len(channel.leases.held) == 3, "renewed from now on"
+    channel.close()
+    assert waiting(client) == ["a", "b", "c"]
+
+
+def test_one_by_one_takes_what_is_there_already(channel: Channel, client: Any) -> None:
+    take(channel)
+    client.lpush("q", message("d"))
+    got = [channel.basic_get("q") for _ in range(4)]
+    assert [each.headers["id"] for each in got] == ["a", "b", "c", "d"]
+    assert channel.basic_get("q") is None
+
+
+def test_a_message_that_nobody_consumes_goes_back(channel: Channel, client: Any) -> None:
+    take(channel)
+    channel._deliver_taken()
+    assert not channel.leases.held
+    channel.flush()
+    assert sorted(waiting(client)) == ["a", "b", "c"]
+
+
+class Worker:
+    """A consumer, as far as the heartbeat knows it."""
+
+    def __init__(self, channel: Any, *, pool: Any = None) -> None:
+        self.task_consumer = SimpleNamespace(channel=channel, consuming_from=lambda queue: queue == "q")
+        self.task_buckets: dict[str, Any] = {"limited": SimpleNamespace(contents=deque()), "free": None}
+        self.pool = pool or SimpleNamespace(requests_to_start=list)
+
+
+class Request:
+    """A request of Celery's: hashable, and weakly referenced."""
+
+    def __init__(self, tag: str) -> None:
+        self.message = SimpleNamespace(delivery_tag=tag)
+
+
+class Consumed:
+    """A channel of the user's own, whose consumer takes its time."""
+
+    def __init__(self, *tags: str) -> None:
+        self.delivered = list(tags)
+
+
+@pytest.fixture
+def heartbeat() -> Iterator[Heartbeat]:
+    counts.take()
+    yield Heartbeat(SimpleNamespace())
+    counts.take()
+
+
+def look_twice(heartbeat: Heartbeat, worker: Worker) -> None:
+    heartbeat._hand_back_strays(worker, worker.task_consumer.channel, every_s=0.002)
+    returned = len(worker.task_consumer.channel.leases.returns)
+    assert returned == 0, "it may be on its way just now"
+    time.sleep(0.002)
+    heartbeat._hand_back_strays(worker, worker.task_consumer.channel, every_s=0.002)
+
+
+def test_what_is_held_and_not_run_goes_back_at_the_second_look(heartbeat: Heartbeat) -> None:
+    leases = Leases()
+    channel = SimpleNamespace(leases=leases, delivered=["delivered", "dropped"])
+    others = [Request(tag) for tag in ("active", "scheduled", "limited", "in line", "reserved")]
+    active, scheduled, limited, in_line, reserved = others
+    users = Consumed("a user's")
+    leases.channels.add(users)
+    tags = ("active", "scheduled", "limited", "in line", "a user's", "ending", "reserved", "dropped", "undelivered")
+    leases.held = {tag: Lease(tag, "q", b"{}") for tag in tags}
+    leases.held["delivered"] = Lease("delivered", "a step's own", b"{}")
+    leases.held["dropped"].started = True
+    leases.ending.add("ending")
+    worker = Worker(channel, pool=SimpleNamespace(requests_to_start=lambda: [in_line]))
+    worker.task_buckets["limited"].contents.append((limited, 1))
+    worker_state.active_requests.add(active)
+    worker_state.scheduled_requests.add(scheduled)
+    worker_state.reserved_requests.add(reserved)
+    try:
+        look_twice(heartbeat, worker)
+        heartbeat._hand_back_strays(worker, channel, every_s=0.002)
+    finally:
+        for request in others:
+            worker_state.active_requests.discard(request)
+            worker_state.scheduled_requests.discard(request)
+            worker_state.reserved_requests.discard(request)
+    assert sorted(lease.tag for lease in leases.returns) == ["dropped", "reserved", "undelivered"]
+    assert dict(counts.take()) == {"stray_leases_total:unstarted": 2, "stray_leases_total:started": 1}
+
+
+def test_another_pool_knows_itself_what_it_is_going_to_start(heartbeat: Heartbeat) -> None:
+    leases = Leases()
+    leases.held = {"reserved": Lease("reserved", "q", b"{}")}
+    channel = SimpleNamespace(leases=leases, delivered=["reserved"])
+    request = Request("reserved")
+    worker_state.reserved_requests.add(request)
+    look_twice(heartbeat, Worker(channel, pool=SimpleNamespace()))
+    worker_state.reserved_requests.discard(request)
+    assert not leases.returns
+
+
+@pytest.mark.parametrize(("started", "past"), [(False, (0, False)), (True, (1, True))])
+def test_a_stray_that_had_started_counts_a_delivery(broker: Broker, started: bool, past: tuple[int, bool]) -> None:
+    """Or a job that its worker loses sight of each time would be called for ever."""
+    broker.put(message("a"))
+    ((tag, _),) = broker.take()
+    if started:
+        broker.leases.start(tag, "a")
+    assert broker.leases.hand_back_strays([tag, "unheld"]) == 1
+    counts.take()
+    broker.say_news()
+    [raw] = broker.waiting()
+    assert (read(raw).deliveries, read(raw).suspected) == past
+
+
+def test_ends_are_stored_one_after_the_other_and_reported_on_the_hub() -> None:
+    reports: list[Exception | None] = []
+    endings = Endings()
+    problem = RedisConnectionError("away")
+
+    def fail() -> None:
+        raise problem
+
+    for store in (lambda: None, fail, lambda: None):
+        endings.put(store, reports.append)
+    deadline = time.monotonic() + 20
+    while len(reports) < 3:
+        assert time.monotonic() < deadline
+        endings.bell.reader.setblocking(True)
+        endings.deliver()
+    endings.bell.close()
+    assert reports == [None, problem, None]
