@@ -62,6 +62,11 @@ CANCELLED = "pm:cancelled"
 """Sorted set, job id -> when it was cancelled (ms). Members are kept for `WAITING_TTL_S`, and whoever takes the message
 of such a job is told."""
 
+SUSPECTED = "pm:suspected"
+"""Sorted set, job id or delivery tag -> when the mark ends (ms): jobs of which Redis has lost a lease or a result, and
+whose next call is not the first. The broker makes a mark after such a loss, and deletes it with the message that it
+flags. TTL `RECORD_TTL_S`."""
+
 DEAD = "pm:dead"
 """List of JSON texts, newest first: messages that no worker could do. Kept until purged, at most `DEAD_LIMIT`."""
 

@@ -9,6 +9,7 @@ from functools import lru_cache, partial
 from typing import Any
 
 from celery.app.task import Context
+from celery.exceptions import Ignore, Retry
 from celery.worker.request import Request as CeleryRequest
 from celery.worker.request import send_revoked
 from celery.worker.state import revoked as revoked_jobs
@@ -121,6 +122,7 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     def _on_end_stored(self, terminated: bool, signum: Any, expired: bool, problem: Exception | None) -> None:
         channel, tag = self.message.channel, self.message.delivery_tag
         channel.leases.ending.discard(tag)
+        channel.leases.set_result(tag, self.id, expected=self.store_errors)
         if isinstance(problem, REDIS_ERRORS):
             self._end_again(problem, suspected=False)  # a cancelled or expired job ends without another call
             return
@@ -131,6 +133,11 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         self.send_event("task-revoked", terminated=terminated, signum=signum, expired=expired)
         self.acknowledge()
         send_revoked(self.task, request=self._context, terminated=terminated, signum=signum, expired=expired)
+
+    def forsake(self) -> None:
+        """Never start: another worker has the message by now."""
+        self._already_revoked = True
+        task_ready(self)
 
     def _end_again(self, problem: Exception, *, suspected: bool) -> None:
         """Redis did not take the job's end: put the message back, for the next try."""
@@ -150,8 +157,10 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         try:
             yield
         except REDIS_ERRORS as exc:
-            if not hasattr(self.message.channel, "leases"):
+            leases = getattr(self.message.channel, "leases", None)
+            if leases is None:
                 raise
+            leases.recall(self.message.delivery_tag)  # Celery acknowledges a lost job before it stores the failure
             self._end_again(exc, suspected=True)
 
     def info(self, safe: bool = False) -> dict[str, Any]:
@@ -162,7 +171,8 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
     def on_accepted(self, pid: int, time_accepted: float) -> None:
         leases = getattr(self.message.channel, "leases", None)
         if leases is not None:
-            leases.start(self.message.delivery_tag, self.id, has_record=self.is_prompt)
+            has_result = self.task.acks_late and not self.ignore_result
+            leases.start(self.message.delivery_tag, self.id, has_record=self.is_prompt, has_result=has_result)
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
@@ -177,5 +187,8 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
                 gap_ms = exc_info.exception.gap_s * 1000
                 channel.leases.lanes.postponed(lane, until_ms, gap_ms=gap_ms, now_ms=channel.lookout.redis_ms)
             return None
+        if isinstance(exc_info.exception, (Ignore, Retry)) and hasattr(channel, "leases") and not self.is_prompt:
+            # Only a prompt that had ended already is ignored: its result is there.
+            channel.leases.set_result(self.message.delivery_tag, self.id, expected=False)
         with self._tried_again():
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)

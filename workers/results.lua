@@ -9,7 +9,7 @@
 -- ARGV  1: lifetime of results, seconds (0 = for ever); 2: of a group whose jobs have all ended; 3: of another group;
 --       then five for each job: the result record (JSON that begins with "status", or compressed), 1 if it is the job's end,
 --       the counter's name, the job's id, the message's delivery tag ("" = not under a lease)
--- Returns {the numbers of the jobs whose outcome was refused}.
+-- Returns {the numbers of the jobs whose outcome was refused, negative for want of a lease}.
 
 -- A first write that needs no memory lets the rest pass on a Redis that is full (maxmemory, noeviction): results must
 -- get out for the queue to drain. Redis refuses only a script's first write (scriptVerifyOOM in its script.c).
@@ -67,15 +67,15 @@ end
 local function record_outcome(i)
   local key, counters, stream = KEYS[3 * i - 1], KEYS[3 * i], KEYS[3 * i + 1]
   local record, is_end, counter, id = ARGV[5 * i - 1], ARGV[5 * i], ARGV[5 * i + 1], ARGV[5 * i + 2]
-  local may_write = is_leased(ARGV[5 * i + 3])
-  local before
+  local has_lease = is_leased(ARGV[5 * i + 3])
+  local may_write, before = has_lease, nil
   if may_write and not store(key, record, if_first) then -- nearly always it is the first record
     before = recorded_state(key)
     may_write = not (final[before] or (ended[before] and is_end ~= '1'))
     if may_write then store(key, record, lifetime) end
   end
   if not may_write then
-    refused[#refused + 1] = i
+    refused[#refused + 1] = has_lease and i or -i
     return
   end
   redis.call('PUBLISH', key, record)

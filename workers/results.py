@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import re
 import time
 import zlib
 from collections import deque
@@ -41,7 +42,7 @@ from tasks.sentinel import MasterPool
 from .bridge import in_job, offload, wait
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 
     from celery import Celery
 
@@ -132,19 +133,37 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
     supports_result_compression = False  # Celery's setting for all results: the script must see a record's state
     writer: BatchWriter | None = None
+    may_be_reclaimed: Callable[[str], bool] = staticmethod(lambda tag: False)
+    """Whether the worker holds a tag still: a lease that Redis does not know may be one that it has lost."""
 
-    def write(self, entries: Iterable[Entry]) -> None:
-        """Store outcomes, blocking. Raises redis's errors."""
+    def write(self, entries: Iterable[Entry]) -> list[Entry]:
+        """Store outcomes, blocking. Raises redis's errors.
+
+        Returns those that Redis refuses because it does not know their leases, and that this worker holds: it may have
+        lost the leases, and the broker takes them back (reclaim.lua), so try again.
+        """
         entries = list(entries)
         prefix = self._key_prefix
         ks = [key for entry in entries for key in entry.script_keys(prefix)]
         args = [arg for entry in entries for arg in entry.script_args()]
         lifetimes = [int(self.expires or 0), max(int(self.expires or 0), keys.RECORD_TTL_S), keys.WAITING_TTL_S]
         refused = self._script(keys=[self._leases_key, *ks], args=[*lifetimes, *args])
+        early = []
         for number in refused:
-            entry = entries[number - 1]
+            entry = entries[abs(number) - 1]
+            if number < 0 and self.may_be_reclaimed(entry.tag):
+                early.append(entry)
+                continue
             if entry.counter != CANCELLED:  # the first to hear of a cancellation records it, the others come too late
                 logger.warning("Result of %s refused: it has ended already, or is another worker's", entry.job_id)
+        return early
+
+    def have_ended(self, job_ids: Sequence[str]) -> list[bool]:
+        """Which of these jobs have a result, blocking. Raises redis's errors."""
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.getrange(f"{self._key_prefix}{keys.RESULT_PREFIX}{job_id}", 0, 40)
+            return [_is_end(head) for head in pipe.execute()]
 
     def mark_as_revoked(
         self,
@@ -209,6 +228,11 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     def _key_prefix(self) -> str:
         """What stands before the results, and so before the groups' keys that move with them."""
         return str(bytes_to_str(self.task_keyprefix)).removesuffix(keys.RESULT_PREFIX)
+
+    @property
+    def broker_result_prefix(self) -> str | None:
+        """What stands before a job's id in its result's key; None where the broker's scripts can't see results."""
+        return f"{self._key_prefix}{keys.RESULT_PREFIX}" if self._leases_key else None
 
     @cached_property
     def _broker_prefix(self) -> str:
@@ -359,6 +383,12 @@ def _place_behind(options: Mapping[str, Any], database: int) -> Place:
     return *sorted(sentinels.hosts), sentinels.master_name, database
 
 
+def _is_end(head: bytes) -> bool:
+    """Of the first bytes of a record. Our workers compress answers alone."""
+    found = re.match(rb'{"status": ?"([A-Z]+)"', head)
+    return head.startswith(COMPRESSED_PAYLOAD_MAGIC) or bool(found and found[1].decode() in states.READY_STATES)
+
+
 def _text(value: bytes | None) -> str | None:
     return None if value is None else value.decode()
 
@@ -450,14 +480,17 @@ class BatchWriter:
         failures = 0
         while True:
             try:
-                return await loop.run_in_executor(self._thread, self.backend.write, entries)
+                early = await loop.run_in_executor(self._thread, self.backend.write, entries)
+                if not early or self._closing:
+                    return
+                entries = early
             except (RedisError, OSError) as exc:
                 failures += 1
                 if failures in {1, 10} or failures % 60 == 0:
                     logger.warning("Redis does not take results (%r); %d wait, trying again", exc, len(entries))
                 if self._closing or not _will_pass(exc):
                     raise
-                await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
 
 @asynccontextmanager

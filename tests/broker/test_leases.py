@@ -32,7 +32,7 @@ def test_what_is_let_go_is_held_no_more_and_said_once(leases: Leases) -> None:
     leases.bury("d")
     leases.bury("d")
     assert leases.held == {}
-    assert leases.acks == ["a"]
+    assert [lease.tag for lease in leases.acks] == ["a"]
     assert [lease.tag for lease in leases.returns] == ["b"]
     assert [(lease.tag, due_ms) for lease, due_ms in leases.delays] == [("c", 5)]
     assert [(grave.lease.tag, grave.kind) for grave in leases.graves] == [("d", REJECTED)]
@@ -73,7 +73,7 @@ def test_a_job_that_goes_back_is_not_said_to_be_running(leases: Leases) -> None:
 def test_what_a_broken_connection_may_not_have_carried_is_said_again_in_its_order(leases: Leases) -> None:
     commands, link = commands_of(leases), Link(load_scripts=lambda: None)
     leases.start("d", "job d")
-    leases.acks = [f"done-{n}" for n in range(1_500)]
+    leases.acks = [Lease(f"done-{n}", "q", b"") for n in range(1_500)]
     leases.hand_back("a")
     leases.delay("b", 5)
     leases.bury("c")
@@ -82,7 +82,7 @@ def test_what_a_broken_connection_may_not_have_carried_is_said_again_in_its_orde
     assert not leases.has_news
     link._expected.extend(batch)
     link.forsake()
-    assert leases.acks == [f"done-{n}" for n in range(1_500)]
+    assert [lease.tag for lease in leases.acks] == [f"done-{n}" for n in range(1_500)]
     assert leases.started_jobs == {"d": ("job d", False)}
     assert [lease.tag for lease in leases.returns] == ["a"]
     assert [lease.tag for lease, _ in leases.delays] == ["b"]

@@ -296,11 +296,11 @@ def test_cancellations_are_heard_from_the_first_to_the_last(broker: Broker, clie
     client.zadd(keys.CANCELLED, {"before": now_ms - 1, **{f"{n}": now_ms for n in range(2_500)}})
     heard, seen_ms = set(), 0
     for _ in range(2):
-        *_, seen_ms, ids = broker.heartbeat(seen_ms=seen_ms)
+        *_, seen_ms, ids, _ = broker.heartbeat(seen_ms=seen_ms)
         heard |= set(ids)
     assert len(heard) == 2_501, "all but the one that is older than a day"
     broker.run(broker.commands.cancel(["late", "late"], on_reply=lambda reply: None))
-    *_, seen_ms, ids = broker.heartbeat(seen_ms=seen_ms)
+    *_, seen_ms, ids, _ = broker.heartbeat(seen_ms=seen_ms)
     assert ids == [b"late"]
     wait = broker.heartbeat(seen_ms=seen_ms + 1)
     assert wait[4] == []

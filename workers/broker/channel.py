@@ -12,6 +12,7 @@ redirected to a second connection). Where it can't, we look often (docs/adr/0003
 from __future__ import annotations
 
 import logging
+import time
 from binascii import a2b_base64
 from collections import deque
 from functools import cached_property, partial
@@ -26,8 +27,9 @@ from tasks.sentinel import MasterConnection, MasterPool
 
 from . import scripts
 from .commands import Command, Commands, Exchanged, Reply
-from .leases import Lease, Leases
-from .link import Link
+from .endings import endings
+from .leases import SETTLE_S, Lease, Leases
+from .link import Link, server_of
 from .lookout import Lookout
 from .messages import Unreadable, read
 from .qos import Message, QoS
@@ -176,11 +178,21 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
 
     def flush(self) -> None:
         """Say what is to be said now, waiting for Redis's replies. Raises redis's errors; nothing is lost by them."""
+        if self.leases.has_news:
+            self._meet(self._server_of_pool())
         while self.leases.has_news:
+            self._ask_for_results()
             for command in self.commands.news(now_ms=self.lookout.redis_ms):
                 self._run_now(command)
             if self.leases.acks or self.leases.started_jobs:
                 self._run_now(self.commands.exchange([], self._lists, room=0, then=self._on_taken_alone))
+
+    def _server_of_pool(self) -> str | None:
+        connection = self.pool.get_connection()
+        try:
+            return server_of(connection)
+        finally:
+            self.pool.release(connection)
 
     def _run_now(self, command: Command) -> None:
         client: Any = redis_py.Redis(connection_pool=self.pool)
@@ -219,13 +231,16 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         """
         if self.link.is_waiting:
             return
-        room = self.qos.room() if queues else 0
+        room = self._room() if queues else 0
         is_due = self.lookout.is_due
         exchanges = (room > 0 and is_due) or (self.leases.has_acks and (is_due or self.lookout.is_waiting))
         if not (exchanges or self._said or self.leases.has_more_than_acks):
             return
         self._has_taken = True
         self._connect(poller)
+        self.leases.doubt_acks(time.monotonic())
+        self._ask_for_results()
+        room = min(room, self._room())
         said, self._said = self._said, []
         batch = said + self.commands.news(now_ms=self.lookout.redis_ms)
         if exchanges:
@@ -234,15 +249,45 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         if batch:
             self.link.send(batch)
 
+    def _room(self) -> int:
+        return self.qos.room() if time.monotonic() >= self.leases.take_from_s else 0
+
     def _connect(self, poller: Poller) -> None:
         if self.link.is_open:
             return
         self.link.open(self.async_pool, ask_for_news=self.lookout.may_be_notified)
+        self._meet(self.link.server)
         poller._register(self, self.link.commands, "TAKE")
         if self.link.wake is not None:
             poller._register(self, self.link.wake, "WAKE")
         else:
             self.lookout.may_be_notified = False
+
+    def _meet(self, server: str | None) -> None:
+        if self.leases.meet(server, time.monotonic()):
+            self.lookout.within(SETTLE_S)
+
+    def _ask_for_results(self) -> None:
+        """Where results are in another Redis than the messages, ask that one before acknowledging what is doubted."""
+        leases = self.leases
+        if not leases.doubted or leases.result_prefix is not None:
+            return
+        doubted, leases.doubted = leases.doubted, []
+        if leases.have_ended is None or not endings.is_attended:
+            leases.acks += doubted
+            leases.doubt_until_s = 0.0
+            return
+        ended: list[bool] = []
+        have_ended = partial(leases.have_ended, [lease.job_id for lease in doubted])
+        endings.put(lambda: ended.extend(have_ended()), partial(self._on_results, doubted, ended))
+
+    def _on_results(self, doubted: list[Lease], ended: list[bool], problem: Exception | None) -> None:
+        if problem is not None:
+            logger.warning("It is not known whether %d jobs' results are stored (%r)", len(doubted), problem)
+            return  # nobody renews their leases: the messages come back, flagged, and whoever takes them asks again
+        for lease, has_ended in zip(doubted, ended, strict=True):
+            lease.has_result = False  # asked once
+            (self.leases.acks if has_ended else self.leases.returns).append(lease)
 
     def _on_reply(self) -> bool:
         """Read the replies to the batch on its way, then deliver what was taken."""

@@ -6,6 +6,8 @@ may be said twice, because a fence is never given twice: what the first has done
 
 from __future__ import annotations
 
+import logging
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +30,13 @@ TAKE_BYTES = 4 * 1024 * 1024
 ACKS = 1000
 """One exchange carries at most so many acknowledgements."""
 
+RECLAIM_LOOKS = 5_000
+RECLAIM_BYTES = 32 * 1024 * 1024
+"""How far a worker looks for a message whose lease was lost: in its queue from the front, and among other leases."""
+
 Reply = Any
+
+logger = logging.getLogger("promptmill.broker")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +69,7 @@ class Exchanged:
 class _Load:
     """What an exchange carries to Redis: tags to acknowledge, and jobs that have started."""
 
-    acks: list[str]
+    acks: list[Lease]
     started: dict[str, tuple[str, bool]]
 
     @classmethod
@@ -108,6 +116,7 @@ class Commands:
                 *self._lease_keys,
                 self.key(keys.FENCE),
                 self.key(keys.CANCELLED),
+                self.key(keys.SUSPECTED),
                 *chain.from_iterable(queue_keys),
             ),
             *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
@@ -116,7 +125,7 @@ class Commands:
             *chain.from_iterable(
                 (self.key(keys.job(job)), int(has_record)) for job, has_record in load.started.values()
             ),
-            *load.acks,
+            *[lease.tag for lease in load.acks],
         )
         return Command(args, partial(self._on_exchange, load, queues, room, then))
 
@@ -126,6 +135,8 @@ class Commands:
         if isinstance(reply, Exception):
             load.put_back(self._leases)
             raise reply
+        if load.acks:
+            self._leases.note_acknowledged(load.acks, time.monotonic())
         now_ms, due_ms, cancelled, *rest = reply
         taken = [(rest[i].decode(), queues[rest[i + 1] - 1], rest[i + 2]) for i in range(0, len(rest), 3)]
         ids = [job_id.decode() for job_id in cancelled]
@@ -136,7 +147,13 @@ class Commands:
     ) -> Command:
         """Renew these leases, end those of the dead, and hear of cancellations after `seen_ms`."""
         args = (
-            *_evalsha(scripts.HEARTBEAT, *self._lease_keys, self.key(keys.REAPER), self.key(keys.CANCELLED)),
+            *_evalsha(
+                scripts.HEARTBEAT,
+                *self._lease_keys,
+                self.key(keys.REAPER),
+                self.key(keys.CANCELLED),
+                self.key(keys.SUSPECTED),
+            ),
             self._lease_ms,
             int(heartbeat_s * 1000),
             self._steps,
@@ -165,6 +182,9 @@ class Commands:
         commands += [self._delay(lease, due_ms) for lease, due_ms in delays]
         graves, leases.graves = leases.graves, []
         commands += [self._bury(grave, now_ms) for grave in graves if leases.tell_end(grave)]
+        if leases.doubted and leases.result_prefix is not None:
+            doubted, leases.doubted = leases.doubted[:ACKS], leases.doubted[ACKS:]
+            commands.append(self._verify(doubted, leases.result_prefix))
         commands += [self._count(field, n) for field, n in counts.take().items()]
         return commands
 
@@ -185,6 +205,30 @@ class Commands:
             *(word for lease in returns for word in (lease.tag, 2 if lease.is_stray else int(lease.started))),
         )
         return Command(args, partial(_or_again, self._leases.returns, returns))
+
+    def _verify(self, doubted: list[Lease], result_prefix: str) -> Command:
+        args = (
+            *_evalsha(scripts.VERIFY, *self._lease_keys, self.key(keys.SUSPECTED)),
+            *(self._steps, self._separator, self._prefix, keys.job(""), result_prefix, keys.RECORD_TTL_S),
+            *(word for lease in doubted for word in (lease.tag, lease.job_id)),
+        )
+        return Command(args, partial(self._on_verified, doubted))
+
+    def _on_verified(self, doubted: list[Lease], reply: Reply) -> None:
+        _or_again(self._leases.doubted, doubted, reply)
+        if reply:
+            counts.add("suspected_payments_total", "redis_lost", reply)
+            logger.error("%d jobs had ended, and Redis has lost their results: they come back, flagged", reply)
+
+    def reclaim(self, lost: Sequence[Lease], *, on_reply: Callable[[Reply], None]) -> Command:
+        """Take back what Redis does not know as this worker's any more, unless it has ended or is another's by now."""
+        args = (
+            *_evalsha(scripts.RECLAIM, *self._lease_keys, self.key(keys.SUSPECTED)),
+            *(self._lease_ms, self._steps, self._separator, self._prefix, keys.DELAYED_PREFIX, keys.job("")),
+            *(self._leases.result_prefix or "", keys.RECORD_TTL_S, RECLAIM_LOOKS, RECLAIM_BYTES),
+            *(word for lease in lost for word in (lease.tag, lease.queue, lease.raw, lease.job_id)),
+        )
+        return Command(args, on_reply)
 
     def _delay(self, lease: Lease, due_ms: int) -> Command:
         delay_keys = (*self._lease_keys, self.key(keys.delayed(lease.queue)))

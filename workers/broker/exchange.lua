@@ -6,18 +6,19 @@
 -- give the numbers of claims that workers still hold.
 --
 -- A job may have been cancelled while nobody was there to hear it, or so long ago that the workers have forgotten: the
--- reply names those among the jobs that were taken.
+-- reply names those among the jobs that were taken. A job that is marked as suspected has had a call of which Redis has
+-- lost the lease or the result: its message says so from now on.
 --
 -- KEYS  1 unacked (hash, kombu's), 2 unacked_index (zset, kombu's), 3 leases (zset, tag -> ms when it ends), 4 fence
---       (the last number given), 5 cancelled (zset, job id -> ms); then for each queue its delayed messages (zset) and
---       its lists, most urgent first
+--       (the last number given), 5 cancelled (zset, job id -> ms), 6 suspected (zset, job id or tag -> ms); then for
+--       each queue its delayed messages (zset) and its lists, most urgent first
 -- ARGV  1 messages to take at most, 2 bytes to take at most, 3 lease (ms), 4 lists a queue, 5 priority steps ("0,3,6,9"),
 --       6 separator, 7 queues, 8 jobs that have started, 9 lifetime of their records (s); then the queues' names; for
 --       each started job its record and 1 if the record is to be made where there is none; the tags to acknowledge
 -- Returns {now (ms), ms when the next delayed message is due or -1, {ids of jobs taken that are cancelled}, tag, number of
 --          the queue, message, tag, ...}
 
-local unacked, index, leases, fence, cancelled = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local unacked, index, leases, fence, cancelled, suspected = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local room, bytes, lease_ms, lists = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local steps = numbers(ARGV[5])
 local queues, started = tonumber(ARGV[7]), tonumber(ARGV[8])
@@ -34,7 +35,7 @@ end
 forget_all(unacked, index, leases, ARGV, first_ack)
 
 local function key_of(queue, list)
-  return KEYS[5 + (queue - 1) * (lists + 1) + 1 + list]
+  return KEYS[6 + (queue - 1) * (lists + 1) + 1 + list]
 end
 
 local next_due = -1
@@ -55,9 +56,10 @@ local cancelled_ids = {}
 local reply = { now, next_due, cancelled_ids }
 -- Redis undoes nothing of a script that fails. So whatever may fail, because somebody has made another thing of one of our
 -- keys, fails before a message is taken; of the lists, one that is none is left alone.
-local any_cancelled, fence_before, last_fence, problem
+local any_cancelled, any_suspected, fence_before, last_fence, problem
 if room > 0 then
   any_cancelled = redis.call('ZCARD', cancelled) > 0
+  any_suspected = redis.call('ZCARD', suspected) > 0
   fence_before = math.max(tonumber(redis.call('GET', fence) or 0), now_us())
   redis.call('HLEN', unacked)
   redis.call('ZCARD', leases)
@@ -73,6 +75,11 @@ for list = 1, lists do
       local raw = redis.pcall('RPOP', key_of(queue, list))
       if type(raw) == 'table' then problem = raw end
       if type(raw) ~= 'string' then break end
+      local id = (any_cancelled or any_suspected) and job_id(raw)
+      if any_suspected and id and redis.call('ZREM', suspected, id) == 1 then
+        local deliveries = history(raw)
+        raw = with_history(raw, deliveries, 1)
+      end
       last_fence = (last_fence or fence_before) + 1
       local tag = string.format('pm-%d', last_fence)
       local at = #records
@@ -80,8 +87,7 @@ for list = 1, lists do
       lease_scores[at + 1], lease_scores[at + 2] = ends, tag
       index_scores[at + 1], index_scores[at + 2] = taken_at, tag
       reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = tag, queue, raw
-      local id = any_cancelled and job_id(raw)
-      if id and redis.call('ZSCORE', cancelled, id) then cancelled_ids[#cancelled_ids + 1] = id end
+      if any_cancelled and id and redis.call('ZSCORE', cancelled, id) then cancelled_ids[#cancelled_ids + 1] = id end
       room, bytes = room - 1, bytes - #raw
     end
   end

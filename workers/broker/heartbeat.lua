@@ -4,22 +4,26 @@
 -- was away, not one worker: then nothing is given back for as long as a lease lasts, so that every worker that is still
 -- running its jobs can renew first. (A lease is four heartbeats: one that was renewed in time outlives the two.)
 --
--- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 reaper (hash: at, grace_until), 5 cancelled (zset, job id -> ms)
+-- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 reaper (hash: at, grace_until), 5 cancelled (zset, job id -> ms),
+--       6 suspected (zset, job id or tag -> ms when the mark ends)
 -- ARGV  1 lease (ms), 2 heartbeat (ms), 3 priority steps, 4 separator, 5 key prefix, 6 prefix of the delayed sets,
 --       7 prefix of the jobs' records, 8 cancellations seen so far (ms), 9 how long a cancellation is kept (ms); then the
 --       tags to renew
 -- Returns {now (ms), {tags whose lease was lost}, messages given back, ms up to which cancellations were seen,
---          {ids of cancelled jobs, some perhaps for the second time}}
+--          {ids of cancelled jobs, some perhaps for the second time}, {tags whose call is not the first of its job}}
 
-local unacked, index, leases, reaper, cancelled = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local unacked, index, leases, reaper, cancelled, suspected =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local lease_ms, heartbeat_ms, steps = tonumber(ARGV[1]), tonumber(ARGV[2]), numbers(ARGV[3])
 local now = now_ms()
 
-local lost = {}
+local lost, flagged = {}, {}
+local any_suspected = redis.call('ZREMRANGEBYSCORE', suspected, '-inf', now) >= 0 and redis.call('ZCARD', suspected) > 0
 for i = 10, #ARGV do
   if redis.call('ZSCORE', leases, ARGV[i]) then
     redis.call('ZADD', leases, now + lease_ms, ARGV[i])
     redis.call('ZADD', index, math.floor(now / 1000), ARGV[i])
+    if any_suspected and redis.call('ZREM', suspected, ARGV[i]) == 1 then flagged[#flagged + 1] = ARGV[i] end
   else
     lost[#lost + 1] = ARGV[i]
   end
@@ -80,4 +84,4 @@ local ids = {}
 for i = 1, #news, 2 do
   ids[#ids + 1] = news[i]
 end
-return { now, lost, given_back, seen, ids }
+return { now, lost, given_back, seen, ids, flagged }

@@ -16,9 +16,12 @@ from celery.worker import state as worker_state
 
 from tasks import keys
 
+from ..counts import counts
 from .burial import tell_end
 from .channel import Channel
 from .endings import endings
+from .leases import Lease, Leases
+from .messages import MARKS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,6 +33,10 @@ __all__ = ["Heartbeat"]
 logger = logging.getLogger("promptmill.broker")
 
 BEATS_PER_LEASE = 4
+
+RECLAIM_AT_ONCE = 100
+"""Lost leases that one script takes back."""
+
 REVOKED_LOOK_S = 0.25
 """How soon Redis hears of what remote control revoked."""
 
@@ -57,6 +64,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         if not isinstance(channel, Channel):
             return
         channel.leases.tell_end = partial(tell_end, consumer.app)
+        _know_results(consumer.app.backend, channel.leases)
         every_s = channel.lease_s / BEATS_PER_LEASE
         self._beat(consumer, channel, every_s)
         endings.attend(hub)
@@ -72,12 +80,15 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
 
     def _on_beat(self, consumer: Any, channel: Channel, every_s: float, reply: Any) -> None:
         _raise_errors(reply)
-        now_ms, lost, given_back, self._seen_ms, cancelled = reply
+        now_ms, lost, given_back, self._seen_ms, cancelled, suspected = reply
         channel.lookout.redis_ms = now_ms
         if given_back:
+            counts.add("suspected_payments_total", "worker_lost", given_back)
             logger.warning("%d messages of workers that have died are back in their queues", given_back)
         if lost:
-            _abandon(consumer, channel, [tag.decode() for tag in lost])
+            _reclaim(consumer, channel, [tag.decode() for tag in lost])
+        if suspected:
+            _flag({tag.decode() for tag in suspected})
         self._cancel(consumer, [job_id.decode() for job_id in cancelled])
         if self._seen_ms < now_ms:
             self._beat(consumer, channel, every_s)  # there are more cancellations than one reply carries
@@ -174,6 +185,41 @@ def _requests_on_their_way(consumer: Any) -> Iterator[Any]:
     yield from tuple(worker_state.reserved_requests) if waiting is None else waiting()
 
 
+def _know_results(backend: Any, leases: Leases) -> None:
+    """Let the broker see results, and the backend leases. Backends that are not ours know nothing of either."""
+    leases.result_prefix = getattr(backend, "broker_result_prefix", None)
+    leases.have_ended = getattr(backend, "have_ended", None)
+    if leases.have_ended is not None:
+        backend.may_be_reclaimed = leases.held.__contains__
+
+
+def _reclaim(consumer: Any, channel: Channel, tags: list[str]) -> None:
+    """Keep the jobs whose leases Redis does not know. Their calls are paid for: nobody is to make them again."""
+    lost = [channel.leases.held[tag] for tag in tags if tag in channel.leases.held]
+    for start in range(0, len(lost), RECLAIM_AT_ONCE):
+        part = lost[start : start + RECLAIM_AT_ONCE]
+        channel.say(channel.commands.reclaim(part, on_reply=partial(_on_reclaimed, consumer, channel, part)))
+
+
+def _on_reclaimed(consumer: Any, channel: Channel, lost: list[Lease], reply: Any) -> None:
+    _raise_errors(reply)  # said again with the next beat, which names the same leases
+    kept = [lease for lease, is_kept in zip(lost, reply, strict=True) if is_kept]
+    if kept:
+        logger.warning("%d leases were lost and taken back: Redis has lost its last words, or stood still", len(kept))
+    held = channel.leases.held
+    channel.leases.started_jobs |= {
+        lease.tag: (lease.job_id, lease.has_record) for lease in kept if lease.started and lease.tag in held
+    }
+    _abandon(consumer, channel, [lease.tag for lease, is_kept in zip(lost, reply, strict=True) if not is_kept])
+
+
+def _flag(tags: set[str]) -> None:
+    """Jobs under way of which there has been a call before, by a worker that has lost its lease since."""
+    for request in tuple(worker_state.requests.values()):
+        if request.message.delivery_tag in tags:
+            request.message.properties.setdefault(MARKS, {})["suspected_double_payment"] = True
+
+
 def _abandon(consumer: Any, channel: Channel, tags: list[str]) -> None:
     """End jobs whose messages other workers have by now. What they still store is refused (results.lua)."""
     lost = {lease.tag for lease in channel.leases.lose(tags)}
@@ -182,4 +228,8 @@ def _abandon(consumer: Any, channel: Channel, tags: list[str]) -> None:
     logger.error("%d leases were lost: this worker, or its link to Redis, stood still for too long", len(lost))
     for request in tuple(worker_state.reserved_requests):
         if request.message.delivery_tag in lost:
-            request.cancel(consumer.pool, emit_retry=False)
+            if request in worker_state.active_requests:
+                counts.add("suspected_payments_total", "redis_lost")
+                request.cancel(consumer.pool, emit_retry=False)
+            else:
+                request.forsake()

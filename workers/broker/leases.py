@@ -7,6 +7,7 @@ goes on through a reconnect, and is acknowledged on the next one.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,16 @@ from ..counts import counts
 from .lanes import Lanes
 
 __all__ = ["REJECTED", "Grave", "Lease", "Leases"]
+
+SETTLE_S = 2.0
+"""At a server that may have lost what the one before was told, a worker takes nothing for so long: all workers, which
+look for Redis once a second, first say what they run."""
+
+LOSS_S = 3.0
+"""A Redis that crashes loses the last second (`appendfsync everysec`, two at worst)."""
+
+DOUBT_S = 15.0
+"""Longer than an old connection to a server that was replaced can last without an answer."""
 
 REJECTED = "rejected"
 """The kind of a dead letter of which Celery gave no reason (yet)."""
@@ -33,6 +44,11 @@ class Lease:
     """Its worker had lost sight of it: counts as a delivery that has ended badly."""
     is_suspected: bool = False
     """It is delayed although its call may have been paid for."""
+    job_id: str = ""
+    """Known when its job has begun, like the next two."""
+    has_record: bool = False
+    has_result: bool = False
+    """Its result must be stored when it is acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +69,22 @@ class Leases:
     """The open channels that deliver what is held (channel.py)."""
     ending: set[str] = field(default_factory=set)
     """Tags of those whose end is being stored, without their job having run (endings.py)."""
-    acks: list[str] = field(default_factory=list)
-    """Tags to acknowledge with the next exchange."""
+    acks: list[Lease] = field(default_factory=list)
+    """To acknowledge with the next exchange."""
+    acknowledged: deque[tuple[float, list[Lease]]] = field(default_factory=deque)
+    """What Redis has recently acknowledged, with the time (monotonic clock, s). After a crash it may not know of it."""
+    doubted: list[Lease] = field(default_factory=list)
+    """To acknowledge once their results are seen: they were stored at a server that another has replaced since."""
+    doubt_until_s: float = 0.0
+    """Until then (monotonic clock) what is acknowledged is doubted too: its result may have gone to the old server."""
+    take_from_s: float = 0.0
+    """Until then (monotonic clock) nothing is taken."""
+    server: str | None = None
+    """The Redis server of the last connection (`Link.server`)."""
+    result_prefix: str | None = None
+    """What stands before a job's id in its result's key; None where results are not in the broker's Redis."""
+    have_ended: Callable[[list[str]], list[bool]] | None = None
+    """Asks the results' Redis, blocking, which jobs have ended. None: there is nobody to ask."""
     started_jobs: dict[str, tuple[str, bool]] = field(default_factory=dict)
     """Tag -> id of a job that has begun; the next exchange says so in its record. True: it gets one if it has none."""
     returns: list[Lease] = field(default_factory=list)
@@ -82,21 +112,67 @@ class Leases:
     @property
     def has_more_than_acks(self) -> bool:
         """Whether there is something that needs a command of its own."""
-        return bool(self.returns or self.delays or self.graves or counts)
+        return bool(self.returns or self.delays or self.graves or self.doubted or counts)
 
-    def start(self, tag: str, job_id: str, *, has_record: bool = False) -> None:
-        """The message's job begins. `has_record`: it is of a kind whose jobs have records, whoever sent them."""
+    def start(self, tag: str, job_id: str, *, has_record: bool = False, has_result: bool = False) -> None:
+        """The message's job begins. `has_record`: it is of a kind whose jobs have records, whoever sent them.
+        `has_result`: Celery will acknowledge the message after storing the job's result."""
         lease = self.held.get(tag)
         if lease is not None:
-            lease.started = True
+            lease.started, lease.job_id, lease.has_record, lease.has_result = True, job_id, has_record, has_result
             self.started_jobs[tag] = job_id, has_record
 
     def ack(self, tag: str) -> None:
         """Celery is done with the message."""
         if tag in self.condemned:
             self.bury(tag)
-        elif self.held.pop(tag, None) is not None:
-            self.acks.append(tag)
+        elif (lease := self.held.pop(tag, None)) is not None:
+            self.acks.append(lease)
+
+    def recall(self, tag: str) -> None:
+        """Hold a message again whose acknowledgement is not said yet."""
+        for lease in self.acks:
+            if lease.tag == tag:
+                self.acks.remove(lease)
+                self.held[tag] = lease
+                return
+
+    def set_result(self, tag: str, job_id: str, *, expected: bool) -> None:
+        """Whether the message's result must be stored when it is acknowledged."""
+        if (lease := self.held.get(tag)) is not None:
+            lease.job_id, lease.has_result = job_id, expected
+
+    def note_acknowledged(self, leases: list[Lease], now_s: float) -> None:
+        """Redis has acknowledged these. Remembered for `LOSS_S`."""
+        for lease in leases:
+            lease.raw = b""
+        self.acknowledged.append((now_s, leases))
+        while self.acknowledged[0][0] < now_s - LOSS_S:
+            self.acknowledged.popleft()
+
+    def meet(self, server: str | None, now_s: float) -> bool:
+        """A connection stands to this server. True if it may not have what the one before was told.
+
+        Then acknowledgements are doubted, those of the last seconds too, and records are told again what runs.
+        """
+        before, self.server = self.server, server or ""
+        if before is None or (server is not None and server == before):
+            return False
+        self.take_from_s, self.doubt_until_s = now_s + SETTLE_S, now_s + DOUBT_S
+        for _, leases in self.acknowledged:
+            self.doubted += [lease for lease in leases if lease.has_result]
+        self.acknowledged.clear()
+        self.doubt_acks(now_s)
+        self.started_jobs |= {
+            lease.tag: (lease.job_id, lease.has_record) for lease in self.held.values() if lease.started
+        }
+        return True
+
+    def doubt_acks(self, now_s: float) -> None:
+        """While a loss is recent, have results looked up before the acknowledgements are said."""
+        if self.acks and now_s < self.doubt_until_s:
+            self.doubted += [lease for lease in self.acks if lease.has_result]
+            self.acks = [lease for lease in self.acks if not lease.has_result]
 
     def hand_back(self, tag: str) -> None:
         """Put the message back at the front of its queue, for any worker."""

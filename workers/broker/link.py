@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from .commands import Command, Reply
 
-__all__ = ["Line", "Link"]
+__all__ = ["Line", "Link", "server_of"]
 
 logger = logging.getLogger("promptmill.broker")
 
@@ -51,6 +51,8 @@ class Link:
     def __init__(self, *, load_scripts: Callable[[], None]) -> None:
         self.commands: Line | None = None
         self.wake: Line | None = None
+        self.server: str | None = None
+        """Which server this is, and since which take-over; None: it does not say."""
         self._load_scripts = load_scripts
         self._expected: deque[Command] = deque()
         self._sent_at = 0.0
@@ -73,6 +75,7 @@ class Link:
         self.close()
         try:
             self.commands = Line(_connected(pool))
+            self.server = server_of(self.commands.connection)
             self._load_scripts()
             self.wake = self._ask_for_news(pool) if ask_for_news else None
         except (RedisError, OSError):
@@ -173,6 +176,17 @@ def _connected(pool: Any, **options: Any) -> Any:
     connection = pool.connection_class(**{**pool.connection_kwargs, **options})
     connection.connect()
     return connection
+
+
+def server_of(connection: Any) -> str | None:
+    """What tells a server from one that has replaced it, or that came back with what it had saved."""
+    try:
+        told = b"".join(_ask(connection, "INFO", section) for section in ("server", "replication"))
+    except ResponseError:
+        return None  # a user who may not ask
+    lines = dict(line.partition(b":")[::2] for line in told.splitlines())
+    server, takeover = lines.get(b"run_id"), lines.get(b"master_replid")
+    return f"{server.decode()} {takeover.decode()}" if server and takeover else None
 
 
 def _ask(connection: Any, *command: Any) -> Any:

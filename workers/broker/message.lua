@@ -80,6 +80,22 @@ local function mark_queued(raw, record_prefix)
   end
 end
 
+-- Whether a job's result is stored. Our workers compress answers alone.
+local COMPRESSED = '\0celery-compressed\0'
+local ENDS = { SUCCESS = true, FAILURE = true, REVOKED = true }
+
+local function has_ended(result)
+  local head = redis.call('GETRANGE', result, 0, 40)
+  if string.sub(head, 1, #COMPRESSED) == COMPRESSED then return true end
+  return ENDS[string.match(head, '^{"status": ?"(%u+)"')] == true
+end
+
+-- Mark a job (or a lease) whose next (or present) call is not its first.
+local function suspect(suspected, id, lifetime_s)
+  redis.call('ZADD', suspected, now_ms() + lifetime_s * 1000, id)
+  redis.call('EXPIRE', suspected, lifetime_s)
+end
+
 -- A command for many words at a time: each call from Lua costs more than most commands do.
 local AT_ONCE = 1000 -- even, and far below what unpack can take (LUAI_MAXCSTACK, 8,000)
 

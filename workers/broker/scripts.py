@@ -7,7 +7,20 @@ from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 
-__all__ = ["ALL", "BIND", "BURY", "CANCEL", "DELAY", "EXCHANGE", "HAND_BACK", "HEARTBEAT", "RETRY_DEAD", "Script"]
+__all__ = [
+    "ALL",
+    "BIND",
+    "BURY",
+    "CANCEL",
+    "DELAY",
+    "EXCHANGE",
+    "HAND_BACK",
+    "HEARTBEAT",
+    "RECLAIM",
+    "RETRY_DEAD",
+    "VERIFY",
+    "Script",
+]
 
 _HERE = Path(__file__).parent
 _PRELUDE = (_HERE / "message.lua").read_text(encoding="utf-8")
@@ -38,4 +51,6 @@ BURY = _script("bury")
 BIND = _script("bind")
 CANCEL = _script("cancel")
 RETRY_DEAD = _script("retry_dead")
-ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, CANCEL)
+VERIFY = _script("verify")
+RECLAIM = _script("reclaim")
+ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, CANCEL, VERIFY, RECLAIM)

@@ -1,0 +1,32 @@
+-- verify.lua: acknowledge messages whose results may be lost: a replica took over, or Redis came back without its last
+-- second. A message whose result is here is acknowledged. Another goes back to its queue, flagged: its call was paid
+-- for. One that is not under this lease here waits in its queue, or is somebody else's; a mark flags its next delivery.
+--
+-- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 suspected (zset, job id or tag -> ms when the mark ends)
+-- ARGV  1 priority steps, 2 separator, 3 key prefix, 4 prefix of the jobs' records, 5 prefix of the results,
+--       6 lifetime of a mark (s); then for each message its tag and its job's id
+-- Returns how many had no result.
+
+local unacked, index, leases, suspected = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local steps = numbers(ARGV[1])
+
+local missing = 0
+for i = 7, #ARGV, 2 do
+  local tag, id = ARGV[i], ARGV[i + 1]
+  if not has_ended(ARGV[5] .. id) then
+    missing = missing + 1
+    local record = redis.call('HGET', unacked, tag)
+    local raw, queue
+    if record then raw, queue = unpacked(record) end
+    if raw then
+      local deliveries = history(raw)
+      raw = with_history(raw, deliveries, 1)
+      mark_queued(raw, ARGV[3] .. ARGV[4])
+      redis.call('RPUSH', list_of(raw, ARGV[3] .. queue, steps, ARGV[2]), raw)
+    else
+      suspect(suspected, id, ARGV[6])
+    end
+  end
+  forget(unacked, index, leases, tag)
+end
+return missing
