@@ -52,6 +52,18 @@ def count(items: list[Any]) -> int:
     return len(items)
 
 
+@app.task
+async def hold_up(seconds: float) -> None:
+    """Its worker's main thread stands still when it receives it: nothing is taken or acknowledged."""
+
+
+@signals.task_received.connect
+def _hold_up(request: Any = None, **_: Any) -> None:
+    if request.name == hold_up.name:
+        recorder.rpush(f"starts:{request.id}", f"{time.monotonic():.3f}")
+        time.sleep(request.args[0])
+
+
 @signals.task_prerun.connect
 def _die_of_poison(sender: Any = None, task_id: str = "", **_: Any) -> None:
     if sender is not None and sender.name == f"{__name__}.poison":

@@ -54,6 +54,11 @@ class Proxy:
         """Reset all connections that there are."""
         self._call(self._reset())
 
+    def lead_to(self, target_port: int) -> None:
+        """From now on pass bytes on to another server, as an address does that moves with the master."""
+        self._target_port = target_port
+        self.reset()
+
     def close(self) -> None:
         """Stop. Connections are reset."""
         self._call(self._close())
