@@ -14,8 +14,8 @@ import pytest
 
 from config.catalog import Limits
 from tasks.results import Usage
-from workers.limiter.cost import Cost
-from workers.limiter.errors import MustPark, TooLargeForLimit, TooLate
+from workers.limiter.cost import UNKNOWN, Cost
+from workers.limiter.errors import MustPark, TooLate
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import ToldLimit
 from workers.limiter.limiter import Limiter, LimiterOptions
@@ -511,14 +511,13 @@ async def test_a_second_429_only_ever_makes_the_pause_longer() -> None:
 
 
 @virtually
-async def test_lower_limits_hold_at_once_and_who_can_never_go_is_told() -> None:
+async def test_a_request_larger_than_a_limit_that_was_told_goes_as_all_of_its_window() -> None:
     loop = asyncio.get_running_loop()
     wide = plan(Limits(tpm=600_000, algorithm="sliding"))
     schedule = PlainSchedule(wide)
 
     def learn(limits: Mapping[ToldLimit, int]) -> None:
         schedule.plan = plan(Limits(tpm=limits["tpm"], algorithm="sliding"))
-        schedule.told = limits
         limiter.replan(schedule.plan, schedule)
 
     limiter = Limiter(wide, schedule, options=LimiterOptions("p"), estimator=Estimator(), now=loop.time, on_told=learn)
@@ -527,15 +526,51 @@ async def test_lower_limits_hold_at_once_and_who_can_never_go_is_told() -> None:
     large = asyncio.create_task(admit(limiter, Cost(10, 90_000)))
     small = asyncio.create_task(admit(limiter, Cost(10, 90)))
     await asyncio.sleep(0.01)
+    schedule.told = {"tpm": 60_000}
     first.observe(told(60_000, 59_000, "1s", "tokens"))
-    with pytest.raises(TooLargeForLimit, match="the limit is 60000 a minute"):
-        await large
+    assert (await large).cost.of("tokens") == 60_000
     (await small).settle(Usage())
     assert [header.limit for ask in schedule.asks for header in ask.headers] == [60_000]
     # A higher one is no news: the schedule decides when it counts.
     first.observe(told(90_000, 89_000, "1s", "tokens"))
     assert limiter.plan == schedule.plan == plan(Limits(tpm=60_000, algorithm="sliding"))
     await limiter.close()
+
+
+@virtually
+async def test_of_one_odd_usage_a_window_counts() -> None:
+    async with limiter_of(plan(Limits(tpm=60_000, input_tpm=50_000))) as (limiter, schedule):
+        (await admit(limiter, Cost(10, 90))).settle(Usage(10**8, 10**20))
+        await asyncio.sleep(1.0)
+        (refund,) = (refund for ask in schedule.asks for refund in ask.refunds)
+        assert (refund.input_tokens, refund.output_tokens) == (10 - 50_000, 90 - 10_000)
+        assert sum(ask.used_tokens for ask in schedule.asks) == 60_000
+    async with limiter_of(Plan()) as (limiter, schedule):
+        (await admit(limiter, UNKNOWN)).settle(Usage(10**400, 5))
+        await asyncio.sleep(3.0)
+        assert sum(ask.used_tokens for ask in schedule.asks) == 10_000_005
+
+
+@virtually
+async def test_a_limit_that_is_not_believed_is_told_at_once_but_once() -> None:
+    async with limiter_of(plan(Limits(rpm=60_000))) as (limiter, schedule):
+        await sent_at(limiter)
+        await asyncio.sleep(3.0)
+        before = len(schedule.asks)
+        for _ in range(100):
+            (await admit(limiter)).observe(told(1, 0, "1m0s"))
+            await asyncio.sleep(0.02)
+        heard = [ask for ask in schedule.asks[before:] if ask.headers]
+        assert heard
+        assert len([ask for ask in heard if not ask.costs]) <= 2
+        # Nobody goes free while the schedule has not answered to the first.
+    async with limiter_of(Plan()) as (limiter, schedule):
+        await sent_at(limiter)
+        limiter.observe(told(1, 0, "1m0s"))
+        asked_at = asyncio.get_running_loop().time()
+        await sent_at(limiter)
+        assert asyncio.get_running_loop().time() > asked_at
+        assert [len(ask.headers) for ask in schedule.asks] == [0, 1]
 
 
 @virtually

@@ -86,10 +86,30 @@ def test_a_bucket_of_tokens_needs_no_memory() -> None:
 def test_a_request_above_a_minute_s_tokens_is_refused_with_the_reason() -> None:
     pace = plan(Limits(tpm=30_000, input_tpm=20_000))
     pace.check(Cost(20_000, 10_000))
-    with pytest.raises(TooLargeForLimit, match="about 30001 tokens, but the limit is 30000 a minute"):
+    with pytest.raises(TooLargeForLimit, match="at least 30001 tokens, but the limit is 30000 a minute"):
         pace.check(Cost(15_000, 15_001))
-    with pytest.raises(TooLargeForLimit, match="about 20001 input tokens"):
+    with pytest.raises(TooLargeForLimit, match="at least 20001 input tokens"):
         pace.check(Cost(20_001, 0))
+
+
+def test_only_a_limit_that_is_stated_refuses_and_only_what_is_certain() -> None:
+    stated, told = Limits(tpm=30_000), Limits(tpm=1, input_tpm=1)
+    told_too = plan(told, stated=stated)
+    told_too.check(Cost(20_000, 10_000))
+    with pytest.raises(TooLargeForLimit, match="limit is 30000"):
+        told_too.check(Cost(20_000, 10_001))
+    plan(told, stated=Limits()).check(Cost(10**9, 10**9))
+    # What was estimated from the length may be as little as a token in twelve characters.
+    plan(stated).check(Cost(90_001, 1_024, input_chars=360_000, answers=1))
+    with pytest.raises(TooLargeForLimit, match="at least 30001 tokens"):
+        plan(stated).check(Cost(90_003, 1_024, input_chars=360_001, answers=1))
+
+
+def test_a_request_larger_than_a_limit_is_a_window_of_it() -> None:
+    pace = plan(Limits(tpm=30_000, input_tpm=20_000, output_tpm=5_000))
+    assert pace.within(Cost(50_000, 50_000)) == Cost(20_000, 5_000)
+    assert pace.within(Cost(20_000, 5_000)) == Cost(20_000, 5_000)
+    assert plan(Limits(tpm=1)).within(Cost(50, 50, 200, 1)) == Cost(1, 0, 200, 1)
 
 
 def test_what_is_not_limited_costs_nothing() -> None:

@@ -25,7 +25,9 @@ from workers.simulator.limits import reset_text
         ("1h2m3s", 3_723.0),
         ("7", 7.0),
         (" 2s ", 2.0),
-        ("900000s", 86_400.0),
+        ("86400s", 86_400.0),
+        ("900000s", None),
+        ("1000000000", None),
         ("", None),
         ("soon", None),
         ("-1s", None),
@@ -131,6 +133,22 @@ def test_a_call_may_take_twice_the_longest_answer_but_no_more_than_it_permits() 
     assert estimator.beyond_tokens([*stated, estimator.embedding_cost(input_chars=9)]) == 2 * (200 - 91)
     assert estimator.beyond_tokens([Cost(10, 90)]) == 0  # what is no estimate is taken at its word
     assert estimator.beyond_tokens([]) == 0
+
+
+def test_one_odd_answer_is_not_what_is_reserved_for_each() -> None:
+    estimator = Estimator()
+    for tokens in (100, 10**8, 100):
+        estimator.learn(Cost(100, input_chars=400), Usage(10**8, tokens))
+    assert estimator.cost(input_chars=4_000).output_tokens <= 4 * 1_024
+    assert estimator.cost(input_chars=4_000).input_tokens < 1_200
+    for _ in range(40):
+        estimator.learn(Cost(100, input_chars=400), Usage(100, 100))
+    assert estimator.cost(input_chars=4).output_tokens == 100
+    # Answers that really are long are believed within a few.
+    longer = Estimator()
+    for _ in range(3):
+        longer.learn(Cost(), Usage(output_tokens=60_000))
+    assert longer.cost(input_chars=4).output_tokens == 60_000
 
 
 def test_of_a_call_with_several_answers_each_counts_for_its_share() -> None:

@@ -208,6 +208,28 @@ async def test_limits_are_learned_from_the_answers(client: Redis, redis_server: 
         assert max(sent) - min(sent) > 0.4
 
 
+@pytest.mark.parametrize("limits", [Limits(), Limits(rpm=6_000, tpm=6_000_000)], ids=["unknown", "stated"])
+async def test_one_odd_limit_fails_nobody_and_makes_nobody_wait(
+    client: Redis, redis_server: RedisServer, limits: Limits
+) -> None:
+    odd = {f"x-ratelimit-{part}-{name}": "1" for part in ("limit", "remaining") for name in ("requests", "tokens")}
+    odd |= {"x-ratelimit-reset-requests": "60s", "x-ratelimit-reset-tokens": "1000000000"}
+    async with registries(redis_server.url, count=1) as (registry,):
+
+        async def call() -> Permit:
+            cost = registry.estimate(model(limits), input_chars=400)
+            permit = await registry.admit(model(limits), [None], cost=cost)
+            permit.settle(Usage(100, 50))
+            return permit
+
+        for _ in range(3):
+            permit = await call()
+        permit.observe(odd)
+        await asyncio.wait_for(asyncio.gather(*(call() for _ in range(20))), PATIENCE_S)
+        permit.observe({**odd, "x-ratelimit-reset-tokens": "60s"})
+        await asyncio.wait_for(asyncio.gather(*(call() for _ in range(20))), PATIENCE_S)
+
+
 async def test_a_limit_that_one_worker_was_told_holds_in_the_others(client: Redis, redis_server: RedisServer) -> None:
     headers = {
         "x-ratelimit-limit-requests": "600",
@@ -239,6 +261,7 @@ async def test_a_guess_of_the_output_never_makes_a_request_impossible(client: Re
         assert registry.estimate(above, input_chars=400).output_tokens == 800 - 101
         assert registry.estimate(unknown, input_chars=400).output_tokens > 500
         (await once(registry, unknown)).observe(headers)
+        await once(registry, unknown)  # nobody goes before Redis has heard of it
         cost = registry.estimate(unknown, input_chars=400)
         assert cost.input_tokens + cost.output_tokens == 500
 

@@ -204,24 +204,110 @@ async def test_the_lowest_limit_that_was_told_counts_for_ten_minutes(client: Red
         call = Ask(process="a", seq=seq, headers=[header], epoch=int(seq > 1))
         return (await schedule(client, Limits(), now=now).acquire(call)).told
 
-    assert await told(1, 30_000, 1_000.0) == {"tpm": 30_000}
-    assert await told(2, 90_000, 1_599.0) == {"tpm": 30_000}
-    assert await told(3, 30_000, 1_600.0) == {"tpm": 30_000}
-    assert await told(4, 90_000, 2_199.0) == {"tpm": 30_000}
-    assert await told(5, 90_000, 2_201.0) == {"tpm": 90_000}
-    assert await told(6, 20_000, 2_202.0) == {"tpm": 20_000}
+    assert await told(1, 30_000, 998.0) == {"tpm": 30_000}
+    assert await told(2, 30_000, 1_000.0) == {"tpm": 30_000}
+    assert await told(3, 90_000, 1_599.0) == {"tpm": 30_000}
+    assert await told(4, 30_000, 1_600.0) == {"tpm": 30_000}
+    assert await told(5, 90_000, 2_199.0) == {"tpm": 30_000}
+    assert await told(6, 90_000, 2_201.0) == {"tpm": 90_000}
+    assert await told(7, 50_000, 2_202.0) == {"tpm": 50_000}
+
+
+@pytest.mark.parametrize("stated", [True, False], ids=["stated", "told"])
+async def test_a_limit_far_below_what_is_known_counts_from_its_second_telling_on(client: Redis, stated: bool) -> None:
+    limits = Limits(rpm=600) if stated else Limits()
+
+    async def told(seq: int, limit: int, now: float) -> Any:
+        call = Ask(process="a", seq=seq, headers=[RateHeader("requests", limit, limit, 0.0)], epoch=int(seq > 1))
+        return (await schedule(client, limits, now=now).acquire(call)).told
+
+    assert await told(1, 600, 1_000.0) == {"rpm": 600}
+    assert await told(2, 1, 1_010.0) == {"rpm": 600}
+    assert await told(3, 1, 1_010.1) == {"rpm": 600}  # of the same moment: the same oddity
+    assert await told(4, 600, 1_011.0) == {"rpm": 600}
+    assert await told(5, 2, 1_020.0) == {"rpm": 2}  # the higher of the two
+    assert await told(6, 600, 1_021.0) == {"rpm": 2}
+
+
+async def test_a_limit_below_what_was_just_used_is_not_believed_at_once(client: Redis) -> None:
+    used = Ask(process="a", seq=1, went_free=100, refunds=[Refund(0, -6_000, -4_000)], settled=100)
+    await schedule(client, Limits(), now=1_000.0).acquire(used)
+    odd = [RateHeader("requests", 1, 0, 60.0), RateHeader("tokens", 1, 0, 60.0)]
+    grant = await schedule(client, Limits(), now=1_001.0).acquire(Ask(process="a", seq=2, headers=odd, epoch=1))
+    assert grant.told == {}
+
+
+@pytest.mark.parametrize("field", ["requests", "tokens"])
+async def test_the_first_limit_that_is_told_counts_until_an_answer_contradicts_it(client: Redis, field: Any) -> None:
+    seq = 0
+
+    async def told(limit: int | None, now: float, **fields: Any) -> Any:
+        nonlocal seq
+        seq += 1
+        headers = [RateHeader(field, limit, 0, 60.0)] if limit else []
+        call = Ask(process="a", seq=seq, headers=headers, epoch=int(seq > 1), **fields)
+        return (await schedule(client, Limits(), now=now).acquire(call)).told
+
+    name = "rpm" if field == "requests" else "tpm"
+    assert await told(1, 1_000.0) == {name: 1}
+    assert await told(600, 1_002.0) == {name: 600}  # a higher one, by the next answer
+    await client.flushall()
+    assert await told(1, 1_000.0) == {name: 1}
+    assert await told(None, 1_100.0) == {name: 1}  # nobody has called: nobody contradicts
+    assert await told(None, 1_101.0, settled=1) == {}
+    assert await told(1, 1_200.0) == {name: 1}
+    assert await told(1, 1_201.0) == {name: 1}
+    assert await told(None, 1_300.0, settled=1) == {name: 1}
+
+
+async def test_a_limit_of_a_day_that_is_not_stated_is_told_twice(client: Redis) -> None:
+    async def told(seq: int, now: float) -> Any:
+        call = Ask(process="a", seq=seq, headers=[RateHeader("requests", 600, 0, 86_000.0)], epoch=int(seq > 1))
+        return (await schedule(client, Limits(), now=now).acquire(call)).told
+
+    assert await told(1, 86_400.0 * 100) == {}
+    assert await told(2, 86_400.0 * 100 + 2) == {"rpd": 600}
+
+
+async def test_one_odd_remaining_does_not_end_the_day(client: Redis) -> None:
+    limits, begins = Limits(rpm=600, rpd=200, algorithm="fixed"), 86_400.0 * 100
+
+    async def acquire(seq: int, now: float, *headers: RateHeader) -> Grant:
+        call = Ask(process="a", seq=seq, headers=headers, costs=[Cost()], epoch=int(seq > 1))
+        return await schedule(client, limits, now=now, told={"rpd": 200}).acquire(call)
+
+    usual, odd = RateHeader("requests", 200, 190, 64_800.0), RateHeader("requests", 200, 0, 64_800.0)
+    assert (await acquire(1, begins, usual)).slots
+    assert (await acquire(2, begins + 10, odd)).slots
+    assert (await acquire(3, begins + 20, usual)).slots
+    await acquire(4, begins + 30, odd)
+    assert (await acquire(5, begins + 40, odd)).reason == "day"
+
+
+@pytest.mark.parametrize("limits", [Limits(tpm=60_000, algorithm=each) for each in ("bucket", "sliding")])
+@pytest.mark.parametrize("above", [False, True], ids=["own", "organisation"])
+async def test_one_odd_usage_takes_a_window_at_most(client: Redis, limits: Limits, above: bool) -> None:
+    terms = plan(Limits(), organisation=limits, keys=2) if above else plan(limits)
+    odd = Ask(process="a", seq=1, refunds=[Refund(int(1_000 / BIN_S), output_tokens=-100_000_000)], settled=1)
+    name = LimiterName("p", "m", "k")
+    await RedisSchedule(client, name, terms, fixed_now="1000.0").acquire(odd)
+    for now, seq in ((1_000.0, 2), (1_060.5, 3)):
+        call = Ask(process="a", seq=seq, epoch=1, costs=[Cost(100, 100)])
+        grant = await RedisSchedule(client, name, terms, fixed_now=str(now)).acquire(call)
+        assert (grant.wait_s or grant.slots[0] - now) <= 61.0 - (now - 1_000.0)
 
 
 async def test_what_was_used_of_the_day_elsewhere_counts_and_does_not_slow_the_minute(client: Redis) -> None:
     limits, told = Limits(rpm=600, rpd=200, algorithm="fixed"), {"rpd": 200}
     header = RateHeader("requests", 200, 50, 64_800.0)
     begins = 86_400.0 * 100
+    await schedule(client, limits, now=begins, told=told).acquire(Ask(process="a", seq=1, headers=[header]))
     first = await schedule(client, limits, now=begins, told=told).acquire(
-        Ask(process="a", seq=1, headers=[header], costs=[Cost()] * 3)
+        Ask(process="a", seq=2, headers=[header], costs=[Cost()] * 3, epoch=1)
     )
     assert first.slots[0] == pytest.approx(begins)
-    rest = await schedule(client, limits, now=begins + 60, told=told).acquire(ask("a", 2, 100, epoch=1))
-    more = await schedule(client, limits, now=begins + 120, told=told).acquire(ask("a", 3, 100, epoch=1))
+    rest = await schedule(client, limits, now=begins + 60, told=told).acquire(ask("a", 3, 100, epoch=1))
+    more = await schedule(client, limits, now=begins + 120, told=told).acquire(ask("a", 4, 100, epoch=1))
     assert len(first.slots) + len(rest.slots) + len(more.slots) == 50
     assert more.reason == "day"
 

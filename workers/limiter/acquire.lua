@@ -66,18 +66,15 @@ for tells, name, limit, remaining, reset in string.gmatch(ARGV[15], '(%a+):(%a+)
 end
 
 -- 1. The pace: as stated, cut where a 429 has shown that it is too high. What answers have told of the limits is kept
--- here for all processes: the lowest; a higher one holds when the lower has not been told for ten minutes. A process that
--- made its dimensions without it sells nothing, or it would sell by another pace, or by none.
-local told = {}
+-- here for all processes. A process that made its dimensions without it sells nothing, or it would sell by another pace,
+-- or by none.
+local told, ended = {}, tonumber(string.match(ARGV[13], '^%d+'))
+local said = { requests = tonumber(ARGV[14]), tokens = 0 }
+for input, output in string.gmatch(ARGV[12], '%d+:(-?%d+):(-?%d+)') do
+  said.tokens = said.tokens - tonumber(input) - tonumber(output)
+end
 for _, field in ipairs({ 'rpm', 'tpm', 'rpd' }) do
-  local limit, at = string.match(state['told:' .. field] or '', '^(%S+) (%S+)$')
-  limit, at = tonumber(limit), tonumber(at)
-  for _, header in ipairs(headers) do
-    if header.tells == field and (not limit or header.limit <= limit or now - at > 600) then
-      limit, at = header.limit, now
-      redis.call('HSET', KEYS[2], 'told:' .. field, string.format('%.0f %.0f', limit, at))
-    end
-  end
+  local limit = told_limit(KEYS[2], state, field, headers, reference_of(state, dims, max_day, said, field), ended, now)
   if limit then told[#told + 1] = string.format('%s=%.0f', field, limit) end
 end
 told = table.concat(told, ',')
@@ -118,6 +115,9 @@ end
 -- 2. Settlement, and slots that come back. Only the end of a schedule can be undone: an instant in its middle would be
 -- sold again at the end, beside another. A calendar can be undone anywhere. What a lost schedule sold was never taken
 -- from this one.
+--
+-- What calls took beyond their reservations is owed for a minute at most, and fills no more than a window: the provider's
+-- count may be wrong, and its own window forgets as well.
 local back = { requests = 0, input = 0, output = 0, tokens = 0 }
 for bin, input, output in string.gmatch(ARGV[12], '(%d+):(-?%d+):(-?%d+)') do
   bin = tonumber(bin)
@@ -130,6 +130,9 @@ for bin, input, output in string.gmatch(ARGV[12], '(%d+):(-?%d+):(-?%d+)') do
     window_above.settle(bin, of_bin)
   end
 end
+local back_above = {}
+for name, amount in pairs(back) do back_above[name] = amount end
+for _, dim in ipairs(above) do back_above[dim.name] = math.max(back[dim.name], -dim.limit) end
 -- What went without a slot is mostly past, and its capacity has come again. But processes find Redis again one after
 -- another, and the last still send for a moment while the first have slots: as much as that counts against the pace.
 local moment_s = 0.3
@@ -141,9 +144,9 @@ for _, dim in ipairs(dims) do
   elseif free > 0 and dim.span > 0 then
     settled_tat = math.min(settled_tat, math.max(dim.tat, now + moment_s)) -- its window remembers the rest
   end
-  dim.tat = settled_tat
+  dim.tat = math.min(settled_tat, math.max(dim.tat, now + 60))
 end
-calendar.settle(back)
+calendar.settle(back_above)
 local returned = 0
 for word in string.gmatch(ARGV[18], '%d+') do
   local instant = tonumber(word) / 1000000
@@ -177,7 +180,11 @@ for _, header in ipairs(headers) do
   -- A bucket's `remaining` is its level, so only what `reset` confirms counts as used.
   local used = math.min(header.limit - header.remaining, header.reset * header.limit / 60)
   if header.tells == 'rpd' then
-    used_today_by_header = header.limit - header.remaining
+    -- Of the two latest answers of the day the lower counts: one odd number must not end it.
+    local its_day, its_count = string.match(state.told_today or '', '^(%S+) (%S+)$')
+    local count, today = header.limit - header.remaining, string.format('%.0f', math.floor(now / 86400))
+    used_today_by_header = its_day == today and math.min(count, tonumber(its_count)) or 0
+    redis.call('HSET', KEYS[2], 'told_today', today .. ' ' .. string.format('%.0f', count))
   elseif header.tells ~= 'none' and now >= lost_until + 120 then
     local name, others = header.name, 'foreign_' .. header.name
     local known = counted(name) + counted(others)

@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import Literal, Protocol
 
-__all__ = ["UNKNOWN", "Cost", "DimensionName", "TokenUsage"]
+__all__ = ["MOST_CALL_TOKENS", "MOST_CHARS_PER_TOKEN", "UNKNOWN", "Cost", "DimensionName", "TokenUsage"]
+
+MOST_CHARS_PER_TOKEN = 12.0
+"""No text is counted more favourably."""
+
+MOST_CALL_TOKENS = 10_000_000
+"""What a provider counts for one call beyond this is an error of its counting: the largest context holds as many."""
 
 DimensionName = Literal["requests", "tokens", "input", "output"]
 
@@ -45,6 +52,13 @@ class Cost:
                 return self.input_tokens
             case "output":
                 return self.output_tokens
+
+    def least(self, dimension: DimensionName) -> int:
+        """The least that the request can take of this dimension's limit, where the rest of `of` is an estimate."""
+        input_tokens, output_tokens = self.input_tokens, 0 if self.answers else self.output_tokens
+        if self.input_chars:
+            input_tokens = min(input_tokens, ceil(self.input_chars / MOST_CHARS_PER_TOKEN))
+        return Cost(input_tokens, output_tokens).of(dimension)
 
 
 UNKNOWN = Cost()

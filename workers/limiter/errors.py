@@ -23,7 +23,7 @@ class TooLargeForLimit(NotAdmitted):
     def __init__(self, dimension: str, *, cost: int, limit: int) -> None:
         words = _WORDS.get(dimension, dimension)
         super().__init__(
-            f"the request takes about {cost} {words}, but the limit is {limit} a minute, so it can never be sent; "
+            f"the request takes at least {cost} {words}, but the limit is {limit} a minute, so it can never be sent; "
             "shorten it, or lower its max_tokens, or raise the model's limits in the catalogue if the account has more"
         )
         self.dimension = dimension

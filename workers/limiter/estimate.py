@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from .cost import Cost
+from .cost import MOST_CHARS_PER_TOKEN, Cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -19,7 +19,7 @@ __all__ = ["Estimator"]
 CHARS_PER_TOKEN = 4.0
 """English prose; other text is learned from what providers count."""
 
-_LEAST_CHARS_PER_TOKEN, _MOST_CHARS_PER_TOKEN = 0.25, 12.0
+_LEAST_CHARS_PER_TOKEN = 0.25
 _LEARNING = 0.05
 
 _WINDOW = 256
@@ -33,6 +33,10 @@ _FIRST_OUTPUT_TOKENS = 1_024
 _ENOUGH_ANSWERS = 32
 """Fewer may all have been short by chance, and their reservations stand for as long as requests wait: until then, no
 less than the first guess."""
+
+_LEAP = 4
+"""Times the longest answer of late, or the first guess: as more an answer does not count. While few have come, one odd
+number would be what is reserved for each; answers that really are longer are believed with the next ones."""
 
 _CARE = 1.5
 """Times the quantile: what a request that has waited with the first guess gets in its place."""
@@ -110,7 +114,7 @@ class Estimator:
         """What the request really took."""
         if cost.input_chars > 0 and usage.input_tokens > 0:
             seen = cost.input_chars / usage.input_tokens
-            seen = min(max(seen, _LEAST_CHARS_PER_TOKEN), _MOST_CHARS_PER_TOKEN)
+            seen = min(max(seen, _LEAST_CHARS_PER_TOKEN), MOST_CHARS_PER_TOKEN)
             self._chars_per_token += _LEARNING * (seen - self._chars_per_token)
         if usage.output_tokens > 0:
             self._remember(-(-usage.output_tokens // max(1, cost.answers)))
@@ -129,6 +133,8 @@ class Estimator:
             oldest = self._recent.popleft()
             self._sum -= oldest
             del self._sorted[bisect_left(self._sorted, oldest)]
+        longest = max(self._sorted[-1] if self._sorted else 0, _FIRST_OUTPUT_TOKENS)
+        output_tokens = min(output_tokens, _LEAP * longest)
         self._recent.append(output_tokens)
         self._sum += output_tokens
         insort(self._sorted, output_tokens)

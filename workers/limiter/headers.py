@@ -26,6 +26,8 @@ _NUMBER = re.compile(r"[0-9]{1,15}(\.[0-9]{1,9})?", re.ASCII)
 _UNIT_S = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3_600.0, "d": 86_400.0}
 _MAX_CHARS = 40
 _MAX_RESET_S = 86_400.0
+_MAX_LIMIT = 1_000_000_000
+"""A minute. Some providers write as much where nothing is limited."""
 
 _NAMES: tuple[Literal["requests", "tokens"], ...] = ("requests", "tokens")
 _ROUNDING_S = 1.0
@@ -58,15 +60,17 @@ class RateHeader:
 
 
 def reset_s(text: str) -> float | None:
-    """Seconds of a duration such as `6m0s`, `1s`, `20ms` or `1.5`; at most a day. None for anything else."""
+    """Seconds of a duration such as `6m0s`, `1s`, `20ms` or `1.5`. None for anything else, and for more than a day."""
     text = text.strip()
     if not 0 < len(text) <= _MAX_CHARS:
         return None
     if _NUMBER.fullmatch(text):
-        return min(float(text), _MAX_RESET_S)
-    if not _WHOLE.fullmatch(text):
+        found = float(text)
+    elif _WHOLE.fullmatch(text):
+        found = sum(float(amount) * _UNIT_S[unit] for amount, unit in _PART.findall(text))
+    else:
         return None
-    return min(sum(float(amount) * _UNIT_S[unit] for amount, unit in _PART.findall(text)), _MAX_RESET_S)
+    return found if found <= _MAX_RESET_S else None
 
 
 def rate_headers(headers: Mapping[str, str]) -> list[RateHeader]:
@@ -93,7 +97,8 @@ def wait_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _one(name: Literal["requests", "tokens"], headers: Mapping[str, str]) -> RateHeader | None:
-    if not (limit := _count(headers, f"limit-{name}")):
+    limit = _count(headers, f"limit-{name}")
+    if not limit or limit > _MAX_LIMIT:
         return None
     if (remaining := _count(headers, f"remaining-{name}")) is None:
         return None

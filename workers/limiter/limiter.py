@@ -17,7 +17,6 @@ from .clock import ScheduleClock
 from .cost import UNKNOWN, Cost
 from .degraded import LocalPace, WhenAway
 from .dispatch import MOST_DIFFERENT_COSTS, Dispatcher
-from .errors import TooLargeForLimit
 from .forecast import Forecast
 from .headers import rate_headers, wait_s
 from .line import Line, Waiter
@@ -123,6 +122,7 @@ class Limiter:
             return permit
         if waiter.until_s is not None or waiter.park_after_s is not None:
             self._forecast.check(waiter, wait_s=self.expected_wait_s(waiter.priority), gap_s=self._gap_s())
+        waiter.cost = self.plan.within(waiter.cost)
         waiter.units = self.plan.unit_s(waiter.cost) or 1.0
         self._line.join(waiter)
         self._caller.nudge(self._asks_at())
@@ -171,14 +171,11 @@ class Limiter:
             self._caller.nudge(self._loop.time())
 
     def replan(self, plan: Plan, schedule: Schedule) -> None:
-        """Other limits from now on. Slots that are out stay good; who can never go by the new limits, is told."""
+        """Other limits from now on. Slots that are out stay good; waiters larger than a window become that window."""
         self.plan = plan
         self._caller.schedule = schedule
         for waiter in list(self._line):
-            try:
-                plan.check(waiter.cost)
-            except TooLargeForLimit as never:
-                self._dispatcher.dismiss(waiter, never)
+            waiter.cost = plan.within(waiter.cost)
         self._caller.nudge(self._asks_at())
 
     async def close(self) -> None:
@@ -199,6 +196,8 @@ class Limiter:
     def settle(self, permit: Permit, usage: TokenUsage | None) -> None:
         """See `Permit.settle`."""
         self._in_flight -= 1
+        if usage is not None:
+            usage = self.plan.taken(usage)
         self.tally.settle(permit.cost, usage, permit.instant)
         if usage is not None and permit.cost is UNKNOWN:
             self._estimator.overhear(usage)
@@ -227,7 +226,6 @@ class Limiter:
     def observe(self, headers: Mapping[str, str]) -> None:
         """See `Permit.observe`."""
         if (found := rate_headers(headers)) and self._told.note(found):
-            self._on_told(self._told.limits)
             self._caller.nudge(self._tells_limits_at())
 
     # ---- waiting
@@ -237,6 +235,8 @@ class Limiter:
             return self.is_away and self._options.when_away == "open" and not self._is_paused()
         if self.is_away and self._last is None:
             return True
+        if self._told.is_open and not self.is_away:
+            return False  # an answer has just told a limit
         return self._last is not None and not self._last.is_capped and not self._is_paused() and not self._line
 
     def _is_paused(self) -> bool:

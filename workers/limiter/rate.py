@@ -13,16 +13,17 @@ what the last minute and J have taken (window.lua), and their pace only spreads 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
+from .cost import MOST_CALL_TOKENS, Cost
 from .errors import TooLargeForLimit
 
 if TYPE_CHECKING:
     from config.catalog import Limits
 
-    from .cost import Cost, DimensionName
+    from .cost import DimensionName, TokenUsage
 
 __all__ = ["BIN_S", "WINDOW_S", "Dimension", "Plan", "plan"]
 
@@ -65,7 +66,8 @@ _BELOW = 1.0 - 1e-6
 class Dimension:
     """One limited quantity: `limit` a minute as the provider states it, and the safe pace below it.
 
-    `shared_by` says how many keys have it together, where it is an organisation's; 0 where it is the key's own.
+    `stated` is the catalogue's limit; None where only answers have told one. `shared_by` says how many keys have it
+    together, where it is an organisation's; 0 where it is the key's own.
     `span_s` is how far back what was taken counts against the limit, beside the pace; 0 where the pace says it all.
     """
 
@@ -75,6 +77,7 @@ class Dimension:
     burst: float
     shared_by: int = 0
     span_s: float = 0.0
+    stated: int | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -114,49 +117,74 @@ class Plan:
             (cost.of(each.name) / each.rate_per_s * (each.shared_by or 1) for each in self.dimensions), default=0.0
         )
 
+    @cached_property
+    def most_tokens(self) -> int:
+        """What one call may take and be within every limit of tokens."""
+        return min((each.limit for each in self.dimensions if each.name != "requests"), default=MOST_CALL_TOKENS)
+
     def within(self, cost: Cost) -> Cost:
-        """The cost with no more output than could ever be let through: a guess must not make a request impossible."""
-        room = cost.output_tokens
+        """The cost with no more than fits into one window of each limit.
+
+        A guess must not make a request impossible, nor a limit that an answer has told: the request goes alone, as all
+        that its window holds. Nor must what a provider counts for one call take more than that window.
+        """
+        input_tokens, output_tokens = cost.input_tokens, cost.output_tokens
+        for each in self.dimensions:
+            if each.name in {"input", "tokens"}:
+                input_tokens = min(input_tokens, each.limit)
         for each in self.dimensions:
             if each.name == "output":
-                room = min(room, each.limit)
+                output_tokens = min(output_tokens, each.limit)
             elif each.name == "tokens":
-                room = min(room, max(0, each.limit - cost.input_tokens))
-        return cost if room == cost.output_tokens else replace(cost, output_tokens=room)
+                output_tokens = min(output_tokens, each.limit - input_tokens)
+        if (input_tokens, output_tokens) == (cost.input_tokens, cost.output_tokens):
+            return cost
+        return replace(cost, input_tokens=input_tokens, output_tokens=output_tokens)
+
+    def taken(self, usage: TokenUsage) -> TokenUsage:
+        """What counts of a call's `usage`: one odd number of a provider's stands for no more than a window."""
+        if usage.input_tokens + usage.output_tokens <= self.most_tokens:
+            return usage
+        return self.within(Cost(min(usage.input_tokens, MOST_CALL_TOKENS), min(usage.output_tokens, MOST_CALL_TOKENS)))
 
     def check(self, cost: Cost) -> None:
-        """Raises `TooLargeForLimit` for a request that no wait could let through."""
+        """Raises `TooLargeForLimit` for a request that no wait could let through, by the catalogue and for certain."""
         for each in self.dimensions:
-            if each.name != "requests" and cost.of(each.name) > each.limit:
-                raise TooLargeForLimit(each.name, cost=cost.of(each.name), limit=each.limit)
+            if each.name != "requests" and each.stated is not None and cost.least(each.name) > each.stated:
+                raise TooLargeForLimit(each.name, cost=cost.least(each.name), limit=each.stated)
 
 
 @lru_cache(maxsize=1_024)
-def plan(limits: Limits, *, organisation: Limits | None = None, keys: int = 1) -> Plan:
+def plan(limits: Limits, *, stated: Limits | None = None, organisation: Limits | None = None, keys: int = 1) -> Plan:
     """The safe pace for one key's limits, and for those that its organisation's `keys` have together.
 
-    Of the organisation's, only what is counted by the minute: the others have no schedule above the keys.
+    `stated` are the catalogue's, where answers have told others. Of the organisation's, only what is counted by the
+    minute: the others have no schedule above the keys.
     """
-    own = _plan(limits)
+    own = _plan(limits, stated=limits if stated is None else stated)
     if organisation is None:
         return own
-    above = _plan(organisation)
+    above = _plan(organisation, stated=organisation)
     shared = tuple(replace(each, shared_by=keys) for each in above.dimensions)
     return replace(own, dimensions=own.dimensions + shared, use_by_s=min(own.use_by_s, above.use_by_s))
 
 
-def _plan(limits: Limits) -> Plan:
+def _plan(limits: Limits, *, stated: Limits) -> Plan:
     dimensions: list[Dimension] = []
     use_by_s = MAX_USE_BY_S
     if limits.rpm is not None:
         requests, use_by_s = _requests(limits.rpm, limits.algorithm)
         dimensions.append(requests)
-    stated: tuple[tuple[DimensionName, int | None], ...] = (
-        ("tokens", limits.tpm),
-        ("input", limits.input_tpm),
-        ("output", limits.output_tpm),
+    fields: tuple[tuple[DimensionName, str], ...] = (
+        ("tokens", "tpm"),
+        ("input", "input_tpm"),
+        ("output", "output_tpm"),
     )
-    tokens = [_tokens(name, limit, limits.algorithm) for name, limit in stated if limit is not None]
+    tokens = [
+        replace(_tokens(name, limit, limits.algorithm), stated=getattr(stated, field_))
+        for name, field_ in fields
+        if (limit := getattr(limits, field_)) is not None
+    ]
     if any(each.span_s for each in tokens):
         use_by_s = min(use_by_s, TOKENS_USE_BY_S)
     dimensions += tokens

@@ -249,7 +249,8 @@ class LimiterRegistry:
         self, name: LimiterName, model: Model, told: Mapping[ToldLimit, int], *, keys: int
     ) -> tuple[Plan, RedisSchedule]:
         """The plan for what the catalogue states and answers have told, and the schedule that sells by it."""
-        terms = plan(learned(model.limits, told), organisation=self._organisation(model), keys=keys)
+        limits, above = learned(model.limits, told), self._organisation(model)
+        terms = plan(limits, stated=model.limits, organisation=above, keys=keys)
         return terms, RedisSchedule(self._redis, name, terms, told=told, key_prefix=self._key_prefix)
 
     def _organisation(self, model: Model) -> Limits | None:

@@ -1,0 +1,70 @@
+-- told.lua stands before acquire.lua: which of the limits that answers have told are believed.
+--
+-- One answer may be odd, so a limit that is told once stops nobody for long:
+--
+-- - A limit below half of the one that is believed or stated, or of what was used in this minute or the last, counts from
+--   its second telling on, a second and more after the first. So does a limit of a day where none is stated.
+-- - Where nothing was known, the first limit that is told counts at once, but any higher one takes its place, and it is
+--   forgotten when calls have ended for a minute without another answer that tells it.
+-- - What was told twice is kept: the lowest. A higher one holds when the lower has not been told for ten minutes.
+--
+-- The state holds `told:<field>` = "limit at", what is believed; `sure:<field>` = the limit, where it was told twice; and
+-- `doubt:<field>` = "limit at", what was told once and not believed. (A process of an older version writes `told` alone.)
+
+local apart_s, unsure_s, kept_s = 1, 60, 600
+
+-- What is known without an answer's help: the limit that is stated, or as much as was used, with what is `said` of it
+-- along with the header.
+local function reference_of(state, dims, max_day, said, field)
+  if field == 'rpd' then return max_day > 0 and max_day or math.huge end
+  local name = field == 'rpm' and 'requests' or 'tokens'
+  local known = math.max(tonumber(state[name] or 0) + said[name], tonumber(state['last_' .. name] or 0))
+  for _, dim in ipairs(dims) do
+    if dim.name == name then known = math.max(known, dim.limit) end
+  end
+  return known
+end
+
+local function limit_and_instant(text)
+  local limit, at = string.match(text or '', '^(%S+) (%S+)$')
+  return tonumber(limit), tonumber(at)
+end
+
+-- The limit that is believed of one field after these headers; nil = none.
+local function told_limit(key, state, field, headers, reference, ended, now)
+  local limit, at = limit_and_instant(state['told:' .. field])
+  local doubt, doubt_at = limit_and_instant(state['doubt:' .. field])
+  local is_sure = limit ~= nil and tonumber(state['sure:' .. field]) == limit
+  local was_told = false
+  if doubt and now - doubt_at > kept_s then doubt = nil end
+
+  for _, header in ipairs(headers) do
+    if header.tells == field then
+      was_told = true
+      local lower = header.limit
+      if limit and lower == limit then
+        is_sure = is_sure or now - at >= apart_s
+        if is_sure then at = now end
+      elseif limit and lower > limit then
+        if not is_sure or now - at > kept_s then limit, at, is_sure = lower, now, false end
+      elseif 2 * lower >= (limit or reference) then
+        limit, at, is_sure = lower, now, limit ~= nil
+      elseif doubt and now - doubt_at >= apart_s then
+        limit, at, is_sure, doubt = math.max(lower, doubt), now, true, nil
+      elseif not doubt then
+        doubt, doubt_at = lower, now
+      end
+    end
+  end
+  if limit and not is_sure and not was_told and ended > 0 and now - at > unsure_s then limit = nil end
+
+  local function keep(name, text)
+    if text and text ~= state[name] then redis.call('HSET', key, name, text) end
+    if not text and state[name] then redis.call('HDEL', key, name) end
+  end
+  keep('told:' .. field, limit and string.format('%.0f %.0f', limit, at))
+  keep('sure:' .. field, is_sure and limit and string.format('%.0f', limit))
+  keep('doubt:' .. field, doubt and string.format('%.0f %.0f', doubt, doubt_at))
+  return limit
+end
+
