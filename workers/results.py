@@ -262,7 +262,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             key=f"{self._key_prefix}{keys.RESULT_PREFIX}{task_id}",
             record=record,
             is_end=state in states.READY_STATES,
-            counter=_counter(state, result),
+            counter=_counter(state, result.value if isinstance(result, JSONResult) else result),
             job_id=task_id,
             group_id=group_id if group_id and group_id.startswith(keys.GROUP_ID_PREFIX) else None,
             tag=self._lease_tag(request),
@@ -309,7 +309,11 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         return bool(self.app.conf.find_value_for_key("extended", "result"))
 
     def encode_result(self, result: Any, state: str) -> Any:
-        return result if isinstance(result, JSONResult) else super().encode_result(result, state)
+        if isinstance(result, JSONResult):
+            return result
+        encoded = super().encode_result(result, state)
+        is_prompts = isinstance(encoded, dict) and "promptmill" in encoded
+        return JSONResult(encoded) if is_prompts and isinstance(result, JobFailed) else encoded
 
     def prepare_exception(self, exc: BaseException, serializer: str | None = None) -> Any:
         """As Celery's, with the whole result of a failed prompt job beside the exception's text."""
