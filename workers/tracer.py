@@ -1,9 +1,9 @@
 """How failures pass through Celery's tracer (celery/app/trace.py), and what of them must not stay.
 
 For each failure Celery copies the traceback, with a list of the positions of every instruction in each of its frames:
-0.2 MB and 4 ms of CPU, mostly for the tracer's own frame. And the copy belongs to a cycle (the exception, its traceback,
-the tracer's frame, its local variables, the exception), which waits for a full collection. A queue may fail by tens
-of thousands, because of a revoked key or of deadlines.
+0.2 MB and 4 ms of CPU, mostly for the tracer's own frame. And the copy belongs to a cycle (the exception, its
+traceback, the tracer's frame, its local variables, the exception), which waits for a full collection. A queue may fail
+by tens of thousands, because of a revoked key or of deadlines.
 """
 
 from __future__ import annotations

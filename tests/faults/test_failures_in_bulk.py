@@ -26,9 +26,7 @@ def rows(model: str, **options: Any) -> Iterator[dict[str, Any]]:
 )
 def test_costs_what_success_costs(world: World, status: str, model: str, options: dict[str, Any]) -> None:
     latencies_ms = {"answers": 5, "refuses": 5}
-    world.providers = world.enter(
-        Providers(world.directory, latencies_ms, options={"refuses": ["--fault", "400=1.0"]})
-    )
+    world.providers = world.enter(Providers(world.directory, latencies_ms, options={"refuses": ["--fault", "400=1.0"]}))
     world.start_redis()
     worker = psutil.Process(world.start_worker(concurrency=100).pid)
 
@@ -52,7 +50,6 @@ def test_a_tasks_own_exceptions_keep_their_traceback_and_do_not_pile_up(world: W
     wait_until(lambda: all(result.ready() for result in results), "the first have failed")
     assert "in add" in results[0].traceback
     before = worker.memory_info().rss
-    for _ in range(JOBS // 2):
-        results.append(app.send_task("faults.app.add", args=(1, None)))
+    results += [app.send_task("faults.app.add", args=(1, None)) for _ in range(JOBS // 2)]
     wait_until(lambda: world.queued() == 0 and results[-1].ready(), "all have failed")
     assert worker.memory_info().rss - before < 2 * AS_MUCH_MORE

@@ -41,9 +41,7 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery publishes no typ
         super().update_strategies()
         for name, task in self.app.tasks.items():
             if getattr(task, "is_prompt", False):
-                task.__trace__ = build_tracer(
-                    name, task, self.app.loader, self.hostname, app=self.app, Info=PromptInfo
-                )
+                task.__trace__ = build_tracer(name, task, self.app.loader, self.hostname, app=self.app, Info=PromptInfo)
 
     def call_soon_ack(self, acknowledge: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge a message, or reject it: at once, where that is the hub's thread and writes to no socket.
