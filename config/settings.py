@@ -132,7 +132,8 @@ class Http:
     """The connection pool of a worker process. Time-outs are per model, in the catalogue.
 
     `limit` and `limit_per_host` count connections: a `limit` of 0 means as many as `concurrency`, a
-    `limit_per_host` of 0 means no limit of its own.
+    `limit_per_host` of 0 means no limit of its own. `max_unstored_bytes` bounds the large answers (above 64 KB) that
+    have been read and are not stored yet, all together.
     """
 
     limit: CountOrZero = 0
@@ -141,6 +142,7 @@ class Http:
     keepalive_s: SecondsOrZero = 30.0
     force_close: bool = False
     max_response_bytes: Count = 16 * 1024 * 1024
+    max_unstored_bytes: Count = 64 * 1024 * 1024
     max_header_bytes: Count = 16 * 1024
     # A dataclass looks for `repr` in the default, not in the annotation.
     proxy: HttpUrl | None = Field(default=None, repr=False, examples=["http://proxy.internal:3128"])

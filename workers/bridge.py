@@ -216,7 +216,7 @@ async def run_job(job: Cancellable, token: object, call: Callable[[], T]) -> T:
         try:
             result = await value
         except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the waiting greenlet's to handle
-            value = tracer.throw(exc)
+            value = tracer.throw(type(exc), exc, exc.__traceback__)  # alone, it would lose the task's own frames
         else:
             value = tracer.switch(result)
     outcome: Callable[[], T] = tracer.end()

@@ -24,6 +24,7 @@ from .exchange import Exchanges, Response
 from .failures import FOREIGN, Failure, translate
 from .providers import ProviderRequest, RawResponse
 from .timeouts import Timeouts
+from .unstored import UNCOUNTED_BYTES, Share, Unstored
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -38,6 +39,9 @@ ERROR_BODY_BYTES = 64 * 1024
 
 ERROR_BODY_S = 5.0
 """So long an error's body is waited for."""
+
+FIRST_SHARE_BYTES = 1024 * 1024
+"""What an answer of unknown length takes at first of the memory for large ones; then it takes as much again."""
 
 FRAGILE_LIMIT = 10
 """Connections of the profile for upstreams that break under load: few of them, each used for one call."""
@@ -66,6 +70,7 @@ class Http:
 
     async def __aenter__(self) -> Self:
         self._timeouts = Timeouts()
+        self._unstored = Unstored(self._settings.max_unstored_bytes)
         limit, tls = self._settings.limit, _tls_context(self._settings)
         self._lanes["default"] = self._lane(limit, tls, force_close=self._settings.force_close)
         self._lanes["fragile"] = self._lane(min(limit or FRAGILE_LIMIT, FRAGILE_LIMIT), tls, force_close=True)
@@ -83,8 +88,9 @@ class Http:
     async def post(self, request: ProviderRequest, *, timeout: Timeout, profile: Profile = "default") -> RawResponse:
         """Send a request and read the whole answer, of any status.
 
-        `timeout.total_s` counts from when a connection may be used. Raises `Failure` (`timeout`, `connection`,
-        `bad_response`, `too_large`). Cancelling closes the connection at once.
+        `timeout.total_s` counts from when a connection may be used, without the wait for memory for a large answer.
+        That memory is there for others again when the response's `held` is let go. Raises `Failure` (`timeout`,
+        `connection`, `bad_response`, `too_large`). Cancelling closes the connection at once.
         """
         lane = self._lanes[profile]
         if lane.free is None:
@@ -93,8 +99,9 @@ class Http:
             return await self._post(lane, request, timeout)
 
     async def _post(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> RawResponse:
+        limit = self._timeouts.after(timeout.total_s)
         try:
-            with self._timeouts.after(timeout.total_s):
+            with limit:
                 response = await lane.exchanges.post(
                     request.url,
                     request.headers,
@@ -104,11 +111,13 @@ class Http:
                     proxy=self._proxy(request.url),
                 )
                 try:
-                    body = await self._body(response)
+                    body = await self._beginning(response)
                 except BaseException:
                     response.close()
                     raise
+            if response.at_eof() or response.status >= 300:
                 return RawResponse(response.status, response.headers, body)
+            return await self._large(response, body, limit.expires_at - asyncio.get_running_loop().time())
         except FOREIGN as error:
             failure = translate(error)
         try:
@@ -118,18 +127,50 @@ class Http:
             # An exception that its own frame holds waits for the garbage collector, with the prompt in it.
             del failure
 
-    async def _body(self, response: Response) -> bytes:
+    async def _beginning(self, response: Response) -> bytes:
+        """All of a small answer, or what there is of an error's body; of a large answer the first part."""
         if response.status >= 300:
             return await _error_body(response)
+        body = await _read(response, min(UNCOUNTED_BYTES, self._settings.max_response_bytes))
+        self._check_size(response, body)
+        return body
+
+    async def _large(self, response: Response, beginning: bytes, left_s: float) -> RawResponse:
+        share = self._unstored.open()
+        try:
+            body = await self._rest(response, beginning, share, left_s)
+            self._check_size(response, body)
+        except BaseException:
+            response.close()
+            raise
+        await self._unstored.turn()
+        return RawResponse(response.status, response.headers, body, held=share)
+
+    def _check_size(self, response: Response, body: bytes) -> None:
         limit = self._settings.max_response_bytes
-        body = await _read(response, limit)
         if len(body) > limit:
             raise Failure(
                 "too_large",
                 f"the provider's answer is larger than {limit:,} bytes; raise PROMPTMILL_HTTP__MAX_RESPONSE_BYTES",
                 http_status=response.status,
             )
-        return body
+
+    async def _rest(self, response: Response, beginning: bytes, share: Share, left_s: float) -> bytes:
+        loop = asyncio.get_running_loop()
+        chunks, size, limit = [beginning], len(beginning), self._settings.max_response_bytes
+        room = _stated_length(response) or FIRST_SHARE_BYTES
+        while size <= limit:
+            await share.grow(min(room, limit))  # the provider's time does not run: it is we who don't read
+            began_at = loop.time()
+            async with asyncio.timeout(left_s):
+                while size <= min(room, limit) and (chunk := await response.read_some()):
+                    chunks.append(chunk)
+                    size += len(chunk)
+            if response.at_eof():
+                break
+            left_s -= loop.time() - began_at
+            room *= 2
+        return b"".join(chunks)
 
     def _proxy(self, url: str) -> str | None:
         if self._settings.proxy is not None or not self._settings.trust_env:
@@ -170,6 +211,12 @@ async def _read(response: Response, limit: int) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)
+
+
+def _stated_length(response: Response) -> int | None:
+    """How long the answer is, where its head says so. Of a compressed one it tells another length."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else None
 
 
 async def _error_body(response: Response) -> bytes:

@@ -111,6 +111,8 @@ class _Trip:
     started_at: float
     attempts: int = 0
     failed: list[Attempt] = field(default_factory=list)
+    held: list[object] | None = None
+    """Gets what must be held until a large answer is stored."""
 
 
 class Pipeline:
@@ -153,19 +155,23 @@ class Pipeline:
         kwargs: Mapping[str, Any],
         *,
         group: str | None = None,
+        held: list[object] | None = None,
     ) -> PromptResult:
-        """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`."""
+        """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`.
+
+        `held` gets the memory that a large answer takes (`RawResponse.held`): keep it until the answer is stored.
+        """
         now = self._now()
         try:
             job = parse(kind, job_id, args, kwargs, group=group, now=now)
         except Failure as refused:
             unread = PromptJob(job_id, kind, model="", body={}, group=group)
             return _without_answer(_Trip(unread, now), refused, now)
-        return await self.run(job)
+        return await self.run(job, held=held)
 
-    async def run(self, job: PromptJob) -> PromptResult:
+    async def run(self, job: PromptJob, *, held: list[object] | None = None) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
-        trip = _Trip(job, self._now())
+        trip = _Trip(job, self._now(), held=held)
         try:
             route = self._route(job.model)
             answer = await self._in_time(trip, route)
@@ -283,11 +289,14 @@ class Pipeline:
         raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
         permit.observe(raw.headers)
         try:
-            return route.codec.response(trip.job, raw, now=self._now())
+            answer = route.codec.response(trip.job, raw, now=self._now())
         except Failure as failure:
             if failure.code == "rate_limited":
                 permit.rate_limited(self._retry.bounded(failure.retry_after_s), raw.headers)
             raise
+        if trip.held is not None and raw.held is not None:
+            trip.held.append(raw.held)
+        return answer
 
     def _note(self, trip: _Trip, route: _Route, failure: Failure, started_at: float) -> None:
         attempt = Attempt(

@@ -36,6 +36,7 @@ from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
 from .bridge import Cancellable, Postponed, Task, run_job, task_threads
+from .tracer import forget_frames, without_traceback
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -382,6 +383,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             if job.outcome is not None and not job.cancelled:
                 job.outcome()
         finally:
+            job.outcome = None  # frames of an exception in it may hold the job
             self._semaphore.release()
 
     # -- loop thread -------------------------------------------------------------------------------------------------
@@ -419,7 +421,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             job.cancelled = True
         except Postponed as postponed:
             if job.error_callback is not None:
-                job.outcome = partial(job.error_callback, _without_traceback(postponed))
+                job.outcome = partial(job.error_callback, without_traceback(postponed))
         except BaseException as exc:  # noqa: BLE001 - a job must not end the loop; SystemExit is a lost worker to Celery
             if job.error_callback is not None:
                 job.outcome = partial(job.error_callback, _worker_lost(exc))
@@ -533,13 +535,6 @@ def _current_limits(task: Any, request: dict[str, Any]) -> tuple[float | None, f
     return soft or task.soft_time_limit, hard or task.time_limit
 
 
-def _without_traceback(exc: BaseException) -> ExceptionInfo:
-    """For a callback that asks for the exception only."""
-    info = ExceptionInfo.__new__(ExceptionInfo)
-    info.type, info.exception, info.tb, info.traceback, info.internal = type(exc), exc, None, "", True
-    return info
-
-
 def _worker_lost(exc: BaseException) -> ExceptionInfo:
     """What Celery calls a job whose process ended: SystemExit and the like, raised by the task's code."""
     try:
@@ -557,6 +552,8 @@ def _survivable(returned: Any) -> Any:
     unacknowledged, so that the job would come back.
     """
     failed, info, runtime = returned
+    if failed:
+        forget_frames(info)
     if failed and isinstance(getattr(info.exception, "exc", info.exception), MemoryError):
         info.exception = RuntimeError(f"The task ran out of memory: {info.exception!r}")
     return failed, info, runtime

@@ -46,8 +46,9 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
     request = task.request
     if request.delivery_info and request.delivery_info.get("redelivered"):
         await _stop_if_ended(task, request)
+    held: list[object] = []
     try:
-        result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group)
+        result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group, held=held)
     except Parked as parked:
         raise Postponed(parked.until_s, gap_s=parked.gap_s) from None
     if (request.properties or {}).get(MARKS, {}).get("suspected_double_payment"):
@@ -55,7 +56,7 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
     if not result.ok:
         raise JobFailed.of(result)
     # Our client alone sends positional arguments. Who reads the results of other producers, nobody knows.
-    return JSONResult(result.to_dict(), compressible=bool(args))
+    return JSONResult(result.to_dict(), compressible=bool(args), held=held or None)
 
 
 async def _stop_if_ended(task: Task, request: Any) -> None:

@@ -11,9 +11,11 @@ from functools import partial
 from typing import Any
 
 from celery import signals
+from celery.app.trace import build_tracer
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CeleryConsumer
 
+from ..tracer import PromptInfo
 from .channel import Channel
 
 __all__ = ["Consumer"]
@@ -33,6 +35,13 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery publishes no typ
     def __init__(self, *args: Any, app: Any = None, **kwargs: Any) -> None:
         super().__init__(*args, app=app, **kwargs)
         self.app.events.dispatcher_cls = "workers.broker.events:EventDispatcher"
+
+    def update_strategies(self) -> None:
+        """As Celery's, which makes a tracer for each task; that of a prompt task does not copy frames."""
+        super().update_strategies()
+        for name, task in self.app.tasks.items():
+            if getattr(task, "is_prompt", False):
+                task.__trace__ = build_tracer(name, task, self.app.loader, self.hostname, app=self.app, Info=PromptInfo)
 
     def call_soon_ack(self, acknowledge: Any, *args: Any, **kwargs: Any) -> Any:
         """Acknowledge a message, or reject it: at once, where that is the hub's thread and writes to no socket.

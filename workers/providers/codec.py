@@ -46,6 +46,8 @@ class RawResponse:
     status: int
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
+    held: object = field(default=None, repr=False)
+    """Its part of the memory for large answers, given back when nobody holds this any more (workers/unstored.py)."""
 
 
 @dataclass(slots=True)
