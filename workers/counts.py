@@ -34,7 +34,7 @@ COUNTERS: Final[tuple[Event, ...]] = (
         "suspected_payments_total",
         "Calls that may have been paid for without an answer, by what ended them.",
         "cause",
-        ("timeout", "connection", "worker_lost", "redis_lost"),
+        ("timeout", "connection", "bad_response", "worker_lost", "redis_lost"),
     ),
 )
 """All that are counted. Each is shown from 0 on: a counter that appears with its first event has not increased, for

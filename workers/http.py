@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from .exchange import Exchanges, Response
+from .exchange import Exchanges, Response, reuse_traces, watched_socket
 from .failures import FOREIGN, Failure, translate
 from .providers import ProviderRequest, RawResponse
 from .timeouts import Timeouts
@@ -96,10 +96,9 @@ class Http:
         try:
             with self._timeouts.after(timeout.total_s):
                 response = await lane.exchanges.post(
-                    request.url,
-                    request.headers,
-                    request.body,
-                    connect_s=timeout.connect_s,
+                    request,
+                    # So that it is the first to pass: what can't be reached is not a call that took too long.
+                    connect_s=min(timeout.connect_s, timeout.total_s / 2),
                     read_s=timeout.read_s,
                     proxy=self._proxy(request.url),
                 )
@@ -110,7 +109,7 @@ class Http:
                     raise
                 return RawResponse(response.status, response.headers, body)
         except FOREIGN as error:
-            failure = translate(error)
+            failure = translate(error, stage=request.stage)
         try:
             # Outside of `except`, so that the foreign exception does not ride along.
             raise failure
@@ -128,6 +127,7 @@ class Http:
                 "too_large",
                 f"the provider's answer is larger than {limit:,} bytes; raise PROMPTMILL_HTTP__MAX_RESPONSE_BYTES",
                 http_status=response.status,
+                suspected_payment=True,
             )
         return body
 
@@ -146,6 +146,7 @@ class Http:
             ttl_dns_cache=self._settings.ttl_dns_cache_s,
             force_close=force_close,
             ssl=tls,
+            socket_factory=watched_socket,
             **reuse,
         )
         session = aiohttp.ClientSession(
@@ -154,6 +155,7 @@ class Http:
             max_line_size=self._settings.max_header_bytes,
             max_field_size=self._settings.max_header_bytes,
             headers={"User-Agent": "promptmill"},
+            trace_configs=reuse_traces(),
         )
         exchanges = Exchanges(session, max_header_bytes=self._settings.max_header_bytes)
         return _Lane(session, exchanges, asyncio.Semaphore(limit) if limit else None)

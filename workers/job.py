@@ -50,6 +50,7 @@ class Options:
     cache_ttl_s: float | None = None
     max_attempts: int | None = None
     fallbacks: tuple[str, ...] = ()
+    repeat_timeouts: bool | None = None
     submitted_at: float | None = None
 
 
@@ -224,6 +225,12 @@ def _max_attempts(name: str, value: Any) -> int:
     raise _refused(f"`promptmill.{name}` must be a whole number of at least 1")
 
 
+def _flag(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _refused(f"`promptmill.{name}` must be true or false")
+
+
 def _fallbacks(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, list | tuple) and all(isinstance(model, str) and model for model in value):
         return tuple(value)
@@ -238,6 +245,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "cache_ttl_s": _number,
     "max_attempts": _max_attempts,
     "fallbacks": _fallbacks,
+    "repeat_timeouts": _flag,
     "submitted_at": _number,
 }
 

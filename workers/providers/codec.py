@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from config.catalog import Model, Provider
     from tasks.results import Usage
 
+    from ..exchange import Stage
     from ..job import PromptJob
 
 __all__ = ["Answer", "Codec", "ProviderRequest", "RawResponse", "RequestSize"]
@@ -32,11 +33,12 @@ class RequestSize(NamedTuple):
 # Not frozen: see workers/job.py.
 @dataclass(slots=True)
 class ProviderRequest:
-    """One POST to a provider. Neither key nor prompt shows in its repr."""
+    """One POST to a provider, and how far it has come. Neither key nor prompt shows in its repr."""
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
+    stage: Stage = "connecting"
 
 
 @dataclass(slots=True)
