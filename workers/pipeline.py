@@ -300,11 +300,11 @@ class Pipeline:
             answer = await self._call(trip, route, permit)
             permit.settle(answer.usage)
         except Failure as failure:
-            if failure.unreachable:
+            if failure.unreachable or _is_refusal(failure):
                 permit.give_back()
             raise
         finally:
-            permit.settle()  # what brought no answer may have cost what was reserved
+            permit.give_up()
         return answer
 
     async def _admit(self, trip: _Trip, route: _Route, keys: Sequence[SecretStr | None]) -> Permit:
@@ -483,8 +483,8 @@ def _no_time_left(last: Failure) -> Failure:
 def _not_repeated(timeout: Failure) -> Failure:
     return Failure(
         "timeout",
-        f"{timeout.message}; the call may have been paid for, so it was not repeated: raise the model's `timeout` in the "
-        "catalogue, or set `repeat_timeouts` (provider, model or job) to have such calls repeated",
+        f"{timeout.message}; the call may have been paid for, so it was not repeated: raise the model's `timeout` in "
+        "the catalogue, or set `repeat_timeouts` (provider, model or job) to have such calls repeated",
         http_status=timeout.http_status,
         retryable=True,
         suspected_payment=True,
@@ -509,6 +509,11 @@ def _count_cut(trip: _Trip) -> None:
     """The job's time was up in the middle of a call."""
     if trip.was_cut:
         counts.add("suspected_payments_total", "timeout")
+
+
+def _is_refusal(failure: Failure) -> bool:
+    """Whether the provider refused the request before a model saw it. 408 may say that the model was too slow."""
+    return failure.http_status is not None and 400 <= failure.http_status < 500 and failure.http_status != 408
 
 
 def _cause(failure: Failure) -> str:

@@ -99,8 +99,11 @@ class FreeLimits:
     def settle(self, permit: Permit, usage: Any) -> None:
         self.settled.append(usage)
 
+    def give_up(self, permit: Permit) -> None:
+        self.settled.append("given up")
+
     def give_back(self, permit: Permit) -> None:
-        self.settled.append("nothing sent")
+        self.settled.append("given back")
 
     def rate_limited(self, permit: Permit, asked_s: float | None, headers: Any) -> None:
         self.refused.append(asked_s)

@@ -129,7 +129,7 @@ async def test_without_a_deadline_a_job_waits_for_its_patience(
     assert result.error.retryable
     assert f"127.0.0.1:{port}" in result.error.message and "PROMPTMILL_BREAKER__PATIENCE_S" in result.error.message
     assert 100.0 <= clock.now_s - began_at < 132.0
-    assert set(free_limits.settled) == {"nothing sent"}
+    assert set(free_limits.settled) == {"given back"}
     assert not result.suspected_double_payment
 
 

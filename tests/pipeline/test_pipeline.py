@@ -578,13 +578,34 @@ async def test_a_429_is_told_to_the_limiter_and_waited_for_there(
     assert clock.slept_s in ([], [0.0])
 
 
-async def test_a_failed_call_keeps_its_reservation(
-    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
+@pytest.mark.parametrize(
+    ("status", "end"),
+    [
+        (400, "given back"),
+        (401, "given back"),
+        (429, "given back"),
+        (408, "given up"),
+        (500, "given up"),
+        (200, "given up"),
+    ],
+)
+async def test_a_failed_call_keeps_its_reservation_unless_it_was_refused(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any, status: int, end: str
 ) -> None:
-    server = await raw_server(reply(400, b"{}"))
+    server = await raw_server(reply(status, b"{}"))
     async with pipeline_to(server.url, limits=free_limits) as pipeline:
-        assert (await pipeline.run(chat_job())).error.code == "bad_request"
-    assert free_limits.settled == [None]
+        assert not (await pipeline.run(chat_job(max_attempts=1))).ok
+    assert free_limits.settled == [end]
+
+
+@pytest.mark.parametrize("fault", ["reset", "hang", "partial"])
+async def test_a_broken_call_keeps_its_reservation(
+    pipeline_to: Any, chat_job: Any, simulate: Any, free_limits: Any, fault: str
+) -> None:
+    simulator = await simulate(fault)
+    async with pipeline_to(simulator.url, limits=free_limits, **QUICK) as pipeline:
+        await pipeline.run(chat_job(max_attempts=1))
+    assert free_limits.settled == ["given up"]
 
 
 @pytest.mark.parametrize(
