@@ -103,7 +103,7 @@ class Http:
                     proxy=self._proxy(request.url),
                 )
                 try:
-                    body = await self._body(response)
+                    body = await self._body(response, request.answer_bytes)
                 except BaseException:
                     response.close()
                     raise
@@ -117,15 +117,16 @@ class Http:
             # An exception that its own frame holds waits for the garbage collector, with the prompt in it.
             del failure
 
-    async def _body(self, response: Response) -> bytes:
+    async def _body(self, response: Response, likely_bytes: int) -> bytes:
         if response.status >= 300:
             return await _error_body(response)
-        limit = self._settings.max_response_bytes
+        limit = max(self._settings.max_response_bytes, likely_bytes)
         body = await _read(response, limit)
         if len(body) > limit:
             raise Failure(
                 "too_large",
-                f"the provider's answer is larger than {limit:,} bytes; raise PROMPTMILL_HTTP__MAX_RESPONSE_BYTES",
+                f"the provider's answer is larger than {limit:,} bytes; raise PROMPTMILL_HTTP__MAX_RESPONSE_BYTES, "
+                "or ask for fewer answers in one job",
                 http_status=response.status,
                 suspected_payment=True,
             )

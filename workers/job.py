@@ -64,6 +64,8 @@ class PromptJob:
     body: dict[str, Any] = field(repr=False)
     options: Options = field(default_factory=Options)
     group: str | None = None
+    is_clients: bool = field(default=False, compare=False)
+    """Whether our client submitted it, which reads compressed results."""
 
 
 def parse(
@@ -87,7 +89,7 @@ def parse(
     prompt_field = _PROMPT_FIELD[kind]
     if not body.get(prompt_field):
         raise _refused(f"a {kind} job needs a `{prompt_field}` that is not empty")
-    return PromptJob(job_id, kind, model, body, _options(raw_options, now=now), group)
+    return PromptJob(job_id, kind, model, body, _options(raw_options, now=now), group, bool(args))
 
 
 def _from_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:

@@ -34,7 +34,8 @@ from .failures import Failure
 from .job import JobKind, PromptJob, parse
 from .limiter import MustPark, TooLargeForLimit, TooLate
 from .outages import Outages, Reason
-from .providers import CODECS, Answer, Codec, ProviderRequest
+from .providers import CODECS, Answer, Codec, ProviderRequest, RawResponse
+from .record_size import RecordSizes, check_answer
 from .retry import Decision, GiveUp, Retry, RetryPolicy
 
 if TYPE_CHECKING:
@@ -54,6 +55,12 @@ if TYPE_CHECKING:
 __all__ = ["Limits", "Parked", "Pipeline"]
 
 logger = logging.getLogger("promptmill.pipeline")
+
+SECRET_CHARS = 12
+"""A shorter key is no secret, and may be a word of an answer."""
+
+LARGE_BYTES = 1024 * 1024
+"""An answer from this size on is measured: it may not fit into a record, or the next of its kind may not."""
 
 LOOK_EVERY_S = 1.0
 """How often a job that waits for its provider looks whether another has reached it."""
@@ -112,6 +119,7 @@ class _Route:
     codec: Codec
     answered_by: str
     repeat_timeouts: bool
+    sizes: RecordSizes
 
 
 @dataclass(slots=True)
@@ -148,11 +156,13 @@ class Pipeline:
         rng: Random,
         park_after_s: float | None = None,
         patience_s: float = 3_600.0,
+        compresses: bool = True,
     ) -> None:
         """`now` gives epoch seconds by the clock that stamps `submitted_at`; `sleep` takes seconds.
 
         A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place. A job
-        without a deadline waits `patience_s` for a provider that can't be reached.
+        without a deadline waits `patience_s` for a provider that can't be reached. `compresses`: whether large results
+        of our client's jobs are stored compressed.
         """
         self._catalog = catalog
         self._http = http
@@ -164,6 +174,7 @@ class Pipeline:
         self._sleep = sleep
         self._rng = rng
         self._patience_s = patience_s
+        self._compresses = compresses
         self._outages = Outages()
         # `any_model` providers let jobs name what they like, hence the bound.
         self._route = lru_cache(maxsize=1_024)(self._find_route)
@@ -191,6 +202,8 @@ class Pipeline:
         trip = _Trip(job, self._now())
         try:
             route = self._route(job.model)
+            if job.kind == "embed":
+                route.sizes.check(route.codec.answer_size(job), compresses=self._is_compressed(job))
             answer = await self._in_time(trip, route)
         except Failure as failure:
             return _without_answer(trip, failure, self._now())
@@ -370,13 +383,26 @@ class Pipeline:
     async def _send(self, trip: _Trip, route: _Route, request: ProviderRequest, permit: Permit) -> Answer:
         raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
         permit.observe(raw.headers)
+        if permit.key is not None:
+            raw.body = _without(raw.body, permit.key.get_secret_value())
         try:
-            return route.codec.response(trip.job, raw, now=self._now())
+            return await self._read(trip.job, route, raw)
         except Failure as failure:
             failure.suspected_payment = 200 <= raw.status < 300
             if failure.code == "rate_limited":
                 permit.rate_limited(self._retry.bounded(failure.retry_after_s), raw.headers)
             raise
+
+    async def _read(self, job: PromptJob, route: _Route, raw: RawResponse) -> Answer:
+        answer = route.codec.response(job, raw, now=self._now())
+        if len(raw.body) >= LARGE_BYTES:
+            if job.kind == "embed":
+                route.sizes.learn(route.codec.answer_size(job), answer)
+            await check_answer(answer, len(raw.body), compresses=self._is_compressed(job))
+        return answer
+
+    def _is_compressed(self, job: PromptJob) -> bool:
+        return self._compresses and job.is_clients
 
     def _note(self, trip: _Trip, route: _Route, failure: Failure, started_at: float) -> None:
         attempt = Attempt(
@@ -425,7 +451,7 @@ class Pipeline:
         provider = self._catalog.provider(model)
         answered_by = f"{provider.name}/{model.upstream}"
         repeats = self._catalog.repeats_timeouts(model)
-        return _Route(model, provider, CODECS[provider.kind], answered_by, repeats)
+        return _Route(model, provider, CODECS[provider.kind], answered_by, repeats, RecordSizes())
 
 
 def _answered(trip: _Trip, route: _Route, answer: Answer, now: float) -> PromptResult:
@@ -509,6 +535,14 @@ def _count_cut(trip: _Trip) -> None:
     """The job's time was up in the middle of a call."""
     if trip.was_cut:
         counts.add("suspected_payments_total", "timeout")
+
+
+def _without(body: bytes, key: str) -> bytes:
+    """The body of an answer without the key, which gateways are known to echo: answers are stored, and shown."""
+    if len(key) < SECRET_CHARS:
+        return body  # such as "none", for a server that needs no key
+    secret = key.encode()
+    return body.replace(secret, b"[key]") if secret in body else body
 
 
 def _is_refusal(failure: Failure) -> bool:

@@ -90,6 +90,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             park_after_s=settings.limit.park_after_s,
             retry=_retry_policy(settings.retry),
             patience_s=settings.breaker.patience_s,
+            compresses=settings.result_compress_from_bytes > 0,
             now=clock,
             sleep=asyncio.sleep,
             rng=random.Random(),
