@@ -136,6 +136,7 @@ Currency = Annotated[str, AfterValidator(_currency)]
 Variable = Annotated[str, AfterValidator(_variable)]
 BaseUrl = Annotated[str, AfterValidator(_base_url)]
 Count = Annotated[int, Field(gt=0, strict=True)]
+Flag = Annotated[bool, Field(strict=True)]
 Seconds = Annotated[float, BeforeValidator(_not_a_bool), Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[Decimal, BeforeValidator(_not_a_bool), Field(ge=0, allow_inf_nan=False)]
 
@@ -204,9 +205,13 @@ class Price(_Table):
 
 
 class Timeout(_Table):
-    """How long one call may take: in all, to connect, and between two pieces of the answer."""
+    """How long one call may take: in all, to connect, and between two pieces of the answer.
 
-    total_s: Seconds = 120.0
+    A model that thinks is silent for minutes, and then sends the whole answer, so the wait for the first byte has no
+    limit but `total_s`.
+    """
+
+    total_s: Seconds = 600.0
     connect_s: Seconds = 10.0
     read_s: Seconds = 60.0
 
@@ -214,9 +219,10 @@ class Timeout(_Table):
 class Provider(_Table):
     """Who answers: the address, the names of the keys' environment variables, and the wire format.
 
-    `limits` hold for each of its models that states none, and so do `organisation_limits`, which all its keys have
-    together for one model. `profile = "fragile"` opens at most 10 connections and uses each for one call. `any_model`
-    passes on models that the catalogue does not name.
+    `limits` and `timeout` hold for each of its models that states none, and so do `organisation_limits`, which all its
+    keys have together for one model. `profile = "fragile"` opens at most 10 connections and uses each for one call.
+    `any_model` passes on models that the catalogue does not name. `repeat_timeouts` permits another call after one that
+    was sent whole and timed out, and so may be paid for.
     """
 
     name: Name
@@ -228,12 +234,15 @@ class Provider(_Table):
     any_model: bool = False
     limits: Limits = Limits()
     organisation_limits: OrganisationLimits | None = None
+    timeout: Timeout = Timeout()
+    repeat_timeouts: Flag = False
 
 
 class Model(_Table):
     """A model as jobs name it. `upstream` is the provider's own name for it.
 
-    `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's.
+    `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's, as it
+    does for `repeat_timeouts`.
     """
 
     name: Name
@@ -244,6 +253,7 @@ class Model(_Table):
     price: Price | None = None
     fallbacks: Annotated[tuple[Name, ...], AfterValidator(_all_different)] = ()
     timeout: Timeout = Timeout()
+    repeat_timeouts: Flag | None = None
 
     @model_validator(mode="before")
     @classmethod
@@ -269,6 +279,7 @@ _TEXTS = {
     "float_type": "must be a number",
     "float_parsing": "must be a number",
     "bool_parsing": "must be true or false",
+    "bool_type": "must be true or false",
     "string_too_short": "must not be empty",
     "missing": "is missing. A table stands in place of the preset of the same name, it does not add to it.",
 }
@@ -289,9 +300,9 @@ class Catalog(_Table):
 
     @field_validator("models")
     @classmethod
-    def _models_inherit_limits(cls, models: dict[str, Model], info: ValidationInfo) -> dict[str, Model]:
+    def _models_inherit(cls, models: dict[str, Model], info: ValidationInfo) -> dict[str, Model]:
         providers = info.data.get("providers", {})
-        return {alias: _with_limits(model, providers.get(model.provider)) for alias, model in models.items()}
+        return {alias: _with_providers(model, providers.get(model.provider)) for alias, model in models.items()}
 
     @model_validator(mode="after")
     def _names_lead_somewhere(self) -> Catalog:
@@ -312,6 +323,10 @@ class Catalog(_Table):
         """The provider that answers for this model."""
         return self.providers[model.provider]
 
+    def repeats_timeouts(self, model: Model) -> bool:
+        """Whether a call of this model that was sent and timed out is made again, if the job does not say."""
+        return self.provider(model).repeat_timeouts if model.repeat_timeouts is None else model.repeat_timeouts
+
     def aliases(self) -> list[str]:
         """The names that jobs may use, sorted; `*` is one of them if a provider takes any model."""
         return sorted([*self.models, *([ANY_MODEL] if self._provider_of_any() else [])])
@@ -323,7 +338,7 @@ class Catalog(_Table):
         provider = self._provider_of_any()
         if provider is None or not _is_name(alias):
             raise UnknownModel(_unknown_model(alias, self.models))
-        return Model(name=alias, provider=provider.name, limits=provider.limits)
+        return Model(name=alias, provider=provider.name, limits=provider.limits, timeout=provider.timeout)
 
 
 def load_catalog(path: Path | None = None) -> Catalog:
@@ -378,10 +393,13 @@ def _named(table: Any, name: str, *, section: str) -> Any:
     return {**table, "name": name}
 
 
-def _with_limits(model: Model, provider: Provider | None) -> Model:
-    if provider is None or "limits" in model.model_fields_set:
+def _with_providers(model: Model, provider: Provider | None) -> Model:
+    """The model with its provider's limits and time-out where it states none."""
+    if provider is None:
         return model
-    return model.model_copy(update={"limits": provider.limits})
+    inherited = {"limits": provider.limits, "timeout": provider.timeout}
+    missing = {name: value for name, value in inherited.items() if name not in model.model_fields_set}
+    return model.model_copy(update=missing) if missing else model
 
 
 def _rivals_for_any_model(providers: Mapping[str, Provider]) -> Iterator[str]:

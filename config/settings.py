@@ -34,6 +34,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from tasks.address import Address
 
 __all__ = [
+    "Breaker",
     "Http",
     "Limit",
     "Log",
@@ -113,9 +114,13 @@ _GROUP = ConfigDict(extra="forbid", hide_input_in_errors=True, str_strip_whitesp
 
 @dataclass(frozen=True, kw_only=True, config=_GROUP)
 class Retry:
-    """How a job is tried again. One counter of attempts serves every cause of failure."""
+    """How a job is tried again. One counter of attempts serves every cause of failure.
+
+    A job may ask for more than `max_attempts`, up to `attempts_cap`.
+    """
 
     max_attempts: Count = 4
+    attempts_cap: Count = 20
     base_s: Seconds = 1.0
     cap_s: Seconds = 60.0
 
@@ -125,6 +130,13 @@ class Retry:
         if cap_s < info.data.get("base_s", 0):
             raise ValueError("must not be below the base_s of the same group")
         return cap_s
+
+
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Breaker:
+    """What happens while a provider can't be reached: jobs wait, one without a deadline for `patience_s`."""
+
+    patience_s: Seconds = 3_600.0
 
 
 @dataclass(frozen=True, kw_only=True, config=_GROUP)
@@ -138,7 +150,7 @@ class Http:
 
     limit: CountOrZero = 0
     limit_per_host: CountOrZero = 0
-    ttl_dns_cache_s: CountOrZero = 300
+    ttl_dns_cache_s: CountOrZero = 30
     keepalive_s: SecondsOrZero = 30.0
     force_close: bool = False
     max_response_bytes: Count = 16 * 1024 * 1024
@@ -206,6 +218,7 @@ class Settings(BaseSettings):
     result_expires_s: Count = 86_400
     result_compress_from_bytes: CountOrZero = 32_768
     retry: Retry = Retry()
+    breaker: Breaker = Breaker()
     limit: Limit = Limit()
     http: Http = Http()
     log: Log = Log()

@@ -105,6 +105,7 @@ class PromptQueue:
         cache_ttl_s: float | None = None,
         max_attempts: int | None = None,
         fallbacks: Sequence[str] | None = None,
+        repeat_timeouts: bool | None = None,
         extra_body: Mapping[str, Any] | None = None,
         **body: Any,
     ) -> Job:
@@ -114,8 +115,9 @@ class PromptQueue:
         an answer this long after submission, the job expires. `delay_s`: not before this long after submission.
         `tenant`: whom limits, budgets and costs count for. `metadata`: any JSON, comes back in the result.
         `cache_ttl_s`: how long an answer may be reused. `max_attempts`: calls to providers, at most. `fallbacks`:
-        models to try when this one can't answer. All else goes to the provider untouched; `extra_body` is for
-        fields of the provider's that are named like ours (`metadata`).
+        models to try when this one can't answer. `repeat_timeouts`: whether a call that was sent and timed out, and so
+        may be paid for, is made again; None leaves it to the workers' catalogue. All else goes to the provider
+        untouched; `extra_body` is for fields of the provider's that are named like ours (`metadata`).
 
         Raises InvalidJob, UnknownModel, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks the
         event loop.
@@ -133,6 +135,7 @@ class PromptQueue:
             cache_ttl_s=cache_ttl_s,
             max_attempts=max_attempts,
             fallbacks=fallbacks,
+            repeat_timeouts=repeat_timeouts,
             extra_body=extra_body,
             **body,
         )

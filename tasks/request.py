@@ -74,6 +74,7 @@ def new_job(
     cache_ttl_s: float | None = None,
     max_attempts: int | None = None,
     fallbacks: list[str] | tuple[str, ...] | None = None,
+    repeat_timeouts: bool | None = None,
     extra_body: Mapping[str, Any] | None = None,
     **body: Any,
 ) -> NewJob:
@@ -89,6 +90,7 @@ def new_job(
         cache_ttl_s=_check_seconds("cache_ttl_s", cache_ttl_s, least=0.0),
         max_attempts=_check_attempts(max_attempts),
         fallbacks=_check_fallbacks(fallbacks),
+        repeat_timeouts=_check_flag("repeat_timeouts", repeat_timeouts),
     )
     body_json = _body_json(model, messages, input, body, extra_body)
     return NewJob(
@@ -223,6 +225,12 @@ def _check_attempts(max_attempts: object) -> int | None:
     if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
         raise InvalidJob("max_attempts: must be a whole number, 1 or more")
     return max_attempts
+
+
+def _check_flag(name: str, value: object) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    raise InvalidJob(f"{name}: must be True or False, not {_type(value)}")
 
 
 def _check_fallbacks(fallbacks: object) -> list[str] | None:

@@ -30,7 +30,8 @@ class Attempt:
     """One call to a provider that brought no answer.
 
     `at` is in seconds since the epoch, `duration_s` and `retry_after_s` (what the provider asked us to wait)
-    in seconds.
+    in seconds. `suspected_payment`: the request had been sent whole, or a part of an answer had come, so the
+    provider may charge for it.
     """
 
     code: ErrorCode
@@ -41,6 +42,7 @@ class Attempt:
     at: float = 0.0
     duration_s: float = 0.0
     retry_after_s: float | None = None
+    suspected_payment: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,7 @@ class PromptResult:
     (a tool call, an embedding). `queued_s` runs from submission to the first start, `duration_s` from there to
     the end, both in seconds. `attempts` counts calls to providers. `cost_usd` is None where the price is
     unknown, never 0. `failed_attempts` are the calls that brought no answer, of a job that succeeded too.
+    `suspected_double_payment`: one of them may have been paid for and was repeated, or the job's worker was lost.
     """
 
     id: str

@@ -34,7 +34,7 @@ COUNTERS: Final[tuple[Event, ...]] = (
         "suspected_payments_total",
         "Calls that may have been paid for without an answer, by what ended them.",
         "cause",
-        ("timeout", "connection", "worker_lost", "redis_lost"),
+        ("timeout", "connection", "bad_response", "worker_lost", "redis_lost"),
     ),
     Event(
         "stray_leases_total",

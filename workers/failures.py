@@ -19,6 +19,8 @@ from aiohttp import client_exceptions, http_exceptions
 if TYPE_CHECKING:
     from tasks.errors import ErrorCode
 
+    from .exchange import Stage
+
 __all__ = ["FOREIGN", "Failure", "translate"]
 
 
@@ -26,7 +28,8 @@ class Failure(Exception):
     """One named failure of a job or of one of its attempts.
 
     `retryable` says whether the same request may succeed later; `retry_after_s` is what the provider asked us
-    to wait, in seconds; `provider_body` is its own text, already cut.
+    to wait, in seconds; `provider_body` is its own text, already cut. `suspected_payment`: the request had been sent
+    whole when the call ended without an answer. `unreachable`: no connection to the provider came to stand.
     """
 
     def __init__(
@@ -39,6 +42,8 @@ class Failure(Exception):
         retry_after_s: float | None = None,
         provider_body: str | None = None,
         request_id: str | None = None,
+        suspected_payment: bool = False,
+        unreachable: bool = False,
     ) -> None:
         super().__init__(message)
         self.code: ErrorCode = code
@@ -48,6 +53,8 @@ class Failure(Exception):
         self.retry_after_s = retry_after_s
         self.provider_body = provider_body
         self.request_id = request_id
+        self.suspected_payment = suspected_payment
+        self.unreachable = unreachable
 
     def hide(self, secret: str) -> None:
         """Strike `secret` from every text: gateways are known to echo the key that they refuse."""
@@ -64,9 +71,10 @@ class _Meaning:
     code: ErrorCode
     text: str
     retryable: bool = True
+    unreachable: bool = False
 
 
-_CONNECT = _Meaning("connection", "can't connect to the provider")
+_CONNECT = _Meaning("connection", "can't connect to the provider", unreachable=True)
 _BROKEN = _Meaning("connection", "the connection to the provider broke before the answer was complete")
 _TLS = _Meaning("connection", "TLS with the provider failed")
 _SLOW = _Meaning("timeout", "the provider did not answer within the model's time-out")
@@ -82,8 +90,12 @@ _MEANINGS: dict[type[BaseException], _Meaning] = {
     client_exceptions.ClientConnectionResetError: _BROKEN,
     client_exceptions.ClientOSError: _BROKEN,
     client_exceptions.ClientConnectorError: _CONNECT,
-    client_exceptions.ClientConnectorDNSError: _Meaning("connection", "the provider's host name is unknown"),
-    client_exceptions.ClientProxyConnectionError: _Meaning("connection", "can't connect to the HTTP proxy"),
+    client_exceptions.ClientConnectorDNSError: _Meaning(
+        "connection", "the provider's host name is unknown", unreachable=True
+    ),
+    client_exceptions.ClientProxyConnectionError: _Meaning(
+        "connection", "can't connect to the HTTP proxy", unreachable=True
+    ),
     client_exceptions.ClientSSLError: _TLS,
     client_exceptions.ClientConnectorSSLError: _TLS,
     client_exceptions.ClientConnectorCertificateError: _Meaning(
@@ -98,10 +110,10 @@ _MEANINGS: dict[type[BaseException], _Meaning] = {
     client_exceptions.ServerFingerprintMismatch: _TLS,
     client_exceptions.ServerTimeoutError: _SLOW,
     client_exceptions.ConnectionTimeoutError: _Meaning(
-        "timeout", "no connection to the provider within the model's connect time-out"
+        "timeout", "no connection to the provider within the model's connect time-out", unreachable=True
     ),
     client_exceptions.SocketTimeoutError: _Meaning(
-        "timeout", "the provider sent nothing for longer than the model's read time-out"
+        "timeout", "the provider stopped in the middle of its answer for longer than the model's read time-out"
     ),
     client_exceptions.ClientResponseError: _GARBLED,
     client_exceptions.ClientHttpProxyError: _PROXY,
@@ -127,13 +139,22 @@ FOREIGN: tuple[type[BaseException], ...] = tuple(_MEANINGS)
 """What the HTTP border catches: every class that has a meaning here."""
 
 
-def translate(error: BaseException) -> Failure:
-    """The named failure that a foreign exception means. Raise it outside the `except` block: the foreign
-    exception holds the request's headers, and must not ride along as `__context__`."""
+def translate(error: BaseException, *, stage: Stage = "connecting") -> Failure:
+    """The named failure that a foreign exception means; `stage` is how far the request had come.
+
+    Raise it outside the `except` block: the foreign exception holds the request's headers, and must not ride along as
+    `__context__`.
+    """
     meaning = next(_MEANINGS[cls] for cls in type(error).__mro__ if cls in _MEANINGS)
     detail = _harmless_detail(error)
     text = f"{meaning.text} ({detail})" if detail else meaning.text
-    return Failure(meaning.code, text, retryable=meaning.retryable)
+    return Failure(
+        meaning.code,
+        text,
+        retryable=meaning.retryable,
+        suspected_payment=stage == "sent",
+        unreachable=meaning.unreachable,
+    )
 
 
 def _harmless_detail(error: BaseException) -> str:

@@ -20,7 +20,7 @@ from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
 
-from .exchange import Exchanges, Response
+from .exchange import Exchanges, Response, reuse_traces, watched_socket
 from .failures import FOREIGN, Failure, translate
 from .providers import ProviderRequest, RawResponse
 from .timeouts import Timeouts
@@ -100,26 +100,26 @@ class Http:
 
     async def _post(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> RawResponse:
         limit = self._timeouts.after(timeout.total_s)
+        most = max(self._settings.max_response_bytes, request.answer_bytes)
         try:
             with limit:
                 response = await lane.exchanges.post(
-                    request.url,
-                    request.headers,
-                    request.body,
-                    connect_s=timeout.connect_s,
+                    request,
+                    # So that it is the first to pass: what can't be reached is not a call that took too long.
+                    connect_s=min(timeout.connect_s, timeout.total_s / 2),
                     read_s=timeout.read_s,
                     proxy=self._proxy(request.url),
                 )
                 try:
-                    body = await self._beginning(response)
+                    body = await self._beginning(response, most)
                 except BaseException:
                     response.close()
                     raise
             if response.at_eof() or response.status >= 300:
                 return RawResponse(response.status, response.headers, body)
-            return await self._large(response, body, limit.expires_at - asyncio.get_running_loop().time())
+            return await self._large(response, body, limit.expires_at - asyncio.get_running_loop().time(), most)
         except FOREIGN as error:
-            failure = translate(error)
+            failure = translate(error, stage=request.stage)
         try:
             # Outside of `except`, so that the foreign exception does not ride along.
             raise failure
@@ -127,50 +127,24 @@ class Http:
             # An exception that its own frame holds waits for the garbage collector, with the prompt in it.
             del failure
 
-    async def _beginning(self, response: Response) -> bytes:
+    async def _beginning(self, response: Response, most: int) -> bytes:
         """All of a small answer, or what there is of an error's body; of a large answer the first part."""
         if response.status >= 300:
             return await _error_body(response)
-        body = await _read(response, min(UNCOUNTED_BYTES, self._settings.max_response_bytes))
-        self._check_size(response, body)
+        body = await _read(response, min(UNCOUNTED_BYTES, most))
+        _check_size(response, body, most)
         return body
 
-    async def _large(self, response: Response, beginning: bytes, left_s: float) -> RawResponse:
+    async def _large(self, response: Response, beginning: bytes, left_s: float, most: int) -> RawResponse:
         share = self._unstored.open()
         try:
-            body = await self._rest(response, beginning, share, left_s)
-            self._check_size(response, body)
+            body = await _rest(response, beginning, share, left_s, most)
+            _check_size(response, body, most)
         except BaseException:
             response.close()
             raise
         await self._unstored.turn()
         return RawResponse(response.status, response.headers, body, held=share)
-
-    def _check_size(self, response: Response, body: bytes) -> None:
-        limit = self._settings.max_response_bytes
-        if len(body) > limit:
-            raise Failure(
-                "too_large",
-                f"the provider's answer is larger than {limit:,} bytes; raise PROMPTMILL_HTTP__MAX_RESPONSE_BYTES",
-                http_status=response.status,
-            )
-
-    async def _rest(self, response: Response, beginning: bytes, share: Share, left_s: float) -> bytes:
-        loop = asyncio.get_running_loop()
-        chunks, size, limit = [beginning], len(beginning), self._settings.max_response_bytes
-        room = _stated_length(response) or FIRST_SHARE_BYTES
-        while size <= limit:
-            await share.grow(min(room, limit))  # the provider's time does not run: it is we who don't read
-            began_at = loop.time()
-            async with asyncio.timeout(left_s):
-                while size <= min(room, limit) and (chunk := await response.read_some()):
-                    chunks.append(chunk)
-                    size += len(chunk)
-            if response.at_eof():
-                break
-            left_s -= loop.time() - began_at
-            room *= 2
-        return b"".join(chunks)
 
     def _proxy(self, url: str) -> str | None:
         if self._settings.proxy is not None or not self._settings.trust_env:
@@ -187,6 +161,7 @@ class Http:
             ttl_dns_cache=self._settings.ttl_dns_cache_s,
             force_close=force_close,
             ssl=tls,
+            socket_factory=watched_socket,
             **reuse,
         )
         session = aiohttp.ClientSession(
@@ -195,6 +170,7 @@ class Http:
             max_line_size=self._settings.max_header_bytes,
             max_field_size=self._settings.max_header_bytes,
             headers={"User-Agent": "promptmill"},
+            trace_configs=reuse_traces(),
         )
         exchanges = Exchanges(session, max_header_bytes=self._settings.max_header_bytes)
         return _Lane(session, exchanges, asyncio.Semaphore(limit) if limit else None)
@@ -211,6 +187,36 @@ async def _read(response: Response, limit: int) -> bytes:
         chunks.append(chunk)
         size += len(chunk)
     return b"".join(chunks)
+
+
+async def _rest(response: Response, beginning: bytes, share: Share, left_s: float, most: int) -> bytes:
+    """The whole body. More than `most` of it where it is larger, and the rest is left unread."""
+    loop = asyncio.get_running_loop()
+    chunks, size = [beginning], len(beginning)
+    room = _stated_length(response) or FIRST_SHARE_BYTES
+    while size <= most:
+        await share.grow(min(room, most))  # the provider's time does not run: it is we who don't read
+        began_at = loop.time()
+        async with asyncio.timeout(left_s):
+            while size <= min(room, most) and (chunk := await response.read_some()):
+                chunks.append(chunk)
+                size += len(chunk)
+        if response.at_eof():
+            break
+        left_s -= loop.time() - began_at
+        room *= 2
+    return b"".join(chunks)
+
+
+def _check_size(response: Response, body: bytes, most: int) -> None:
+    if len(body) > most:
+        raise Failure(
+            "too_large",
+            f"the provider's answer is larger than {most:,} bytes; raise PROMPTMILL_HTTP__MAX_RESPONSE_BYTES, or ask "
+            "for fewer answers in one job",
+            http_status=response.status,
+            suspected_payment=True,
+        )
 
 
 def _stated_length(response: Response) -> int | None:

@@ -50,6 +50,7 @@ class Options:
     cache_ttl_s: float | None = None
     max_attempts: int | None = None
     fallbacks: tuple[str, ...] = ()
+    repeat_timeouts: bool | None = None
     submitted_at: float | None = None
 
 
@@ -63,6 +64,8 @@ class PromptJob:
     body: dict[str, Any] = field(repr=False)
     options: Options = field(default_factory=Options)
     group: str | None = None
+    is_clients: bool = field(default=False, compare=False)
+    """Whether our client submitted it, which reads compressed results."""
 
 
 def parse(
@@ -86,7 +89,7 @@ def parse(
     prompt_field = _PROMPT_FIELD[kind]
     if not body.get(prompt_field):
         raise _refused(f"a {kind} job needs a `{prompt_field}` that is not empty")
-    return PromptJob(job_id, kind, model, body, _options(raw_options, now=now), group)
+    return PromptJob(job_id, kind, model, body, _options(raw_options, now=now), group, bool(args))
 
 
 def _from_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -224,6 +227,12 @@ def _max_attempts(name: str, value: Any) -> int:
     raise _refused(f"`promptmill.{name}` must be a whole number of at least 1")
 
 
+def _flag(name: str, value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    raise _refused(f"`promptmill.{name}` must be true or false")
+
+
 def _fallbacks(name: str, value: Any) -> tuple[str, ...]:
     if isinstance(value, list | tuple) and all(isinstance(model, str) and model for model in value):
         return tuple(value)
@@ -238,6 +247,7 @@ _READERS: dict[str, Callable[[str, Any], Any]] = {
     "cache_ttl_s": _number,
     "max_attempts": _max_attempts,
     "fallbacks": _fallbacks,
+    "repeat_timeouts": _flag,
     "submitted_at": _number,
 }
 

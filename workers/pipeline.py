@@ -22,16 +22,20 @@ import traceback
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urlsplit
 
 from celery.exceptions import SoftTimeLimitExceeded
 
 from config.catalog import UnknownModel
 from tasks.results import Attempt, JobError, PromptResult, Status, Usage
 
+from .counts import counts
 from .failures import Failure
 from .job import JobKind, PromptJob, parse
 from .limiter import MustPark, TooLargeForLimit, TooLate
-from .providers import CODECS, Answer, Codec, ProviderRequest
+from .outages import Outages, Reason
+from .providers import CODECS, Answer, Codec, ProviderRequest, RawResponse
+from .record_size import RecordSizes, check_answer
 from .retry import Decision, GiveUp, Retry, RetryPolicy
 
 if TYPE_CHECKING:
@@ -45,11 +49,24 @@ if TYPE_CHECKING:
     from .http import Http
     from .limiter import Cost, Permit
     from .limiter.line import Priority
+    from .outages import Outage
     from .providers.keyring import KeyRing
 
 __all__ = ["Limits", "Parked", "Pipeline"]
 
 logger = logging.getLogger("promptmill.pipeline")
+
+SECRET_CHARS = 12
+"""A shorter key is no secret, and may be a word of an answer."""
+
+LARGE_BYTES = 1024 * 1024
+"""An answer from this size on is measured: it may not fit into a record, or the next of its kind may not."""
+
+LOOK_EVERY_S = 1.0
+"""How often a job that waits for its provider looks whether another has reached it."""
+
+RETURN_GAP_S = 0.001
+"""Between the returns of the jobs that were parked because their provider can't be reached."""
 
 
 class Limits(Protocol):
@@ -101,6 +118,8 @@ class _Route:
     provider: Provider
     codec: Codec
     answered_by: str
+    repeat_timeouts: bool
+    sizes: RecordSizes
 
 
 @dataclass(slots=True)
@@ -111,6 +130,14 @@ class _Trip:
     started_at: float
     attempts: int = 0
     failed: list[Attempt] = field(default_factory=list)
+    may_be_paid: bool = False
+    """A call that brought no answer may have been paid for."""
+    paid_twice: bool = False
+    """So it is suspected, for another call followed."""
+    was_cut: bool = False
+    """The call under way was stopped after it had been sent."""
+    unreached: Reason | None = None
+    """Why it waits for its provider."""
     held: list[object] | None = None
     """Gets what must be held until a large answer is stored."""
 
@@ -130,10 +157,14 @@ class Pipeline:
         sleep: Callable[[float], Awaitable[object]],
         rng: Random,
         park_after_s: float | None = None,
+        patience_s: float = 3_600.0,
+        compresses: bool = True,
     ) -> None:
         """`now` gives epoch seconds by the clock that stamps `submitted_at`; `sleep` takes seconds.
 
-        A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place.
+        A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place. A job
+        without a deadline waits `patience_s` for a provider that can't be reached. `compresses`: whether large results
+        of our client's jobs are stored compressed.
         """
         self._catalog = catalog
         self._http = http
@@ -144,6 +175,9 @@ class Pipeline:
         self._now = now
         self._sleep = sleep
         self._rng = rng
+        self._patience_s = patience_s
+        self._compresses = compresses
+        self._outages = Outages()
         # `any_model` providers let jobs name what they like, hence the bound.
         self._route = lru_cache(maxsize=1_024)(self._find_route)
 
@@ -174,10 +208,13 @@ class Pipeline:
         trip = _Trip(job, self._now(), held=held)
         try:
             route = self._route(job.model)
+            if job.kind == "embed":
+                route.sizes.check(route.codec.answer_size(job), compresses=self._is_compressed(job))
             answer = await self._in_time(trip, route)
         except Failure as failure:
             return _without_answer(trip, failure, self._now())
         except SoftTimeLimitExceeded:
+            _count_cut(trip)
             late = Failure("timeout", "the task's soft time limit passed before there was an answer")
             return _without_answer(trip, late, self._now())
         except Parked:
@@ -199,26 +236,38 @@ class Pipeline:
         except TimeoutError:
             if not limit.expired():
                 raise
+        if trip.unreached is not None and not trip.was_cut:
+            raise _out_of_reach(trip.unreached)
+        _count_cut(trip)
         raise Failure("expired", f"the job's deadline passed in the middle of attempt {trip.attempts}")
 
     async def _attempts(self, trip: _Trip, route: _Route) -> Answer:
         while True:
+            outage = await self._await_reach(trip, route) if self._outages else None
             try:
                 return await self._attempt(trip, route)
             except Failure as failure:
-                match self._decide(trip, failure):
+                if failure.unreachable:
+                    continue  # it was no attempt, and the wait for its provider is above
+                match self._decide(trip, route, failure):
                     case Retry() if failure.code == "rate_limited":
                         pause_s = 0.0  # the limiter makes everybody wait, and this job in its turn
                     case Retry(after_s):
                         pause_s = after_s
                     case GiveUp("deadline"):
                         raise _no_time_left(failure) from None
+                    case GiveUp("payment"):
+                        raise _not_repeated(failure) from None
                     case GiveUp():
                         raise
+            finally:
+                if outage is not None:
+                    outage.release()
             await self._sleep(pause_s)
 
-    def _decide(self, trip: _Trip, failure: Failure) -> Decision:
+    def _decide(self, trip: _Trip, route: _Route, failure: Failure) -> Decision:
         options = trip.job.options
+        asked = options.repeat_timeouts
         return self._retry.decide(
             failure,
             attempt=trip.attempts,
@@ -226,7 +275,40 @@ class Pipeline:
             now=self._now(),
             deadline_at=options.deadline_at,
             rng=self._rng,
+            repeat_timeouts=route.repeat_timeouts if asked is None else asked,
         )
+
+    async def _await_reach(self, trip: _Trip, route: _Route) -> Outage | None:
+        """Wait while the provider can't be reached.
+
+        The outage, if this job is the one to try again: `release` it afterwards. None: it is over. Raises `Parked`, and
+        `Failure` where there is no point in waiting longer.
+        """
+        options = trip.job.options
+        while (outage := self._outages.of(route.provider.name)) is not None:
+            now = self._now()
+            if outage.is_over:
+                self._note_reached(route, began_at=now)
+                break
+            if options.deadline_at is not None and now >= options.deadline_at:
+                raise _out_of_reach(outage.reason)
+            if outage.claim(now):
+                return outage
+            trip.unreached = outage.reason
+            waited_s = now - max(outage.since, options.submitted_at or 0.0)
+            if options.deadline_at is None and waited_s >= self._patience_s:
+                raise _patience_over(outage.reason, self._patience_s)
+            self._park_if_far(trip, outage, now)
+            await self._sleep(min(LOOK_EVERY_S, max(outage.until, outage.probing_until) - now))
+        trip.unreached = None
+        return None
+
+    def _park_if_far(self, trip: _Trip, outage: Outage, now: float) -> None:
+        if self._park_after_s is None or trip.attempts or outage.until - now <= self._park_after_s:
+            return
+        deadline_at = trip.job.options.deadline_at
+        if deadline_at is None or deadline_at > outage.until:
+            raise Parked(outage.until, "the provider can't be reached", gap_s=RETURN_GAP_S)
 
     async def _attempt(self, trip: _Trip, route: _Route) -> Answer:
         options, keys = trip.job.options, self._keys.of(route.provider)
@@ -236,8 +318,12 @@ class Pipeline:
         try:
             answer = await self._call(trip, route, permit)
             permit.settle(answer.usage)
+        except Failure as failure:
+            if failure.unreachable or _is_refusal(failure):
+                permit.give_back()
+            raise
         finally:
-            permit.settle()  # what brought no answer may have cost what was reserved
+            permit.give_up()
         return answer
 
     async def _admit(self, trip: _Trip, route: _Route, keys: Sequence[SecretStr | None]) -> Permit:
@@ -273,30 +359,59 @@ class Pipeline:
         request = route.codec.request(trip.job, model=route.model, provider=route.provider, key=key)
         started_at = self._now()
         trip.attempts += 1
+        if self._outages:
+            self._watch(route, request)
         try:
-            return await self._send(trip, route, request, permit)
+            answer = await self._send(trip, route, request, permit)
         except Failure as failure:
             if key is not None:
                 failure.hide(key.get_secret_value())
+            if failure.unreachable:
+                trip.attempts -= 1  # nothing was sent, so it was none
+                self._note_unreached(trip, route, failure, started_at)
+                raise
+            self._note_reached(route, began_at=started_at)
             self._note(trip, route, failure, started_at)
+            if failure.suspected_payment:
+                counts.add("suspected_payments_total", _cause(failure))
             raise
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, SoftTimeLimitExceeded):
             # The job's deadline, or somebody's cancel; the history is only read in the first case.
-            self._note(trip, route, Failure("timeout", "stopped before there was an answer"), started_at)
+            trip.was_cut = request.stage == "sent"
+            stopped = Failure("timeout", "stopped before there was an answer", suspected_payment=trip.was_cut)
+            self._note(trip, route, stopped, started_at)
             raise
+        if self._outages:
+            self._note_reached(route, began_at=started_at)
+        trip.paid_twice = trip.may_be_paid
+        return answer
 
     async def _send(self, trip: _Trip, route: _Route, request: ProviderRequest, permit: Permit) -> Answer:
         raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
         permit.observe(raw.headers)
+        if permit.key is not None:
+            raw.body = _without(raw.body, permit.key.get_secret_value())
         try:
-            answer = route.codec.response(trip.job, raw, now=self._now())
+            answer = await self._read(trip.job, route, raw)
         except Failure as failure:
+            failure.suspected_payment = 200 <= raw.status < 300
             if failure.code == "rate_limited":
                 permit.rate_limited(self._retry.bounded(failure.retry_after_s), raw.headers)
             raise
         if trip.held is not None and raw.held is not None:
             trip.held.append(raw.held)
         return answer
+
+    async def _read(self, job: PromptJob, route: _Route, raw: RawResponse) -> Answer:
+        answer = route.codec.response(job, raw, now=self._now())
+        if len(raw.body) >= LARGE_BYTES:
+            if job.kind == "embed":
+                route.sizes.learn(route.codec.answer_size(job), answer)
+            await check_answer(answer, len(raw.body), compresses=self._is_compressed(job))
+        return answer
+
+    def _is_compressed(self, job: PromptJob) -> bool:
+        return self._compresses and job.is_clients
 
     def _note(self, trip: _Trip, route: _Route, failure: Failure, started_at: float) -> None:
         attempt = Attempt(
@@ -308,8 +423,34 @@ class Pipeline:
             at=started_at,
             duration_s=self._now() - started_at,
             retry_after_s=failure.retry_after_s,
+            suspected_payment=failure.suspected_payment,
         )
         trip.failed.append(attempt)
+        trip.unreached = None
+        trip.paid_twice = trip.may_be_paid
+        trip.may_be_paid = trip.may_be_paid or failure.suspected_payment
+
+    def _watch(self, route: _Route, request: ProviderRequest) -> None:
+        """Whether this call gets a connection, those that wait for the provider want to know."""
+        if (outage := self._outages.of(route.provider.name)) is not None:
+            outage.probe = request
+
+    def _note_unreached(self, trip: _Trip, route: _Route, failure: Failure, began_at: float) -> None:
+        trip.unreached = Reason(failure.code, failure.message)
+        outage = self._outages.failed(route.provider.name, trip.unreached, began_at=began_at, now=self._now())
+        if outage is not None:
+            logger.warning(
+                "Provider %s (%s) can't be reached (%s); its jobs wait, and one tries again in %g s",
+                route.provider.name,
+                urlsplit(route.provider.base_url).netloc,
+                failure.message,
+                outage.pause_s,
+            )
+
+    def _note_reached(self, route: _Route, *, began_at: float) -> None:
+        outage = self._outages.reached(route.provider.name, began_at=began_at)
+        if outage is not None:
+            logger.info("Provider %s is reached again, after %.0f s", route.provider.name, self._now() - outage.since)
 
     def _find_route(self, alias: str) -> _Route:
         try:
@@ -317,7 +458,9 @@ class Pipeline:
         except UnknownModel as unknown:
             raise Failure("not_found", str(unknown)) from None
         provider = self._catalog.provider(model)
-        return _Route(model, provider, CODECS[provider.kind], f"{provider.name}/{model.upstream}")
+        answered_by = f"{provider.name}/{model.upstream}"
+        repeats = self._catalog.repeats_timeouts(model)
+        return _Route(model, provider, CODECS[provider.kind], answered_by, repeats, RecordSizes())
 
 
 def _answered(trip: _Trip, route: _Route, answer: Answer, now: float) -> PromptResult:
@@ -333,6 +476,7 @@ def _answered(trip: _Trip, route: _Route, answer: Answer, now: float) -> PromptR
         attempts=trip.attempts,
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
+        suspected_double_payment=trip.paid_twice,
         metadata=trip.job.options.metadata,
         failed_attempts=tuple(trip.failed),
     )
@@ -348,6 +492,7 @@ def _without_answer(trip: _Trip, failure: Failure, now: float) -> PromptResult:
         attempts=trip.attempts,
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
+        suspected_double_payment=trip.paid_twice,
         metadata=trip.job.options.metadata,
         error=JobError(
             code=failure.code,
@@ -368,6 +513,54 @@ def _no_time_left(last: Failure) -> Failure:
         http_status=last.http_status,
         provider_body=last.provider_body,
     )
+
+
+def _not_repeated(timeout: Failure) -> Failure:
+    return Failure(
+        "timeout",
+        f"{timeout.message}; the call may have been paid for, so it was not repeated: raise the model's `timeout` in "
+        "the catalogue, or set `repeat_timeouts` (provider, model or job) to have such calls repeated",
+        http_status=timeout.http_status,
+        retryable=True,
+        suspected_payment=True,
+    )
+
+
+def _out_of_reach(last: Reason) -> Failure:
+    return Failure(
+        "expired", f"the job's deadline passed while its provider could not be reached; the last: {last.message}"
+    )
+
+
+def _patience_over(last: Reason, patience_s: float) -> Failure:
+    return Failure(
+        last.code,
+        f"{last.message}; the job waited for {patience_s:g} s (PROMPTMILL_BREAKER__PATIENCE_S)",
+        retryable=True,
+    )
+
+
+def _count_cut(trip: _Trip) -> None:
+    """The job's time was up in the middle of a call."""
+    if trip.was_cut:
+        counts.add("suspected_payments_total", "timeout")
+
+
+def _without(body: bytes, key: str) -> bytes:
+    """The body of an answer without the key, which gateways are known to echo: answers are stored, and shown."""
+    if len(key) < SECRET_CHARS:
+        return body  # such as "none", for a server that needs no key
+    secret = key.encode()
+    return body.replace(secret, b"[key]") if secret in body else body
+
+
+def _is_refusal(failure: Failure) -> bool:
+    """Whether the provider refused the request before a model saw it. 408 may say that the model was too slow."""
+    return failure.http_status is not None and 400 <= failure.http_status < 500 and failure.http_status != 408
+
+
+def _cause(failure: Failure) -> str:
+    return failure.code if failure.code in {"timeout", "connection"} else "bad_response"
 
 
 def _cost_usd(model: Model, usage: Usage | None) -> float | None:

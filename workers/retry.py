@@ -36,9 +36,12 @@ class Retry:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """Do not try again. `deadline`: there would be time for more attempts if the job had more time."""
+    """Do not try again. `deadline`: there would be time for more attempts if the job had more time.
 
-    reason: Literal["fatal", "attempts", "deadline"]
+    `payment`: the call timed out after it was sent, and nobody has permitted to pay for it again.
+    """
+
+    reason: Literal["fatal", "payment", "attempts", "deadline"]
 
 
 Decision = Retry | GiveUp
@@ -46,9 +49,13 @@ Decision = Retry | GiveUp
 
 @dataclass(frozen=True, slots=True)
 class RetryPolicy:
-    """How often and how patiently a job is tried; `max_attempts` counts the first attempt too."""
+    """How often and how patiently a job is tried; `max_attempts` counts the first attempt too.
+
+    A job that asks for more attempts than `attempts_cap` gets that many.
+    """
 
     max_attempts: int = 4
+    attempts_cap: int = 20
     base_s: float = 1.0
     cap_s: float = 60.0
 
@@ -61,16 +68,23 @@ class RetryPolicy:
         deadline_at: float | None,
         rng: Random,
         max_attempts: int | None = None,
+        repeat_timeouts: bool = False,
     ) -> Decision:
         """What follows the `attempt`-th failed attempt, counted from 1. `now` and `deadline_at`: epoch seconds."""
         if not failure.retryable:
             return GiveUp("fatal")
-        if attempt >= (max_attempts or self.max_attempts):
+        if failure.code == "timeout" and failure.suspected_payment and not repeat_timeouts:
+            return GiveUp("payment")
+        if attempt >= self.attempts(max_attempts):
             return GiveUp("attempts")
         after_s = self._wait_s(failure.retry_after_s or 0.0, attempt=attempt, rng=rng)
         if deadline_at is not None and now + after_s >= deadline_at:
             return GiveUp("deadline")
         return Retry(after_s)
+
+    def attempts(self, asked: int | None) -> int:
+        """How many attempts a job has that asks for so many."""
+        return self.max_attempts if asked is None else min(asked, max(self.attempts_cap, self.max_attempts))
 
     def bounded(self, asked_s: float | None) -> float | None:
         """What the provider asked us to wait, as long as we are willing to; None where it asked for nothing."""

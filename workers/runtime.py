@@ -89,6 +89,8 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             limits=limits,
             park_after_s=settings.limit.park_after_s,
             retry=_retry_policy(settings.retry),
+            patience_s=settings.breaker.patience_s,
+            compresses=settings.result_compress_from_bytes > 0,
             now=clock,
             sleep=asyncio.sleep,
             rng=random.Random(),
@@ -201,4 +203,6 @@ def _warn_without_keys(catalog: Catalog, ring: KeyRing) -> None:
 
 
 def _retry_policy(retry: Retry) -> RetryPolicy:
-    return RetryPolicy(max_attempts=retry.max_attempts, base_s=retry.base_s, cap_s=retry.cap_s)
+    return RetryPolicy(
+        max_attempts=retry.max_attempts, attempts_cap=retry.attempts_cap, base_s=retry.base_s, cap_s=retry.cap_s
+    )

@@ -70,6 +70,8 @@ def nested(levels: int) -> Any:
         ({"max_attempts": 2.5}, "max_attempts:"),
         ({"fallbacks": "gpt-4o"}, "fallbacks:"),
         ({"fallbacks": [""]}, "fallbacks:"),
+        ({"repeat_timeouts": "no"}, "repeat_timeouts:"),
+        ({"repeat_timeouts": 1}, "repeat_timeouts:"),
         ({"tenant": 5}, "tenant:"),
         ({"id": ""}, "id:"),
         ({"id": "two words"}, "id:"),
@@ -129,6 +131,7 @@ def test_options_travel_only_when_given() -> None:
         "cache_ttl_s": 0,
         "max_attempts": 2,
         "fallbacks": ["b"],
+        "repeat_timeouts": False,
     }
     assert json.loads(job(**options).text(submitted_at=2.25))["promptmill"] == {"submitted_at": 2.25} | options
     assert json.loads(job().text(submitted_at=2.25))["promptmill"] == {"submitted_at": 2.25}

@@ -145,6 +145,23 @@ def test_any_model_takes_names_that_the_catalogue_lacks(load_text: Load) -> None
     assert "*" in catalog.aliases()
 
 
+def test_a_providers_time_out_holds_for_its_models_that_state_none(load_text: Load) -> None:
+    catalog = load_text(
+        LOCAL
+        + "any_model = true\ntimeout = { total_s = 900 }\nrepeat_timeouts = true\n"
+        + '[models.own]\nprovider = "local"\ntimeout = { read_s = 5 }\nrepeat_timeouts = false\n'
+        + '[models.none]\nprovider = "local"\n'
+    )
+    assert catalog.model("own").timeout == Timeout(total_s=600, connect_s=10, read_s=5)
+    assert catalog.model("none").timeout == catalog.model("of-any").timeout == Timeout(total_s=900)
+    permitted = [catalog.repeats_timeouts(catalog.model(alias)) for alias in ("own", "none", "of-any")]
+    assert permitted == [False, True, True]
+
+
+def test_models_have_time_to_think() -> None:
+    assert load_catalog().model("gpt-4o-mini").timeout == Timeout(total_s=600, connect_s=10, read_s=60)
+
+
 @pytest.mark.parametrize("alias", ["", "*", "two words", "line\nbreak", "x" * 201])
 def test_any_model_takes_no_name_that_is_none(load_text: Load, alias: str) -> None:
     with pytest.raises(UnknownModel):

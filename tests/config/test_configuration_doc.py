@@ -24,7 +24,9 @@ DEFAULTS_IN_WORDS: Mapping[tuple[type[BaseModel], str], str] = {
     (Model, "upstream"): "the alias",
     (Model, "limits"): "the provider's",
     (Model, "organisation_limits"): "the provider's",
-    (Model, "timeout"): "see [below](#timeout)",
+    (Provider, "timeout"): "see [below](#timeout)",
+    (Model, "timeout"): "the provider's",
+    (Model, "repeat_timeouts"): "the provider's",
 }
 
 

@@ -84,6 +84,27 @@ async def test_a_429_of_one_worker_stops_the_other(client: Redis, redis_server: 
         await asyncio.gather(*running, return_exceptions=True)
 
 
+async def test_calls_without_an_answer_count_as_no_tokens(client: Redis, redis_server: RedisServer) -> None:
+    """A call that was refused frees its capacity; of one that broke, nobody knows, so that it keeps it."""
+    counted = model(Limits(rpm=60_000, tpm=1_000_000, algorithm="sliding"))
+    cost = Cost(900, 100)
+
+    async def used(registry: LimiterRegistry) -> tuple[int, int, float]:
+        await wait_until(lambda: registry._by_model["p", "m"][0].tally.unsaid_since == float("inf"), description="said")
+        (view,) = await snapshot(client)
+        return view.settled, view.actual_tokens, view.used_last_minute["tokens"]
+
+    async with registries(redis_server.url, count=1) as (registry,):
+        for _ in range(10):
+            (await registry.admit(counted, [None], cost=cost)).give_back()
+        assert await used(registry) == (0, 0, 0.0)
+        for _ in range(2):
+            (await registry.admit(counted, [None], cost=cost)).give_up()
+        assert await used(registry) == (0, 0, 2_000.0)
+        (await registry.admit(counted, [None], cost=cost)).settle(Usage(900, 10))
+        assert await used(registry) == (1, 910, 2_910.0)
+
+
 async def test_a_pause_is_seen_from_outside(client: Redis, redis_server: RedisServer) -> None:
     async with registries(redis_server.url, count=1) as (registry,):
         permit = await registry.admit(model(), [SecretStr("sk-canary")], cost=Cost())

@@ -57,12 +57,12 @@ def prompt() -> str:
 
 
 def make_catalog(url: str, **options: Any) -> Catalog:
-    """One provider `p` at `url`; `options` are its model's (`timeout`, `price`) and its own (`profile`)."""
-    profile = options.pop("profile", "default")
+    """One provider `p` at `url`; `options` are its model's (`timeout`, `price`), and under `provider` its own."""
+    provider = options.pop("provider", {})
     model = {"provider": "p", **options}
     models = {"m": {**model, "upstream": "upstream-m"}, "e": {**model, "upstream": "upstream-e"}}
     return Catalog.model_validate(
-        {"providers": {"p": {"base_url": url, "api_keys": ["P_KEY"], "profile": profile}}, "models": models}
+        {"providers": {"p": {"base_url": url, "api_keys": ["P_KEY"], **provider}}, "models": models}
     )
 
 
@@ -99,8 +99,11 @@ class FreeLimits:
     def settle(self, permit: Permit, usage: Any) -> None:
         self.settled.append(usage)
 
+    def give_up(self, permit: Permit) -> None:
+        self.settled.append("given up")
+
     def give_back(self, permit: Permit) -> None:
-        self.settled.append("nothing sent")
+        self.settled.append("given back")
 
     def rate_limited(self, permit: Permit, asked_s: float | None, headers: Any) -> None:
         self.refused.append(asked_s)
@@ -130,6 +133,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         keys: KeyRing | None = None,
         limits: Any = None,
         park_after_s: float | None = None,
+        patience_s: float = 3_600.0,
         real_time: bool = False,
         **model: Any,
     ) -> AsyncIterator[Pipeline]:
@@ -140,6 +144,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 keys=keys or KeyRing({"p": [SecretStr(KEY)]}),
                 limits=limits or FreeLimits(),
                 park_after_s=park_after_s,
+                patience_s=patience_s,
                 retry=retry or RetryPolicy(),
                 now=time.time if real_time else clock,
                 sleep=asyncio.sleep if real_time else clock.sleep,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from typing import Any
@@ -199,16 +200,25 @@ async def test_an_answer_in_pieces_is_put_together(way: dict[str, str]) -> None:
 
 
 @both_ways
-@pytest.mark.parametrize("said", [b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc"], ids=["at once", "midway"])
-async def test_a_silence_is_called_one_and_closes_the_connection(
-    way: dict[str, str], said: bytes, http: Http, raw_server: Any
+async def test_a_silence_in_an_answer_is_called_one_and_closes_the_connection(
+    way: dict[str, str], http: Http, raw_server: Any
 ) -> None:
-    server = await raw_server(said, close=False)
+    server = await raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", close=False)
     with pytest.raises(Failure, match="read time-out") as caught:
         await ask(http, server.url, way, timeout=Timeout(total_s=5, read_s=0.1))
-    assert (caught.value.code, caught.value.retryable) == ("timeout", True)
+    assert (caught.value.code, caught.value.retryable, caught.value.suspected_payment) == ("timeout", True, True)
     async with asyncio.timeout(1):
         await server.disconnected.wait()
+
+
+@both_ways
+async def test_before_the_first_byte_only_the_whole_calls_time_counts(
+    way: dict[str, str], http: Http, raw_server: Any, reply: Any
+) -> None:
+    server = await raw_server()
+    with pytest.raises(Failure, match="within the model's time-out") as caught:
+        await ask(http, server.url, way, timeout=Timeout(total_s=0.4, read_s=0.1))
+    assert (caught.value.code, caught.value.suspected_payment, caught.value.unreachable) == ("timeout", True, False)
 
 
 @pytest.fixture
@@ -263,8 +273,10 @@ async def test_what_comes_unasked_is_nobodys_answer(wait_until: Any) -> None:
 
 @both_ways
 async def test_no_connection_in_time_is_called_so(way: dict[str, str], http: Http, deaf_url: str) -> None:
-    with pytest.raises(Failure, match="connect time-out"):
-        await ask(http, deaf_url, way, timeout=Timeout(total_s=5, connect_s=0.1))
+    for timeout in (Timeout(total_s=5, connect_s=0.1), Timeout(total_s=0.4, connect_s=10)):
+        with pytest.raises(Failure, match="connect time-out") as caught:
+            await ask(http, deaf_url, way, timeout=timeout)
+        assert (caught.value.suspected_payment, caught.value.unreachable) == (False, True)
 
 
 @both_ways
@@ -285,6 +297,150 @@ async def test_a_connection_that_is_to_be_closed_is_not_used_again(
     for _ in range(2):
         await ask(http, server.url, way)
     assert server.connections == 2
+
+
+# -- connections that were idle, and peers that are gone
+
+
+def closing_server(
+    *, reset: bool = False, after_s: float = 0.0, says: bytes = b""
+) -> tuple[list[int], Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]]:
+    """A server that answers once on its first connection, and ends that one in the moment of the next request.
+
+    On further connections it answers. The list counts the requests that were answered on each.
+    """
+    answered: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        is_first = not answered
+        answered.append(0)
+        number = len(answered) - 1
+        while await reader.read(2**20):
+            if is_first and answered[number]:
+                await asyncio.sleep(after_s)
+                writer.write(says)
+                await writer.drain()
+                if reset:
+                    writer.get_extra_info("socket").setsockopt(
+                        socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)
+                    )
+                return
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+            answered[number] += 1
+
+    return answered, answer
+
+
+@both_ways
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+async def test_row_27_an_idle_connection_that_the_server_closes_meanwhile_is_replaced(
+    way: dict[str, str], reset: bool
+) -> None:
+    answered, answer = closing_server(reset=reset)
+    async with serving(answer) as url, Http(HttpSettings()) as http:
+        await ask(http, url, way)
+        assert (await ask(http, url, way)).body == b"{}"
+        assert answered == [1, 1]
+
+
+async def test_row_27_the_other_idle_connections_are_not_tried(wait_until: Any) -> None:
+    """A server that was restarted has closed them all."""
+    requests: list[int] = []
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        number = len(requests)
+        requests.append(0)
+        while await reader.read(2**20):
+            requests[number] += 1
+            if number < 3 and requests[number] == 2:
+                return
+            await asyncio.sleep(0.05)  # so that three calls at a time need three connections
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    async with serving(answer) as url, Http(HttpSettings()) as http:
+        await asyncio.gather(*(ask(http, url, DIRECTLY) for _ in range(3)))
+        assert (await ask(http, url, DIRECTLY)).body == b"{}"
+        assert sorted(requests) == [1, 1, 1, 2]
+
+
+@both_ways
+@pytest.mark.parametrize(
+    "ending", [{"after_s": 1.1}, {"says": b"HTTP/1.1 200 OK\r\nContent-"}], ids=["later", "after a byte"]
+)
+async def test_row_27_what_the_server_may_have_read_is_not_sent_again(
+    way: dict[str, str], ending: dict[str, Any]
+) -> None:
+    answered, answer = closing_server(**ending)
+    async with serving(answer) as url, Http(HttpSettings()) as http:
+        await ask(http, url, way)
+        with pytest.raises(Failure) as caught:
+            await ask(http, url, way)
+    assert (caught.value.code, caught.value.suspected_payment, answered) == ("connection", True, [1])
+
+
+@both_ways
+async def test_row_27_a_new_connection_is_not_replaced(way: dict[str, str], http: Http, raw_server: Any) -> None:
+    connections = []
+
+    async def hang_up(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
+        connections.append(1)
+        await reader.readuntil(CHAT)
+
+    async with serving(hang_up) as url:
+        with pytest.raises(Failure) as caught:
+            await ask(http, url, way)
+    assert (caught.value.suspected_payment, len(connections)) == (True, 1)
+
+
+async def test_a_large_prompt_that_could_not_be_sent_whole_is_not_paid_for(http: Http) -> None:
+    async def stop_reading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(1_000)
+        writer.transport.abort()
+
+    async with serving(stop_reading) as url:
+        with pytest.raises(Failure) as caught:
+            await ask(http, url, DIRECTLY, body=b"x" * 50_000_000)
+    assert (caught.value.code, caught.value.suspected_payment, caught.value.unreachable) == ("connection", False, False)
+
+
+@both_ways
+async def test_a_dead_peer_is_noticed_within_a_minute(way: dict[str, str], http: Http, simulate: Any) -> None:
+    simulator = await simulate()
+    await ask(http, simulator.url, way)
+    connector = http._lanes["default"].session.connector
+    assert connector is not None
+    ((protocol, _),) = next(iter(connector._conns.values()))
+    sock = protocol.transport.get_extra_info("socket")
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+    tcp = {name: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}")) for name in KEEPALIVE}
+    assert tcp["KEEPIDLE"] + tcp["KEEPINTVL"] * tcp["KEEPCNT"] <= 60
+    assert 0 < tcp["USER_TIMEOUT"] <= 60_000
+
+
+KEEPALIVE = ("KEEPIDLE", "KEEPINTVL", "KEEPCNT", "USER_TIMEOUT")
+
+
+async def test_an_address_that_does_not_answer_is_asked_for_again(
+    raw_server: Any, reply: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The provider moves: its old address refuses, and DNS knows the new one already."""
+    server = await raw_server(reply(200, b"{}"))
+    port = int(server.url.split(":")[2].removesuffix("/v1"))
+    addresses = iter(["127.0.0.2", "127.0.0.1"])
+    asked: list[str] = []
+
+    async def getaddrinfo(host: str, *_: Any, **__: Any) -> Any:
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(addresses), port))]
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", getaddrinfo, raising=False)
+    async with Http(HttpSettings()) as http:
+        url = server.url.replace("127.0.0.1", "provider.test")
+        with pytest.raises(Failure) as caught:
+            await ask(http, url, DIRECTLY)
+        assert caught.value.unreachable
+        assert (await ask(http, url, DIRECTLY)).status == 200
+    assert asked == ["provider.test"] * 2
 
 
 # -- no header can become two

@@ -233,7 +233,7 @@ async def test_no_cookie_is_kept(raw_server: Any, reply: Any) -> None:
 
 
 async def test_each_time_out_says_which_it_was(raw_server: Any) -> None:
-    server = await raw_server()
+    server = await raw_server(b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", close=False)
     total = await failed(server.url, timeout=Timeout(total_s=0.1, read_s=5))
     read = await failed(server.url, timeout=Timeout(total_s=5, read_s=0.1))
     assert (total.code, read.code) == ("timeout", "timeout")
@@ -246,6 +246,8 @@ async def test_refused_connection_unknown_host_and_tls_error(simulate: Any, unus
     unknown = await failed("http://provider.invalid/v1")
     tls = await failed((await simulate()).url.replace("http:", "https:"))
     assert [(failure.code, failure.retryable) for failure in (refused, unknown, tls)] == [("connection", True)] * 3
+    assert [failure.unreachable for failure in (refused, unknown, tls)] == [True, True, False]
+    assert not any(failure.suspected_payment for failure in (refused, unknown, tls))
     assert "127.0.0.1" in refused.message
     assert "provider.invalid" in unknown.message
     assert "TLS" in tls.message

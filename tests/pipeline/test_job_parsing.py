@@ -158,6 +158,8 @@ def test_many_brackets_alone_are_not_deep() -> None:
         ({"max_attempts": True}, "max_attempts"),
         ({"fallbacks": "m2"}, "fallbacks"),
         ({"fallbacks": [""]}, "fallbacks"),
+        ({"repeat_timeouts": 1}, "`promptmill.repeat_timeouts` must be true or false"),
+        ({"repeat_timeouts": "yes"}, "repeat_timeouts"),
         ({"metadata": {"a": 2**70}}, "metadata"),
     ],
 )

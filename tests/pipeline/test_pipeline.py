@@ -13,6 +13,7 @@ from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import SecretStr
 
 from tasks.results import PromptResult, Usage
+from workers.counts import counts
 from workers.failures import Failure
 from workers.job import PromptJob
 from workers.limiter import MustPark, TooLargeForLimit, TooLate
@@ -26,6 +27,15 @@ PRICE = {"input": 1, "output": 10, "date": "2026-01-01", "source": "a test"}
 def completion(**usage: int) -> bytes:
     choice = {"index": 0, "message": {"role": "assistant", "content": "24 clips"}, "finish_reason": "stop"}
     return json.dumps({"id": "c-1", "choices": [choice], **({"usage": usage} if usage else {})}).encode()
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted() -> None:
+    counts.take()
+
+
+def suspected(cause: str) -> int:
+    return counts.take().get(f"suspected_payments_total:{cause}", 0)
 
 
 # -- results
@@ -177,8 +187,6 @@ QUICK = {"timeout": {"total_s": 0.4, "connect_s": 0.4, "read_s": 0.15}}
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
-        ("hang", "timeout"),
-        ("drip", "timeout"),
         ("reset", "connection"),
         ("close", "connection"),
         ("partial", "connection"),
@@ -193,6 +201,8 @@ async def test_row_18_a_broken_connection_is_a_named_retryable_error(
         result = await pipeline.run(chat_job(max_attempts=2))
     assert [attempt.code for attempt in result.failed_attempts] == [code] * 2
     assert (result.error.code, result.error.retryable) == (code, True)
+    assert all(attempt.suspected_payment for attempt in result.failed_attempts)
+    assert result.suspected_double_payment
 
 
 async def test_row_18_a_hanging_provider_can_not_outlast_the_jobs_deadline(
@@ -202,7 +212,8 @@ async def test_row_18_a_hanging_provider_can_not_outlast_the_jobs_deadline(
     async with pipeline_to(simulator.url) as pipeline:
         result = await pipeline.run(chat_job(deadline_at=clock.now_s + 0.2))
     assert (result.status, result.error.code, result.attempts) == ("expired", "expired", 1)
-    assert [attempt.code for attempt in result.failed_attempts] == ["timeout"]
+    assert [(each.code, each.suspected_payment) for each in result.failed_attempts] == [("timeout", True)]
+    assert (result.suspected_double_payment, suspected("timeout")) == (False, 1), "nothing followed"
     await wait_until(lambda: simulator.stats()["cancelled"] == 1, description="the provider sees us go")
 
 
@@ -276,16 +287,102 @@ async def test_row_22_an_overloaded_provider_is_given_time(
     assert 0.0 <= clock.slept_s[0] <= 1.0
 
 
-@pytest.mark.parametrize("url", ["http://provider.invalid/v1", "http://127.0.0.1:1/v1", "https"])
-async def test_row_23_an_unreachable_provider_is_tried_again_then_named(
-    pipeline_to: Any, chat_job: Any, simulate: Any, url: str
+async def test_row_23_what_tls_refuses_is_tried_again_then_named(
+    pipeline_to: Any, chat_job: Any, simulate: Any
 ) -> None:
-    if url == "https":
-        url = (await simulate()).url.replace("http:", "https:")
+    url = (await simulate()).url.replace("http:", "https:")
     async with pipeline_to(url) as pipeline:
         result = await pipeline.run(chat_job(max_attempts=2))
     assert (result.status, result.error.code, result.attempts) == ("failed", "connection", 2)
-    assert url.split("/")[2].split(":")[0] in result.error.message
+    assert "127.0.0.1" in result.error.message
+    assert (result.suspected_double_payment, suspected("connection")) == (False, 0)
+
+
+# -- what may have been paid for
+
+
+@pytest.mark.parametrize("fault", ["hang", "drip"])
+async def test_row_26_a_call_that_was_sent_and_timed_out_is_not_repeated(
+    pipeline_to: Any, chat_job: Any, simulate: Any, fault: str
+) -> None:
+    simulator = await simulate(fault)
+    async with pipeline_to(simulator.url, **QUICK) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.attempts, simulator.stats()["calls"]) == (1, 1)
+    assert (result.error.code, result.error.retryable) == ("timeout", True)
+    assert "may have been paid for" in result.error.message and "repeat_timeouts" in result.error.message
+    assert [attempt.suspected_payment for attempt in result.failed_attempts] == [True]
+    assert (result.suspected_double_payment, suspected("timeout")) == (False, 1), "nothing followed"
+
+
+@pytest.mark.parametrize(
+    ("provider", "model", "job", "calls"),
+    [
+        (True, None, None, 2),
+        (True, False, None, 1),
+        (False, True, None, 2),
+        (False, True, False, 1),
+        (False, None, True, 2),
+    ],
+)
+async def test_repeated_time_outs_are_permitted_by_the_job_before_the_model_before_the_provider(
+    pipeline_to: Any, chat_job: Any, simulate: Any, provider: bool, model: Any, job: Any, calls: int
+) -> None:
+    simulator = await simulate("hang")
+    permitted = {"provider": {"repeat_timeouts": provider}, "repeat_timeouts": model}
+    async with pipeline_to(simulator.url, **QUICK, **permitted) as pipeline:
+        result = await pipeline.run(chat_job(max_attempts=2, repeat_timeouts=job))
+    assert (result.attempts, simulator.stats()["calls"]) == (calls, calls)
+    assert (result.suspected_double_payment, suspected("timeout")) == (calls == 2, calls)
+
+
+async def test_a_stock_producers_job_may_permit_it_too(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
+    simulator = await simulate("hang")
+    options = {"promptmill": {"repeat_timeouts": True, "max_attempts": 2}}
+    async with pipeline_to(simulator.url, **QUICK) as pipeline:
+        result = await pipeline.handle("chat", "j", [], {**chat_job().body, **options})
+    assert (result.attempts, result.suspected_double_payment) == (2, True)
+
+
+async def test_row_26_a_model_may_think_for_longer_than_its_read_time_out(
+    pipeline_to: Any, chat_job: Any, simulate: Any
+) -> None:
+    simulator = await simulate(latency_ms=400, jitter=0.0)
+    timeout = {"total_s": 5, "connect_s": 5, "read_s": 0.1}
+    async with pipeline_to(simulator.url, timeout=timeout) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.status, result.attempts, simulator.stats()["calls"]) == ("succeeded", 1, 1)
+
+
+async def test_an_answer_after_a_broken_call_is_flagged(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any
+) -> None:
+    server = await raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", reply(200, completion()))
+    async with pipeline_to(server.url) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.status, result.attempts, result.suspected_double_payment) == ("succeeded", 2, True)
+    assert suspected("connection") == 1
+    assert PromptResult.from_dict(result.to_dict()) == result
+
+
+async def test_a_200_that_is_no_answer_may_have_been_paid_for(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any
+) -> None:
+    server = await raw_server(reply(200, b"null"), reply(200, completion()))
+    async with pipeline_to(server.url) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.status, result.suspected_double_payment, suspected("bad_response")) == ("succeeded", True, 1)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503])
+async def test_a_refusal_with_a_status_is_no_suspected_payment(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, status: int
+) -> None:
+    server = await raw_server(reply(status, b"{}"), reply(200, completion()))
+    async with pipeline_to(server.url) as pipeline:
+        result = await pipeline.run(chat_job())
+    assert (result.status, result.attempts, result.suspected_double_payment) == ("succeeded", 2, False)
+    assert counts.take() == {}
 
 
 # -- deadlines and cancellation
@@ -481,13 +578,34 @@ async def test_a_429_is_told_to_the_limiter_and_waited_for_there(
     assert clock.slept_s in ([], [0.0])
 
 
-async def test_a_failed_call_keeps_its_reservation(
-    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
+@pytest.mark.parametrize(
+    ("status", "end"),
+    [
+        (400, "given back"),
+        (401, "given back"),
+        (429, "given back"),
+        (408, "given up"),
+        (500, "given up"),
+        (200, "given up"),
+    ],
+)
+async def test_a_failed_call_keeps_its_reservation_unless_it_was_refused(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any, status: int, end: str
 ) -> None:
-    server = await raw_server(reply(400, b"{}"))
+    server = await raw_server(reply(status, b"{}"))
     async with pipeline_to(server.url, limits=free_limits) as pipeline:
-        assert (await pipeline.run(chat_job())).error.code == "bad_request"
-    assert free_limits.settled == [None]
+        assert not (await pipeline.run(chat_job(max_attempts=1))).ok
+    assert free_limits.settled == [end]
+
+
+@pytest.mark.parametrize("fault", ["reset", "hang", "partial"])
+async def test_a_broken_call_keeps_its_reservation(
+    pipeline_to: Any, chat_job: Any, simulate: Any, free_limits: Any, fault: str
+) -> None:
+    simulator = await simulate(fault)
+    async with pipeline_to(simulator.url, limits=free_limits, **QUICK) as pipeline:
+        await pipeline.run(chat_job(max_attempts=1))
+    assert free_limits.settled == ["given up"]
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -63,6 +64,37 @@ def test_what_cant_succeed_is_not_tried_again() -> None:
 def test_the_jobs_own_number_of_attempts_wins() -> None:
     decision = POLICY.decide(RETRYABLE, attempt=1, max_attempts=1, now=0.0, deadline_at=None, rng=Random(1))
     assert decision == GiveUp("attempts")
+
+
+@pytest.mark.parametrize(("asked", "has"), [(None, 4), (2, 2), (7, 7), (8, 8), (10**30, 8)])
+def test_a_job_has_no_more_attempts_than_the_operator_permits(asked: int | None, has: int) -> None:
+    policy = RetryPolicy(max_attempts=4, attempts_cap=8)
+    decisions = [
+        policy.decide(RETRYABLE, attempt=n, max_attempts=asked, now=0.0, deadline_at=None, rng=Dice(0.0))
+        for n in (has - 1, has)
+    ]
+    assert decisions == [Retry(0.0), GiveUp("attempts")]
+
+
+def test_the_operators_own_number_of_attempts_is_not_capped() -> None:
+    assert RetryPolicy(max_attempts=30, attempts_cap=8).attempts(None) == 30
+
+
+@pytest.mark.parametrize(
+    ("code", "was_sent", "permitted", "repeats"),
+    [
+        ("timeout", True, False, False),
+        ("timeout", True, True, True),
+        ("timeout", False, False, True),
+        ("connection", True, False, True),
+    ],
+)
+def test_only_a_time_out_that_may_be_paid_for_needs_permission(
+    code: Any, was_sent: bool, permitted: bool, repeats: bool
+) -> None:
+    failure = Failure(code, "x", retryable=True, suspected_payment=was_sent)
+    decision = POLICY.decide(failure, attempt=1, now=0.0, deadline_at=None, rng=Dice(0.0), repeat_timeouts=permitted)
+    assert decision == (Retry(0.0) if repeats else GiveUp("payment"))
 
 
 def test_a_wait_that_reaches_the_deadline_is_not_begun() -> None:

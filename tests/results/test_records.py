@@ -13,6 +13,7 @@ from tasks import keys
 from tasks.outcome import read_outcome
 from tasks.results import PromptResult
 from workers.bridge import App
+from workers.record_size import MOST_BYTES
 from workers.results import Backend, JSONResult
 
 from .conftest import stored
@@ -132,3 +133,14 @@ def test_a_group_lives_until_its_last_job_has_ended_and_a_day(
     assert [fields[b"id"] for _, fields in client.xrange(keys.group_done(GROUP))] == [b"a", b"b"]
     for key in (keys.group(GROUP), keys.group_done(GROUP), keys.group_jobs(GROUP)):
         assert lifetime_s - 5 <= ttl(client, key) <= lifetime_s
+
+
+def test_the_largest_record_reaches_who_waits_for_it(backend: Backend, client: redis.Redis) -> None:
+    """Redis cuts off subscribers for whom more is waiting (client-output-buffer-limit pubsub)."""
+    text = "x" * MOST_BYTES
+    with client.pubsub() as waiting:
+        waiting.subscribe("celery-task-meta-j")
+        assert waiting.get_message(timeout=5)["type"] == "subscribe"
+        backend.store_result("j", answer(text=text), states.SUCCESS, request=request())
+        message = waiting.get_message(timeout=10)
+    assert len(message["data"]) > MOST_BYTES

@@ -205,6 +205,11 @@ class Limiter:
             self._estimator.learn(permit.cost, usage)
         self._tell_soon()
 
+    def give_up(self, permit: Permit) -> None:
+        """See `Permit.give_up`."""
+        self._in_flight -= 1
+        self._tell_soon()
+
     def give_back(self, permit: Permit) -> None:
         """See `Permit.give_back`."""
         self._in_flight -= 1

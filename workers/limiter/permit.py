@@ -16,6 +16,7 @@ class Issuer(Protocol):
     """The limiter behind a permit."""
 
     def settle(self, permit: Permit, usage: TokenUsage | None) -> None: ...
+    def give_up(self, permit: Permit) -> None: ...
     def give_back(self, permit: Permit) -> None: ...
     def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> None: ...
     def observe(self, headers: Mapping[str, str]) -> None: ...
@@ -40,13 +41,19 @@ class Permit:
         return f"<Permit {'open' if self._is_open else 'settled'}, {self.cost}>"
 
     def settle(self, usage: TokenUsage | None = None) -> None:
-        """The call is over. `usage` is what the provider counted; None keeps the reservation. Once; more do nothing."""
+        """An answer came. `usage` is what the provider counted; None keeps the reservation. Once; more do nothing."""
         if self._is_open:
             self._is_open = False
             self._issuer.settle(self, usage)
 
+    def give_up(self) -> None:
+        """The call broke. What it took nobody knows: its reservation stands, and does not count as used."""
+        if self._is_open:
+            self._is_open = False
+            self._issuer.give_up(self)
+
     def give_back(self) -> None:
-        """Nothing was sent."""
+        """Nothing was sent, or the provider refused it: no tokens were taken."""
         if self._is_open:
             self._is_open = False
             self._issuer.give_back(self)

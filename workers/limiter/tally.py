@@ -53,7 +53,7 @@ class Tally:
     refused: int = 0
 
     def settle(self, cost: Cost, usage: TokenUsage | None, instant: float | None) -> None:
-        """A call has ended. Without usage its reservation stands."""
+        """An answer came. Without usage its reservation stands."""
         used = reserved = cost.input_tokens + cost.output_tokens
         if usage is not None:
             used = usage.input_tokens + usage.output_tokens

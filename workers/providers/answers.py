@@ -23,7 +23,7 @@ from .codec import Answer
 if TYPE_CHECKING:
     from ..job import PromptJob
 
-__all__ = ["read_chat", "read_embeddings", "read_object"]
+__all__ = ["count_inputs", "read_chat", "read_embeddings", "read_object"]
 
 _NUMBERS = {int, float}
 
@@ -60,7 +60,7 @@ def read_chat(body: dict[str, Any]) -> Answer:
 def read_embeddings(body: dict[str, Any], job: PromptJob) -> Answer:
     """The answer in an embeddings response: one vector of finite numbers for each input, all of one length."""
     rows = body.get("data")
-    count = _inputs(job.body["input"])
+    count = count_inputs(job.body["input"])
     if not isinstance(rows, list) or len(rows) != count:
         found = len(rows) if isinstance(rows, list) else "no"
         raise _bad(f"the answer holds {found} embeddings for {count} inputs")
@@ -124,7 +124,7 @@ def _no_content(finish_reason: Any) -> Failure:
     return _bad("the answer has no content")
 
 
-def _inputs(value: Any) -> int:
+def count_inputs(value: Any) -> int:
     """How many inputs an embeddings request holds: a string or one list of token ids counts as one."""
     if isinstance(value, list) and value and not isinstance(value[0], int):
         return len(value)

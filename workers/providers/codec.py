@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from config.catalog import Model, Provider
     from tasks.results import Usage
 
+    from ..exchange import Stage
     from ..job import PromptJob
 
-__all__ = ["Answer", "Codec", "ProviderRequest", "RawResponse", "RequestSize"]
+__all__ = ["Answer", "AnswerSize", "Codec", "ProviderRequest", "RawResponse", "RequestSize"]
 
 
 class RequestSize(NamedTuple):
@@ -29,14 +30,30 @@ class RequestSize(NamedTuple):
     answers: int = 1
 
 
+class AnswerSize(NamedTuple):
+    """How many answers a job has, and about how many bytes each takes in a record.
+
+    `kind` tells apart answers of different size from one model.
+    """
+
+    answers: int
+    likely_bytes: int
+    kind: object = None
+
+
 # Not frozen: see workers/job.py.
 @dataclass(slots=True)
 class ProviderRequest:
-    """One POST to a provider. Neither key nor prompt shows in its repr."""
+    """One POST to a provider, and how far it has come. Neither key nor prompt shows in its repr.
+
+    `answer_bytes`: how large the answer may well be, for a request of many; 0 for one that needs no more than any.
+    """
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
+    answer_bytes: int = 0
+    stage: Stage = "connecting"
 
 
 @dataclass(slots=True)
@@ -64,6 +81,9 @@ class Codec(Protocol):
 
     def size(self, job: PromptJob) -> RequestSize:
         """How large the job is. Cheap: it counts no tokens."""
+
+    def answer_size(self, job: PromptJob) -> AnswerSize:
+        """How large the answer is likely to be. Cheap."""
 
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
         """The job as this provider wants it. Raises `Failure` if its body can't be written as JSON."""

@@ -9,8 +9,8 @@ from urllib.parse import quote
 import orjson
 
 from ..failures import Failure
-from .answers import read_chat, read_embeddings, read_object
-from .codec import Answer, ProviderRequest, RawResponse, RequestSize
+from .answers import count_inputs, read_chat, read_embeddings, read_object
+from .codec import Answer, AnswerSize, ProviderRequest, RawResponse, RequestSize
 from .refusals import refusal, with_evidence
 
 if TYPE_CHECKING:
@@ -21,6 +21,21 @@ if TYPE_CHECKING:
     from ..job import JobKind, PromptJob
 
 __all__ = ["OpenAICodec"]
+
+MOST_ANSWER_BYTES = 64 * 1024 * 1024
+"""However many answers a request has."""
+
+_CHAT_BYTES = 512 * 1024
+"""Of one answer of several, with its log probabilities."""
+
+_DIMENSIONS = 1_536
+_MOST_DIMENSIONS = 4_096
+_NUMBER_BYTES = 13
+_MOST_NUMBER_BYTES = 32
+"""All digits of a double, on a line of its own."""
+
+_BASE64_NUMBER_BYTES = 6
+_ROW_BYTES = 512
 
 _PATHS: dict[JobKind, str] = {"chat": "/chat/completions", "embed": "/embeddings"}
 
@@ -41,12 +56,23 @@ class OpenAICodec:
             answers=_count(body.get("n")) or 1,
         )
 
+    def answer_size(self, job: PromptJob) -> AnswerSize:
+        """See `Codec.answer_size`."""
+        body = job.body
+        if job.kind == "chat":
+            return AnswerSize(_count(body.get("n")) or 1, likely_bytes=0)
+        dimensions, encoding = _count(body.get("dimensions")), body.get("encoding_format")
+        number_bytes = _BASE64_NUMBER_BYTES if encoding == "base64" else _NUMBER_BYTES
+        likely_bytes = (dimensions or _DIMENSIONS) * number_bytes
+        return AnswerSize(count_inputs(body["input"]), likely_bytes, kind=(dimensions, encoding == "base64"))
+
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
         """See `Codec.request`."""
         body = {**job.body, "model": model.upstream}
         body.pop("stream", None)
         body.pop("stream_options", None)
-        return ProviderRequest(provider.base_url + _PATHS[job.kind], _headers(job, key), _dumps(body))
+        url = provider.base_url + _PATHS[job.kind]
+        return ProviderRequest(url, _headers(job, key), _dumps(body), _answer_bytes(job))
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """See `Codec.response`."""
@@ -57,6 +83,19 @@ class OpenAICodec:
             return read_chat(body) if job.kind == "chat" else read_embeddings(body, job)
         except Failure as failure:
             raise with_evidence(failure, raw) from None
+
+
+def _answer_bytes(job: PromptJob) -> int:
+    """How large the answer to a request of many may well be."""
+    body = job.body
+    if job.kind == "chat":
+        answers = _count(body.get("n")) or 0
+        each_bytes = _CHAT_BYTES
+    else:
+        answers = count_inputs(body["input"])
+        dimensions = max(_count(body.get("dimensions")) or 0, _MOST_DIMENSIONS)
+        each_bytes = dimensions * _MOST_NUMBER_BYTES + _ROW_BYTES
+    return min(answers * each_bytes, MOST_ANSWER_BYTES) if answers > 1 else 0
 
 
 def _chars(value: Any) -> int:

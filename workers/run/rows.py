@@ -31,7 +31,9 @@ DEFAULT_MODEL = "gpt-4o-mini"
 
 PROMPT_NAMES = ("prompt", "question", "text", "input", "instruction")
 
-OPTION_NAMES = frozenset({"tenant", "priority", "deadline_s", "metadata", "cache_ttl_s", "max_attempts", "fallbacks"})
+OPTION_NAMES = frozenset(
+    {"tenant", "priority", "deadline_s", "metadata", "cache_ttl_s", "max_attempts", "fallbacks", "repeat_timeouts"}
+)
 DEFAULT_PRIORITY = "bulk"
 """A file of prompts must not delay people who wait for an answer on the same Redis."""
 

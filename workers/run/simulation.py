@@ -120,21 +120,29 @@ def simulated_catalog(catalog: Catalog, *, url: str, limits: Limits) -> str:
     """
     tables = [_provider_table(provider, url) for provider in catalog.providers.values()]
     tables.append(_table("providers", PROVIDER, {"base_url": url, "api_keys": []}))
-    tables += [_model_table(model, limits) for model in catalog.models.values()]
+    tables += [_model_table(model, limits, catalog.repeats_timeouts(model)) for model in catalog.models.values()]
     return "\n".join(tables)
 
 
 def _provider_table(provider: Provider, url: str) -> str:
-    return _table("providers", provider.name, {"base_url": url, "api_keys": [], "any_model": provider.any_model})
+    values = {
+        "base_url": url,
+        "api_keys": [],
+        "any_model": provider.any_model,
+        "timeout": provider.timeout.model_dump(),
+        "repeat_timeouts": provider.repeat_timeouts,
+    }
+    return _table("providers", provider.name, values)
 
 
-def _model_table(model: Model, limits: Limits) -> str:
+def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
     values: dict[str, Any] = {
         "provider": PROVIDER,
         "upstream": model.upstream,
         "limits": limits.model_dump(exclude_none=True),
         "fallbacks": list(model.fallbacks),
         "timeout": model.timeout.model_dump(),
+        "repeat_timeouts": repeat_timeouts,
     }
     if model.price is not None:
         values["price"] = _price(model.price)

@@ -1,0 +1,214 @@
+"""A provider that can't be reached: its jobs wait, and lose nothing by it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from workers import outages, pipeline
+from workers.outages import Outages, Reason
+from workers.pipeline import Parked
+
+REFUSED = Reason("connection", "can't connect")
+COMPLETION = json.dumps({"choices": [{"message": {"role": "assistant", "content": "here"}}]}).encode()
+NOWHERE = "http://provider.invalid/v1"
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Nobody listens there, and nobody else gets it."""
+    with socket.socket() as held:
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        held.bind(("127.0.0.1", 0))
+        yield held.getsockname()[1]
+
+
+@pytest.fixture
+def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses in hundredths of a second."""
+    monkeypatch.setattr(outages, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(outages, "LONGEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(pipeline, "LOOK_EVERY_S", 0.02)
+
+
+# -- the schedule
+
+
+def fail(known: Outages, now: float) -> Any:
+    return known.failed("p", REFUSED, began_at=now, now=now)
+
+
+def test_pauses_double_up_to_half_a_minute() -> None:
+    known, now, pauses = Outages(), 0.0, []
+    for _ in range(8):
+        outage = fail(known, now)
+        pauses.append(outage.pause_s)
+        now = outage.until
+    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert outage.since == 0.0
+
+
+def test_calls_that_were_under_way_when_the_pause_began_tell_nothing_new() -> None:
+    known = Outages()
+    outage = fail(known, 10.0)
+    assert [known.failed("p", REFUSED, began_at=9.0, now=12.0) for _ in range(99)] == [None] * 99
+    assert outage.until == 11.0
+
+
+def test_one_job_at_a_time_tries() -> None:
+    known = Outages()
+    outage = fail(known, 10.0)
+    assert [outage.claim(now) for now in (10.9, 11.0, 11.1)] == [False, True, False]
+    outage.release()
+    assert outage.claim(11.2)
+    assert outage.claim(11.2 + outages.PROBE_S), "one that hangs does not keep the others for ever"
+
+
+def test_what_began_before_the_outage_does_not_end_it() -> None:
+    known = Outages()
+    outage = fail(known, 10.0)
+    assert known.reached("p", began_at=9.0) is None
+    assert known.reached("p", began_at=11.0) is outage
+    assert not known
+
+
+def test_an_outage_that_nobody_has_looked_at_is_another_one() -> None:
+    known = Outages()
+    fail(known, 10.0)
+    assert fail(known, 10.0 + 1.0 + outages.FORGET_S + 1.0).since > 10.0
+
+
+# -- jobs
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_row_48_no_job_fails_by_a_short_outage(
+    pipeline_to: Any, chat_job: Any, simulate: Any, port: int, wait_until: Any
+) -> None:
+    async with pipeline_to(f"http://127.0.0.1:{port}/v1", real_time=True) as line:
+        jobs = [asyncio.create_task(line.run(chat_job(f"job-{n}"))) for n in range(60)]
+        name, known = "p", line._outages
+        await wait_until(
+            lambda: (outage := known.of(name)) is not None and outage.pause_s == 0.2, description="pauses grow"
+        )
+        assert not any(job.done() for job in jobs)
+        simulator = await simulate(port=port)
+        results = await asyncio.gather(*jobs)
+    assert {(result.status, result.attempts, result.failed_attempts) for result in results} == {("succeeded", 1, ())}
+    assert simulator.stats()["calls"] == 60
+    assert not line._outages
+
+
+@pytest.mark.usefixtures("hurried")
+async def test_those_that_wait_go_when_one_has_a_connection_not_when_it_has_an_answer(
+    pipeline_to: Any, chat_job: Any, port: int, simulate: Any, wait_until: Any
+) -> None:
+    async with pipeline_to(f"http://127.0.0.1:{port}/v1", real_time=True) as line:
+        jobs = [asyncio.create_task(line.run(chat_job(f"job-{n}"))) for n in range(10)]
+        await wait_until(lambda: bool(line._outages), description="the first connection is refused")
+        simulator = await simulate("hang", port=port)
+        await wait_until(lambda: simulator.stats()["in_flight"] == 10, description="all have been sent")
+        for job in jobs:
+            job.cancel()
+        await asyncio.gather(*jobs, return_exceptions=True)
+
+
+async def test_without_a_deadline_a_job_waits_for_its_patience(
+    pipeline_to: Any, chat_job: Any, clock: Any, port: int, free_limits: Any
+) -> None:
+    began_at = clock.now_s
+    async with pipeline_to(f"http://127.0.0.1:{port}/v1", patience_s=100.0, limits=free_limits) as line:
+        result = await line.run(chat_job(max_attempts=1))
+    assert (result.status, result.error.code, result.attempts) == ("failed", "connection", 0)
+    assert result.error.retryable
+    assert f"127.0.0.1:{port}" in result.error.message and "PROMPTMILL_BREAKER__PATIENCE_S" in result.error.message
+    assert 100.0 <= clock.now_s - began_at < 132.0
+    assert set(free_limits.settled) == {"given back"}
+    assert not result.suspected_double_payment
+
+
+async def test_a_host_that_dns_does_not_know_is_waited_for_too(pipeline_to: Any, chat_job: Any, clock: Any) -> None:
+    async with pipeline_to(NOWHERE, patience_s=10.0) as line:
+        result = await line.run(chat_job())
+    assert (result.error.code, result.attempts) == ("connection", 0)
+    assert "provider.invalid" in result.error.message
+
+
+async def test_a_proxy_that_is_away_is_waited_for_too(pipeline_to: Any, chat_job: Any, port: int, clock: Any) -> None:
+    async with pipeline_to(NOWHERE, patience_s=10.0, http={"proxy": f"http://127.0.0.1:{port}"}) as line:
+        result = await line.run(chat_job())
+    assert (result.error.code, result.attempts) == ("connection", 0)
+    assert "proxy" in result.error.message
+
+
+async def test_a_job_that_was_parked_has_waited_since_its_submission(
+    pipeline_to: Any, chat_job: Any, clock: Any, port: int
+) -> None:
+    async with pipeline_to(f"http://127.0.0.1:{port}/v1", patience_s=100.0, park_after_s=5.0) as line:
+        submitted_at, rounds = clock.now_s, 0
+        while True:
+            rounds += 1
+            try:
+                result = await line.run(chat_job(submitted_at=submitted_at))
+            except Parked as parked:
+                clock.now_s = parked.until_s
+            else:
+                break
+    assert (result.error.code, clock.now_s - submitted_at >= 100.0) == ("connection", True)
+    assert rounds > 2
+
+
+async def test_with_a_deadline_a_job_waits_until_then(pipeline_to: Any, chat_job: Any, clock: Any, port: int) -> None:
+    began_at = clock.now_s
+    async with pipeline_to(f"http://127.0.0.1:{port}/v1", patience_s=10.0, park_after_s=60.0) as line:
+        result = await line.run(chat_job(deadline_at=began_at + 200.0))
+    assert (result.status, result.error.code, result.attempts) == ("expired", "expired", 0)
+    assert "could not be reached" in result.error.message and str(port) in result.error.message
+    assert 200.0 <= clock.now_s - began_at < 202.0
+
+
+async def test_a_far_try_parks_a_job(pipeline_to: Any, chat_job: Any, clock: Any, port: int) -> None:
+    async with pipeline_to(f"http://127.0.0.1:{port}/v1", park_after_s=5.0) as line:
+        with pytest.raises(Parked) as parked:
+            await line.run(chat_job())
+    assert parked.value.until_s > clock.now_s + 5.0
+    assert parked.value.gap_s > 0.0, "or each of those behind it would be started to be told the same"
+
+
+async def test_a_job_that_has_made_an_attempt_is_not_parked(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, clock: Any, simulate: Any
+) -> None:
+    """Parking would forget the attempt."""
+    simulator = await simulate("500")
+    async with pipeline_to(simulator.url, park_after_s=5.0, patience_s=60.0) as line:
+        line._sleep = stop_first(simulator, clock)
+        result = await line.run(chat_job())
+    assert (result.error.code, result.attempts) == ("connection", 1)
+    assert [attempt.code for attempt in result.failed_attempts] == ["server_error"]
+
+
+def stop_first(simulator: Any, clock: Any) -> Any:
+    async def sleep(delay_s: float) -> None:
+        if simulator is not None and not clock.slept_s:
+            await simulator.stop()
+        await clock.sleep(delay_s)
+
+    return sleep
+
+
+async def test_the_log_names_the_host_once_for_each_pause(
+    pipeline_to: Any, chat_job: Any, clock: Any, port: int, caplog: Any, key: str, prompt: str
+) -> None:
+    with caplog.at_level(logging.INFO):
+        async with pipeline_to(f"http://127.0.0.1:{port}/v1", patience_s=20.0) as line:
+            await line.run(chat_job())
+    lines = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert [line.split()[-2] for line in lines] == ["1", "2", "4", "8", "16"]
+    assert all(f"127.0.0.1:{port}" in line for line in lines)
+    assert key not in caplog.text and prompt not in caplog.text
