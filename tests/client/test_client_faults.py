@@ -87,7 +87,8 @@ async def test_a_black_hole_does_not_block_the_loop() -> None:
 
 async def test_each_call_gives_a_black_hole_up_in_time() -> None:
     with black_hole() as port:
-        async with PromptQueue(f"redis://user:{PASSWORD}@127.0.0.1:{port}/0", timeout_s=0.1) as queue:
+        url = f"redis://user:{PASSWORD}@127.0.0.1:{port}/0"
+        async with PromptQueue(url, timeout_s=0.1, outage_s=0.2) as queue:
             for call in every_call(queue):
                 error = await asyncio.wait_for(raised(call()), 3)
                 assert "did not answer within 0.1 s" in str(error)
