@@ -54,6 +54,11 @@ class Proxy:
         """Reset all connections that there are."""
         self._call(self._reset())
 
+    def move(self, target_port: int) -> None:
+        """Lead to another server from now on, as an address that a failover moves. Connections are reset."""
+        self._target_port = target_port
+        self.reset()
+
     def close(self) -> None:
         """Stop. Connections are reset."""
         self._call(self._close())
