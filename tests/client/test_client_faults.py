@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 import redis.exceptions
+import uvloop
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from tasks import PromptQueue, QueueFull, QueueUnavailable, ResultTimeout, UnknownJob, keys
 from tasks.address import Address
@@ -236,6 +239,22 @@ async def test_a_cancelled_waiter_leaves_the_others_alone(own_redis: RedisServer
             await asyncio.wait([leaving])
             gate.open()
             assert (await staying).text == "late"
+
+
+def test_uvloop_too_replaces_a_connection_that_broke_while_nobody_read(own_redis: RedisServer) -> None:
+    """In the middle of a pipeline, say: uvloop has a RuntimeError of its own for a write to it."""
+
+    async def write_after_break() -> None:
+        async with Address.of(own_redis.url).async_client(retry=Retry(NoBackoff(), 0)) as client:
+            link = await client.connection_pool.get_connection()
+            link._writer.transport.abort()
+            await asyncio.sleep(0)
+            with pytest.raises(redis.exceptions.ConnectionError, match="closed while it was idle"):
+                await link.send_command("PING")
+            await client.connection_pool.release(link)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(write_after_break())
 
 
 # -- the border

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import redis
-from faults.proxy import Proxy
+from failover import Failover
 
 from tasks import Group, GroupRolledBack, PromptQueue, PromptResult, UnknownJob, keys
 from tasks.group_reader import GroupReader
@@ -19,35 +19,6 @@ from tasks.store import GroupEntry, GroupPage, GroupProgress
 from .harness import RedisServer, celery_record, wait_until
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
-
-
-class Failover:
-    """A master, a replica, and an address that leads to the master until the replica takes over."""
-
-    def __init__(self, directory: Path) -> None:
-        folders = [directory / "master", directory / "replica"]
-        for folder in folders:
-            folder.mkdir()
-        self.master = RedisServer(folders[0])
-        self.replica = RedisServer(folders[1], "--replicaof", "127.0.0.1", str(self.master.port))
-        self.proxy = Proxy(self.master.port)
-        self.url = f"redis://127.0.0.1:{self.proxy.port}/0"
-
-    def stop_following(self) -> None:
-        """The replica has what the master has now, and hears nothing more."""
-        with self.master.client() as master, self.replica.client() as replica:
-            while master.info("replication")["connected_slaves"] != 1:
-                assert master.ping()
-            assert master.wait(1, 10_000) == 1
-            replica.replicaof("NO", "ONE")
-
-    def take_over(self) -> None:
-        self.proxy.move(self.replica.port)
-
-    def close(self) -> None:
-        self.proxy.close()
-        for server in (self.master, self.replica):
-            server.stop()
 
 
 @pytest.fixture
