@@ -14,7 +14,7 @@ from .address import Address
 from .batching import Batcher
 from .cancellation import within
 from .connection import RedisConnection, Script
-from .errors import InvalidJob, PromptmillError
+from .errors import InvalidJob, PromptmillError, QueueUnavailable
 from .message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
 from .outcome import decoded
 from .request import NewJob, check_model
@@ -31,7 +31,9 @@ _MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """Of one script call: Redis runs nothing else meanwhile, and both sides hold a copy."""
 
 _PAGE_BYTES: Final = 4 * 1024 * 1024
-"""Of stored results that are read at once: some 3 ms of Redis's time, and 1 s on a link of 32 Mbit/s."""
+"""Of stored results that are read at once: some 3 ms of Redis's time, and 1 s on a link of 32 Mbit/s. On a slower link
+pages that came too late are halved, down to the least, and grow again by an eighth each."""
+_LEAST_PAGE_BYTES: Final = 64 * 1024
 _PAGE_ENTRIES: Final = 500
 
 _LIST_NUMBER: Final = {priority: number for number, priority in enumerate(CELERY_PRIORITY, start=1)}
@@ -82,6 +84,7 @@ class RedisStore:
         self._queues = queue_keys(settings.key_prefix)
         self._terms: _Terms | None = None
         self._reading_terms = asyncio.Lock()
+        self._page_bytes = _PAGE_BYTES
         self._submissions = Batcher(self._send_submissions)
         self.outage_s = settings.outage_s
         self._waiter = ResultWaiter(
@@ -195,11 +198,15 @@ class RedisStore:
         return found
 
     async def result_page(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
-        """Read with one script, which ends at `_PAGE_BYTES`."""
-        async with self._results.border():
-            records: list[bytes | None] = await self._read_results_script(
-                [self._result_key(job_id) for job_id in job_ids[:_PAGE_ENTRIES]], [_PAGE_BYTES]
-            )
+        """Read with one script, which ends at a number of bytes."""
+        result_keys = [self._result_key(job_id) for job_id in job_ids[:_PAGE_ENTRIES]]
+        try:
+            async with self._results.border():
+                records: list[bytes | None] = await self._read_results_script(result_keys, [self._page_bytes])
+        except QueueUnavailable:
+            self._page_bytes = max(_LEAST_PAGE_BYTES, self._page_bytes // 2)
+            raise
+        self._page_bytes = min(_PAGE_BYTES, self._page_bytes * 9 // 8)
         return [await decoded(job_id, record) for job_id, record in zip(job_ids, records, strict=False)]
 
     async def wait(self, job_id: str, *, timeout_s: float | None) -> PromptResult:
