@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final, TypeVar
 
+from redis import exceptions as redis_errors
+
 from .errors import QueueUnavailable
 
 __all__ = ["Patience"]
@@ -13,6 +15,12 @@ __all__ = ["Patience"]
 T = TypeVar("T")
 
 _RETRY_S: Final = 0.1
+_REFUSALS: Final = (
+    redis_errors.AuthenticationError,
+    redis_errors.AuthorizationError,
+    redis_errors.NoPermissionError,
+)
+"""No outage: waiting brings no other password."""
 
 
 class Patience:
@@ -46,7 +54,7 @@ class Patience:
             try:
                 answer = await call()
             except QueueUnavailable as fault:
-                if not self.suffer(fault, since_s=since_s):
+                if not self.suffer(fault, since_s=since_s) or isinstance(fault.__cause__, _REFUSALS):
                     raise
             else:
                 self.renew()
