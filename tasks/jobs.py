@@ -7,7 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, C
 from functools import partial
 from typing import Any, Final, Literal, Self
 
-from .errors import GroupRolledBack, InvalidJob, JobFailed, PromptmillError
+from .errors import GroupRolledBack, IdTaken, InvalidJob, JobFailed, PromptmillError
 from .group_reader import GroupReader, unknown_group
 from .patience import Patience
 from .request import NewJob
@@ -128,6 +128,11 @@ class Group:
         store = await self._store()
         try:
             await store.submit_many(jobs, group=self.id)
+        except IdTaken as error:
+            await self._submit_all(jobs[: error.index], first=first)
+            fault = IdTaken(f"row {first + error.index}: {error}", index=error.index)
+            fault.add_note(f"Group {self.id}: the rows before it are submitted.")
+            raise fault from None
         except PromptmillError as error:
             error.add_note(f"Group {self.id}: all {first} rows before these {len(jobs)} are submitted.")
             raise

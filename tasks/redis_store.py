@@ -17,7 +17,7 @@ from .connection import RedisConnection, Script
 from .errors import InvalidJob, PromptmillError, QueueUnavailable
 from .message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
 from .outcome import decoded
-from .request import NewJob, check_model
+from .request import NewJob, check_model, id_taken
 from .results import PromptResult
 from .store import GroupEntry, GroupPage, GroupProgress, Sighting
 from .waiting import ResultWaiter
@@ -80,6 +80,7 @@ class RedisStore:
         self._cancel_script = Script(self._broker.redis, "cancel.lua")
         self._close_group_script = Script(self._broker.redis, "close_group.lua")
         self._read_results_script = Script(self._results.redis, "read_results.lua", decodes=False)
+        self._result_prefix = "" if apart else self._result_key("")  # as submit.lua takes it
         self._envelope = Envelope()
         self._queues = queue_keys(settings.key_prefix)
         self._terms: _Terms | None = None
@@ -114,12 +115,15 @@ class RedisStore:
 
     async def submit_many(self, jobs: Sequence[NewJob], *, group: str) -> None:
         """Many jobs of one group, in calls of a few megabytes at most."""
+        first = 0
         for part in _parts(jobs, job_of=lambda job: job):
             async with self._broker.border(advice=_again(part[0].id)):
                 terms = await self._current_terms()
                 for job in part:
                     check_model(job, terms.models)
-                await self._send(part, group=group, terms=terms)
+                if taken := await self._send(part, group=group, terms=terms):
+                    raise id_taken(part[taken[0]].id, index=first + taken[0])
+            first += len(part)
 
     async def _send_submissions(self, submissions: list[_Submission]) -> None:
         wanted = [submission for submission in submissions if not submission.reply.done()]
@@ -133,20 +137,29 @@ class RedisStore:
         try:
             with within(self._settings.timeout_s):
                 terms = await self._current_terms()
-                await self._send([submission.job for submission in part], group=group, terms=terms)
+                while taken := await self._send([submission.job for submission in part], group=group, terms=terms):
+                    # The callers who share the call are not to blame.
+                    for index in taken:
+                        _reply(part[index], id_taken(part[index].job.id))
+                    part = [submission for index, submission in enumerate(part) if index not in taken]
         except Exception as caught:  # noqa: BLE001 - handed to those who wait, each of whom raises it
             error = caught
         for submission in part:
-            if not submission.reply.done():
-                submission.reply.set_result(error)
+            _reply(submission, error)
 
-    async def _send(self, jobs: Sequence[NewJob], *, group: str | None, terms: _Terms) -> None:
+    async def _send(self, jobs: Sequence[NewJob], *, group: str | None, terms: _Terms) -> list[int]:
+        """Which of the jobs have ids of other tenants; if one has, none is enqueued."""
+        if not jobs:
+            return []
         now_s = time.time() + terms.clock_offset_s
         script_keys = [*self._queues, *self._group_keys(group), *(self._record_key(job.id) for job in jobs)]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
-        args: list[str | int] = [keys.WAITING_TTL_S, group or "", json.dumps([*map(_row, jobs)]), *messages]
-        if await self._submit_script(script_keys, args) == _CLOSED:
+        rows = json.dumps([*map(_row, jobs)])
+        args: list[str | int] = [keys.WAITING_TTL_S, group or "", rows, self._result_prefix, *messages]
+        reply = await self._submit_script(script_keys, args)
+        if reply == _CLOSED:
             raise InvalidJob(f"group: {group} is closed; open another one with queue.new_group()")
+        return [number - 1 for number in reply] if isinstance(reply, list) else []
 
     async def _current_terms(self) -> _Terms:
         terms = self._terms
@@ -327,8 +340,13 @@ class RedisStore:
 
 
 def _row(job: NewJob) -> tuple[str | int, ...]:
-    number = _LIST_NUMBER[job.priority]
-    return job.id, number, TASK_NAMES[job.kind], job.model, job.tenant, round(job.delay_s * 1000)
+    number, delay_ms = _LIST_NUMBER[job.priority], round(job.delay_s * 1000)
+    return job.id, number, TASK_NAMES[job.kind], job.model, job.tenant, delay_ms, int(job.may_be_known)
+
+
+def _reply(submission: _Submission, error: Exception | None) -> None:
+    if not submission.reply.done():
+        submission.reply.set_result(error)
 
 
 def _again(job_id: str) -> str:

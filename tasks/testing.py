@@ -23,7 +23,7 @@ from .cancellation import stop
 from .client import PromptQueue
 from .errors import InvalidJob, JobFailed, ResultTimeout, UnknownJob
 from .outcome import failure
-from .request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model
+from .request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
 from .results import PromptResult
 from .store import GroupEntry, GroupPage, GroupProgress, Sighting
 from .waiting import unknown_job
@@ -97,8 +97,12 @@ class _MemoryStore:
         await self._submit(jobs, group)
 
     async def _submit(self, jobs: Sequence[NewJob], group: str | None) -> None:
-        for job in jobs:
+        owners: dict[str, str] = {}
+        for index, job in enumerate(jobs):
             check_model(job, self._models)
+            record = self._records.get(job.id)
+            if owners.setdefault(job.id, record.job.tenant if record else job.tenant) != job.tenant:
+                raise id_taken(job.id, index=index)
         fresh = {job.id: job for job in reversed(jobs) if job.id not in self._records}
         if group is not None:
             self._enter(group, list(reversed(fresh)))
