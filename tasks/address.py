@@ -19,7 +19,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import ConnectionPool as AsyncConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 
-from .closed_transport import retried_when_closed
+from .broken_link import told_as_broken
 from .sentinel import AsyncMasterPool, BlockingMasterPool, MasterNotFound, MasterPool, Sentinels
 
 __all__ = ["Address", "failure"]
@@ -82,16 +82,16 @@ class Address:
         """A client for one event loop."""
         if self.sentinels is not None:
             return AsyncRedis.from_pool(
-                retried_when_closed(AsyncMasterPool(self.sentinels, **self._master_options, **options))
+                told_as_broken(AsyncMasterPool(self.sentinels, **self._master_options, **options))
             )
-        return AsyncRedis.from_pool(retried_when_closed(AsyncConnectionPool.from_url(self.url, **options)))
+        return AsyncRedis.from_pool(told_as_broken(AsyncConnectionPool.from_url(self.url, **options)))
 
     def blocking_pool(self, *, max_connections: int, timeout_s: float, **options: Any) -> BlockingConnectionPool:
         """A pool for one event loop where those beyond `max_connections` wait up to `timeout_s` for their turn."""
         options |= {"max_connections": max_connections, "timeout": timeout_s}
         if self.sentinels is not None:
-            return retried_when_closed(BlockingMasterPool(self.sentinels, **self._master_options, **options))
-        return retried_when_closed(BlockingConnectionPool.from_url(self.url, **options))
+            return told_as_broken(BlockingMasterPool(self.sentinels, **self._master_options, **options))
+        return told_as_broken(BlockingConnectionPool.from_url(self.url, **options))
 
     @property
     def _master_options(self) -> dict[str, Any]:

@@ -39,7 +39,6 @@ GROUP_ID_PREFIX = "pmg-"
 """Marks a group id as one of ours, so that results of plain Celery groups cost nothing more."""
 
 
-
 def is_group_id(group_id: str) -> bool:
     """Whether it is a group of ours. Of a stock producer, an id may be the name of another group's list or stream."""
     return group_id.startswith(GROUP_ID_PREFIX) and not group_id.endswith((":jobs", ":done"))

@@ -174,8 +174,11 @@ class ResultWaiter:
         await self._send("UNSUBSCRIBE", *(self._prefix + job_id for job_id in job_ids if job_id not in self._waiting))
 
     async def _send(self, command: str, *args: str) -> None:
-        """Without a connection there is nothing to do: a new one subscribes to all that is waited for."""
-        if self._pubsub is not None and (args or command == "PING"):
+        """Without a connection there is nothing to do: a new one subscribes to all that is waited for.
+
+        Of one that is broken, redis-py would make a new one here, behind the listener's back.
+        """
+        if self._pubsub is not None and self._pubsub.is_connected and (args or command == "PING"):
             with suppress(*_RedisFault):  # the listener sees the broken connection too, and makes a new one
                 await self._pubsub.send_command(command, *args)
 
