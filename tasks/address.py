@@ -19,6 +19,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio import ConnectionPool as AsyncConnectionPool
 from redis.asyncio import Redis as AsyncRedis
 
+from .broken_link import told_as_broken
 from .sentinel import AsyncMasterPool, BlockingMasterPool, MasterNotFound, MasterPool, Sentinels
 
 __all__ = ["Address", "failure"]
@@ -80,15 +81,17 @@ class Address:
     def async_client(self, **options: Any) -> AsyncRedis:
         """A client for one event loop."""
         if self.sentinels is not None:
-            return AsyncRedis.from_pool(AsyncMasterPool(self.sentinels, **self._master_options, **options))
-        return AsyncRedis.from_pool(AsyncConnectionPool.from_url(self.url, **options))
+            return AsyncRedis.from_pool(
+                told_as_broken(AsyncMasterPool(self.sentinels, **self._master_options, **options))
+            )
+        return AsyncRedis.from_pool(told_as_broken(AsyncConnectionPool.from_url(self.url, **options)))
 
     def blocking_pool(self, *, max_connections: int, timeout_s: float, **options: Any) -> BlockingConnectionPool:
         """A pool for one event loop where those beyond `max_connections` wait up to `timeout_s` for their turn."""
         options |= {"max_connections": max_connections, "timeout": timeout_s}
         if self.sentinels is not None:
-            return BlockingMasterPool(self.sentinels, **self._master_options, **options)
-        return BlockingConnectionPool.from_url(self.url, **options)
+            return told_as_broken(BlockingMasterPool(self.sentinels, **self._master_options, **options))
+        return told_as_broken(BlockingConnectionPool.from_url(self.url, **options))
 
     @property
     def _master_options(self) -> dict[str, Any]:

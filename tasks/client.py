@@ -24,7 +24,7 @@ from .blocking import SyncQueue
 from .jobs import Group, Job, Rows
 from .keys import GROUP_ID_PREFIX
 from .redis_store import RedisStore, StoreSettings
-from .request import DEFAULT_MAX_JOB_BYTES, NewJob, Priority, check_id, check_size, new_job
+from .request import DEFAULT_MAX_JOB_BYTES, NewJob, Priority, check_group_id, check_id, check_size, new_job
 from .store import Store
 
 __all__ = ["PromptQueue"]
@@ -113,14 +113,15 @@ class PromptQueue:
 
         `id`: your own, and then submitting again changes nothing and returns the same job. `deadline_s`: without
         an answer this long after submission, the job expires. `delay_s`: not before this long after submission.
-        `tenant`: whom limits, budgets and costs count for. `metadata`: any JSON, comes back in the result.
+        `tenant`: whom limits, budgets and costs count for; another tenant's id is refused. `metadata`: any JSON,
+        comes back in the result.
         `cache_ttl_s`: how long an answer may be reused. `max_attempts`: calls to providers, at most. `fallbacks`:
         models to try when this one can't answer. `repeat_timeouts`: whether a call that was sent and timed out, and so
         may be paid for, is made again; None leaves it to the workers' catalogue. All else goes to the provider
         untouched; `extra_body` is for fields of the provider's that are named like ours (`metadata`).
 
-        Raises InvalidJob, UnknownModel, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks the
-        event loop.
+        Raises InvalidJob, UnknownModel, IdTaken, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks
+        the event loop.
         """
         job = self._new_job(
             model=model,
@@ -164,9 +165,12 @@ class PromptQueue:
         return self.group(uuid4().hex if id is None else id)
 
     def group(self, id: str) -> Group:  # noqa: A002 - the name that the interface promises
-        """The group of this id; asks nobody. Group ids begin with "pmg-", which is added where it is missing."""
+        """The group of this id; asks nobody. Group ids begin with "pmg-", which is added where it is missing.
+
+        Raises InvalidJob for an id with a colon: a group has further keys, whose names go on after one.
+        """
         group_id = id if id.startswith(GROUP_ID_PREFIX) else GROUP_ID_PREFIX + id
-        return Group(check_id(group_id), self._store, self._new_job)
+        return Group(check_group_id(group_id), self._store, self._new_job)
 
     def job(self, id: str) -> Job:  # noqa: A002 - the name that the interface promises
         """The job of this id; asks nobody. Any producer's job will do, once a worker has taken it."""

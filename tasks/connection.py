@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
 from redis.asyncio.retry import Retry
 from redis.backoff import ExponentialBackoff
+from redis.client import NEVER_DECODE
 
 from .address import Address
 from .cancellation import within
@@ -84,15 +86,28 @@ class RedisConnection:
 
 
 class Script:
-    """A Lua file of this package, sent by its hash; loaded again when Redis has forgotten it."""
+    """A Lua file of this package, sent by its hash; loaded again when Redis has forgotten it.
 
-    def __init__(self, redis: Redis, file_name: str) -> None:
-        source = Path(__file__).with_name(file_name).read_text(encoding="utf-8")
-        self._script = redis.register_script(source)
+    `decodes`: texts of its reply are str, not bytes.
+    """
+
+    def __init__(self, redis: Redis, file_name: str, *, decodes: bool = True) -> None:
+        self._source = Path(__file__).with_name(file_name).read_text(encoding="utf-8")
+        self._sha = sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+        self._redis = redis
+        self._options: dict[str, Any] = {} if decodes else {NEVER_DECODE: True}
 
     async def __call__(self, keys: Sequence[str], args: Sequence[str | int]) -> Any:
         """Run it."""
-        return await self._script(keys=keys, args=args)
+        try:
+            return await self._run(keys, args)
+        except redis_errors.NoScriptError:
+            await self._redis.script_load(self._source)
+            return await self._run(keys, args)
+
+    async def _run(self, keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        command = ("EVALSHA", self._sha, len(keys), *keys, *args)
+        return await self._redis.execute_command(*command, **self._options)  # type: ignore[no-untyped-call] # as redis-py
 
 
 # Each row: classes of redis-py, a word of Redis's own, what to say. The first row that fits counts: a later class may

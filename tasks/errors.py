@@ -4,10 +4,12 @@
 
     PromptmillError
     ├── InvalidJob                 the job can't be sent as it is; nothing was enqueued   (also a ValueError)
-    │   └── UnknownModel           no running worker's catalogue names this model
+    │   ├── UnknownModel           no running worker's catalogue names this model
+    │   └── IdTaken                a job of another tenant has this id
     ├── QueueUnavailable           Redis can't be reached within the time-out             (also a ConnectionError)
     │   └── QueueFull              Redis refuses writes: out of memory
     ├── UnknownJob                 no such job or group, or its record has expired        (also a LookupError)
+    ├── GroupRolledBack            Redis has lost part of what was read of a group: read it again
     ├── ResultTimeout              the job has not ended within `timeout_s`; it goes on   (also a TimeoutError)
     └── JobFailed                  the job has ended without an answer; one class a code
         ├── AuthFailed, PermissionFailed, BadRequest, NotFound, TooLarge          your request or key
@@ -35,6 +37,8 @@ __all__ = [
     "ContentFiltered",
     "DeadLettered",
     "ErrorCode",
+    "GroupRolledBack",
+    "IdTaken",
     "InternalFailure",
     "InvalidJob",
     "JobCancelled",
@@ -90,6 +94,17 @@ class UnknownModel(InvalidJob):
     """No running worker's catalogue names this model."""
 
 
+class IdTaken(InvalidJob):
+    """A job of another tenant has this id. Nothing was enqueued.
+
+    `index` says which of the jobs that were submitted together it is, from 0.
+    """
+
+    def __init__(self, message: str, *, index: int = 0) -> None:
+        super().__init__(message)
+        self.index = index
+
+
 class QueueUnavailable(PromptmillError, ConnectionError):
     """Redis can't be reached, or did not answer, within the queue's time-out."""
 
@@ -100,6 +115,14 @@ class QueueFull(QueueUnavailable):
 
 class UnknownJob(PromptmillError, LookupError):
     """No job or group has this id, or its record has expired."""
+
+
+class GroupRolledBack(PromptmillError):
+    """Redis has lost what was read of a group, further back than its reader remembers. Read the group again.
+
+    It happens when Redis crashes before it has written its last seconds down, or a replica takes over that was far
+    behind. A loss of less is dealt with by the reader.
+    """
 
 
 class ResultTimeout(PromptmillError, TimeoutError):

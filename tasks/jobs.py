@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, Final, Literal, Self
 
-from .errors import InvalidJob, JobFailed, PromptmillError, UnknownJob
-from .outcome import lost
+from .errors import GroupRolledBack, IdTaken, InvalidJob, JobFailed, PromptmillError
+from .group_reader import GroupReader, unknown_group
+from .patience import Patience
 from .request import NewJob
 from .results import PromptResult
 from .store import GroupProgress, Sighting, Store
@@ -20,11 +22,6 @@ JobStatus = Literal["unknown", "queued", "running", "succeeded", "failed", "canc
 ROWS_A_CALL: Final = 250
 """Rows handed to Redis in one call. Rendering them takes some 5 ms, for which the event loop stands still."""
 _PAGE: Final = 500
-_OPEN_GROUP_WAIT_S: Final = 0.25
-"""Nothing wakes a reader when a group is closed after its last job has ended; it looks this often."""
-_CLOSED_GROUP_WAIT_S: Final = 2.0
-_LATE_RESULT_TRIES: Final = 10
-_LATE_RESULT_S: Final = 0.05
 
 OpenStore = Callable[[], Awaitable[Store]]
 Rows = Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
@@ -63,11 +60,15 @@ class Job:
         # Right after submission there is nothing to see yet: the usual submit-then-wait saves a round trip.
         look_first, self._just_submitted = not self._just_submitted, False
         if look_first:
-            sighting = await store.look(self.id)
+            loop = asyncio.get_running_loop()
+            started_s = loop.time()
+            patience = Patience(store.outage_s if timeout_s is None else min(timeout_s, store.outage_s))
+            sighting = await patience.until_answered(partial(store.look, self.id))
             if sighting.result is not None:
                 return sighting.result
             if sighting.state is None:
                 raise unknown_job(self.id)
+            timeout_s = timeout_s and max(0.0, timeout_s - (loop.time() - started_s))
         return await store.wait(self.id, timeout_s=timeout_s)
 
     async def cancel(self) -> bool:
@@ -127,6 +128,11 @@ class Group:
         store = await self._store()
         try:
             await store.submit_many(jobs, group=self.id)
+        except IdTaken as error:
+            await self._submit_all(jobs[: error.index], first=first)
+            fault = IdTaken(f"row {first + error.index}: {error}", index=error.index)
+            fault.add_note(f"Group {self.id}: the rows before it are submitted.")
+            raise fault from None
         except PromptmillError as error:
             error.add_note(f"Group {self.id}: all {first} rows before these {len(jobs)} are submitted.")
             raise
@@ -147,8 +153,9 @@ class Group:
         return await (await self._store()).close_group(self.id)
 
     async def jobs(self) -> AsyncIterator[Job]:
-        """The jobs, in the order of submission."""
-        async for page in self._pages():
+        """The jobs, in the order of submission. Raises UnknownJob, GroupRolledBack, as `as_completed` does."""
+        store = await self._store()
+        async for page in self._pages(store, Patience(store.outage_s)):
             for job_id in page:
                 yield Job(job_id, self._store)
 
@@ -160,7 +167,11 @@ class Group:
         """Each job's result as the jobs end, failed ones too: look at `result.ok`; no job makes this raise.
 
         Begins with those that ended first, so another process can start over. Ends when the group is closed and
-        all its jobs have ended. Raises UnknownJob when the group is not, or no longer, known.
+        all its jobs have ended. An outage of Redis is ridden out for `outage_s`, and what Redis has lost of its last
+        seconds (a crash, a takeover by a replica that was behind) is neither missed nor delivered twice. Raises
+        UnknownJob when the group is not, or no longer, known; QueueUnavailable after a longer outage; GroupRolledBack
+        when more was lost than the reader remembers, the last 10,000 answers: then read again from the first, and
+        skip the ids that you have.
         """
         async for batch in self.completed_batches():
             for result in batch:
@@ -168,37 +179,39 @@ class Group:
 
     async def completed_batches(self) -> AsyncIterator[list[PromptResult]]:
         """What `as_completed` yields, in lists as they are read from Redis."""
-        store = await self._store()
-        position, seen, progress = "", 0, await self._progress(store)
-        while progress.total is None or seen < progress.total:
-            wait_s = _OPEN_GROUP_WAIT_S if progress.total is None else _CLOSED_GROUP_WAIT_S
-            entries = await store.group_ended(self.id, after=position, wait_s=wait_s)
-            if entries:
-                position, seen = entries[-1].position, seen + len(entries)
-                yield await _results(store, [entry.job_id for entry in entries])
-            if progress.total is None or not entries:
-                progress = await self._progress(store, at_least=seen)
+        async for results in GroupReader(self.id, await self._store()).pages():
+            yield results
 
     async def cancel(self) -> int:
         """Cancel all jobs that have not ended; how many there were. Jobs that are submitted later go on."""
         store, cancelled = await self._store(), 0
-        async for page in self._pages():
+        async for page in self._pages(store, Patience(0.0)):
             cancelled += await store.cancel(page)
         return cancelled
 
-    async def _pages(self) -> AsyncIterator[list[str]]:
-        store = await self._store()
-        await self._progress(store)
-        start = 0
-        while page := await store.group_jobs(self.id, start=start, count=_PAGE):
+    async def _pages(self, store: Store, patience: Patience) -> AsyncIterator[list[str]]:
+        """Ids in the order of submission. Raises GroupRolledBack where Redis has lost what was read."""
+        await patience.until_answered(partial(self._progress, store))
+        start, last = 0, ""
+        while True:
+            # With the last one again: if another id stands there, the list is not the one that was read.
+            from_ = max(0, start - 1)
+            page = await patience.until_answered(
+                partial(store.group_jobs, self.id, start=from_, count=_PAGE + start - from_)
+            )
+            if start and page[:1] != [last]:
+                raise GroupRolledBack(
+                    f"Redis has lost the last jobs of group {self.id}, as after a takeover by a replica that was "
+                    "behind. Begin again with the first, and skip the ids that you have."
+                )
+            if not (page := page[start - from_ :]):
+                return
             yield page
-            start += len(page)
+            start, last = start + len(page), page[-1]
 
-    async def _progress(self, store: Store, *, at_least: int = 0) -> GroupProgress:
-        progress = await store.group_progress(self.id)
-        # Fewer ended than were already read: the counters, and with them the group, were deleted meanwhile.
-        if progress is None or progress.ended < at_least:
-            raise UnknownJob(f"no group {self.id} is known: the id is wrong, it has expired, or Redis was wiped")
+    async def _progress(self, store: Store) -> GroupProgress:
+        if (progress := await store.group_progress(self.id)) is None:
+            raise unknown_group(self.id)
         return progress
 
 
@@ -236,19 +249,6 @@ def _status(sighting: Sighting) -> JobStatus:
             return known
         case _:  # a newer worker's word for waiting: parked, waiting for a limit
             return "queued"
-
-
-async def _results(store: Store, job_ids: Sequence[str]) -> list[PromptResult]:
-    """The results of jobs that have ended. One that is not there at first may be on its way."""
-    found: dict[str, PromptResult] = {}
-    for _ in range(_LATE_RESULT_TRIES):
-        missing = [job_id for job_id in job_ids if job_id not in found]
-        results = await store.results(missing)
-        found |= {job_id: result for job_id, result in zip(missing, results, strict=True) if result is not None}
-        if len(found) == len(set(job_ids)):
-            break
-        await asyncio.sleep(_LATE_RESULT_S)
-    return [found.get(job_id) or lost(job_id) for job_id in job_ids]
 
 
 def _arguments(row: object) -> dict[str, Any]:

@@ -38,6 +38,12 @@ RESULT_PREFIX = "celery-task-meta-"
 GROUP_ID_PREFIX = "pmg-"
 """Marks a group id as one of ours, so that results of plain Celery groups cost nothing more."""
 
+
+def is_group_id(group_id: str) -> bool:
+    """Whether it is a group of ours. Of a stock producer, an id may be the name of another group's list or stream."""
+    return group_id.startswith(GROUP_ID_PREFIX) and not group_id.endswith((":jobs", ":done"))
+
+
 MODELS = "pm:models"
 """Sorted set, alias -> Redis time (s) when a worker last offered it; `*` = a provider takes any model.
 Written by each worker at start and hourly; members older than `MODELS_TTL_S` don't count."""

@@ -5,6 +5,7 @@ Whatever stands there, something readable comes out: a caller gets an answer or 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import zlib
 from typing import Any, Final
@@ -12,7 +13,9 @@ from typing import Any, Final
 from .errors import ErrorCode
 from .results import JobError, PromptResult, Status
 
-__all__ = ["failure", "lost", "read_outcome"]
+__all__ = ["decoded", "failure", "lost", "read_outcome"]
+
+_LARGE_BYTES: Final = 64 * 1024
 
 _COMPRESSED: Final = "\0celery-compressed\0"
 """Celery's mark of a compressed record (from 5.7; celery/backends/base.py), before the method's name and a NUL."""
@@ -20,6 +23,13 @@ _ZLIB: Final = b"application/x-gzip"
 """kombu's name for it."""
 
 _ENDED: Final = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
+
+
+async def decoded(job_id: str, record: bytes | None) -> PromptResult | None:
+    """`read_outcome`, in a thread for a record that would hold the event loop up: 1 MB takes some 10 ms."""
+    if record is None or len(record) < _LARGE_BYTES:
+        return read_outcome(job_id, record)
+    return await asyncio.to_thread(read_outcome, job_id, record)
 
 
 def read_outcome(job_id: str, record: str | bytes | None) -> PromptResult | None:

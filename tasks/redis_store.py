@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
 
@@ -14,12 +14,12 @@ from .address import Address
 from .batching import Batcher
 from .cancellation import within
 from .connection import RedisConnection, Script
-from .errors import InvalidJob, PromptmillError
+from .errors import InvalidJob, PromptmillError, QueueUnavailable
 from .message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
-from .outcome import read_outcome
-from .request import NewJob, check_model
+from .outcome import decoded
+from .request import NewJob, check_model, id_taken
 from .results import PromptResult
-from .store import GroupEntry, GroupProgress, Sighting
+from .store import GroupEntry, GroupPage, GroupProgress, Sighting
 from .waiting import ResultWaiter
 
 __all__ = ["RedisStore", "StoreSettings"]
@@ -29,6 +29,12 @@ T = TypeVar("T")
 _TERMS_TTL_S: Final = 30.0
 _MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
 """Of one script call: Redis runs nothing else meanwhile, and both sides hold a copy."""
+
+_PAGE_BYTES: Final = 4 * 1024 * 1024
+"""Of stored results that are read at once: some 3 ms of Redis's time, and 1 s on a link of 32 Mbit/s. On a slower link
+pages that came too late are halved, down to the least, and grow again by an eighth each."""
+_LEAST_PAGE_BYTES: Final = 64 * 1024
+_PAGE_ENTRIES: Final = 500
 
 _LIST_NUMBER: Final = {priority: number for number, priority in enumerate(CELERY_PRIORITY, start=1)}
 _CLOSED: Final = -1
@@ -73,15 +79,19 @@ class RedisStore:
         self._submit_script = Script(self._broker.redis, "submit.lua")
         self._cancel_script = Script(self._broker.redis, "cancel.lua")
         self._close_group_script = Script(self._broker.redis, "close_group.lua")
+        self._read_results_script = Script(self._results.redis, "read_results.lua", decodes=False)
+        self._result_prefix = "" if apart else self._result_key("")  # as submit.lua takes it
         self._envelope = Envelope()
         self._queues = queue_keys(settings.key_prefix)
         self._terms: _Terms | None = None
         self._reading_terms = asyncio.Lock()
+        self._page_bytes = _PAGE_BYTES
         self._submissions = Batcher(self._send_submissions)
+        self.outage_s = settings.outage_s
         self._waiter = ResultWaiter(
             self._results,
             channel_prefix=settings.result_key_prefix + keys.RESULT_PREFIX,
-            look=self._look_many,
+            look=self._look_at,
             outage_s=settings.outage_s,
         )
 
@@ -105,12 +115,15 @@ class RedisStore:
 
     async def submit_many(self, jobs: Sequence[NewJob], *, group: str) -> None:
         """Many jobs of one group, in calls of a few megabytes at most."""
+        first = 0
         for part in _parts(jobs, job_of=lambda job: job):
             async with self._broker.border(advice=_again(part[0].id)):
                 terms = await self._current_terms()
                 for job in part:
                     check_model(job, terms.models)
-                await self._send(part, group=group, terms=terms)
+                if taken := await self._send(part, group=group, terms=terms):
+                    raise id_taken(part[taken[0]].id, index=first + taken[0])
+            first += len(part)
 
     async def _send_submissions(self, submissions: list[_Submission]) -> None:
         wanted = [submission for submission in submissions if not submission.reply.done()]
@@ -124,20 +137,29 @@ class RedisStore:
         try:
             with within(self._settings.timeout_s):
                 terms = await self._current_terms()
-                await self._send([submission.job for submission in part], group=group, terms=terms)
+                while taken := await self._send([submission.job for submission in part], group=group, terms=terms):
+                    # The callers who share the call are not to blame.
+                    for index in taken:
+                        _reply(part[index], id_taken(part[index].job.id))
+                    part = [submission for index, submission in enumerate(part) if index not in taken]
         except Exception as caught:  # noqa: BLE001 - handed to those who wait, each of whom raises it
             error = caught
         for submission in part:
-            if not submission.reply.done():
-                submission.reply.set_result(error)
+            _reply(submission, error)
 
-    async def _send(self, jobs: Sequence[NewJob], *, group: str | None, terms: _Terms) -> None:
+    async def _send(self, jobs: Sequence[NewJob], *, group: str | None, terms: _Terms) -> list[int]:
+        """Which of the jobs have ids of other tenants; if one has, none is enqueued."""
+        if not jobs:
+            return []
         now_s = time.time() + terms.clock_offset_s
         script_keys = [*self._queues, *self._group_keys(group), *(self._record_key(job.id) for job in jobs)]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
-        args: list[str | int] = [keys.WAITING_TTL_S, group or "", json.dumps([*map(_row, jobs)]), *messages]
-        if await self._submit_script(script_keys, args) == _CLOSED:
+        rows = json.dumps([*map(_row, jobs)])
+        args: list[str | int] = [keys.WAITING_TTL_S, group or "", rows, self._result_prefix, *messages]
+        reply = await self._submit_script(script_keys, args)
+        if reply == _CLOSED:
             raise InvalidJob(f"group: {group} is closed; open another one with queue.new_group()")
+        return [number - 1 for number in reply] if isinstance(reply, list) else []
 
     async def _current_terms(self) -> _Terms:
         terms = self._terms
@@ -166,24 +188,39 @@ class RedisStore:
 
     async def look(self, job_id: str) -> Sighting:
         """One job's result and state."""
-        return (await self._look_many([job_id]))[0]
+        [sighting] = [sighting async for _, sighting in self._look_at([job_id])]
+        return sighting
 
-    async def _look_many(self, job_ids: Sequence[str]) -> list[Sighting]:
+    async def _look_at(self, job_ids: Sequence[str]) -> AsyncIterator[tuple[str, Sighting]]:
         # The records first: a job that ends in between has a result then, and is not taken for unknown.
         async with self._broker.border(), self._broker.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hget(self._record_key(job_id), "state")
             states = await pipe.execute()
-        results = await self.results(job_ids)
-        return [Sighting(result, state) for result, state in zip(results, states, strict=True)]
+        start = 0
+        while start < len(job_ids):
+            for result in await self.result_page(job_ids[start:]):
+                yield job_ids[start], Sighting(result, states[start])
+                start += 1
 
     async def results(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
-        """Read with one MGET."""
-        if not job_ids:
-            return []
-        async with self._results.border():
-            records = await self._results.redis.mget([self._result_key(job_id) for job_id in job_ids])
-        return [read_outcome(job_id, record) for job_id, record in zip(job_ids, records, strict=True)]
+        """Of all of them, however much they take in memory."""
+        found: list[PromptResult | None] = []
+        while len(found) < len(job_ids):
+            found += await self.result_page(job_ids[len(found) :])
+        return found
+
+    async def result_page(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
+        """Read with one script, which ends at a number of bytes."""
+        result_keys = [self._result_key(job_id) for job_id in job_ids[:_PAGE_ENTRIES]]
+        try:
+            async with self._results.border():
+                records: list[bytes | None] = await self._read_results_script(result_keys, [self._page_bytes])
+        except QueueUnavailable:
+            self._page_bytes = max(_LEAST_PAGE_BYTES, self._page_bytes // 2)
+            raise
+        self._page_bytes = min(_PAGE_BYTES, self._page_bytes * 9 // 8)
+        return [await decoded(job_id, record) for job_id, record in zip(job_ids, records, strict=False)]
 
     async def wait(self, job_id: str, *, timeout_s: float | None) -> PromptResult:
         """See `ResultWaiter.wait`."""
@@ -221,15 +258,20 @@ class RedisStore:
 
     async def group_progress(self, group_id: str) -> GroupProgress | None:
         """What was submitted stands at the broker, what has ended at the results: one hash unless they are apart."""
-        submitted_key, ended_key = self._key(keys.group(group_id)), self._result_side(keys.group(group_id))
+        submitted_key, ended_key = self._group_hashes(group_id)
         fields = await _hgetall(self._broker, submitted_key)
         if "total" not in fields:
             return None
-        if self._results is not self._broker or submitted_key != ended_key:
+        if self._is_apart(group_id):
             fields = await _hgetall(self._results, ended_key) | fields
-        total = int(fields["total"])
-        counts = {name: int(fields.get(name, 0)) for name in GroupProgress.__slots__ if name != "total"}
-        return GroupProgress(total=total if total >= 0 else None, **counts)
+        return _progress(fields)
+
+    def _group_hashes(self, group_id: str) -> tuple[str, str]:
+        return self._key(keys.group(group_id)), self._result_side(keys.group(group_id))
+
+    def _is_apart(self, group_id: str) -> bool:
+        submitted_key, ended_key = self._group_hashes(group_id)
+        return self._results is not self._broker or submitted_key != ended_key
 
     async def group_jobs(self, group_id: str, *, start: int, count: int) -> list[str]:
         """Read from the group's list."""
@@ -239,14 +281,34 @@ class RedisStore:
             )
         return ids
 
-    async def group_ended(self, group_id: str, *, after: str, wait_s: float) -> list[GroupEntry]:
-        """Read from the group's stream. Waits at most half of `timeout_s`, or a silent Redis would look alike."""
-        block_ms = max(1, round(min(wait_s, self._settings.timeout_s / 2) * 1000))
-        async with self._results.border():
-            streams: Any = await self._results.waiting.xread(
-                {self._result_side(keys.group_done(group_id)): after or "0"}, count=500, block=block_ms
-            )
-        return [GroupEntry(position, fields["id"]) for _, entries in streams or () for position, fields in entries]
+    async def group_ended(self, group_id: str, *, after: GroupEntry | None, wait_s: float) -> GroupPage | None:
+        """Read from the group's stream. Waits at most half of `timeout_s`, or a silent Redis would look alike.
+
+        The counters and the entry `after` come over the same connection, hence from the same Redis as the entries.
+        """
+        submitted_key, ended_key = self._group_hashes(group_id)
+        submitted = await _hgetall(self._broker, submitted_key) if self._is_apart(group_id) else {}
+        stream = self._result_side(keys.group_done(group_id))
+        block_ms = round(min(wait_s, self._settings.timeout_s / 2) * 1000) or None
+        async with self._results.border(), self._results.waiting.pipeline(transaction=False) as pipe:
+            pipe.hgetall(ended_key)
+            pipe.xrange(stream, *_place(after), count=1)
+            pipe.xread({stream: after.position if after else "0"}, count=_PAGE_ENTRIES, block=block_ms)
+            ended, anchor, streams = await pipe.execute()
+        fields = ended | submitted
+        if "total" not in fields:
+            return None
+        entries = [GroupEntry(position, fields["id"]) for _, found in streams or () for position, fields in found]
+        return GroupPage(_progress(fields), entries, follows=after is None or _is_there(after, anchor))
+
+    async def group_has(self, group_id: str, entries: Sequence[GroupEntry]) -> list[bool]:
+        """Looks for each under its position."""
+        stream = self._result_side(keys.group_done(group_id))
+        async with self._results.border(), self._results.redis.pipeline(transaction=False) as pipe:
+            for entry in entries:
+                pipe.xrange(stream, *_place(entry), count=1)
+            found = await pipe.execute()
+        return [_is_there(entry, there) for entry, there in zip(entries, found, strict=True)]
 
     async def aclose(self) -> None:
         """Wakes whoever waits, with CancelledError."""
@@ -278,8 +340,13 @@ class RedisStore:
 
 
 def _row(job: NewJob) -> tuple[str | int, ...]:
-    number = _LIST_NUMBER[job.priority]
-    return job.id, number, TASK_NAMES[job.kind], job.model, job.tenant, round(job.delay_s * 1000)
+    number, delay_ms = _LIST_NUMBER[job.priority], round(job.delay_s * 1000)
+    return job.id, number, TASK_NAMES[job.kind], job.model, job.tenant, delay_ms, int(job.may_be_known)
+
+
+def _reply(submission: _Submission, error: Exception | None) -> None:
+    if not submission.reply.done():
+        submission.reply.set_result(error)
 
 
 def _again(job_id: str) -> str:
@@ -308,6 +375,21 @@ def _parts(items: Sequence[T], *, job_of: Callable[[T], NewJob]) -> Iterator[lis
 async def _answer(reply: Any) -> Any:
     """redis-py types its commands for both of its clients, sync and async; this is the async one."""
     return await reply
+
+
+def _progress(fields: Mapping[str, str]) -> GroupProgress:
+    total = int(fields["total"])
+    counts = {name: int(fields.get(name, 0)) for name in GroupProgress.__slots__ if name != "total"}
+    return GroupProgress(total=total if total >= 0 else None, **counts)
+
+
+def _place(entry: GroupEntry | None) -> tuple[str, str]:
+    return (entry.position, entry.position) if entry else ("0", "0")
+
+
+def _is_there(entry: GroupEntry, found: Sequence[tuple[str, Mapping[str, str]]]) -> bool:
+    """Another Redis may have given the position to another job."""
+    return any(fields.get("id") == entry.job_id for _, fields in found)
 
 
 async def _hgetall(connection: RedisConnection, key: str) -> dict[str, str]:

@@ -14,9 +14,20 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, cast, get_args
 from uuid import uuid4
 
-from .errors import InvalidJob, UnknownModel
+from .errors import IdTaken, InvalidJob, UnknownModel
 
-__all__ = ["DEFAULT_MAX_JOB_BYTES", "Kind", "NewJob", "Priority", "check_id", "check_model", "check_size", "new_job"]
+__all__ = [
+    "DEFAULT_MAX_JOB_BYTES",
+    "Kind",
+    "NewJob",
+    "Priority",
+    "check_group_id",
+    "check_id",
+    "check_model",
+    "check_size",
+    "id_taken",
+    "new_job",
+]
 
 Kind = Literal["chat", "embed"]
 Priority = Literal["interactive", "normal", "bulk"]
@@ -25,6 +36,9 @@ DEFAULT_MAX_JOB_BYTES: Final = 8 * 1024 * 1024
 MAX_NESTING: Final = 100
 MAX_DELAY_S: Final = 366 * 86_400.0
 """A later `eta` is a mistake in the unit, far more often than a plan."""
+
+MAX_NAME_CHARACTERS: Final = 200
+"""Of a model's name, as in the catalogue: names are compared with all that are known when one is not."""
 
 _ID: Final = re.compile(r"[!-~]{1,200}")
 _PRIORITIES: Final = frozenset(get_args(Priority))
@@ -51,6 +65,8 @@ class NewJob:
     """Jobs of one lane wait for the same limit; None for one that may end, or be answered, without its turn."""
     size_bytes: int
     """About what the job takes in Redis, before base64."""
+    may_be_known: bool = False
+    """The id is the caller's own: a job of this id may have been submitted before."""
 
     def __repr__(self) -> str:
         return f"NewJob(id={self.id!r}, kind={self.kind!r}, model={self.model!r}, body=(hidden))"
@@ -104,6 +120,7 @@ def new_job(
         options=options,
         lane=f"{priority} {model}" if deadline_s is None and cache_ttl_s is None and not fallbacks else None,
         size_bytes=len(body_json.encode()) + len(options.encode()),
+        may_be_known=id is not None,
     )
 
 
@@ -129,11 +146,26 @@ def check_model(job: NewJob, models: frozenset[str] | None) -> None:
     )
 
 
+def id_taken(job_id: str, *, index: int = 0) -> IdTaken:
+    """The error for an id under which another tenant has submitted a job."""
+    return IdTaken(
+        f"id: {job_id!r} is the id of another tenant's job; use another one, that begins with the tenant's name, say",
+        index=index,
+    )
+
+
 def check_id(job_id: object) -> str:
     """An id goes into Redis keys and an HTTP header, hence visible ASCII."""
     if isinstance(job_id, str) and _ID.fullmatch(job_id):
         return job_id
     raise InvalidJob("id: must be 1 to 200 visible ASCII characters without spaces, as in 'invoice-2026-0017'")
+
+
+def check_group_id(group_id: str) -> str:
+    """As an id, but what stands behind a colon would be taken for one of a group's further keys."""
+    if ":" not in check_id(group_id):
+        return group_id
+    raise InvalidJob("group id: must not hold a colon, as in 'invoices-2026'")
 
 
 # -- the provider's body
@@ -142,6 +174,7 @@ def check_id(job_id: object) -> str:
 def _check_body(model: object, messages: Any, inputs: Any, body: dict[str, Any], extra: object) -> Kind:
     if not isinstance(model, str) or not model.strip():
         raise InvalidJob("model: is missing; name a model of the workers' catalogue, as in model='gpt-4o-mini'")
+    _check_name_length("model", model)
     if (messages is None) == (inputs is None):
         which = "neither is given" if messages is None else "both are given"
         raise InvalidJob(f"messages, input: {which}; give `messages` for a chat or `input` for an embedding")
@@ -238,7 +271,14 @@ def _check_fallbacks(fallbacks: object) -> list[str] | None:
         return None
     if not isinstance(fallbacks, list | tuple) or not all(isinstance(name, str) and name for name in fallbacks):
         raise InvalidJob("fallbacks: must be a list of model names")
+    for index, name in enumerate(fallbacks):
+        _check_name_length(f"fallbacks[{index}]", name)
     return list(fallbacks)
+
+
+def _check_name_length(where: str, name: str) -> None:
+    if len(name) > MAX_NAME_CHARACTERS:
+        raise InvalidJob(f"{where}: has {len(name):,} characters, and a model's name at most {MAX_NAME_CHARACTERS}")
 
 
 # -- JSON that every reader takes

@@ -9,7 +9,7 @@ from typing import Protocol, get_args
 from .request import NewJob
 from .results import PromptResult, Status
 
-__all__ = ["GroupEntry", "GroupProgress", "Sighting", "Store"]
+__all__ = ["GroupEntry", "GroupPage", "GroupProgress", "Sighting", "Store"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,20 +55,40 @@ class GroupEntry:
     job_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class GroupPage:
+    """What ended after an entry. `follows`: that entry is still there; if not, there is nothing to go on from.
+
+    `progress` was counted before the entries were looked for, at the same place.
+    """
+
+    progress: GroupProgress
+    entries: list[GroupEntry]
+    follows: bool = True
+
+
 class Store(Protocol):
-    """All methods raise `QueueUnavailable` when the store can't be reached in time."""
+    """All methods raise `QueueUnavailable` when the store can't be reached in time.
+
+    `outage_s` is for how long those who read results try again.
+    """
+
+    outage_s: float
 
     async def submit(self, job: NewJob, *, group: str | None) -> None:
-        """Store the job; one whose id is known stays as it is. Raises UnknownModel; InvalidJob: group closed."""
+        """Store the job; one whose id is known stays as it is.
+
+        Raises UnknownModel; IdTaken; InvalidJob where the group is closed.
+        """
 
     async def submit_many(self, jobs: Sequence[NewJob], *, group: str) -> None:
-        """The same for many jobs at once, all or none of them."""
+        """The same for many jobs at once, all or none of a few megabytes. IdTaken tells which of `jobs` it is."""
 
     async def look(self, job_id: str) -> Sighting:
         """What is known of the job now."""
 
-    async def results(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
-        """In the order of `job_ids`."""
+    async def result_page(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
+        """Of the first of them, as many as fit into a few megabytes; at least one."""
 
     async def wait(self, job_id: str, *, timeout_s: float | None) -> PromptResult:
         """Until the job has ended. Raises ResultTimeout; UnknownJob when it is not, or no longer, known."""
@@ -88,8 +108,11 @@ class Store(Protocol):
     async def group_jobs(self, group_id: str, *, start: int, count: int) -> list[str]:
         """Ids in the order of submission."""
 
-    async def group_ended(self, group_id: str, *, after: str, wait_s: float) -> list[GroupEntry]:
-        """Jobs that ended after the position, in that order; waits up to `wait_s` for the first."""
+    async def group_ended(self, group_id: str, *, after: GroupEntry | None, wait_s: float) -> GroupPage | None:
+        """Jobs that ended after the entry, in that order; waits up to `wait_s` for the first. None: unknown group."""
+
+    async def group_has(self, group_id: str, entries: Sequence[GroupEntry]) -> list[bool]:
+        """Which of the entries that were read are still there."""
 
     async def aclose(self) -> None:
         """Close connections; the jobs stay."""

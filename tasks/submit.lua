@@ -1,7 +1,8 @@
 --[[
 Enqueue jobs: for each, its record and its Celery message, all or none of them.
 
-A job whose id has a record already is left as it is: submitting again after a time-out is safe, and costs nothing.
+A job whose id has a record already is left as it is: submitting again after a time-out is safe, and costs nothing. So
+is one whose record is gone and whose result is still stored. A job of another tenant is not for this one to know.
 
 KEYS
   1..3   the queue's lists: interactive, normal, bulk
@@ -11,25 +12,40 @@ KEYS
 ARGV
   1      seconds that the record of a job that waits, and a group, lives after its last change
   2      the group's id, or ""
-  3      a JSON list with, for each job: [id, number of its list (1..3), task, model, tenant, delay in milliseconds];
-         one argument for all, because packing arguments is what a bulk submission spends most on
-  4...   each job's message
+  3      a JSON list with, for each job: [id, number of its list (1..3), task, model, tenant, delay in milliseconds,
+         1 if its id may be known]; one argument for all, because packing arguments is what a bulk submission spends
+         most on
+  4      what stands before the ids in the keys of results, or "" where results are kept in another Redis
+  5...   each job's message
 
-Returns how many jobs are new, or -1 when the group is closed and one of them is (then nothing was written).
+Returns how many jobs are new. Where nothing was written: -1 when the group is closed and one of them is new, or a list
+of those whose ids are another tenant's.
 ]]
-local ttl, group = tonumber(ARGV[1]), ARGV[2]
+local ttl, group, result_prefix = tonumber(ARGV[1]), ARGV[2], ARGV[4]
 local jobs = cjson.decode(ARGV[3])
-local first_record, first_message = 6, 4
+local first_record, first_message = 6, 5
 local priorities = { "interactive", "normal", "bulk" }
 
-local fresh, seen = {}, {}
-for n, _ in ipairs(jobs) do
+local fresh, taken, owners = {}, {}, {}
+for n, job in ipairs(jobs) do
   local record = KEYS[first_record + n - 1]
+  local id, tenant, may_be_known = job[1], job[5], job[7] == 1
   -- A record without a state is a mark that somebody else left; the job itself was never enqueued.
-  if not seen[record] and redis.call("HEXISTS", record, "state") == 0 then
-    seen[record] = true
+  if not owners[record] and redis.call("HEXISTS", record, "state") == 1 then
+    owners[record] = redis.call("HGET", record, "tenant") or ""
+  end
+  if owners[record] then
+    if owners[record] ~= tenant then
+      taken[#taken + 1] = n
+    end
+  elseif not (may_be_known and result_prefix ~= "" and redis.call("EXISTS", result_prefix .. id) == 1) then
+    owners[record] = tenant
     fresh[#fresh + 1] = n
   end
+end
+
+if #taken > 0 then
+  return taken
 end
 
 if group ~= "" and #fresh > 0 then

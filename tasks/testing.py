@@ -23,9 +23,9 @@ from .cancellation import stop
 from .client import PromptQueue
 from .errors import InvalidJob, JobFailed, ResultTimeout, UnknownJob
 from .outcome import failure
-from .request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model
+from .request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
 from .results import PromptResult
-from .store import GroupEntry, GroupProgress, Sighting
+from .store import GroupEntry, GroupPage, GroupProgress, Sighting
 from .waiting import unknown_job
 
 __all__ = ["Answer", "InMemoryQueue"]
@@ -73,6 +73,8 @@ class _GroupRecord:
 class _MemoryStore:
     """See `Store`. May be used from several event loops, each in its thread (`queue.sync` is one)."""
 
+    outage_s = 0.0
+
     def __init__(
         self, answer: Callable[[dict[str, Any]], Answer | Awaitable[Answer]], models: frozenset[str] | None
     ) -> None:
@@ -95,8 +97,12 @@ class _MemoryStore:
         await self._submit(jobs, group)
 
     async def _submit(self, jobs: Sequence[NewJob], group: str | None) -> None:
-        for job in jobs:
+        owners: dict[str, str] = {}
+        for index, job in enumerate(jobs):
             check_model(job, self._models)
+            record = self._records.get(job.id)
+            if owners.setdefault(job.id, record.job.tenant if record else job.tenant) != job.tenant:
+                raise id_taken(job.id, index=index)
         fresh = {job.id: job for job in reversed(jobs) if job.id not in self._records}
         if group is not None:
             self._enter(group, list(reversed(fresh)))
@@ -136,8 +142,8 @@ class _MemoryStore:
         record.result, record.state = result, result.status
         if record.group is not None:
             group = self._groups[record.group]
+            group.ended.append(record.job.id)  # before it is counted: a reader in another thread believes the counts
             group.counts[result.status] += 1
-            group.ended.append(record.job.id)
         self._wake()
 
     def _wake(self) -> None:
@@ -163,8 +169,8 @@ class _MemoryStore:
         record = self._records.get(job_id)
         return Sighting(None, None) if record is None else Sighting(record.result, record.state)
 
-    async def results(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
-        """Those that are there."""
+    async def result_page(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
+        """All of them: they are in memory already."""
         return [(await self.look(job_id)).result for job_id in job_ids]
 
     async def wait(self, job_id: str, *, timeout_s: float | None) -> PromptResult:
@@ -213,22 +219,28 @@ class _MemoryStore:
     async def group_progress(self, group_id: str) -> GroupProgress | None:
         """Its counters."""
         record = self._groups.get(group_id)
-        if record is None:
-            return None
-        submitted = len(record.job_ids)
-        return GroupProgress(total=submitted if record.closed else None, submitted=submitted, **record.counts)
+        return None if record is None else _progress(record)
 
     async def group_jobs(self, group_id: str, *, start: int, count: int) -> list[str]:
         """Ids in the order of submission."""
         return self._group(group_id).job_ids[start : start + count]
 
-    async def group_ended(self, group_id: str, *, after: str, wait_s: float) -> list[GroupEntry]:
-        """`after` is how many were read."""
-        ended, start = self._group(group_id).ended, int(after or 0)
+    async def group_ended(self, group_id: str, *, after: GroupEntry | None, wait_s: float) -> GroupPage | None:
+        """An entry's position is how many ended up to it."""
+        record = self._groups.get(group_id)
+        if record is None:
+            return None
+        start = int(after.position) if after else 0
         with self._watching() as change:
-            if len(ended) <= start:
+            if wait_s and len(record.ended) <= start:
                 await asyncio.wait([change], timeout=wait_s)
-        return [GroupEntry(str(number), job_id) for number, job_id in enumerate(ended[start:], start=start + 1)]
+        progress = _progress(record)
+        ended = record.ended[start:]
+        return GroupPage(progress, [GroupEntry(f"{n}", job_id) for n, job_id in enumerate(ended, start=start + 1)])
+
+    async def group_has(self, group_id: str, entries: Sequence[GroupEntry]) -> list[bool]:
+        """Memory loses none."""
+        return [True] * len(entries)
 
     def _group(self, group_id: str) -> _GroupRecord:
         if (record := self._groups.get(group_id)) is None:
@@ -240,6 +252,11 @@ class _MemoryStore:
         loop = asyncio.get_running_loop()
         tasks = [task for task in self._running.values() if task.get_loop() is loop]
         await stop(*tasks)
+
+
+def _progress(record: _GroupRecord) -> GroupProgress:
+    submitted = len(record.job_ids)
+    return GroupProgress(total=submitted if record.closed else None, submitted=submitted, **record.counts)
 
 
 def _finish(watcher: asyncio.Future[None]) -> None:

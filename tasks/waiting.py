@@ -9,7 +9,7 @@ nor a wiped Redis makes anybody wait for ever.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from typing import Final
 
@@ -20,7 +20,8 @@ from .batching import Batcher
 from .cancellation import is_stopped, stop
 from .connection import RedisConnection
 from .errors import QueueUnavailable, ResultTimeout, UnknownJob
-from .outcome import read_outcome
+from .outcome import decoded
+from .patience import Patience
 from .results import PromptResult
 from .store import Sighting
 
@@ -37,8 +38,8 @@ _RedisFault = (redis_errors.RedisError, OSError)
 class ResultWaiter:
     """Belongs to one event loop.
 
-    `look` reads what is known of many jobs. An outage of Redis is ridden out for `outage_s`; then all who wait
-    get QueueUnavailable.
+    `look` reads what is known of many jobs, one after another. An outage of Redis is ridden out for `outage_s`; then
+    all who wait get QueueUnavailable.
     """
 
     def __init__(
@@ -46,14 +47,14 @@ class ResultWaiter:
         connection: RedisConnection,
         *,
         channel_prefix: str,
-        look: Callable[[list[str]], Awaitable[list[Sighting]]],
+        look: Callable[[list[str]], AsyncIterator[tuple[str, Sighting]]],
         outage_s: float,
         recheck_s: float = _RECHECK_S,
     ) -> None:
         self._connection = connection
         self._prefix = channel_prefix
         self._look = look
-        self._outage_s = outage_s
+        self._patience = Patience(outage_s)
         self._recheck_s = recheck_s
         self._waiting: dict[str, set[asyncio.Future[PromptResult]]] = {}
         self._ended_without_result: set[str] = set()
@@ -62,8 +63,6 @@ class ResultWaiter:
         self._subscribing = Batcher(self._subscribe)
         self._unsubscribing = Batcher(self._unsubscribe)
         self._looking = Batcher(self._look_at)
-        self._fault: Exception | None = None
-        self._fault_since_s = 0.0
         self._last_used_s = 0.0
 
     async def wait(self, job_id: str, *, timeout_s: float | None) -> PromptResult:
@@ -117,10 +116,10 @@ class ResultWaiter:
                 future.set_result(outcome)
 
     def _timed_out(self, job_id: str, timeout_s: float | None) -> ResultTimeout | QueueUnavailable:
-        if self._fault is not None:
-            return self._connection.translated(self._fault, f"Job {job_id} may have ended; ask again.")
+        if self._patience.fault is not None:
+            return self._given_up(self._patience.fault, f"Job {job_id} may have ended; ask again.")
         return ResultTimeout(
-            f"job {job_id} has not ended within {timeout_s:g} s; it goes on, so ask again later or cancel it"
+            f"job {job_id} has not ended within {timeout_s:.3g} s; it goes on, so ask again later or cancel it"
         )
 
     # -- listening
@@ -148,21 +147,23 @@ class ResultWaiter:
             self._subscribing.add(*self._waiting)
             while not is_stopped():
                 # The recheck sends a PING each time: a longer silence means that the link is dead.
-                message = await pubsub.read_response(timeout=2 * self._recheck_s + self._connection.timeout_s)
+                message = await pubsub.read_response(
+                    disable_decoding=True, timeout=2 * self._recheck_s + self._connection.timeout_s
+                )
                 if message is None:
                     raise redis_errors.TimeoutError("pub/sub is silent")
-                self._fault = None
+                self._patience.renew()
                 if isinstance(message, list):  # while nothing is subscribed, a PING is answered with a bare "PONG"
-                    self._receive(*message)
+                    await self._receive(*message)
         finally:
             self._pubsub = None
             await pubsub.disconnect(nowait=True)
 
-    def _receive(self, kind: str, channel: str = "", payload: str = "") -> None:
-        job_id = channel.removeprefix(self._prefix)
-        if kind == "message":
-            self._resolve(job_id, read_outcome(job_id, payload))
-        elif kind == "subscribe" and job_id in self._waiting:
+    async def _receive(self, kind: bytes, channel: bytes = b"", payload: bytes = b"") -> None:
+        job_id = channel.decode().removeprefix(self._prefix)
+        if kind == b"message":
+            self._resolve(job_id, await decoded(job_id, payload))
+        elif kind == b"subscribe" and job_id in self._waiting:
             self._looking.add(job_id)
 
     async def _subscribe(self, job_ids: list[str]) -> None:
@@ -173,8 +174,11 @@ class ResultWaiter:
         await self._send("UNSUBSCRIBE", *(self._prefix + job_id for job_id in job_ids if job_id not in self._waiting))
 
     async def _send(self, command: str, *args: str) -> None:
-        """Without a connection there is nothing to do: a new one subscribes to all that is waited for."""
-        if self._pubsub is not None and (args or command == "PING"):
+        """Without a connection there is nothing to do: a new one subscribes to all that is waited for.
+
+        Of one that is broken, redis-py would make a new one here, behind the listener's back.
+        """
+        if self._pubsub is not None and self._pubsub.is_connected and (args or command == "PING"):
             with suppress(*_RedisFault):  # the listener sees the broken connection too, and makes a new one
                 await self._pubsub.send_command(command, *args)
 
@@ -197,12 +201,10 @@ class ResultWaiter:
         if not wanted:
             return
         try:
-            sightings = await self._look(wanted)
+            async for job_id, sighting in self._look(wanted):
+                self._resolve(job_id, self._judge(job_id, sighting))
         except QueueUnavailable as error:
             self._suffer(error)
-            return
-        for job_id, sighting in zip(wanted, sightings, strict=True):
-            self._resolve(job_id, self._judge(job_id, sighting))
 
     def _judge(self, job_id: str, sighting: Sighting) -> PromptResult | UnknownJob | None:
         if sighting.result is not None:
@@ -218,18 +220,15 @@ class ResultWaiter:
         return None
 
     def _suffer(self, error: Exception) -> None:
-        if self._fault is None:
-            self._fault_since_s = _now_s()
-        self._fault = error
-        if _now_s() < self._fault_since_s + self._outage_s:
+        if self._patience.suffer(error):
             return
         for job_id in self._waiting:
             self._resolve(job_id, self._given_up(error))
 
-    def _given_up(self, error: Exception) -> QueueUnavailable:
+    def _given_up(self, error: Exception, advice: str = "") -> QueueUnavailable:
         if isinstance(error, QueueUnavailable):
-            return QueueUnavailable(str(error))
-        return self._connection.translated(error)
+            return QueueUnavailable(f"{error} {advice}".rstrip())
+        return self._connection.translated(error, advice)
 
 
 def unknown_job(job_id: str) -> UnknownJob:

@@ -21,6 +21,7 @@ from tasks.address import Address
 from tasks.outcome import read_outcome
 
 from .broker import scripts
+from .terminal import printable, printable_json
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -117,7 +118,7 @@ def _group_of(letter: dict[str, Any]) -> str | None:
         group_id = orjson.loads(message_of(letter))["headers"]["group"]
     except (ValueError, LookupError, TypeError):
         return None
-    return group_id if isinstance(group_id, str) and group_id.startswith(keys.GROUP_ID_PREFIX) else None
+    return group_id if isinstance(group_id, str) and keys.is_group_id(group_id) else None
 
 
 @contextmanager
@@ -136,7 +137,7 @@ def _opened(url: str | None) -> Iterator[DeadLetters]:
 
 
 def _fail(text: str) -> NoReturn:
-    typer.echo(f"Error: {text}", err=True)
+    typer.echo(f"Error: {printable(text)}", err=True)
     raise typer.Exit(2)
 
 
@@ -160,7 +161,7 @@ def list_(
     table = Table("buried", "id", "task", "kind", "reason", box=None, pad_edge=False)
     for letter in shown:
         at = datetime.fromtimestamp(letter["at"], UTC).isoformat(" ", "seconds")
-        table.add_row(at, letter["id"], letter["task"] or "-", letter["kind"], letter["reason"])
+        table.add_row(at, *map(printable, (letter["id"], letter["task"] or "-", letter["kind"], letter["reason"])))
     Console(markup=False).print(table if shown else "There are no dead letters.")
 
 
@@ -172,7 +173,8 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], redis: RedisOp
     if not found:
         _fail(f"there is no dead letter {letter_id}; `promptmill dead list` names them")
     for _, letter in found:
-        typer.echo(json.dumps({**_without_message(letter), "message": _readable(letter)}, indent=2, ensure_ascii=False))
+        shown = {**_without_message(letter), "message": _readable(letter)}
+        typer.echo(printable_json(json.dumps(shown, indent=2, ensure_ascii=False)))
 
 
 def _readable(letter: dict[str, Any]) -> Any:

@@ -20,6 +20,8 @@ from typing import Any, Literal
 
 import orjson
 
+from tasks.request import MAX_NAME_CHARACTERS
+
 from .failures import Failure
 
 __all__ = ["MAX_DEPTH", "JobKind", "Options", "Priority", "PromptJob", "parse"]
@@ -86,6 +88,8 @@ def parse(
     model = body.get("model")
     if not isinstance(model, str) or not model:
         raise _refused("the job names no model; put the model's name into `model`")
+    if len(model) > MAX_NAME_CHARACTERS:
+        raise _refused(f"`model` has {len(model):,} characters, and a model's name at most {MAX_NAME_CHARACTERS}")
     prompt_field = _PROMPT_FIELD[kind]
     if not body.get(prompt_field):
         raise _refused(f"a {kind} job needs a `{prompt_field}` that is not empty")
@@ -188,7 +192,7 @@ def _reader(name: str) -> Callable[[str, Any], Any]:
     if (reader := _READERS.get(name)) is not None:
         return reader
     # Silently dropping a misspelt `deadline_s` would cost money; refusing it costs a line of text.
-    near = difflib.get_close_matches(name, _READERS, n=1)
+    near = difflib.get_close_matches(name[:50], _READERS, n=1)  # comparing takes time by length
     hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_READERS)}"
     raise _refused(f"`promptmill` has an unknown option {name[:50]!r}; {hint}")
 

@@ -16,6 +16,7 @@ from config.settings import get_settings
 from tasks.address import Address, failure
 
 from .limiter import LimiterView, snapshot
+from .terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -86,7 +87,7 @@ def _table(views: Iterable[LimiterView]) -> Table:
         if table.rows:
             table.add_row()
         table.add_row(
-            f"{view.provider}/{view.model}\n{view.fingerprint}",
+            f"{printable(f'{view.provider}/{view.model}')}\n{view.fingerprint}",
             *_figures(view.used_last_minute, view.permitted_per_minute),
             f"{view.in_flight:,}\n" + (f"of {view.max_in_flight:,}" if view.max_in_flight else ""),
             f"{view.waiting:,}\n{_duration(view.wait_s)}",
@@ -97,7 +98,7 @@ def _table(views: Iterable[LimiterView]) -> Table:
         if is_last_key and view.organisation_permitted_per_minute:
             table.add_row()
             figures = _figures(view.organisation_used_last_minute, view.organisation_permitted_per_minute)
-            table.add_row(f"{view.provider}/{view.model}\nall keys", *figures)
+            table.add_row(f"{printable(f'{view.provider}/{view.model}')}\nall keys", *figures)
     return table
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import Any
+from collections.abc import MutableMapping
+from io import StringIO
+from typing import Any, TextIO
 
 import click
 import structlog
 from click.core import ParameterSource
 
 from config.settings import Log, get_settings
+
+from .terminal import printable, printable_lines
 
 __all__ = ["configure"]
 
@@ -53,7 +57,26 @@ def _formatter(settings: Log, *, is_terminal: bool) -> logging.Formatter:
     if settings.json:
         rendering += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
-        # plain_traceback: the pretty ones show local variables, and those hold prompts and keys.
-        plain = structlog.dev.plain_traceback
-        rendering.append(structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=plain))
+        rendering += [
+            _make_printable,
+            structlog.dev.ConsoleRenderer(colors=is_terminal, exception_formatter=_write_traceback),
+        ]
     return structlog.stdlib.ProcessorFormatter(foreign_pre_chain=shared, processors=rendering)
+
+
+def _make_printable(_: Any, __: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """An id, a task's name or a reason may hold anything: it neither moves the cursor nor begins a line of its own."""
+    for name, value in event.items():
+        if isinstance(value, str) and not value.isprintable():
+            event[name] = printable(value)
+    return event
+
+
+def _write_traceback(to: TextIO, exc_info: Any) -> None:
+    """Indented, so that no line of an exception's text looks like a line of the log.
+
+    Structlog's plain one: the pretty ones show local variables, and those hold prompts and keys.
+    """
+    text = StringIO()
+    structlog.dev.plain_traceback(text, exc_info)
+    to.write("\n" + printable_lines(text.getvalue().strip("\n"), indent="    "))

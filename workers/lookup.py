@@ -13,6 +13,8 @@ from config.settings import get_settings
 from tasks import PromptmillError, PromptQueue
 from tasks.keys import GROUP_ID_PREFIX
 
+from .terminal import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -37,7 +39,7 @@ def status(
     else:
         for name, value in shown.items():
             if value is not None:
-                typer.echo(f"{name:10} {value}")
+                typer.echo(f"{name:10} {printable(value)}")
     raise typer.Exit(1 if shown["status"] == "unknown" else 0)
 
 
@@ -89,5 +91,5 @@ def _queue(redis: str | None) -> Iterator[SyncQueue]:
 
 
 def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"Error: {error}", err=True)
+    typer.echo(f"Error: {printable(error)}", err=True)
     raise typer.Exit(2)

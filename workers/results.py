@@ -338,7 +338,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             is_end=state in states.READY_STATES,
             counter=_counter(state, result.value if isinstance(result, JSONResult) else result),
             job_id=task_id,
-            group_id=group_id if group_id and group_id.startswith(keys.GROUP_ID_PREFIX) else None,
+            group_id=group_id if group_id and keys.is_group_id(group_id) else None,
             tag=self._lease_tag(request),
             is_large=is_large,
             result=result if is_huge else None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from tasks import (
     Group,
+    IdTaken,
     InvalidJob,
     Job,
     JobCancelled,
@@ -285,6 +287,66 @@ async def test_a_result_that_was_deleted_is_reported_as_such(queue: PromptQueue)
     again = [answer async for answer in group.as_completed()]
     assert [answer.ok for answer in again] == [False, True]
     assert again[0].error is not None and "deleted or has expired" in again[0].error.message
+
+
+# -- ids of tenants
+
+
+async def test_another_tenants_id_is_refused(queue: PromptQueue) -> None:
+    first = await queue.submit(model="m", messages=MESSAGES, id="ours", tenant="a")
+    for other in ({"tenant": "b"}, {}):
+        with pytest.raises(IdTaken, match="'ours' is the id of another tenant's job"):
+            await queue.submit(model="m", messages=MESSAGES, id="ours", **other)
+    again = await queue.submit(model="m", messages=MESSAGES, id="ours", tenant="a")
+    assert (await again.result(timeout_s=10)).id == (await first.result(timeout_s=10)).id
+    await queue.submit(model="m", messages=MESSAGES, id="nobodys")
+    with pytest.raises(IdTaken):
+        await queue.submit(model="m", messages=MESSAGES, id="nobodys", tenant="a")
+
+
+async def test_a_row_with_another_tenants_id_is_named_and_those_before_it_run(queue: PromptQueue) -> None:
+    await queue.submit(model="m", messages=MESSAGES, id="taken", tenant="a")
+    ours = [{"model": "m", "messages": MESSAGES, "id": f"row-{number}", "tenant": "b"} for number in range(300)]
+    ours[270]["id"] = "taken"
+    with pytest.raises(IdTaken, match="row 270: id: 'taken'") as caught:
+        await queue.submit_many(ours)
+    [note] = caught.value.__notes__
+    group = queue.group(note.split()[1].rstrip(":"))
+    assert len([answer async for answer in group.as_completed()]) == 270
+    assert await queue.job("row-271").status() == "unknown"
+
+
+async def test_an_id_of_two_tenants_in_one_call_is_refused(queue: PromptQueue) -> None:
+    two = [{"model": "m", "messages": MESSAGES, "id": "same", "tenant": tenant} for tenant in ("a", "b")]
+    with pytest.raises(IdTaken, match="row 1: "):
+        await queue.submit_many(two)
+
+
+async def test_a_refused_id_is_no_fault_of_those_who_submit_at_the_same_time(queue: PromptQueue) -> None:
+    await queue.submit(model="m", messages=MESSAGES, id="taken", tenant="a")
+    ids = ["one", "taken", "two", "three"]
+    submitting = [queue.submit(model="m", messages=MESSAGES, id=job_id, tenant="b") for job_id in ids]
+    outcomes = await asyncio.gather(*submitting, return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [Job, IdTaken, Job, Job]
+    for job_id in ("one", "two", "three"):
+        assert (await queue.job(job_id).result(timeout_s=10)).ok
+
+
+@pytest.mark.parametrize("group_id", ["a:jobs", "pmg-a:done", "2026:11"])
+async def test_a_group_id_has_no_colon(queue: PromptQueue, group_id: str) -> None:
+    """`pm:group:pmg-a:jobs` is the list of the group pmg-a."""
+    for make in (queue.group, queue.new_group, queue.sync.group):
+        with pytest.raises(InvalidJob, match="colon"):
+            make(group_id)
+
+
+async def test_a_models_name_is_bounded_before_it_is_compared(queue: PromptQueue) -> None:
+    since_s = time.perf_counter()
+    with pytest.raises(InvalidJob, match="model: has 8,000,000 characters"):
+        await queue.submit(model="x" * 8_000_000, messages=MESSAGES)
+    with pytest.raises(InvalidJob, match=r"fallbacks\[1\]: has 8,000,000 characters"):
+        await queue.submit(model="m", messages=MESSAGES, fallbacks=["n", "x" * 8_000_000])
+    assert time.perf_counter() - since_s < 0.5
 
 
 # -- the blocking face

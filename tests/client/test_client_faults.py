@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import inspect
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any
 
 import pytest
 import redis.exceptions
+import uvloop
+from faults.proxy import Proxy
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 
 from tasks import PromptQueue, QueueFull, QueueUnavailable, ResultTimeout, UnknownJob, keys
 from tasks.address import Address
@@ -87,7 +92,8 @@ async def test_a_black_hole_does_not_block_the_loop() -> None:
 
 async def test_each_call_gives_a_black_hole_up_in_time() -> None:
     with black_hole() as port:
-        async with PromptQueue(f"redis://user:{PASSWORD}@127.0.0.1:{port}/0", timeout_s=0.1) as queue:
+        url = f"redis://user:{PASSWORD}@127.0.0.1:{port}/0"
+        async with PromptQueue(url, timeout_s=0.1, outage_s=0.2) as queue:
             for call in every_call(queue):
                 error = await asyncio.wait_for(raised(call()), 3)
                 assert "did not answer within 0.1 s" in str(error)
@@ -149,8 +155,9 @@ async def test_a_wrong_password_is_named_as_such(own_redis: RedisServer) -> None
     with own_redis.client() as client:
         client.config_set("requirepass", "right")
         async with PromptQueue(f"redis://:{PASSWORD}@127.0.0.1:{own_redis.port}/0") as queue:
-            error = await raised(queue.submit(model="m", messages=MESSAGES))
-    assert "credentials" in str(error) and PASSWORD not in str(error)
+            for call in (queue.submit(model="m", messages=MESSAGES), anext(queue.group("g").as_completed())):
+                error = await asyncio.wait_for(raised(call), 20)  # no outage, which readers would ride out for longer
+                assert "credentials" in str(error) and PASSWORD not in str(error)
 
 
 async def test_a_dropped_link_loses_no_result(own_redis: RedisServer) -> None:
@@ -235,6 +242,55 @@ async def test_a_cancelled_waiter_leaves_the_others_alone(own_redis: RedisServer
             await asyncio.wait([leaving])
             gate.open()
             assert (await staying).text == "late"
+
+
+def test_uvloop_too_replaces_a_connection_that_broke_while_nobody_read(own_redis: RedisServer) -> None:
+    """In the middle of a pipeline, say: uvloop has a RuntimeError of its own for a write to it."""
+
+    async def write_after_break() -> None:
+        async with Address.of(own_redis.url).async_client(retry=Retry(NoBackoff(), 0)) as client:
+            link = await client.connection_pool.get_connection()
+            link._writer.transport.abort()
+            await asyncio.sleep(0)
+            with pytest.raises(redis.exceptions.ConnectionError, match="connection is closed"):
+                await link.send_command("PING")
+            await client.connection_pool.release(link)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(write_after_break())
+
+
+async def test_a_link_that_its_reader_closes_is_a_broken_one_to_its_writer(own_redis: RedisServer) -> None:
+    """On a flapping link it was an AttributeError, which nobody retrieved; the waiter's subscriptions stood still."""
+    async with Address.of(own_redis.url).async_client(retry=Retry(NoBackoff(), 0)) as client:
+        link = await client.connection_pool.get_connection()
+        sending = asyncio.create_task(link.send_command("PING"))
+        await asyncio.sleep(0)  # it has seen that the link stands
+        await link.disconnect(nowait=True)
+        with pytest.raises(redis.exceptions.ConnectionError, match="connection is closed"):
+            await sending
+        await client.connection_pool.release(link)
+
+
+async def test_a_flapping_link_leaves_no_exception_behind(own_redis: RedisServer) -> None:
+    faults: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
+    proxy = Proxy(own_redis.port)
+    async with PromptQueue(f"redis://127.0.0.1:{proxy.port}/0", timeout_s=0.3, outage_s=0.1) as queue:
+        job = await queue.submit(model="m", messages=MESSAGES)
+
+        async def ask() -> None:
+            for _ in range(40):
+                with suppress(QueueUnavailable, ResultTimeout):
+                    await queue.job(job.id).result(timeout_s=0.02)
+
+        asking = [asyncio.create_task(ask()) for _ in range(8)]
+        while not all(task.done() for task in asking):
+            await asyncio.to_thread(proxy.reset)
+        await asyncio.gather(*asking)
+    proxy.close()
+    gc.collect()
+    assert faults == []
 
 
 # -- the border

@@ -18,10 +18,10 @@ import pytest
 import redis
 from celery import Celery
 
-from tasks import Job, PromptQueue, UnknownModel, keys
+from tasks import Job, PromptQueue, PromptResult, UnknownModel, keys
 from tasks.message import CELERY_PRIORITY, TASK_NAMES
 
-from .harness import LISTS, RedisServer, wait_until
+from .harness import LISTS, RedisServer, celery_record, wait_until
 
 MESSAGES = [{"role": "user", "content": "Grüße, 한국 🙂"}]
 OF_EACH_MESSAGE = ("origin", "reply_to", "delivery_tag")
@@ -310,3 +310,26 @@ async def test_a_stock_celery_worker_obeys_our_cancel(queue: PromptQueue, client
 
 async def _status(job: Job, expected: str) -> bool:
     return await job.status() == expected
+
+
+async def test_an_id_whose_result_outlived_its_record_is_known(queue: PromptQueue, client: redis.Redis) -> None:
+    """A second call would be paid, and its answer thrown away: the stored one stands."""
+    with_id = {"model": "m", "messages": MESSAGES, "id": "mine"}
+    stored = PromptResult("mine", "succeeded", text="stored", response={})
+    client.set(keys.result("mine"), celery_record("mine", stored))
+    job = await queue.submit(**with_id)
+    group = await queue.submit_many([with_id, with_id])
+    assert client.llen(LISTS[1]) == 0
+    assert (await job.result(timeout_s=10)).text == "stored"
+    assert (await group.progress()).total == 0
+    await queue.forget("mine")
+    await queue.submit(**with_id)
+    assert client.llen(LISTS[1]) == 1
+
+
+async def test_a_new_id_costs_no_look_for_a_result(queue: PromptQueue, client: redis.Redis) -> None:
+    before = client.info("commandstats").get("cmdstat_exists", {"calls": 0})["calls"]
+    await queue.submit(model="m", messages=MESSAGES)
+    assert client.info("commandstats").get("cmdstat_exists", {"calls": 0})["calls"] == before
+    await queue.submit(model="m", messages=MESSAGES, id="mine")
+    assert client.info("commandstats")["cmdstat_exists"]["calls"] == before + 1

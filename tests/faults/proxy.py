@@ -54,8 +54,8 @@ class Proxy:
         """Reset all connections that there are."""
         self._call(self._reset())
 
-    def lead_to(self, target_port: int) -> None:
-        """From now on pass bytes on to another server, as an address does that moves with the master."""
+    def move(self, target_port: int) -> None:
+        """Lead to another server from now on, as an address that a failover moves. Connections are reset."""
         self._target_port = target_port
         self.reset()
 

@@ -74,7 +74,7 @@ def test_results_that_a_replica_missed_are_not_acknowledged(world: World) -> Non
     promoted.replicaof("NO", "ONE")
     world.results(jobs)
     assert world.redis.hlen("unacked") >= 20, "no acknowledgement is said yet"
-    proxy.lead_to(replica.port)
+    proxy.move(replica.port)
     world.redis = promoted
     results = world.results(jobs)
     assert [(result.status, result.suspected_double_payment) for result in results] == [("succeeded", True)] * 20

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from tasks import PromptQueue
-from tasks.errors import InvalidJob, JobFailed, QueueUnavailable, UnknownJob, UnknownModel
+from tasks.errors import GroupRolledBack, InvalidJob, JobFailed, QueueUnavailable, UnknownJob, UnknownModel
 from tasks.results import JobError, PromptResult
 
 from .beside import beside, either
@@ -33,6 +34,9 @@ OUTAGE_S = 60.0
 
 OUTAGE_RETRY_S = 1.0
 LAST_RESULTS_S = 5.0
+
+AUDIT_S = 5.0
+"""How often Redis is asked whether it still knows the jobs that have been waiting for so long."""
 
 COLLECT_PAUSE_S = 0.05
 """Results gather meanwhile: reading each as it comes (4 at a time under load) cost twice the CPU, here and in Redis."""
@@ -59,7 +63,8 @@ class _Waiting:
 class Conveyor:
     """Moves the rows of a source through a queue into an output.
 
-    An answer is deleted from Redis only after the disk has it, so a crash at any moment loses none.
+    An answer is deleted from Redis only after the disk has it, so a crash at any moment loses none. A job that Redis
+    has lost (it crashed, or a replica took over that was behind) is submitted again.
     """
 
     def __init__(
@@ -93,6 +98,8 @@ class Conveyor:
         self._group = queue.new_group()
         self._group_begun = asyncio.Event()
         self._followed: asyncio.Queue[set[str]] = asyncio.Queue()
+        self._not_audited: set[str] = set()  # followed, or being submitted
+        self._submitted_again: set[str] = set()
         # Of a run that is new, Redis can't know any job.
         self._may_be_known = not state.is_new
 
@@ -105,7 +112,7 @@ class Conveyor:
         """Until each row has its row of output; or, once `stop` is set, until `drain` has returned and what ended
         meanwhile is written."""
         try:
-            await beside(self._move(drain), self._collect(), self._follow(), self._keep())
+            await beside(self._move(drain), self._collect(), self._follow(), self._audit(), self._keep())
         finally:
             await self._checkpoint()
 
@@ -146,11 +153,13 @@ class Conveyor:
     async def _enqueue(self, rows: list[Row]) -> None:
         jobs = {self._job_id(row): row for row in rows}
         new = await self._not_yet_known(jobs) if self._may_be_known else jobs
+        self._not_audited |= jobs.keys()
         for job_id, row in jobs.items():
             self._expect(job_id, row)
         if new:
             await self._submit(new)
             self._group_begun.set()
+            self._not_audited -= new.keys()
         if known := jobs.keys() - new.keys():
             self._followed.put_nowait(known)
 
@@ -161,11 +170,11 @@ class Conveyor:
         except InvalidJob:
             # One row is bad, or several; those that were stored already are skipped by their ids.
             for (job_id, row), request in zip(jobs.items(), requests, strict=True):
-                await self._submit_one(job_id, row, request)
+                await self._submit_one(job_id, row, partial(self._group.submit, **request))
 
-    async def _submit_one(self, job_id: str, row: Row, request: dict[str, Any]) -> None:
+    async def _submit_one(self, job_id: str, row: Row, submit: Callable[[], Awaitable[Any]]) -> None:
         try:
-            await self._patiently(lambda: self._group.submit(**request))
+            await self._patiently(submit)
         except InvalidJob as error:
             self._forget_waiting(job_id)
             self._tally.withdraw(row)
@@ -200,19 +209,67 @@ class Conveyor:
 
     async def _collect(self) -> None:
         await self._group_begun.wait()
-        try:
-            async for results in self._group.completed_batches():
-                self._settle(results)
-                await asyncio.sleep(COLLECT_PAUSE_S)
-        except (QueueUnavailable, UnknownJob) as error:
-            raise RunError(str(error)) from None
+        while True:
+            try:
+                async for results in self._group.completed_batches():
+                    self._settle(results)
+                    await asyncio.sleep(COLLECT_PAUSE_S)
+            except (GroupRolledBack, UnknownJob):  # what Redis has left of it is read from its first
+                await asyncio.sleep(OUTAGE_RETRY_S)
+            except QueueUnavailable as error:
+                raise RunError(str(error)) from None
+            else:
+                return
 
     async def _follow(self) -> None:
-        """Wait for the jobs of an interrupted run: they are not in this run's group."""
+        """Wait for jobs that are not in this run's group: of an interrupted run, or submitted again."""
         while True:
-            outcomes = [_outcome(self._queue, job_id) for job_id in await self._followed.get()]
+            outcomes = [self._outcome(job_id) for job_id in await self._followed.get()]
             for outcome in asyncio.as_completed(outcomes):
-                self._settle([await outcome])
+                if (result := await outcome) is not None:
+                    self._settle([result])
+
+    async def _outcome(self, job_id: str) -> PromptResult | None:
+        """None: Redis has lost the job for the first time, so that it is submitted again."""
+        try:
+            return await self._queue.job(job_id).result()
+        except JobFailed as failure:
+            return failure.result or _lost(job_id, failure)
+        except UnknownJob as error:
+            if job_id in self._submitted_again:
+                return _lost(job_id, error)
+            self._not_audited.discard(job_id)
+            return None
+        except QueueUnavailable as error:
+            return _lost(job_id, error)
+
+    # -- what Redis has lost
+
+    async def _audit(self) -> None:
+        waiting: set[str] = set()
+        while True:
+            before, waiting = waiting, self._waiting.keys() - self._not_audited
+            if lost := await self._unknown(before & waiting):
+                await self._submit_again(lost)
+            await asyncio.sleep(AUDIT_S)
+
+    async def _unknown(self, job_ids: set[str]) -> set[str]:
+        try:
+            unknown = job_ids - await self._shelf.known(job_ids)
+        except RunError:
+            return set()  # an outage; the next audit is soon
+        return unknown & self._waiting.keys()  # the others have ended, and were deleted, meanwhile
+
+    async def _submit_again(self, job_ids: set[str]) -> None:
+        """Not into the group, which may be closed."""
+        self._not_audited |= job_ids
+        self._submitted_again |= job_ids
+        pieces = self._source.again({self._waiting[job_id].line for job_id in job_ids}, max_rows=CHUNK_ROWS)
+        while rows := await asyncio.to_thread(next, pieces, None):
+            jobs = {job_id: row for row in rows if (job_id := self._job_id(row)) in job_ids}
+            for job_id, row in jobs.items():
+                await self._submit_one(job_id, row, partial(self._queue.submit, **_submission(row, job_id)))
+            self._followed.put_nowait(set(jobs))
 
     def _settle(self, results: Iterable[PromptResult]) -> None:
         for result in results:
@@ -287,14 +344,6 @@ def _submission(row: Row, job_id: str) -> dict[str, Any]:
     return {"id": job_id, "model": row.model, subject: row.body[subject], "extra_body": extra, **row.options}
 
 
-async def _outcome(queue: PromptQueue, job_id: str) -> PromptResult:
-    try:
-        return await queue.job(job_id).result()
-    except JobFailed as failure:
-        if failure.result is not None:
-            return failure.result
-        reason = str(failure)
-    except (UnknownJob, QueueUnavailable) as error:
-        reason = str(error)
+def _lost(job_id: str, reason: Exception) -> PromptResult:
     message = f"The answer is lost ({reason}). Run the same command again to try this row once more."
     return PromptResult(id=job_id, status="failed", error=JobError(code="internal", message=message))

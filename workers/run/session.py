@@ -13,6 +13,7 @@ from rich.console import Console
 from config.catalog import Catalog, CatalogError, load_catalog
 from config.settings import Settings
 from tasks import PromptQueue
+from workers.terminal import printable
 
 from .beside import beside
 from .conveyor import Conveyor, Window
@@ -171,7 +172,7 @@ class Session:
 
     def _show_bad_row(self, bad: BadRow) -> None:
         if self._tally.bad_rows <= SHOWN_BAD_ROWS:
-            self._say(f"{self._options.input}:{bad.line}: {bad.reason}")
+            self._say(f"{self._options.input}:{bad.line}: {printable(bad.reason)}")
         elif self._tally.bad_rows == SHOWN_BAD_ROWS + 1:
             self._say("There are more bad rows; the output names them all.")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
 
 from .custom_ids import CustomIds
@@ -72,6 +73,14 @@ class RowSource:
             if rows:
                 return rows
         return []
+
+    def again(self, lines: set[int], *, max_rows: int) -> Iterator[list[Row]]:
+        """Rows that were taken before, once more, by the numbers of their lines. Reads the input from its start."""
+        with InputFile(self._path, limit=self._limit) as file:
+            rows = (self._reader.read(line) for line in file if line.number in lines)
+            taken = (row for row in rows if isinstance(row, Row))
+            while part := list(itertools.islice(taken, max_rows)):
+                yield part
 
     def close(self) -> None:
         self._input.__exit__()
