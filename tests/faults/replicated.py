@@ -68,8 +68,7 @@ class Replicated:
         with self.sentinel.client() as client:
             wait_until(lambda: client.sentinel_master("mill")["num-slaves"] == 2, "Sentinel knows the replicas")
         self.url = f"sentinel://{APP}:{APP}@127.0.0.1:{self.sentinel.port}/0?master_name=mill"
-        world.queue.close()
-        world.queue = PromptQueue(self.url).sync
+        world.queue = world.enter(PromptQueue(self.url).sync)
 
     def replace(self, kind: str) -> float:
         """Have the replica take over, and return when the sentinel says so (monotonic clock, s)."""
