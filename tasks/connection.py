@@ -136,6 +136,12 @@ _REASONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
     ),
     ((redis_errors.BusyLoadingError,), "LOADING", "is loading its data after a start. Try again in a moment."),
     ((redis_errors.ReadOnlyError,), "READONLY", "is a read-only replica. Point the Redis URL at the primary."),
+    (
+        (),
+        "NOREPLICAS",
+        "takes no writes, because too few replicas are in step with it (min-replicas-to-write). Check the replicas, or "
+        "wait for them after a failover.",
+    ),
     ((redis_errors.MaxConnectionsError,), "", "has more calls under way than connections. Call it less in parallel."),
     (
         (redis_errors.ConnectionError, OSError),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from servers import SentinelServer
 
 from tasks import PromptQueue, QueueUnavailable
 from tasks.address import Address
+from tasks.connection import RedisConnection
 from tasks.sentinel import MasterNotFound
 
 from .harness import FakeWorker, RedisServer, free_port, wait_until
@@ -131,16 +133,80 @@ async def test_a_sentinel_that_is_frozen_or_gone_is_passed_over(watched: Watched
         frozen.stop()
 
 
-async def test_nothing_stays_open_to_the_sentinels(watched: Watched) -> None:
-    async with PromptQueue(watched.url()) as queue:
-        assert await accepted(queue, "one")
-        with sentinel_client(watched) as client, Address.of(watched.url()).client() as threads:
-            assert threads.ping()
-            own = client.client_id()
-            await wait_until(
-                lambda: [row["id"] for row in client.client_list("normal")] == [str(own)],
-                description="only this test is connected",
-            )
+async def test_a_process_keeps_two_connections_to_a_sentinel_while_it_has_one_to_the_master(watched: Watched) -> None:
+    with sentinel_client(watched) as client:
+        own = client.client_id()
+
+        def others() -> list[str]:
+            connected = client.client_list("normal") + client.client_list("pubsub")
+            return [row["id"] for row in connected if row["id"] != str(own) and row["user"] != "(superuser)"]
+
+        async with PromptQueue(watched.url()) as queue:
+            assert await accepted(queue, "one")
+            with Address.of(watched.url()).client() as threads:
+                assert threads.ping()
+                await wait_until(lambda: len(others()) == 2, description="one that listens, one that asks")
+        await wait_until(lambda: not others(), description="nothing is left open")
+
+
+async def test_all_leave_the_master_before_a_replica_is_promoted_in_its_place(watched: Watched) -> None:
+    """As in a planned failover, where the former master takes writes for some ten seconds more, and then loses them."""
+    address = Address.of(watched.url())
+    with address.client() as threads, ThreadPoolExecutor(1) as thread:
+        async with PromptQueue(watched.url()) as queue:
+            await queue.submit(model="m", messages=MESSAGES, id="before")
+            waiting = asyncio.create_task(queue.job("before").result(timeout_s=60))
+            blocked = thread.submit(blocking_read, threads)
+            await wait_until(lambda: waiters(watched.master) == {"blpop", "result"}, description="both wait")
+            threads.wait(1, 10_000)
+            with sentinel_client(watched) as client:
+                await wait_until(lambda: begins_failover(client), description="the sentinel has looked at the replica")
+                await wait_until(lambda: told_port(client) == watched.replica.port, description="the failover")
+            await wait_until(lambda: accepted(queue, "after"), description="the new master takes jobs")
+            await wait_until(lambda: waiters(watched.replica) == {"blpop", "result"}, description="both wait there")
+            with redis.Redis(port=watched.master.port, password=REDIS_PASSWORD) as former:
+                assert former.info("replication")["role"] == "master", "nobody has told it yet"
+                assert not former.exists("pm:job:after")
+            assert not waiters(watched.master)
+            with FakeWorker(f"redis://:{REDIS_PASSWORD}@127.0.0.1:{watched.replica.port}/0", lambda body: "answer"):
+                assert (await waiting).text == "answer"
+            with redis.Redis(port=watched.replica.port, password=REDIS_PASSWORD) as new:
+                new.rpush("nothing", "something")
+            assert await asyncio.wrap_future(blocked)
+
+
+def blocking_read(client: redis.Redis) -> Any:
+    while True:
+        try:
+            return client.blpop(["nothing"], timeout=60)
+        except redis.ConnectionError:
+            continue
+
+
+def waiters(server: RedisServer) -> set[str]:
+    """Who waits for something there."""
+    with redis.Redis(port=server.port, password=REDIS_PASSWORD, decode_responses=True) as client:
+        blocked = {"blpop"} if any(row["cmd"] == "blpop" for row in client.client_list()) else set()
+        return blocked | ({"result"} if client.pubsub_channels("celery-task-meta-*") else set())
+
+
+def told_port(sentinel: redis.Redis) -> int:
+    return int(sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "mill")[1])
+
+
+async def test_a_master_without_its_replicas_is_asked_for_again_and_named(watched: Watched) -> None:
+    with redis.Redis(port=watched.master.port, password=REDIS_PASSWORD) as direct:
+        direct.config_set("min-replicas-to-write", 5)
+    with Address.of(watched.url()).client() as threads:
+        first = threads.client_id()
+        with pytest.raises(redis.ConnectionError, match="NOREPLICAS: too few replicas"):
+            threads.set("written", 1)
+        assert threads.client_id() > first, "the connection was closed"
+    connection = RedisConnection(Address.of(watched.url()), timeout_s=3)
+    with pytest.raises(QueueUnavailable, match=r"too few replicas are in step with it \(min-replicas-to-write\)"):
+        async with connection.border():
+            await connection.redis.set("written", 1)
+    await connection.aclose()
 
 
 async def test_a_master_that_is_not_found_is_an_error_with_a_next_step(watched: Watched) -> None:

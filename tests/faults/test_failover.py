@@ -12,8 +12,11 @@ import threading
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tasks import PromptQueue, QueueUnavailable
 
+from .failover import strike
 from .harness import MESSAGES, PATIENCE_S, RedisServer, free_port, promptmill, wait_until
 
 if TYPE_CHECKING:
@@ -61,6 +64,13 @@ def test_all_follow_the_master_and_lose_what_was_not_replicated_at_most(world: W
     world.wait_clean()  # the leases came along, and were given back at the new master
     assert worker.is_alive()
     check_commands(environ, before[0].id)
+
+
+@pytest.mark.parametrize(("kind", "min_replicas"), [("planned", False), ("stop", True)])
+def test_nothing_answered_is_lost_when_the_master_is_replaced(world: World, kind: str, *, min_replicas: bool) -> None:
+    """All kinds, with 3,000 jobs each and in time: `make soak ARGS=failover`."""
+    row = strike(world, kind, min_replicas=min_replicas, jobs=400)
+    assert (row.lost, row.unflagged, row.failed) == ([], [], 0), row
 
 
 class Load:

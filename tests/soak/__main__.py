@@ -1,6 +1,6 @@
-"""The long fault runs: `make soak`, or `python -m tests.soak [kills|limiter] [options]`.
+"""The long fault runs: `make soak`, or `python -m tests.soak [kills|limiter|failover] [options]`.
 
-Without a name both run, one after the other, with their usual sizes. Exit code 1 if a promise was broken.
+Without a name all run, one after the other, with their usual sizes. Exit code 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import kill_loop, limiter
+from . import failover, kill_loop, limiter
 
-SOAKS = {"kills": kill_loop, "limiter": limiter}
+SOAKS = {"kills": kill_loop, "limiter": limiter, "failover": failover}
 
 
 def main() -> int:
