@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from redis import Redis
 
+    from config.settings import Settings
+
 __all__ = ["Finding", "check_file_limit", "check_redis", "check_settings_redis", "checks_at_start"]
 
 logger = logging.getLogger("promptmill.checks")
@@ -36,6 +38,9 @@ REDIS_TIMEOUT_S = 3.0
 
 RIGHTS_CHANNEL = f"{keys.RESULT_PREFIX}check-of-rights"
 """Of the kind on which results are published; nobody waits for a job of this id."""
+
+LIKELY_SEPARATORS = (keys.PRIORITY_SEPARATOR, ":", "-", "_", ".", "/", "|", "#", "")
+"""Between a queue's name and a priority step (kombu's `sep`)."""
 
 OTHER_FILES = 100
 """What a worker opens besides a connection for each prompt in flight: Redis, logs, modules, pipes."""
@@ -74,6 +79,8 @@ def check_redis(
     yield _eviction(config, subject, holds_queue)
     yield _persistence(config, subject, holds_queue)
     yield from _rights(redis, subject, channels)
+    if holds_queue:
+        yield from _unread(redis, subject)
 
 
 def _config(redis: Redis, info: Mapping[str, Any]) -> dict[str, str]:
@@ -182,6 +189,38 @@ def _channels(database: int) -> list[str]:
     """One of each kind that workers use: remote control, results, pauses."""
     prefix = get_settings().key_prefix
     return [revoke_channel(prefix, database), RIGHTS_CHANNEL, prefix + keys.LIMITER_PAUSES]
+
+
+def lists_of(queue: str, settings: Settings) -> dict[str, int]:
+    """The lists of a queue that workers with these settings read, most urgent first, with their priority steps."""
+    producers = settings.producers
+    return keys.queue_lists(
+        queue, other_steps=producers.priority_steps or (), other_separator=producers.separator or ""
+    )
+
+
+def unread_lists(queue: str, settings: Settings) -> list[str]:
+    """Names under which producers with priority settings of their own may write, and which no worker reads."""
+    likely = [keys.queue_list(queue, step, separator) for separator in LIKELY_SEPARATORS for step in range(1, 10)]
+    read = lists_of(queue, settings)
+    return [name for name in likely if name not in read]
+
+
+def _unread(redis: Redis, subject: str) -> Iterator[Finding]:
+    settings = get_settings()
+    names = unread_lists(keys.QUEUE, settings)
+    with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.llen(settings.key_prefix + name)
+        lengths = pipe.execute(raise_on_error=False)
+    for name, length in zip(names, lengths, strict=True):
+        if isinstance(length, int) and length:
+            yield Finding(
+                "warning",
+                subject,
+                f"{length} messages wait in the list {name!r}, which no worker reads: their producer has "
+                "priority_steps or a sep of its own. Set PROMPTMILL_PRODUCERS__PRIORITY_STEPS and __SEPARATOR to those.",
+            )
 
 
 def refuse(findings: Iterable[Finding]) -> None:

@@ -16,11 +16,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from config.settings import get_settings
-from tasks import keys
 from tasks.address import Address
 
+from .checks import lists_of
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
+
+    from config.settings import Settings
 
 __all__ = ["QueueLengths", "asks_for_password", "refuse_open_flower", "show_queue_lengths"]
 
@@ -61,25 +64,20 @@ def asks_for_password(credentials: Iterable[str]) -> bool:
 class QueueLengths:
     """What Flower's pages ask a broker for (flower/utils/broker.py), read from our lists."""
 
-    def __init__(self, url: str, *, key_prefix: str = "") -> None:
-        self._address = Address.of(url)
-        self._key_prefix = key_prefix
+    def __init__(self, settings: Settings) -> None:
+        self._address = Address.of(settings.broker)
+        self._settings = settings
 
     async def queues(self, names: Iterable[str]) -> list[dict[str, Any]]:
         """How many messages of each queue wait for a worker. Raises redis's errors."""
-        names = list(names)
+        lists = {name: [*lists_of(name, self._settings)] for name in names}
         client = self._address.async_client(socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S)
         async with client as redis, redis.pipeline(transaction=False) as commands:
-            for name in names:
-                for step in keys.PRIORITY_STEPS:
-                    commands.llen(self._key_prefix + keys.queue_list(name, step))
-            lengths: Sequence[int] = await commands.execute()
-        steps = len(keys.PRIORITY_STEPS)
-        waiting = [sum(lengths[first : first + steps]) for first in range(0, len(lengths), steps)]
-        return [
-            {"name": name, "messages": count, "messages_ready": count}
-            for name, count in zip(names, waiting, strict=True)
-        ]
+            for name in (name for names in lists.values() for name in names):
+                commands.llen(self._settings.key_prefix + name)
+            lengths = iter(await commands.execute())
+        waiting = {queue: sum(next(lengths) for _ in names) for queue, names in lists.items()}
+        return [{"name": queue, "messages": n, "messages_ready": n} for queue, n in waiting.items()]
 
 
 def show_queue_lengths() -> None:
@@ -106,7 +104,6 @@ def _on_our_transport(handler: Any) -> Any:
 
 def _asking_us(page: type[Any]) -> type[Any]:
     def get_broker(self: Any) -> QueueLengths:
-        settings = get_settings()
-        return QueueLengths(settings.broker, key_prefix=settings.key_prefix)
+        return QueueLengths(get_settings())
 
     return type(page.__name__, (page,), {"get_broker": get_broker, "__doc__": page.__doc__})
