@@ -219,7 +219,8 @@ def _unread(redis: Redis, subject: str) -> Iterator[Finding]:
                 "warning",
                 subject,
                 f"{length} messages wait in the list {name!r}, which no worker reads: their producer has "
-                "priority_steps or a sep of its own. Set PROMPTMILL_PRODUCERS__PRIORITY_STEPS and __SEPARATOR to those.",
+                "priority_steps or a sep of its own. Set PROMPTMILL_PRODUCERS__PRIORITY_STEPS and "
+                "PROMPTMILL_PRODUCERS__SEPARATOR to those.",
             )
 
 
