@@ -95,9 +95,8 @@ def test_compose_s_flower_always_has_a_password(tmp_path: Path, password: str) -
     ran = subprocess.run(
         [shell, option, script.replace("$$", "$")], env=environ, capture_output=True, text=True, check=True
     )
-    found = re.search(
-        r"^auth=flower:(\S+) left= args=-A workers flower --address=0.0.0.0 --port=5555$", ran.stdout, re.M
-    )
+    shown = r"^auth=flower:(\S+) left= args=-A workers flower --address=0.0.0.0 --port=5555$"
+    found = re.search(shown, ran.stdout, re.MULTILINE)
     assert found is not None, ran.stdout
     assert len(found[1]) >= 8
     assert found[1] == (password or found[1])
