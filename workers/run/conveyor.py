@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from .rows import SUBJECT, BadRow, Row
 from .shelf import Shelf
 from .source import RowSource
 from .state import RunState
-from .tally import Tally
+from .tally import ALIKE, Tally
 
 __all__ = ["Conveyor", "Window"]
 
@@ -33,6 +34,9 @@ OUTAGE_S = 60.0
 
 OUTAGE_RETRY_S = 1.0
 LAST_RESULTS_S = 5.0
+
+SHOWN_REASON = 500
+"""Characters of the provider's own words for why everything fails."""
 
 COLLECT_PAUSE_S = 0.05
 """Results gather meanwhile: reading each as it comes (4 at a time under load) cost twice the CPU, here and in Redis."""
@@ -97,7 +101,7 @@ class Conveyor:
         self._may_be_known = not state.is_new
 
     @property
-    def in_flight(self) -> int:
+    def queued(self) -> int:
         """Jobs that are submitted and have not ended."""
         return len(self._waiting)
 
@@ -202,10 +206,19 @@ class Conveyor:
         await self._group_begun.wait()
         try:
             async for results in self._group.completed_batches():
-                self._settle(results)
+                await self._settle_or_cancel(results)
                 await asyncio.sleep(COLLECT_PAUSE_S)
         except (QueueUnavailable, UnknownJob) as error:
             raise RunError(str(error)) from None
+
+    async def _settle_or_cancel(self, results: Iterable[PromptResult]) -> None:
+        try:
+            self._settle(results)
+        except RunError:
+            # Workers that are not ours would go on calling for the rest.
+            with suppress(QueueUnavailable, UnknownJob):
+                await self._group.cancel()
+            raise
 
     async def _follow(self) -> None:
         """Wait for the jobs of an interrupted run: they are not in this run's group."""
@@ -220,6 +233,8 @@ class Conveyor:
             if waiting is not None:
                 self._tally.end(result)
                 self._write(result, waiting)
+                if self._tally.all_failed_alike:
+                    raise _hopeless(result)
         self._moved.set()
 
     def _write(self, result: PromptResult, waiting: _Waiting) -> None:
@@ -278,6 +293,20 @@ class Conveyor:
             await self._queue.forget(*job_ids)
         except QueueUnavailable:
             return  # they expire by themselves; a run that continues looks at the output first
+
+
+def _hopeless(result: PromptResult) -> RunError:
+    assert result.error is not None
+    error = result.error
+    said = f" The provider said: {_printable(error.provider_body)}" if error.provider_body else ""
+    return RunError(
+        f"The first {ALIKE} rows have all failed alike, so the rest is not sent: {error.code}: {error.message}.{said}"
+    )
+
+
+def _printable(text: str) -> str:
+    """One line of it, without what a terminal would act on."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:SHOWN_REASON]
 
 
 def _submission(row: Row, job_id: str) -> dict[str, Any]:
