@@ -33,6 +33,8 @@ broker_transport_options = {
     "global_keyprefix": _settings.key_prefix,
     "priority_steps": list(_keys.PRIORITY_STEPS),
     "queue_order_strategy": "priority",
+    "other_steps": list(_settings.producers.priority_steps or ()),
+    "other_separator": _settings.producers.separator or "",
     "socket_timeout": SOCKET_TIMEOUT_S,
     "socket_connect_timeout": 5.0,
     "socket_keepalive": True,

@@ -38,6 +38,7 @@ __all__ = [
     "Http",
     "Limit",
     "Log",
+    "Producers",
     "Retry",
     "Settings",
     "SettingsError",
@@ -187,6 +188,19 @@ class Limit:
     tenant_weights: Annotated[dict[str, Weight] | None, Field(examples=['{"web": 3, "batch": 1}'])] = None
 
 
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Producers:
+    """How Celery producers name their lists of messages, where they have priority settings of their own.
+
+    Workers read these lists besides the usual ones (kombu's `priority_steps` 0, 3, 6, 9 and `sep`).
+    """
+
+    priority_steps: Annotated[tuple[Annotated[int, Field(ge=0, le=255)], ...] | None, Field(examples=["[0, 1, 2]"])] = (
+        None
+    )
+    separator: Annotated[str | None, Field(examples=[":"])] = None
+
+
 class Settings(BaseSettings):
     """Everything a deployment can set, apart from models and keys, which the catalogue names.
 
@@ -217,6 +231,7 @@ class Settings(BaseSettings):
     concurrency: Count = 100
     result_expires_s: Count = 86_400
     result_compress_from_bytes: CountOrZero = 32_768
+    producers: Producers = Producers()
     retry: Retry = Retry()
     breaker: Breaker = Breaker()
     limit: Limit = Limit()

@@ -26,6 +26,9 @@ __all__ = ["Address", "failure"]
 
 _SCHEMES: Final = ("redis", "rediss", "unix", "sentinel")
 _SENTINEL_OPTIONS: Final = ("master_name", "sentinel_username", "sentinel_password")
+_CELERYS_CERT_REQS: Final = re.compile(r"([?&]ssl_cert_reqs=)CERT_(NONE|OPTIONAL|REQUIRED)\b")
+"""Celery's documentation writes the option so; redis-py knows none, optional and required."""
+
 _ESCAPES: Final = "the characters '/', '?', '#', '@' and ';' of a password are written %2F, %3F, %23, %40 and %3B"
 
 
@@ -52,6 +55,7 @@ class Address:
         """Raises ValueError, whose text never repeats the URL, for one that can't be used."""
         if re.search(r"[\s\x00-\x1f\x7f]", url):
             raise ValueError("the Redis URL must have no white space in it")
+        url = _CELERYS_CERT_REQS.sub(lambda found: found[1] + found[2].lower(), url)
         parts = [_split(part) for part in url.split(";")] if url.startswith("sentinel:") else [_split(url)]
         scheme = parts[0].scheme
         if scheme == "unix":

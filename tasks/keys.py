@@ -9,6 +9,7 @@ Until a key's owner deletes it, `WAITING_TTL_S` or `RECORD_TTL_S` is how long it
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 QUEUE = "prompts"
@@ -20,9 +21,19 @@ PRIORITY_STEPS = (0, 3, 6, 9)
 PRIORITY_SEPARATOR = "\x06\x16"
 
 
-def queue_list(queue: str, step: int) -> str:
+def queue_list(queue: str, step: int, separator: str = PRIORITY_SEPARATOR) -> str:
     """kombu's list of a queue's messages of one priority step (`_q_for_pri`)."""
-    return f"{queue}{PRIORITY_SEPARATOR}{step}" if step else queue
+    return f"{queue}{separator}{step}" if step else queue
+
+
+def queue_lists(queue: str, *, other_steps: Sequence[int] = (), other_separator: str = "") -> dict[str, int]:
+    """All lists of a queue that workers read, most urgent first, with their steps.
+
+    `other_*`: producers with `priority_steps` or `sep` of their own write lists of other names.
+    """
+    lists = [(step, queue_list(queue, step)) for step in PRIORITY_STEPS]
+    lists += [(step, queue_list(queue, step, other_separator or PRIORITY_SEPARATOR)) for step in other_steps]
+    return {name: step for step, name in sorted(dict.fromkeys(lists), key=lambda each: each[0])}
 
 
 RECORD_TTL_S = 86_400

@@ -20,7 +20,15 @@ from uuid import uuid4
 from .keys import QUEUE, queue_list
 from .request import Kind, NewJob, Priority
 
-__all__ = ["CELERY_PRIORITY", "TASK_NAMES", "Envelope", "queue_keys", "revoke_channel", "revoke_message"]
+__all__ = [
+    "CELERY_PRIORITY",
+    "TASK_NAMES",
+    "Envelope",
+    "ping_message",
+    "queue_keys",
+    "revoke_channel",
+    "revoke_message",
+]
 
 TASK_NAMES: Final[dict[Kind, str]] = {"chat": "prompts.chat", "embed": "prompts.embed"}
 CELERY_PRIORITY: Final[dict[Priority, int]] = {"interactive": 0, "normal": 3, "bulk": 9}
@@ -117,9 +125,18 @@ def _envelope(body: str, headers: dict[str, object], properties: dict[str, objec
 
 def revoke_message(job_ids: Sequence[str]) -> str:
     """What `app.control.revoke(job_ids, terminate=True)` broadcasts (kombu/pidbox.py, `Mailbox._publish`)."""
+    return _control_message("revoke", {"task_id": list(job_ids), "terminate": True, "signal": "SIGTERM"})
+
+
+def ping_message() -> str:
+    """What `app.control.ping()` broadcasts, without asking for a reply."""
+    return _control_message("ping", {})
+
+
+def _control_message(method: str, arguments: dict[str, object]) -> str:
     command = {
-        "method": "revoke",
-        "arguments": {"task_id": list(job_ids), "terminate": True, "signal": "SIGTERM"},
+        "method": method,
+        "arguments": arguments,
         "destination": None,
         "pattern": None,
         "matcher": None,

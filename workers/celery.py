@@ -7,12 +7,13 @@ from celery.signals import import_modules, setup_logging
 from . import logs
 from .bridge import App
 from .broker.heartbeat import Heartbeat
-from .dashboard import refuse_open_flower
+from .dashboard import refuse_open_flower, show_queue_lengths
 
 __all__ = ["app"]
 
 setup_logging.connect(logs.configure, weak=False)
 import_modules.connect(refuse_open_flower, weak=False)
+show_queue_lengths()
 
 app = App("promptmill")
 app.config_from_object("config.celeryconfig")

@@ -14,16 +14,20 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from celery import signals
 from redis.exceptions import ConnectionError as RedisConnectionError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from config.settings import get_settings
+from tasks import keys
 from tasks.address import Address, failure
+from tasks.message import revoke_channel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from redis import Redis
+
+    from config.settings import Settings
 
 __all__ = ["Finding", "check_file_limit", "check_redis", "check_settings_redis", "checks_at_start"]
 
@@ -31,6 +35,12 @@ logger = logging.getLogger("promptmill.checks")
 
 OLDEST_REDIS = (6, 2)
 REDIS_TIMEOUT_S = 3.0
+
+RIGHTS_CHANNEL = f"{keys.RESULT_PREFIX}check-of-rights"
+"""Of the kind on which results are published; nobody waits for a job of this id."""
+
+LIKELY_SEPARATORS = (keys.PRIORITY_SEPARATOR, ":", "-", "_", ".", "/", "|", "#", "")
+"""Between a queue's name and a priority step (kombu's `sep`)."""
 
 OTHER_FILES = 100
 """What a worker opens besides a connection for each prompt in flight: Redis, logs, modules, pipes."""
@@ -51,21 +61,36 @@ class Finding:
         return asdict(self)
 
 
-def check_redis(redis: Redis, *, subject: str, holds_queue: bool = True) -> Iterator[Finding]:
-    """Look at a Redis: version, eviction, persistence. Raises redis's connection errors.
+def check_redis(
+    redis: Redis, *, subject: str, holds_queue: bool = True, channels: Sequence[str] = ()
+) -> Iterator[Finding]:
+    """Look at a Redis: version, kind, eviction, persistence, rights. Raises redis's errors.
 
-    `holds_queue`: it is the queue's; of one that holds results alone nothing is refused.
+    `holds_queue`: it is the queue's; a results' Redis is refused only where it can't work at all. `channels`: those
+    that the user must be allowed to use.
     """
-    yield _version(redis, subject)
-    try:
-        # One by one: Redis 6.2 takes no more.
-        config = {name: _setting(redis, name) for name in ("maxmemory-policy", "appendonly", "save")}
-    except ResponseError as exc:
-        text = f"it does not let us read maxmemory-policy, which must be noeviction, nor appendonly ({exc})"
-        yield Finding("warning", subject, text)
+    info: Any = redis.info()
+    yield _version(info, subject)
+    if info.get("redis_mode") == "cluster":
+        text = "it is a node of a Redis Cluster, which Promptmill does not support."
+        yield Finding("refused", subject, f"{text} Use one Redis, or one behind Sentinel.")
         return
+    config = _config(redis, info)
     yield _eviction(config, subject, holds_queue)
     yield _persistence(config, subject, holds_queue)
+    yield from _rights(redis, subject, channels)
+    if holds_queue:
+        yield from _unread(redis, subject)
+
+
+def _config(redis: Redis, info: Mapping[str, Any]) -> dict[str, str]:
+    try:
+        # One by one: Redis 6.2 takes no more.
+        return {name: _setting(redis, name) for name in ("maxmemory-policy", "appendonly", "save")}
+    except ResponseError:
+        # Managed and hardened servers hide CONFIG. INFO tells all but the snapshots' times.
+        appendonly = "yes" if info.get("aof_enabled") else "no"
+        return {"maxmemory-policy": str(info.get("maxmemory_policy", "unknown")), "appendonly": appendonly, "save": ""}
 
 
 def _setting(redis: Redis, name: str) -> str:
@@ -73,8 +98,23 @@ def _setting(redis: Redis, name: str) -> str:
     return str(found.get(name, ""))
 
 
-def _version(redis: Redis, subject: str) -> Finding:
-    info: Any = redis.info("server")
+def _rights(redis: Redis, subject: str, channels: Sequence[str]) -> Iterator[Finding]:
+    """Whether the user may use these channels. Without them workers reconnect without end, and results reach nobody."""
+    try:
+        with redis.pubsub() as pubsub:  # type: ignore[no-untyped-call] # redis-py leaves it without types
+            for channel in channels:
+                # As kombu does. A pattern must be one of the user's own, letter by letter.
+                pubsub.psubscribe(channel)
+                pubsub.parse_response()
+        if channels:
+            redis.publish(RIGHTS_CHANNEL, "")
+    except NoPermissionError as exc:
+        missing = f"its user lacks a right to Redis's channels ({exc})"
+        advice = "Give it the right to all of them: `ACL SETUSER <user> +@pubsub allchannels`."
+        yield Finding("refused", subject, f"{missing}. {advice}")
+
+
+def _version(info: Mapping[str, Any], subject: str) -> Finding:
     version = str(info["redis_version"])
     if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_REDIS:
         wanted = ".".join(map(str, OLDEST_REDIS))
@@ -84,6 +124,8 @@ def _version(redis: Redis, subject: str) -> Finding:
 
 def _eviction(config: dict[str, str], subject: str, holds_queue: bool) -> Finding:
     policy = config["maxmemory-policy"]
+    if policy == "unknown":
+        return Finding("warning", subject, "it does not tell its maxmemory-policy, which must be noeviction")
     if policy == "noeviction":
         return Finding("ok", subject, "maxmemory-policy is noeviction")
     text = f"maxmemory-policy is {policy}: when Redis is full it deletes "
@@ -129,16 +171,57 @@ def check_settings_redis() -> list[Finding]:
 
 
 def _look(url: str, *, subject: str, holds_queue: bool) -> list[Finding]:
-    client = Address.of(url).client(
+    address = Address.of(url)
+    channels = _channels(address.database) if holds_queue else [RIGHTS_CHANNEL]
+    client = address.client(
         decode_responses=True, socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
     )
     with client as redis:
         try:
-            return list(check_redis(redis, subject=subject, holds_queue=holds_queue))
+            return list(check_redis(redis, subject=subject, holds_queue=holds_queue, channels=channels))
         except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
             return [Finding("warning", subject, f"it can't be reached: {failure(exc)}")]
         except RedisError as exc:
             return [Finding("warning", subject, f"it refused to be looked at: {exc}")]
+
+
+def _channels(database: int) -> list[str]:
+    """One of each kind that workers use: remote control, results, pauses."""
+    prefix = get_settings().key_prefix
+    return [revoke_channel(prefix, database), RIGHTS_CHANNEL, prefix + keys.LIMITER_PAUSES]
+
+
+def lists_of(queue: str, settings: Settings) -> dict[str, int]:
+    """The lists of a queue that workers with these settings read, most urgent first, with their priority steps."""
+    producers = settings.producers
+    return keys.queue_lists(
+        queue, other_steps=producers.priority_steps or (), other_separator=producers.separator or ""
+    )
+
+
+def unread_lists(queue: str, settings: Settings) -> list[str]:
+    """Names under which producers with priority settings of their own may write, and which no worker reads."""
+    likely = [keys.queue_list(queue, step, separator) for separator in LIKELY_SEPARATORS for step in range(1, 10)]
+    read = lists_of(queue, settings)
+    return [name for name in likely if name not in read]
+
+
+def _unread(redis: Redis, subject: str) -> Iterator[Finding]:
+    settings = get_settings()
+    names = unread_lists(keys.QUEUE, settings)
+    with redis.pipeline(transaction=False) as pipe:
+        for name in names:
+            pipe.llen(settings.key_prefix + name)
+        lengths = pipe.execute(raise_on_error=False)
+    for name, length in zip(names, lengths, strict=True):
+        if isinstance(length, int) and length:
+            yield Finding(
+                "warning",
+                subject,
+                f"{length} messages wait in the list {name!r}, which no worker reads: their producer has "
+                "priority_steps or a sep of its own. Set PROMPTMILL_PRODUCERS__PRIORITY_STEPS and "
+                "PROMPTMILL_PRODUCERS__SEPARATOR to those.",
+            )
 
 
 def refuse(findings: Iterable[Finding]) -> None:

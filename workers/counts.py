@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from tasks.errors import ERROR_CODES
+
 __all__ = ["COUNTERS", "Counts", "Event", "counts"]
 
 
@@ -42,6 +44,7 @@ COUNTERS: Final[tuple[Event, ...]] = (
         "job",
         ("unstarted", "started"),
     ),
+    Event("jobs_failed_total", "Prompt jobs that ended without an answer, by their error's code.", "code", ERROR_CODES),
 )
 """All that are counted. Each is shown from 0 on: a counter that appears with its first event has not increased, for
 Prometheus."""

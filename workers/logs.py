@@ -55,6 +55,7 @@ def _formatter(settings: Log, *, is_terminal: bool) -> logging.Formatter:
     ]
     rendering: list[Any] = [structlog.stdlib.ProcessorFormatter.remove_processors_meta]
     if settings.json:
+        shared.append(structlog.stdlib.ExtraAdder())
         rendering += [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         rendering += [

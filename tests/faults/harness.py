@@ -58,9 +58,12 @@ def wait_until(condition: Callable[[], Any], description: str, *, timeout_s: flo
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """Below 55,536: a node of a Redis Cluster listens 10,000 higher too."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            if (port := int(probe.getsockname()[1])) < 55_536:
+                return port
 
 
 @cache

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -113,3 +114,34 @@ def status_of(url: str) -> int:
             return error.code
     except OSError:
         return 0
+
+
+def test_every_page_of_flower_opens_and_the_queues_lengths_are_right(world: World) -> None:
+    world.start_redis()
+    url = f"http://127.0.0.1:{free_port()}"
+    worker = world.start_worker(concurrency=1, app="workers", options=["-E"])
+    start_flower(world, "flower", f"--port={url.rpartition(':')[2]}", FLOWER_BASIC_AUTH=LOGIN)
+    wait_until(lambda: status_of(f"{url}/workers") == 401, "Flower asks for a password")
+    wait_until(lambda: worker.name in page(f"{url}/workers"), "Flower hears the worker")
+    submit = world.queue.submit
+    running = submit(model="slower", messages=[{"role": "user", "content": PROMPT}])
+    wait_until(lambda: running.status() == "running", "the first job runs")
+    waiting = [
+        submit(model="slower", messages=[{"role": "user", "content": PROMPT}], priority=priority)
+        for priority in ("interactive", "normal", "bulk")
+    ]
+    lengths = json.loads(page(f"{url}/api/queues/length"))["active_queues"]
+    assert [(queue["name"], queue["messages"]) for queue in lengths] == [("prompts", len(waiting))]
+    opened = {path: page(f"{url}/{path}") for path in PAGES} | {
+        f"task/{running.id}": page(f"{url}/task/{running.id}"),
+        f"worker/{worker.name}": page(f"{url}/worker/{worker.name}"),
+    }
+    assert re.search(r"<td>prompts</td>\s*<td[^>]*>\s*3\s*</td>", opened["broker"])
+    for path, text in opened.items():
+        assert PROMPT not in text, path
+        assert "not supported" not in text, path
+    for job in (running, *waiting):
+        job.cancel()
+
+
+PAGES = ("", "workers", "tasks", "broker", "metrics", "healthcheck", "api/workers", "api/tasks", "api/task/types")

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 import pytest
-from celery import chord
+from celery import Celery, chord
 
 from tasks import DeadLettered, InvalidJob, JobCancelled, PromptQueue
 
-from .harness import MESSAGES, wait_until
+from .harness import MESSAGES, promptmill, wait_until
 
 if TYPE_CHECKING:
     from .harness import World
@@ -58,7 +58,7 @@ GARBAGE = [
     b"[1, 2]",
     b"null",
     b"{}",
-    b'{"body": "e30=", "headers": null, "properties": {}}',
+    b'{"body": "e30=", "headers": [], "properties": {}}',
 ]
 
 
@@ -172,4 +172,51 @@ def test_a_job_that_had_ended_already_is_not_called_again_and_still_counts_in_it
     record = wait_until(lambda: world.redis.get(f"celery-task-meta-{body_id}"), "the chord's body ends")
     assert json.loads(record)["result"] == 2
     assert [world.providers.calls("quick")[job_id] for job_id in ids] == [0, 1]
+    world.wait_clean()
+
+
+@pytest.mark.parametrize("headers", [{}, {"headers": {}}, {"headers": None}], ids=["left out", "empty", "null"])
+def test_a_message_of_protocol_1_is_answered(world: World, headers: dict[str, Any]) -> None:
+    """As producers in other languages send it; a stock worker takes it."""
+    world.start_redis()
+    world.start_worker(concurrency=2)
+    job_id = f"job-{uuid4()}"
+    body = {
+        "id": job_id,
+        "task": "prompts.chat",
+        "args": [],
+        "kwargs": {"model": "quick", "messages": MESSAGES},
+        "retries": 0,
+        "eta": None,
+        "expires": None,
+    }
+    sent = json.loads(message(None, body, job_id=job_id))
+    del sent["headers"]
+    world.redis.lpush("prompts", json.dumps(sent | headers))
+    record = wait_until(lambda: world.redis.get(f"celery-task-meta-{job_id}"), "the job has a result")
+    assert json.loads(record)["status"] == "SUCCESS"
+    world.wait_clean()
+
+
+def test_producers_with_priority_settings_of_their_own_are_read_where_a_setting_says_so(world: World) -> None:
+    world.start_redis()
+    options = {"priority_steps": list(range(10)), "sep": ":", "queue_order_strategy": "priority"}
+    producer = Celery(broker=world.server.url, backend=world.server.url)
+    producer.conf.broker_transport_options = options
+    with producer:
+        sent = [
+            producer.send_task(
+                "prompts.chat", queue="prompts", priority=priority, kwargs={"model": "quick", "messages": MESSAGES}
+            )
+            for priority in (0, 3, 5)
+        ]
+        found = promptmill({"PROMPTMILL_REDIS_URL": world.server.url}, "doctor", "--json", exit_code=1)
+        texts = [finding["text"] for finding in json.loads(found)["findings"]]
+        assert any("'prompts:5', which no worker reads" in text for text in texts)
+        told = {
+            "PROMPTMILL_PRODUCERS__PRIORITY_STEPS": json.dumps(options["priority_steps"]),
+            "PROMPTMILL_PRODUCERS__SEPARATOR": ":",
+        }
+        world.start_worker(app="workers", environ=told)
+        assert [result.get(timeout=60)["status"] for result in sent] == ["succeeded"] * len(sent)
     world.wait_clean()

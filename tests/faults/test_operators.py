@@ -144,3 +144,27 @@ def test_the_doctor_says_what_to_mend(tmp_path: Path, monkeypatch: pytest.Monkey
     assert levels["provider bad, BAD_KEY"] == "refused"
     assert "nobody-has-this" in json.dumps(told)
     assert "0123456789abcdef" not in json.dumps(told)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (['rename-command CONFIG ""', "maxmemory 100mb", "maxmemory-policy volatile-lru"], "policy is volatile-lru"),
+        (["cluster-enabled yes"], "it is a node of a Redis Cluster, which Promptmill does not support"),
+        (["user default on nopass ~* +@all resetchannels"], "its user lacks a right to Redis's channels"),
+        (["user default on nopass ~* +@all resetchannels &celery-task-meta-*"], "its user lacks a right"),
+        (["user default on nopass ~* &* +@all -publish"], "its user lacks a right"),
+    ],
+    ids=["hides its policy", "cluster", "no channels", "half of the channels", "may not publish"],
+)
+def test_a_worker_says_in_a_sentence_why_it_can_not_use_a_redis(world: World, options: list[str], said: str) -> None:
+    world.start_redis(*options)
+    refused = world.start_worker(wait=False)
+    assert refused.wait_exit() != 0
+    assert said in refused.log_text()
+
+
+def test_a_worker_uses_a_redis_that_hides_its_settings(world: World) -> None:
+    world.start_redis('rename-command CONFIG ""', "maxmemory-policy noeviction")
+    world.start_worker()
+    assert world.results([world.queue.submit(model="quick", messages=MESSAGES)])[0].ok

@@ -304,3 +304,10 @@ def test_what_workers_count_is_shown_by_its_label(client: Any, running: Exporter
     shown = running.scrape()["promptmill_suspected_payments_total"]
     assert shown[("timeout",)] == 3
     assert shown[("connection",)] == 0
+
+
+def test_jobs_in_lists_that_nobody_reads_are_shown_by_the_list(client: Any, running: Exporter) -> None:
+    client.lpush("prompts:5", "a", "b")
+    scraped = running.scrape()
+    assert scraped["promptmill_jobs_unread"] == {("prompts:5",): 2.0}
+    assert sum(scraped["promptmill_jobs_waiting"].values()) == 0

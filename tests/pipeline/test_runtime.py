@@ -157,6 +157,23 @@ async def test_without_redis_the_worker_starts_all_the_same(
     assert "hidden" not in caplog.text
 
 
+async def test_an_unusable_key_fails_its_provider_s_jobs_alone(
+    environment: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
+    catalog = tmp_path / "two.toml"
+    local = '[providers.local]\nbase_url = "http://127.0.0.1:9/v1"\n[models.here]\nprovider = "local"\n'
+    catalog.write_text(local)
+    environment.setenv("PROMPTMILL_CATALOG", str(catalog))
+    environment.setenv("OPENAI_API_KEY", "EMPTY")
+    get_settings.cache_clear()
+    async with lifespan(app):
+        assert "OPENAI_API_KEY" in caplog.text
+        result = await current().handle("chat", "job-1", [], {**BODY, "model": "gpt-4o-mini"})
+    assert result.error is not None
+    assert result.error.code == "auth"
+    assert "OPENAI_API_KEY" in result.error.message
+
+
 async def test_a_placeholder_key_is_refused_at_start(environment: pytest.MonkeyPatch) -> None:
     environment.setenv("P_KEY", "sk-your-key")
     with pytest.raises(UnusableKey, match="P_KEY"):

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from redis.asyncio import Redis
 from run_harness import RunCommand, Started, read_rows, wait_until, wait_until_async, write_rows
+from servers import RedisServer as RedisServerOfTests
 from typer.testing import CliRunner
 
 from workers.cli import app
@@ -349,6 +350,56 @@ def test_changed_input_is_noticed_before_anything_is_sent(promptmill_run: RunCom
 
 
 # -- the command line itself
+
+
+@pytest.mark.parametrize("output", ["-", "/dev/null", "out.csv", "out.jsonl.gz"])
+def test_an_output_that_run_can_not_write_is_refused_at_once(
+    promptmill_run: RunCommand, tmp_path: Path, output: str
+) -> None:
+    write_rows(tmp_path / "in.jsonl", prompts(1))
+    refused = promptmill_run("in.jsonl", "-o", output, *QUICK)
+    assert refused.code == 2
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert names_in(tmp_path) == ["in.jsonl"]
+
+
+@pytest.mark.parametrize(
+    "text", ["question,answer\nWhat?,That.\n", "[\n  {}\n]\n", "Hello\n"], ids=["csv", "list", "text"]
+)
+def test_an_input_that_is_no_json_lines_is_refused_at_once(
+    promptmill_run: RunCommand, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "in.jsonl").write_text(text)
+    refused = promptmill_run("in.jsonl", "-o", "out.jsonl", *QUICK)
+    assert refused.code == 2
+    assert "in.jsonl:1 is no JSON object, so nothing is sent" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1, refused.stderr
+    assert names_in(tmp_path) == ["in.jsonl"]
+
+
+def test_a_run_whose_first_rows_all_fail_alike_stops_and_says_the_provider_s_reason(
+    promptmill_run: RunCommand, tmp_path: Path
+) -> None:
+    write_rows(tmp_path / "in.jsonl", prompts(3_000))
+    stopped = promptmill_run("in.jsonl", "-o", "out.jsonl", *QUICK, "--fault", "401=1.0")
+    assert stopped.code == 1, stopped.stderr
+    assert "The first 20 rows have all failed alike, so the rest is not sent: auth:" in stopped.stderr
+    assert "The provider said: " in stopped.stderr
+    rows = read_rows(tmp_path / "out.jsonl")
+    assert len(rows) < 2_500
+    assert {row["error"]["code"] for row in rows.values()} == {"auth"}
+
+
+def test_workers_0_without_workers_says_so(promptmill_run: RunCommand, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", prompts(1))
+    (tmp_path / "redis").mkdir()
+    server = RedisServerOfTests(tmp_path / "redis")
+    try:
+        refused = promptmill_run("in.jsonl", "-o", "out.jsonl", "--workers", "0", "--redis", server.url)
+    finally:
+        server.stop()
+    assert refused.code == 2
+    assert "--workers 0 uses workers that run already, and none listens at 127.0.0.1" in refused.stderr
 
 
 def test_version_and_help() -> None:

@@ -226,8 +226,25 @@ def test_the_line_to_continue_can_be_pasted() -> None:
 
 
 def test_progress_says_what_is_left() -> None:
-    snapshot = Snapshot(done=50, total=1_050, rate_per_s=10.0, in_flight=7, rate_limited=3, tokens=9, cost_usd=0.5)
-    assert str(snapshot) == "50/1,050 rows · 10/s · 7 in flight · 3 x 429 · 9 tokens · $0.5000 · 1 min 40 s left"
+    now = Snapshot(done=50, total=1_050, rate_per_s=10.0, queued=7, failed=2, rate_limited=3, tokens=9, cost_usd=0.5)
+    assert now.text(200) == (
+        "50/1,050 rows · 7 queued · 2 failed · 10/s · 1 min 40 s left · 3 x 429 · $0.5000 · 9 tokens"
+    )
+
+
+def test_progress_fits_a_terminal_and_keeps_what_matters() -> None:
+    now = Snapshot(
+        done=999_999,
+        total=1_000_000,
+        rate_per_s=2_129.0,
+        queued=2_000,
+        failed=12_345,
+        rate_limited=1_234,
+        tokens=123_456_789,
+        cost_usd=1_234.5,
+    )
+    assert len(now.text()) <= 79
+    assert now.text().startswith("999,999/1,000,000 rows · 2,000 queued · 12,345 failed · 2,129/s · 0 s left")
 
 
 def test_durations_as_people_say_them() -> None:

@@ -23,6 +23,7 @@ from celery.worker.state import active_requests, revoked
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
+from tasks import keys
 from tasks.sentinel import MasterConnection, MasterPool
 
 from . import scripts
@@ -45,7 +46,7 @@ __all__ = ["Channel", "SentinelChannel", "SocketChannel"]
 
 logger = logging.getLogger("promptmill.broker")
 
-_OPTIONS = ("lease_s", "max_deliveries")
+_OPTIONS = ("lease_s", "max_deliveries", "other_steps", "other_separator")
 
 _leases: dict[tuple[Any, ...], Leases] = {}
 
@@ -60,6 +61,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     """How long a message stays a worker's without a heartbeat: a dead worker's come back after this."""
     max_deliveries = 5
     """A message whose worker died so often is buried."""
+    other_steps: Sequence[int] = ()
+    other_separator = ""
+    """How producers with settings of their own name their lists (`tasks.keys.queue_lists`)."""
     socket_timeout = 10.0
     socket_connect_timeout = 5.0
 
@@ -67,6 +71,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._no_ack_queues: set[str] = set()
+        self._list_names: dict[str, list[str]] = {}
         self._said: list[Command] = []
         self._taken: deque[Lease] = deque()
         self._has_taken = False
@@ -172,7 +177,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         return [queue for queue in self.active_queues if queue not in self._no_ack_queues]
 
     def _lists(self, queue: str) -> list[str]:
-        return [self._q_for_pri(queue, step) for step in self.priority_steps]
+        lists = self._list_names.get(queue)
+        if lists is None:
+            names = keys.queue_lists(queue, other_steps=self.other_steps, other_separator=self.other_separator)
+            lists = self._list_names[queue] = list(names)
+        return lists
 
     # -- saying things now, and waiting for the reply ------------------------------------------------------------------
 

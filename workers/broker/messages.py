@@ -81,6 +81,9 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise Unreadable("it is not JSON") from None
     if not isinstance(payload, dict):
         raise Unreadable("it is JSON, but not an object")
+    # Protocol 1 has no headers, and some producers leave out or null what is empty.
+    if payload.setdefault("headers", {}) is None:
+        payload["headers"] = {}
     for name in ("headers", "properties"):
         if not isinstance(payload.get(name), dict):
             raise Unreadable(f"it has no {name}")

@@ -17,6 +17,8 @@ from .reading import READ_TIMEOUT_S, connect, read
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from config.settings import Settings
+
     from .families import Family
     from .reading import Deployment
 
@@ -32,11 +34,11 @@ class RedisCollector(Collector):
     whatever holds its reading up: resolving a name can't be cancelled.
     """
 
-    def __init__(self, url: str, *, queues: Sequence[str], key_prefix: str = "") -> None:
+    def __init__(self, url: str, *, queues: Sequence[str], settings: Settings) -> None:
         """Raises ValueError for a URL that can't be used. Redis may be away."""
         self._redis = connect(url)
         self._queues = queues
-        self._key_prefix = key_prefix
+        self._settings = settings
         self._problem: str | None = None
         self._loop = asyncio.new_event_loop()
         threading.Thread(target=self._loop.run_forever, name="promptmill-metrics-redis", daemon=True).start()
@@ -65,7 +67,7 @@ class RedisCollector(Collector):
 
     def _read(self) -> Deployment:
         reading = asyncio.run_coroutine_threadsafe(
-            read(self._redis, queues=self._queues, key_prefix=self._key_prefix), self._loop
+            read(self._redis, queues=self._queues, settings=self._settings), self._loop
         )
         try:
             return reading.result(READ_TIMEOUT_S)

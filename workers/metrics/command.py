@@ -42,7 +42,7 @@ def metrics(
         settings = get_settings()
         logs.configure()
         queues = [name for names in queue or [QUEUE] for name in names.split(",")]
-        collector = RedisCollector(redis or settings.broker, queues=queues, key_prefix=settings.key_prefix)
+        collector = RedisCollector(redis or settings.broker, queues=queues, settings=settings)
     except SettingsError as error:
         _fail(str(error))
     except ValueError as error:

@@ -66,6 +66,10 @@ def _buried(queue: QueueView) -> Samples:
     return [((reason,), count) for reason, count in counts.items()]
 
 
+def _printable(name: str) -> str:
+    return name.encode("unicode_escape").decode()
+
+
 def _counted(event: Event) -> Metric[QueueView]:
     def samples(queue: QueueView) -> Samples:
         return [((value,), queue.counts.get(event.field(value), 0)) for value in event.values]
@@ -85,6 +89,12 @@ QUEUE: Final[tuple[Metric[QueueView], ...]] = (
         "Jobs that are not due yet: with a delay of their own, or parked because their limiter's turn is far away.",
         ("queue",),
         lambda queue: [((name,), count) for name, count in queue.delayed.items()],
+    ),
+    Metric(
+        "jobs_unread",
+        "Jobs in lists that no worker reads, of producers with priority settings of their own.",
+        ("list",),
+        lambda queue: [((_printable(name),), count) for name, count in queue.unread.items()],
     ),
     _queue_figure("jobs_leased", "Jobs that workers hold under a lease: those that run.", lambda queue: queue.leased),
     _queue_figure(

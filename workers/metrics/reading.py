@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -10,9 +11,11 @@ from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from config.settings import Settings
 from tasks import keys
 from tasks.address import Address
 from tasks.message import CELERY_PRIORITY
+from workers.checks import lists_of, unread_lists
 from workers.limiter import LimiterView, snapshot
 
 __all__ = ["READ_TIMEOUT_S", "Deployment", "QueueView", "connect", "read"]
@@ -38,6 +41,8 @@ class QueueView:
     delayed: Mapping[str, int]
     leased: int
     leases_expired: int
+    unread: Mapping[str, int]
+    """Messages in lists that no worker reads, by the list's name."""
     dead: int
     buried: Mapping[str, int]
     cancelled: int
@@ -68,18 +73,20 @@ def connect(url: str) -> Redis:
     return Redis.from_pool(pool)
 
 
-async def read(redis: Redis, *, queues: Sequence[str], key_prefix: str = "") -> Deployment:
+async def read(redis: Redis, *, queues: Sequence[str], settings: Settings) -> Deployment:
     """Raises `redis.exceptions.RedisError` and OSError."""
-    queue = await _read_queue(redis, queues=queues, key_prefix=key_prefix)
-    return Deployment(queue, await snapshot(redis, key_prefix=key_prefix))
+    queue = await _read_queue(redis, queues=queues, settings=settings)
+    return Deployment(queue, await snapshot(redis, key_prefix=settings.key_prefix))
 
 
-async def _read_queue(redis: Redis, *, queues: Sequence[str], key_prefix: str) -> QueueView:
-    lists = {
-        (queue, _PRIORITIES.get(step, str(step))): keys.queue_list(queue, step)
+async def _read_queue(redis: Redis, *, queues: Sequence[str], settings: Settings) -> QueueView:
+    key_prefix = settings.key_prefix
+    lists = [
+        (name, (queue, _PRIORITIES.get(step, str(step))))
         for queue in queues
-        for step in keys.PRIORITY_STEPS
-    }
+        for name, step in lists_of(queue, settings).items()
+    ]
+    unread = [name for queue in queues for name in unread_lists(queue, settings)]
     async with redis.pipeline(transaction=False) as commands:
         commands.time()
         commands.zcard(key_prefix + keys.LEASES)
@@ -87,16 +94,21 @@ async def _read_queue(redis: Redis, *, queues: Sequence[str], key_prefix: str) -
         commands.hgetall(key_prefix + keys.DEAD_COUNTS)
         commands.zcard(key_prefix + keys.CANCELLED)
         commands.hgetall(key_prefix + keys.COUNTS)
-        for name in lists.values():
+        for name in (*(name for name, _ in lists), *unread):
             commands.llen(key_prefix + name)
         for queue in queues:
             commands.zcard(key_prefix + keys.delayed(queue))
         (seconds, micros), leases, dead, buried, cancelled, counts, *lengths = await commands.execute()
     now_ms = seconds * 1000 + micros // 1000
     expired = await redis.zcount(key_prefix + keys.LEASES, "-inf", f"({now_ms}")
+    read_lengths, unread_lengths = lengths[: len(lists)], lengths[len(lists) : len(lists) + len(unread)]
+    waiting: Counter[tuple[str, str]] = Counter()
+    for (_, labels), length in zip(lists, read_lengths, strict=True):
+        waiting[labels] += length
     return QueueView(
-        waiting=dict(zip(lists, lengths, strict=False)),
-        delayed=dict(zip(queues, lengths[len(lists) :], strict=True)),
+        waiting=waiting,
+        delayed=dict(zip(queues, lengths[len(lists) + len(unread) :], strict=True)),
+        unread={name: length for name, length in zip(unread, unread_lengths, strict=True) if length},
         leased=max(0, leases - expired),
         leases_expired=expired,
         dead=dead,

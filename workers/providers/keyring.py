@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Self
 
 from config.keys import MissingKey, UnusableKey, read_keys
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 __all__ = ["KeyRing"]
 
+logger = logging.getLogger("promptmill.runtime")
+
 
 class KeyRing:
     """The keys of all providers, read once. The limiter chooses among a provider's: the one that is free first."""
@@ -31,8 +34,8 @@ class KeyRing:
     def read(cls, catalog: Catalog, environ: Mapping[str, str] | None = None) -> Self:
         """Read every provider's keys from the environment.
 
-        A missing key is only the problem of the jobs that need it. A placeholder or a malformed key is a
-        mistake that somebody made: raises `UnusableKey` with one line for each.
+        A missing, malformed or placeholder key is the problem of that provider's jobs alone: local servers want
+        `OPENAI_API_KEY=EMPTY`. Raises `UnusableKey`, with one line for each such key, where no provider can be called.
         """
         keys: dict[str, list[SecretStr]] = {}
         missing: dict[str, str] = {}
@@ -43,9 +46,12 @@ class KeyRing:
             except MissingKey as problem:
                 missing[name] = str(problem)
             except UnusableKey as problem:
+                missing[name] = str(problem)
                 unusable.append(problem)
-        if unusable:
+        if unusable and not keys:
             raise UnusableKey("\n".join(map(str, unusable)), variable=unusable[0].variable)
+        for refused in unusable:
+            logger.warning("%s Until then its jobs fail with `auth`.", refused)
         return cls(keys, missing)
 
     @property

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from .rows import SUBJECT, BadRow, Row
 from .shelf import Shelf
 from .source import RowSource
 from .state import RunState
-from .tally import Tally
+from .tally import ALIKE, Tally
 
 __all__ = ["Conveyor", "Window"]
 
@@ -37,6 +38,9 @@ LAST_RESULTS_S = 5.0
 
 AUDIT_S = 5.0
 """How often Redis is asked whether it still knows the jobs that have been waiting for so long."""
+
+SHOWN_REASON = 500
+"""Characters of the provider's own words for why everything fails."""
 
 COLLECT_PAUSE_S = 0.05
 """Results gather meanwhile: reading each as it comes (4 at a time under load) cost twice the CPU, here and in Redis."""
@@ -104,7 +108,7 @@ class Conveyor:
         self._may_be_known = not state.is_new
 
     @property
-    def in_flight(self) -> int:
+    def queued(self) -> int:
         """Jobs that are submitted and have not ended."""
         return len(self._waiting)
 
@@ -212,7 +216,7 @@ class Conveyor:
         while True:
             try:
                 async for results in self._group.completed_batches():
-                    self._settle(results)
+                    await self._settle_or_cancel(results)
                     await asyncio.sleep(COLLECT_PAUSE_S)
             except (GroupRolledBack, UnknownJob):  # what Redis has left of it is read from its first
                 await asyncio.sleep(OUTAGE_RETRY_S)
@@ -220,6 +224,15 @@ class Conveyor:
                 raise RunError(str(error)) from None
             else:
                 return
+
+    async def _settle_or_cancel(self, results: Iterable[PromptResult]) -> None:
+        try:
+            self._settle(results)
+        except RunError:
+            # Workers that are not ours would go on calling for the rest.
+            with suppress(QueueUnavailable, UnknownJob):
+                await self._group.cancel()
+            raise
 
     async def _follow(self) -> None:
         """Wait for jobs that are not in this run's group: of an interrupted run, or submitted again."""
@@ -277,6 +290,8 @@ class Conveyor:
             if waiting is not None:
                 self._tally.end(result)
                 self._write(result, waiting)
+                if self._tally.all_failed_alike:
+                    raise _hopeless(result)
         self._moved.set()
 
     def _write(self, result: PromptResult, waiting: _Waiting) -> None:
@@ -335,6 +350,20 @@ class Conveyor:
             await self._queue.forget(*job_ids)
         except QueueUnavailable:
             return  # they expire by themselves; a run that continues looks at the output first
+
+
+def _hopeless(result: PromptResult) -> RunError:
+    assert result.error is not None
+    error = result.error
+    said = f" The provider said: {_printable(error.provider_body)}" if error.provider_body else ""
+    return RunError(
+        f"The first {ALIKE} rows have all failed alike, so the rest is not sent: {error.code}: {error.message}.{said}"
+    )
+
+
+def _printable(text: str) -> str:
+    """One line of it, without what a terminal would act on."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)[:SHOWN_REASON]
 
 
 def _submission(row: Row, job_id: str) -> dict[str, Any]:

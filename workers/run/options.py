@@ -13,6 +13,9 @@ from .simulation import Simulation
 
 __all__ = ["RunOptions"]
 
+OTHER_FORMATS = frozenset({".csv", ".tsv", ".parquet", ".xlsx", ".xls", ".gz", ".zst", ".zip"})
+"""Endings of which people expect more than we write."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunOptions:
@@ -38,6 +41,7 @@ class RunOptions:
                 "Standard input can't be the input: a run that was interrupted reads its input again. "
                 "Save it to a file first."
             )
+        _check_output(self.output)
         if self.redis is not None:
             _check_redis(self.redis)
         if self.workers == 0 and self.redis is None:
@@ -62,6 +66,15 @@ class RunOptions:
         ]
         started = ", ".join(filter(None, parts))
         return f"Starting {started}." if started else "Using the workers that run already."
+
+
+def _check_output(path: Path) -> None:
+    if path.name == "-" or (path.exists() and not (path.is_file() or path.is_dir())):
+        raise UnusableInput(
+            "The output must be a file: a run that was interrupted reads it again to continue. Name one with -o."
+        )
+    if path.suffix.lower() in OTHER_FORMATS:
+        raise UnusableInput(f"The output is JSON lines, not {path.suffix}. Name a file such as out.jsonl.")
 
 
 def _check_redis(url: str) -> None:

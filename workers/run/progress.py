@@ -15,6 +15,11 @@ from .tally import Tally
 
 __all__ = ["Snapshot", "show_progress"]
 
+LINE_WIDTH = 79
+"""A terminal's usual 80 columns, one of them for the cursor."""
+
+BAR_WIDTH = 12
+SEPARATOR = " · "
 LIVE_INTERVAL_S = 0.2
 PLAIN_INTERVAL_S = 5.0
 RATE_SPAN_S = 10.0
@@ -27,7 +32,8 @@ class Snapshot:
     done: int
     total: int | None
     rate_per_s: float | None
-    in_flight: int
+    queued: int
+    failed: int
     rate_limited: int
     tokens: int
     cost_usd: float | None
@@ -39,17 +45,22 @@ class Snapshot:
             return None
         return max(0, self.total - self.done) / self.rate_per_s
 
-    def __str__(self) -> str:
+    def text(self, width: int = LINE_WIDTH) -> str:
+        """As much of it as fits, the most important first."""
         total = "?" if self.total is None else f"{self.total:,}"
         rate = "-" if self.rate_per_s is None else f"{self.rate_per_s:,.0f}"
-        parts = [f"{self.done:,}/{total} rows", f"{rate}/s", f"{self.in_flight:,} in flight"]
-        if self.rate_limited:
-            parts.append(f"{self.rate_limited:,} x 429")
-        parts.append(f"{self.tokens:,} tokens")
+        parts = [f"{self.done:,}/{total} rows", f"{self.queued:,} queued"]
+        if self.failed:
+            parts.append(f"{self.failed:,} failed")
+        parts += [f"{rate}/s", f"{duration(self.left_s)} left"]
+        extras = [f"{self.rate_limited:,} x 429"] if self.rate_limited else []
         if self.cost_usd is not None:
-            parts.append(f"${self.cost_usd:,.4f}")
-        parts.append(f"{duration(self.left_s)} left")
-        return " · ".join(parts)
+            extras.append(f"${self.cost_usd:,.4f}")
+        extras.append(f"{self.tokens:,} tokens")
+        for part in extras:
+            if len(SEPARATOR.join([*parts, part])) <= width:
+                parts.append(part)
+        return SEPARATOR.join(parts)
 
 
 class _Rate:
@@ -83,7 +94,7 @@ class _LineView:
         pass
 
     def __call__(self, snapshot: Snapshot) -> None:
-        self._console.print(str(snapshot), highlight=False, soft_wrap=True)
+        self._console.print(snapshot.text(), highlight=False, soft_wrap=True)
 
 
 class _BarView:
@@ -94,7 +105,7 @@ class _BarView:
     def __init__(self, console: Console) -> None:
         # No refresh thread: it would compete with the event loop for the interpreter.
         self._bar = Progress(
-            BarColumn(bar_width=24),
+            BarColumn(bar_width=BAR_WIDTH),
             TextColumn("{task.fields[line]}"),
             console=console,
             auto_refresh=False,
@@ -109,12 +120,13 @@ class _BarView:
         self._bar.stop()
 
     def __call__(self, snapshot: Snapshot) -> None:
-        self._bar.update(self._task, completed=snapshot.done, total=snapshot.total, line=str(snapshot))
+        line = snapshot.text(LINE_WIDTH - BAR_WIDTH - 1)
+        self._bar.update(self._task, completed=snapshot.done, total=snapshot.total, line=line)
         self._bar.refresh()
 
 
 async def show_progress(
-    console: Console, tally: Tally, *, in_flight: Callable[[], int], total: Callable[[], int | None]
+    console: Console, tally: Tally, *, queued: Callable[[], int], total: Callable[[], int | None]
 ) -> None:
     """Show until cancelled."""
     rate = _Rate(time.monotonic)
@@ -122,7 +134,7 @@ async def show_progress(
     with show:
         while True:
             await asyncio.sleep(show.interval_s)
-            show(_snapshot(tally, in_flight=in_flight(), total=total(), rate=rate))
+            show(_snapshot(tally, queued=queued(), total=total(), rate=rate))
 
 
 def duration(time_s: float | None) -> str:
@@ -136,12 +148,13 @@ def duration(time_s: float | None) -> str:
     return f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
 
 
-def _snapshot(tally: Tally, *, in_flight: int, total: int | None, rate: _Rate) -> Snapshot:
+def _snapshot(tally: Tally, *, queued: int, total: int | None, rate: _Rate) -> Snapshot:
     return Snapshot(
         done=tally.rows,
         total=total,
         rate_per_s=rate.after(tally.rows),
-        in_flight=in_flight,
+        queued=queued,
+        failed=tally.ended - tally.statuses["succeeded"] + tally.bad_rows,
         rate_limited=tally.rate_limited,
         tokens=tally.input_tokens + tally.output_tokens,
         cost_usd=None if tally.cost_usd is None else float(tally.cost_usd),

@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 from config.catalog import Catalog
 from config.settings import Settings
 from tasks.address import Address
+from tasks.message import ping_message, revoke_channel
 from tasks.sentinel import MasterNotFound
 
 from .environ import engine_environ
@@ -103,6 +104,7 @@ class _Starter:
 
     async def _fleet(self, url: str, redis: Redis, simulator: Simulator | None) -> WorkerFleet | None:
         if self.options.workers == 0:
+            await _check_workers(redis, url, key_prefix=self.settings.key_prefix)
             return None
         fleet = WorkerFleet(
             size=self.options.workers,
@@ -135,3 +137,13 @@ async def _check_reachable(redis: Redis, url: str) -> None:
     except (RedisError, OSError) as error:
         reason = "refused the user or password" if "auth" in str(error).lower() else "can't be reached"
         raise UnusableInput(f"Redis at {Address.of(url)} {reason}. Check that it runs, and --redis.") from None
+
+
+async def _check_workers(redis: Redis, url: str, *, key_prefix: str) -> None:
+    """Ask all workers for a sign of life; Redis says how many there are to hear it."""
+    address = Address.of(url)
+    if not await redis.publish(revoke_channel(key_prefix, address.database), ping_message()):
+        raise UnusableInput(
+            f"--workers 0 uses workers that run already, and none listens at {address}. Start one "
+            "(celery -A workers worker), check --redis and PROMPTMILL_KEY_PREFIX, or leave out --workers 0."
+        )

@@ -114,6 +114,7 @@ class Session:
         )
 
     async def _something_to_do(self, source: RowSource) -> bool:
+        await asyncio.to_thread(source.check_first_line)
         self._tally.kept = await asyncio.to_thread(source.check_finished, self._options.output)
         await asyncio.to_thread(source.check_first_model)
         if self._tally.kept:
@@ -164,9 +165,7 @@ class Session:
 
         self._has_submitted = True
         started_s = time.monotonic()
-        progress = show_progress(
-            self._console, self._tally, in_flight=lambda: conveyor.in_flight, total=lambda: self._total
-        )
+        progress = show_progress(self._console, self._tally, queued=lambda: conveyor.queued, total=lambda: self._total)
         await beside(conveyor.run(drain=drain), services.watch(), progress, self._count())
         return self._outcome(started_s, interrupted=self._stop.is_set())
 

@@ -19,7 +19,7 @@ __all__ = ["RowSource", "count_rows"]
 class RowSource:
     """Reads rows on demand and leaves out those that an earlier run has finished.
 
-    Both methods block on the disk and on parsing: call them in a thread.
+    All methods block on the disk and on parsing: call them in a thread.
     """
 
     def __init__(
@@ -56,6 +56,16 @@ class RowSource:
                 "Use the input as it was, or choose another place with -o."
             )
         return matching
+
+    def check_first_line(self) -> None:
+        """Raises `UnusableInput` if the input does not even begin as JSON lines do: it is another kind of file."""
+        with InputFile(self._path, limit=1) as lines:
+            first = next(iter(lines), None)
+        if first is not None and first.text is not None and not first.text.startswith(b"{"):
+            raise UnusableInput(
+                f"{self._path}:{first.number} is no JSON object, so nothing is sent. The input must hold one JSON "
+                'object a line, such as {"prompt": "Hello"}.'
+            )
 
     def check_first_model(self) -> None:
         """Raises `UnusableInput` if the first row to do needs a key that is missing or unusable."""

@@ -10,7 +10,10 @@ from tasks.results import Attempt, PromptResult
 from .latency import LatencyHistogram
 from .rows import BadRow, Row
 
-__all__ = ["Tally"]
+__all__ = ["ALIKE", "Tally"]
+
+ALIKE = 20
+"""So many rows that fail alike, and no other, are no accident: a wrong key, an empty account, a misspelt field."""
 
 
 class Tally:
@@ -35,6 +38,7 @@ class Tally:
         self.rate_limited = 0
         self.cached = 0
         self.suspected_double_payments = 0
+        self._reasons: set[tuple[str, int | None]] = set()
 
     @property
     def ended(self) -> int:
@@ -50,6 +54,11 @@ class Tally:
     def rows(self) -> int:
         """Rows of the input that have their row of output."""
         return self.kept + self.bad_rows + self.ended
+
+    @property
+    def all_failed_alike(self) -> bool:
+        """Whether the first rows of this run have failed, all of them for one reason."""
+        return self.ended >= ALIKE and not self.kept and len(self._reasons) == 1 and not self.statuses["succeeded"]
 
     def submit(self, row: Row) -> None:
         self.submitted += 1
@@ -69,6 +78,8 @@ class Tally:
         self.statuses[result.status] += 1
         if result.error is not None:
             self.failures[result.error.code] += 1
+            if len(self._reasons) < 2:
+                self._reasons.add((result.error.code, result.error.http_status))
         self.attempts += result.attempts
         self.rate_limited += sum(attempt.http_status == 429 for attempt in _failed_attempts(result))
         self.cached += result.cached
