@@ -44,6 +44,15 @@ Written by each worker at start and hourly; members older than `MODELS_TTL_S` do
 
 MODELS_TTL_S = 7_200
 
+OFFERS_PREFIX = "pm:offers:"
+
+
+def offers(queue: str) -> str:
+    """Sorted set, alias -> when the offer ends (ms, Redis's clock): the models that living workers of the queue can
+    call; `*` = one of them takes any model. Each worker's heartbeat renews its own offers. TTL three leases."""
+    return OFFERS_PREFIX + queue
+
+
 LEASES = "pm:leases"
 """Sorted set, delivery tag -> when its lease ends (ms, Redis's clock). A tag lives as long as its job runs.
 The broker takes, renews and ends leases (workers/broker/); the messages themselves are in kombu's `unacked`."""

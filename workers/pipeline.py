@@ -21,16 +21,19 @@ import logging
 import traceback
 from dataclasses import dataclass, field
 from functools import lru_cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 
 from celery.exceptions import SoftTimeLimitExceeded
 
 from config.catalog import UnknownModel
+from tasks.keys import QUEUE
 from tasks.results import Attempt, JobError, PromptResult, Status, Usage
 
-from .failures import Failure
+from .failures import Failure, Incapable
 from .job import JobKind, PromptJob, parse
 from .limiter import MustPark, TooLargeForLimit, TooLate
+from .offers import AGAIN_S, Offers
 from .providers import CODECS, Answer, Codec, ProviderRequest
 from .retry import Decision, GiveUp, Retry, RetryPolicy
 
@@ -81,16 +84,24 @@ class Limits(Protocol):
     ) -> Permit: ...
 
 
-class Parked(Exception):
-    """The job's turn is far away. Nothing was sent; run it again at `until_s` (epoch seconds, Redis's clock).
+class Others(Protocol):
+    """The other workers, as the pipeline sees them: `offers.Elsewhere`."""
 
-    `gap_s`: how much later the next job of its kind would have to be run.
+    async def offered(self, alias: str, *, queue: str) -> bool: ...
+
+
+class Parked(Exception):
+    """The job's turn is far away, or another worker's. Nothing was paid for; run it again at `until_s` (epoch seconds,
+    Redis's clock).
+
+    `gap_s`: how much later the next job of its kind would have to be run. `for_others`: not by this worker.
     """
 
-    def __init__(self, until_s: float, reason: str, *, gap_s: float = 0.0) -> None:
+    def __init__(self, until_s: float, reason: str, *, gap_s: float = 0.0, for_others: bool = False) -> None:
         super().__init__(reason)
         self.until_s = until_s
         self.gap_s = gap_s
+        self.for_others = for_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +120,7 @@ class _Trip:
 
     job: PromptJob
     started_at: float
+    queue: str = QUEUE
     attempts: int = 0
     failed: list[Attempt] = field(default_factory=list)
 
@@ -128,10 +140,13 @@ class Pipeline:
         sleep: Callable[[float], Awaitable[object]],
         rng: Random,
         park_after_s: float | None = None,
+        offers: Offers | None = None,
+        others: Others | None = None,
     ) -> None:
         """`now` gives epoch seconds by the clock that stamps `submitted_at`; `sleep` takes seconds.
 
         A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place.
+        `offers` is what this worker announces; a job that it can't do is left to `others`, if there are any.
         """
         self._catalog = catalog
         self._http = http
@@ -142,6 +157,9 @@ class Pipeline:
         self._now = now
         self._sleep = sleep
         self._rng = rng
+        self._offers = offers or Offers()
+        self._others = others
+        self._refused_keys: dict[str, set[SecretStr]] = {}
         # `any_model` providers let jobs name what they like, hence the bound.
         self._route = lru_cache(maxsize=1_024)(self._find_route)
 
@@ -153,22 +171,33 @@ class Pipeline:
         kwargs: Mapping[str, Any],
         *,
         group: str | None = None,
+        queue: str = QUEUE,
     ) -> PromptResult:
-        """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`."""
+        """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`.
+
+        `queue` is where the job came from, and other workers take from.
+        """
         now = self._now()
         try:
             job = parse(kind, job_id, args, kwargs, group=group, now=now)
         except Failure as refused:
             unread = PromptJob(job_id, kind, model="", body={}, group=group)
             return _without_answer(_Trip(unread, now), refused, now)
-        return await self.run(job)
+        return await self.run(job, queue=queue)
 
-    async def run(self, job: PromptJob) -> PromptResult:
+    async def run(self, job: PromptJob, *, queue: str = QUEUE) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
-        trip = _Trip(job, self._now())
+        trip = _Trip(job, self._now(), queue)
         try:
-            route = self._route(job.model)
-            answer = await self._in_time(trip, route)
+            try:
+                route = self._route(job.model)
+                if self._offers.is_withdrawn(route.provider.name):
+                    await self._leave_to_others(trip)
+                answer = await self._in_time(trip, route)
+            except Failure as failure:
+                if self._is_only_here(trip, failure):
+                    await self._leave_to_others(trip)
+                raise
         except Failure as failure:
             return _without_answer(trip, failure, self._now())
         except SoftTimeLimitExceeded:
@@ -179,6 +208,31 @@ class Pipeline:
         except Exception as bug:  # noqa: BLE001 - a fault of ours must end this job, not the worker
             return _without_answer(trip, _internal(bug, job), self._now())
         return _answered(trip, route, answer, self._now())
+
+    def _is_only_here(self, trip: _Trip, failure: Failure) -> bool:
+        """Whether the job fails for what this worker lacks. A call with a refused key has cost nothing."""
+        if isinstance(failure, Incapable):
+            return not trip.attempts
+        if not _is_refused_key(failure) or trip.attempts != 1:
+            return False
+        return self._offers.is_withdrawn(self._route(trip.job.model).provider.name)
+
+    async def _leave_to_others(self, trip: _Trip) -> None:
+        """Raise `Parked` if another worker can do the job, `expired` if its deadline passes first; else go on here."""
+        if self._others is None:
+            return
+        deadline_at = trip.job.options.deadline_at
+        try:
+            async with asyncio.timeout(None if deadline_at is None else max(0.0, deadline_at - self._now())) as limit:
+                is_offered = await self._others.offered(trip.job.model, queue=trip.queue)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Failure(
+                "expired", "the job's deadline passed before a worker that can call its model took it"
+            ) from None
+        if is_offered:
+            raise Parked(self._now() + AGAIN_S, "this worker can't call the model, another can", for_others=True)
 
     async def _in_time(self, trip: _Trip, route: _Route) -> Answer:
         deadline_at = trip.job.options.deadline_at
@@ -272,6 +326,8 @@ class Pipeline:
         except Failure as failure:
             if key is not None:
                 failure.hide(key.get_secret_value())
+                if _is_refused_key(failure):
+                    self._note_refused(route.provider, key)
             self._note(trip, route, failure, started_at)
             raise
         except asyncio.CancelledError:
@@ -282,12 +338,21 @@ class Pipeline:
     async def _send(self, trip: _Trip, route: _Route, request: ProviderRequest, permit: Permit) -> Answer:
         raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
         permit.observe(raw.headers)
+        if self._refused_keys and raw.status != HTTPStatus.UNAUTHORIZED:
+            self._refused_keys.pop(route.provider.name, None)
+            self._offers.restore(route.provider.name)
         try:
             return route.codec.response(trip.job, raw, now=self._now())
         except Failure as failure:
             if failure.code == "rate_limited":
                 permit.rate_limited(self._retry.bounded(failure.retry_after_s), raw.headers)
             raise
+
+    def _note_refused(self, provider: Provider, key: SecretStr) -> None:
+        refused = self._refused_keys.setdefault(provider.name, set())
+        refused.add(key)
+        if refused.issuperset(self._keys.of(provider)):
+            self._offers.withdraw(provider.name)
 
     def _note(self, trip: _Trip, route: _Route, failure: Failure, started_at: float) -> None:
         attempt = Attempt(
@@ -306,9 +371,13 @@ class Pipeline:
         try:
             model = self._catalog.model(alias)
         except UnknownModel as unknown:
-            raise Failure("not_found", str(unknown)) from None
+            raise Incapable("not_found", str(unknown)) from None
         provider = self._catalog.provider(model)
         return _Route(model, provider, CODECS[provider.kind], f"{provider.name}/{model.upstream}")
+
+
+def _is_refused_key(failure: Failure) -> bool:
+    return failure.code == "auth" and failure.http_status == HTTPStatus.UNAUTHORIZED
 
 
 def _answered(trip: _Trip, route: _Route, answer: Answer, now: float) -> PromptResult:

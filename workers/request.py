@@ -95,6 +95,9 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
             task_ready(self)
             until_ms = int(exc_info.exception.until_s * 1000)
             channel.qos.delay(self.message.delivery_tag, until_ms)
+            if exc_info.exception.for_others:
+                channel.lookout.left()
+                return None
             lane = self.message.headers.get("lane")
             if isinstance(lane, str):
                 gap_ms = exc_info.exception.gap_s * 1000

@@ -23,6 +23,7 @@ from tasks.cancellation import stop
 
 from .http import Http
 from .limiter import LimiterRegistry
+from .offers import Elsewhere, offers
 from .pipeline import Pipeline
 from .providers.keyring import KeyRing
 from .retry import RetryPolicy
@@ -81,6 +82,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             organisations=_organisations(catalog),
         ) as limits,
         Http(settings.http) as http,
+        _offered(catalog, ring),
     ):
         pipeline = Pipeline(
             catalog=catalog,
@@ -92,6 +94,8 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             now=clock,
             sleep=asyncio.sleep,
             rng=random.Random(),
+            offers=offers,
+            others=Elsewhere(redis, key_prefix=settings.key_prefix),
         )
         _pipelines.append(pipeline)
         try:
@@ -148,6 +152,21 @@ async def _announced(catalog: Catalog, settings: Settings, clock: RedisClock) ->
     finally:
         await stop(repeating)
         await redis.aclose()
+
+
+@asynccontextmanager
+async def _offered(catalog: Catalog, ring: KeyRing) -> AsyncIterator[None]:
+    """Have the heartbeat tell the other workers what this one can call."""
+    models: dict[str, list[str]] = {}
+    for alias in catalog.aliases():
+        provider = catalog.provider_of(alias)
+        if provider.name in ring.usable:
+            models.setdefault(provider.name, []).append(alias)
+    offers.announce(models)
+    try:
+        yield
+    finally:
+        offers.announce({})
 
 
 async def _keep_announcing(redis: Redis, key: str, catalog: Catalog, clock: RedisClock, *, done: bool) -> None:

@@ -17,6 +17,7 @@ from config.settings import Http as HttpSettings
 from workers.http import Http
 from workers.job import Options, PromptJob
 from workers.limiter import Cost, Permit
+from workers.offers import Offers
 from workers.pipeline import Pipeline
 from workers.providers.keyring import KeyRing
 from workers.retry import RetryPolicy
@@ -130,6 +131,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         keys: KeyRing | None = None,
         limits: Any = None,
         park_after_s: float | None = None,
+        offers: Offers | None = None,
+        others: Any = None,
         real_time: bool = False,
         **model: Any,
     ) -> AsyncIterator[Pipeline]:
@@ -144,6 +147,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 now=time.time if real_time else clock,
                 sleep=asyncio.sleep if real_time else clock.sleep,
                 rng=random.Random(1),
+                offers=offers,
+                others=others,
             )
 
     return make

@@ -209,7 +209,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         """
         if self.link.is_waiting:
             return
-        room = self.qos.room() if queues else 0
+        room = self.lookout.portion(self.qos.room()) if queues else 0
         is_due = self.lookout.is_due
         exchanges = (room > 0 and is_due) or (self.leases.has_acks and (is_due or self.lookout.is_waiting))
         if not (exchanges or self._said or self.leases.has_more_than_acks):

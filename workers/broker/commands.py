@@ -28,6 +28,9 @@ TAKE_BYTES = 4 * 1024 * 1024
 ACKS = 1000
 """One exchange carries at most so many acknowledgements."""
 
+OFFER_LEASES = 3
+"""An offer holds for so many leases, and is renewed with each."""
+
 Reply = Any
 
 
@@ -154,6 +157,12 @@ class Commands:
         """Have Redis remember that these jobs are cancelled."""
         return Command((*_evalsha(scripts.CANCEL, self.key(keys.CANCELLED)), *job_ids), on_reply)
 
+    def offer(self, aliases: Sequence[str], queues: Sequence[str]) -> Command:
+        """Tell the other workers of these queues that this one can call these models."""
+        offer_keys = [self.key(keys.offers(queue)) for queue in queues]
+        args = (*_evalsha(scripts.OFFER, *offer_keys), OFFER_LEASES * self._lease_ms, *aliases)
+        return Command(args, _raise_errors)
+
     def news(self, *, now_ms: int) -> list[Command]:
         """Everything that Redis must be told but acknowledgements, which travel with the exchange."""
         leases = self._leases
@@ -201,6 +210,11 @@ class Commands:
             keys.DEAD_LIMIT,
         )
         return Command(args, partial(_or_again, self._leases.graves, [grave]))
+
+
+def _raise_errors(reply: Reply) -> None:
+    if isinstance(reply, Exception):
+        raise reply
 
 
 def _count_again(field: str, n: int, reply: Reply) -> None:

@@ -7,6 +7,7 @@ the pool's loop is alive too: a worker that can't run its jobs must not keep the
 from __future__ import annotations
 
 import logging
+import math
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from celery.worker import state as worker_state
 
 from tasks import keys
 
+from ..offers import offers
 from .burial import tell_end
 from .channel import Channel
 
@@ -43,6 +45,8 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         self._seen_ms = 0
         self._published: set[str] = set()
+        self._offered: tuple[frozenset[str], tuple[str, ...]] = (frozenset(), ())
+        self._offered_at = -math.inf
         worker_state.revoked.maxlen = REVOKED_LIMIT
         worker_state.revoked.expires = keys.WAITING_TTL_S
         super().__init__(consumer, **kwargs)
@@ -63,6 +67,16 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         tags = list(channel.leases.held) if _loop_is_alive(consumer.pool, channel.lease_s) else []
         on_reply = partial(self._on_beat, consumer, channel, every_s)
         channel.say(channel.commands.heartbeat(tags, seen_ms=self._seen_ms, heartbeat_s=every_s, on_reply=on_reply))
+        self._offer(channel)
+
+    def _offer(self, channel: Channel) -> None:
+        """Announce what this worker can call, once a lease and when it changes. One that is stopping takes no more."""
+        aliases, queues = offered = offers.now(), tuple(channel.take_queues)
+        if not aliases or not queues:
+            return
+        if offered != self._offered or time.monotonic() - self._offered_at >= channel.lease_s:
+            self._offered, self._offered_at = offered, time.monotonic()
+            channel.say(channel.commands.offer(sorted(aliases), queues))
 
     def _on_beat(self, consumer: Any, channel: Channel, every_s: float, reply: Any) -> None:
         _raise_errors(reply)

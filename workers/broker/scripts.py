@@ -7,7 +7,19 @@ from functools import cached_property
 from hashlib import sha1
 from pathlib import Path
 
-__all__ = ["ALL", "BIND", "BURY", "CANCEL", "DELAY", "EXCHANGE", "HAND_BACK", "HEARTBEAT", "RETRY_DEAD", "Script"]
+__all__ = [
+    "ALL",
+    "BIND",
+    "BURY",
+    "CANCEL",
+    "DELAY",
+    "EXCHANGE",
+    "HAND_BACK",
+    "HEARTBEAT",
+    "OFFER",
+    "RETRY_DEAD",
+    "Script",
+]
 
 _HERE = Path(__file__).parent
 _PRELUDE = (_HERE / "message.lua").read_text(encoding="utf-8")
@@ -37,5 +49,6 @@ DELAY = _script("delay")
 BURY = _script("bury")
 BIND = _script("bind")
 CANCEL = _script("cancel")
+OFFER = _script("offer")
 RETRY_DEAD = _script("retry_dead")
-ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, CANCEL)
+ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, CANCEL, OFFER)
