@@ -90,6 +90,14 @@ class Others(Protocol):
     async def offered(self, alias: str, *, queue: str) -> bool: ...
 
 
+class Stamps(Protocol):
+    """Between Redis's clock and `now`, as the pipeline sees it: `clock.RedisClock`."""
+
+    def from_redis(self, stamp: float) -> float: ...
+
+    def to_redis(self, instant: float) -> float: ...
+
+
 class Parked(Exception):
     """The job's turn is far away, or another worker's. Nothing was paid for; run it again at `until_s` (epoch seconds,
     Redis's clock).
@@ -142,8 +150,10 @@ class Pipeline:
         park_after_s: float | None = None,
         offers: Offers | None = None,
         others: Others | None = None,
+        stamps: Stamps | None = None,
     ) -> None:
-        """`now` gives epoch seconds by the clock that stamps `submitted_at`; `sleep` takes seconds.
+        """`now` gives epoch seconds; `sleep` takes seconds. `stamps` leads from the clock that stamps `submitted_at`,
+        Redis's, to that of `now`, and back; None: they are the same.
 
         A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place.
         `offers` is what this worker announces; a job that it can't do is left to `others`, if there are any.
@@ -159,6 +169,8 @@ class Pipeline:
         self._rng = rng
         self._offers = offers or Offers()
         self._others = others
+        self._from_redis = float if stamps is None else stamps.from_redis
+        self._to_redis = float if stamps is None else stamps.to_redis
         self._refused_keys: dict[str, set[SecretStr]] = {}
         # `any_model` providers let jobs name what they like, hence the bound.
         self._route = lru_cache(maxsize=1_024)(self._find_route)
@@ -179,7 +191,7 @@ class Pipeline:
         """
         now = self._now()
         try:
-            job = parse(kind, job_id, args, kwargs, group=group, now=now)
+            job = parse(kind, job_id, args, kwargs, group=group, now=now, read_stamp=self._from_redis)
         except Failure as refused:
             unread = PromptJob(job_id, kind, model="", body={}, group=group)
             return _without_answer(_Trip(unread, now), refused, now)
@@ -232,7 +244,9 @@ class Pipeline:
                 "expired", "the job's deadline passed before a worker that can call its model took it"
             ) from None
         if is_offered:
-            raise Parked(self._now() + AGAIN_S, "this worker can't call the model, another can", for_others=True)
+            raise Parked(
+                self._to_redis(self._now() + AGAIN_S), "this worker can't call the model, another can", for_others=True
+            )
 
     async def _in_time(self, trip: _Trip, route: _Route) -> Answer:
         deadline_at = trip.job.options.deadline_at
@@ -310,7 +324,7 @@ class Pipeline:
                 park_after_s=self._park_after_s if trip.attempts == 0 else None,
             )
         except MustPark as far:
-            raise Parked(far.until_s, far.reason, gap_s=far.gap_s) from None
+            raise Parked(self._to_redis(far.until_s), far.reason, gap_s=far.gap_s) from None
         except TooLargeForLimit as never:
             raise Failure("too_large", str(never)) from None
         except TooLate as late:

@@ -72,7 +72,7 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         lookout = getattr(self.message.channel, "lookout", None)
         if self.expires is None or lookout is None:
             return super().maybe_expire()
-        if lookout.now_s() <= self.expires.timestamp():
+        if not lookout.has_passed(self.expires.timestamp()):
             return None
         revoked_jobs.add(self.id)
         return True

@@ -248,7 +248,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             self.say(Command(("EXISTS", *lists), self._on_exists))
 
     def _on_taken_alone(self, exchanged: Exchanged) -> None:
-        self.lookout.redis_ms = exchanged.now_ms
+        self.lookout.heard(exchanged.now_ms, asked_at=exchanged.asked_at)
         self._take_over(exchanged)
 
     def _take_over(self, exchanged: Exchanged) -> None:

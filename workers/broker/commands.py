@@ -14,6 +14,7 @@ from typing import Any
 
 from tasks import keys
 
+from ..clock import redis_clock
 from ..counts import counts
 from . import scripts
 from .leases import Grave, Lease, Leases
@@ -53,6 +54,8 @@ class Exchanged:
     """Ids of those among the jobs that are cancelled."""
     acked: int
     room: int
+    asked_at: float
+    """When the command was made, by the process's `RedisClock`."""
 
     @property
     def emptied(self) -> bool:
@@ -121,10 +124,20 @@ class Commands:
             ),
             *load.acks,
         )
-        return Command(args, partial(self._on_exchange, load, queues, room, then))
+        asked_at = redis_clock.asked()
+        return Command(
+            args, lambda reply: self._on_exchange(load, queues, reply, room=room, asked_at=asked_at, then=then)
+        )
 
     def _on_exchange(
-        self, load: _Load, queues: Sequence[str], room: int, then: Callable[[Exchanged], None], reply: Reply
+        self,
+        load: _Load,
+        queues: Sequence[str],
+        reply: Reply,
+        *,
+        room: int,
+        asked_at: float,
+        then: Callable[[Exchanged], None],
     ) -> None:
         if isinstance(reply, Exception):
             load.put_back(self._leases)
@@ -132,7 +145,8 @@ class Commands:
         now_ms, due_ms, cancelled, *rest = reply
         taken = [(rest[i].decode(), queues[rest[i + 1] - 1], rest[i + 2]) for i in range(0, len(rest), 3)]
         ids = [job_id.decode() for job_id in cancelled]
-        then(Exchanged(now_ms, due_ms if due_ms >= 0 else None, taken, ids, acked=len(load.acks), room=room))
+        due_at_ms = due_ms if due_ms >= 0 else None
+        then(Exchanged(now_ms, due_at_ms, taken, ids, acked=len(load.acks), room=room, asked_at=asked_at))
 
     def heartbeat(
         self, tags: Sequence[str], *, seen_ms: int, heartbeat_s: float, on_reply: Callable[[Reply], None]
@@ -171,7 +185,7 @@ class Commands:
             returns, leases.returns = leases.returns, []
             commands.append(self._hand_back(returns))
         delays, leases.delays = leases.delays, []
-        commands += [self._delay(lease, due_ms) for lease, due_ms in delays]
+        commands += [self._delay(lease, due_ms, now_ms) for lease, due_ms in delays]
         graves, leases.graves = leases.graves, []
         commands += [self._bury(grave, now_ms) for grave in graves if leases.tell_end(grave)]
         commands += [self._count(field, n) for field, n in counts.take().items()]
@@ -195,9 +209,9 @@ class Commands:
         )
         return Command(args, partial(_or_again, self._leases.returns, returns))
 
-    def _delay(self, lease: Lease, due_ms: int) -> Command:
+    def _delay(self, lease: Lease, due_ms: int, now_ms: int) -> Command:
         delay_keys = (*self._lease_keys, self.key(keys.delayed(lease.queue)))
-        args = (*_evalsha(scripts.DELAY, *delay_keys), lease.tag, due_ms, self.key(keys.job("")))
+        args = (*_evalsha(scripts.DELAY, *delay_keys), lease.tag, due_ms, self.key(keys.job("")), now_ms)
         return Command(args, partial(_or_again, self._leases.delays, [(lease, due_ms)]))
 
     def _bury(self, grave: Grave, now_ms: int) -> Command:

@@ -17,6 +17,7 @@ from celery.worker import state as worker_state
 
 from tasks import keys
 
+from ..clock import redis_clock
 from ..offers import offers
 from .burial import tell_end
 from .channel import Channel
@@ -29,6 +30,7 @@ __all__ = ["Heartbeat"]
 logger = logging.getLogger("promptmill.broker")
 
 BEATS_PER_LEASE = 4
+CLOCK_SET_MS = 1_000
 REVOKED_LOOK_S = 0.25
 """How soon Redis hears of what remote control revoked."""
 
@@ -65,7 +67,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
 
     def _beat(self, consumer: Any, channel: Channel, every_s: float) -> None:
         tags = list(channel.leases.held) if _loop_is_alive(consumer.pool, channel.lease_s) else []
-        on_reply = partial(self._on_beat, consumer, channel, every_s)
+        on_reply = partial(self._on_beat, consumer, channel, every_s, redis_clock.asked())
         channel.say(channel.commands.heartbeat(tags, seen_ms=self._seen_ms, heartbeat_s=every_s, on_reply=on_reply))
         self._offer(channel)
 
@@ -78,10 +80,14 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
             self._offered, self._offered_at = offered, time.monotonic()
             channel.say(channel.commands.offer(sorted(aliases), queues))
 
-    def _on_beat(self, consumer: Any, channel: Channel, every_s: float, reply: Any) -> None:
+    def _on_beat(self, consumer: Any, channel: Channel, every_s: float, asked_at: float, reply: Any) -> None:
         _raise_errors(reply)
-        now_ms, lost, given_back, self._seen_ms, cancelled = reply
-        channel.lookout.redis_ms = now_ms
+        now_ms, lost, given_back, set_back_ms, self._seen_ms, cancelled = reply
+        channel.lookout.heard(now_ms, asked_at=asked_at)
+        if set_back_ms > CLOCK_SET_MS:
+            logger.warning(
+                "Redis's clock was set back by about %.0f s; leases were shortened by as much", set_back_ms / 1000
+            )
         if given_back:
             logger.warning("%d messages of workers that have died are back in their queues", given_back)
         if lost:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from kombu.asynchronous import get_event_loop
 
+from ..clock import redis_clock
+
 if TYPE_CHECKING:
     from .commands import Exchanged
 
@@ -37,7 +39,7 @@ class Lookout:
         self.is_waiting = False
         """The queues were empty, and whoever can will tell us."""
         self._redis_ms = 0
-        self._redis_heard_at = 0.0
+        self._clock = redis_clock
         self._look_at = 0.0
         self._not_before = 0.0
         self._left_until = 0.0
@@ -48,13 +50,14 @@ class Lookout:
         """Redis's clock at its last reply. What is due by this one is due."""
         return self._redis_ms
 
-    @redis_ms.setter
-    def redis_ms(self, now_ms: int) -> None:
-        self._redis_ms, self._redis_heard_at = now_ms, time.monotonic()
+    def heard(self, now_ms: int, *, asked_at: float) -> None:
+        """Take in Redis's clock from a reply. `asked_at`: `RedisClock.asked` before the command was sent."""
+        self._redis_ms = now_ms
+        self._clock.learn(now_ms / 1000, asked_at=asked_at)
 
-    def now_s(self) -> float:
-        """Redis's clock now, in seconds of the epoch."""
-        return self._redis_ms / 1000 + time.monotonic() - self._redis_heard_at
+    def has_passed(self, at_s: float) -> bool:
+        """Whether this instant (epoch seconds) has passed by Redis's clock, and would have if nobody had set it."""
+        return at_s < min(self._clock.redis_s(), self._clock())
 
     @property
     def is_due(self) -> bool:
@@ -96,7 +99,7 @@ class Lookout:
 
     def learn(self, exchanged: Exchanged) -> bool:
         """Plan the next look by what the last one brought. True: wait to be told."""
-        self.redis_ms = exchanged.now_ms
+        self.heard(exchanged.now_ms, asked_at=exchanged.asked_at)
         if exchanged.taken:
             self.is_waiting = False
             self._taken_last = len(exchanged.taken)
