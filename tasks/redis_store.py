@@ -49,7 +49,7 @@ class StoreSettings:
 
 @dataclass(slots=True)
 class _Terms:
-    """What a submission has to know: Redis's clock against ours, and the models offered (None: not known)."""
+    """What a submission has to know: Redis's clock against our monotonic one, and the models offered (None: unknown)."""
 
     clock_offset_s: float
     models: frozenset[str] | None
@@ -132,7 +132,7 @@ class RedisStore:
                 submission.reply.set_result(error)
 
     async def _send(self, jobs: Sequence[NewJob], *, group: str | None, terms: _Terms) -> None:
-        now_s = time.time() + terms.clock_offset_s
+        now_s = time.monotonic() + terms.clock_offset_s
         script_keys = [*self._queues, *self._group_keys(group), *(self._record_key(job.id) for job in jobs)]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
         args: list[str | int] = [keys.WAITING_TTL_S, group or "", json.dumps([*map(_row, jobs)]), *messages]
@@ -150,14 +150,14 @@ class RedisStore:
         return self._terms
 
     async def _read_terms(self) -> _Terms:
-        before_s = time.time()
+        before_s = time.monotonic()
         async with self._broker.redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(self._key(keys.MODELS), 0, -1, withscores=True)
             (seconds, microseconds), offered = await pipe.execute()
         redis_s = seconds + microseconds / 1e6
         return _Terms(
-            clock_offset_s=redis_s - (before_s + time.time()) / 2,
+            clock_offset_s=redis_s - (before_s + time.monotonic()) / 2,
             models=_fresh_models(offered, redis_s),
             read_at_s=time.monotonic(),
         )

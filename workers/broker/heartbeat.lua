@@ -51,7 +51,7 @@ local function give_back(tag)
 end
 
 local reaped_at = tonumber(redis.call('HGET', reaper, 'at') or 0)
-local grace_until = math.min(tonumber(redis.call('HGET', reaper, 'grace_until') or 0), now + lease_ms)
+local grace_until = tonumber(redis.call('HGET', reaper, 'grace_until') or 0)
 
 -- Redis's clock was set back: what it gave before ends by as much later. A lease is cut to what a new one would get at
 -- least, because those given since can't be told from those given before.
@@ -62,7 +62,7 @@ if set_back_ms > 0 then
     redis.call('ZADD', leases, math.max(tonumber(ends[i + 1]) - set_back_ms, now + lease_ms), ends[i])
   end
 end
-if now - reaped_at > 2 * heartbeat_ms then
+if now - reaped_at > 2 * heartbeat_ms or grace_until > now + lease_ms then
   grace_until = now + lease_ms
   redis.call('HSET', reaper, 'grace_until', grace_until)
 end
