@@ -68,8 +68,12 @@ REAPER = "pm:reaper"
 """Hash: `at`, when leases were last checked, and `grace_until`, before when none is ended (ms)."""
 
 CANCELLED = "pm:cancelled"
-"""Sorted set, job id -> when it was cancelled (ms). Members are kept for `WAITING_TTL_S`, and whoever takes the message
-of such a job is told."""
+"""Sorted set, job id -> when it was cancelled (ms). Members are kept for `WAITING_TTL_S`, or until the id is submitted
+again, and whoever takes the message of such a job is told."""
+
+SWEEP = "pm:sweep"
+"""Hash: which worker takes the messages of cancelled jobs out of the delayed ones (`owner`, `at`, `began`), and when the
+last pass began that is `done` (ms). TTL an hour."""
 
 DEAD = "pm:dead"
 """List of JSON texts, newest first: messages that no worker could do. Kept until purged, at most `DEAD_LIMIT`."""
@@ -91,7 +95,8 @@ def delayed(queue: str) -> str:
 
 
 def job(job_id: str) -> str:
-    """Hash: the submitted job's record (state, model, tenant, group, priority, times, `cancel`). TTL `WAITING_TTL_S`
+    """Hash: the submitted job's record (state, model, tenant, group, priority, times, `cancel`: when it was
+    cancelled, `ending`: since when, ms, a worker is recording that). TTL `WAITING_TTL_S`
     (and its delay) until the job starts, then `RECORD_TTL_S`."""
     return f"pm:job:{job_id}"
 

@@ -119,7 +119,8 @@ def revoke_message(job_ids: Sequence[str]) -> str:
     """What `app.control.revoke(job_ids, terminate=True)` broadcasts (kombu/pidbox.py, `Mailbox._publish`)."""
     command = {
         "method": "revoke",
-        "arguments": {"task_id": list(job_ids), "terminate": True, "signal": "SIGTERM"},
+        # `marked`: Redis has a mark for each. Celery's own workers ignore it.
+        "arguments": {"task_id": list(job_ids), "terminate": True, "signal": "SIGTERM", "marked": True},
         "destination": None,
         "pattern": None,
         "matcher": None,

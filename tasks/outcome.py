@@ -6,13 +6,14 @@ Whatever stands there, something readable comes out: a caller gets an answer or 
 from __future__ import annotations
 
 import json
+import re
 import zlib
 from typing import Any, Final
 
 from .errors import ErrorCode
 from .results import JobError, PromptResult, Status
 
-__all__ = ["failure", "lost", "read_outcome"]
+__all__ = ["failure", "is_end", "lost", "read_outcome"]
 
 _COMPRESSED: Final = "\0celery-compressed\0"
 """Celery's mark of a compressed record (from 5.7; celery/backends/base.py), before the method's name and a NUL."""
@@ -33,6 +34,14 @@ def read_outcome(job_id: str, record: str | bytes | None) -> PromptResult | None
     if not isinstance(data, dict) or data.get("status") not in _ENDED:
         return None
     return _READERS[data["status"]](job_id, data.get("result"))
+
+
+def is_end(head: str) -> bool:
+    """Whether a result record that begins so is a job's end. `head`: 40 characters of it."""
+    if head.startswith(_COMPRESSED):
+        return True
+    state = re.match(r'\{"status": ?"([A-Z]+)"', head)
+    return state is not None and state[1] in _ENDED
 
 
 def _decompressed(record: str | bytes) -> str | bytes:

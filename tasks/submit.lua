@@ -7,7 +7,8 @@ KEYS
   1..3   the queue's lists: interactive, normal, bulk
   4      the group's hash, or "" where the jobs have no group
   5      the group's list of job ids, or ""
-  6...   each job's record
+  6      the cancelled jobs: a sorted set, id -> milliseconds
+  7...   each job's record
 ARGV
   1      seconds that the record of a job that waits, and a group, lives after its last change
   2      the group's id, or ""
@@ -19,7 +20,7 @@ Returns how many jobs are new, or -1 when the group is closed and one of them is
 ]]
 local ttl, group = tonumber(ARGV[1]), ARGV[2]
 local jobs = cjson.decode(ARGV[3])
-local first_record, first_message = 6, 4
+local first_record, first_message = 7, 4
 local priorities = { "interactive", "normal", "bulk" }
 
 local fresh, seen = {}, {}
@@ -52,6 +53,10 @@ for _, n in ipairs(fresh) do
   redis.call("EXPIRE", record, ttl + math.ceil(delay_ms / 1000))
   table.insert(messages[list], ARGV[first_message + n - 1])
   ids[#ids + 1] = id
+end
+if #ids > 0 then
+  -- A mark of cancellation is about an earlier job of this id.
+  redis.call("ZREM", KEYS[6], unpack(ids))
 end
 for list = 1, 3 do
   if #messages[list] > 0 then

@@ -13,7 +13,9 @@ import time
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
-__all__ = ["RedisClock", "redis_clock", "steady_s"]
+from tasks.clock import steady_s
+
+__all__ = ["RedisClock", "redis_clock"]
 
 JUMP_S: Final = 1.0
 """Two readings that contradict each other by more than this mean that Redis's clock was set."""
@@ -25,14 +27,6 @@ STALE_S: Final = 30.0
 """How long a client that has not heard of it goes on stamping jobs by the clock as it was (tasks/redis_store.py)."""
 
 MOST_JUMPS: Final = 16
-
-
-def steady_s() -> float:
-    """Seconds by a clock that nobody sets, and that goes on while the machine is suspended."""
-    return time.clock_gettime(_STEADY) if _STEADY is not None else time.monotonic()
-
-
-_STEADY: Final[int | None] = getattr(time, "CLOCK_BOOTTIME", None)
 
 
 class _Jump(NamedTuple):

@@ -12,11 +12,13 @@ redirected to a second connection). Where it can't, we look often (docs/adr/0003
 from __future__ import annotations
 
 import logging
+import math
 from binascii import a2b_base64
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import redis as redis_py
+from celery import current_app
 from celery.worker.state import active_requests, revoked
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
@@ -24,11 +26,12 @@ from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 from tasks.sentinel import MasterConnection, MasterPool
 
 from . import scripts
+from .cancellations import cancellations
 from .commands import Command, Commands, Exchanged, Reply
 from .leases import Lease, Leases
 from .link import Link
 from .lookout import Lookout
-from .messages import Unreadable, read
+from .messages import Unreadable, id_of, read
 from .qos import Message, QoS
 
 if TYPE_CHECKING:
@@ -66,6 +69,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         self._no_ack_queues: set[str] = set()
         self._said: list[Command] = []
         self._taken: list[tuple[str, str, bytes]] = []
+        self._named: set[str] = set()
+        self._asked_at = math.inf
         self._has_taken = False
         self.link = Link(load_scripts=self._load_scripts)
         self.lookout = Lookout()
@@ -149,6 +154,23 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     @cached_property
     def _refresh_binding(self) -> Any:
         return self._create_client().register_script(scripts.BIND.text)
+
+    def _purge(self, queue: str) -> int:
+        """Take all messages off the queue, delayed ones too, and end their jobs as cancelled. How many there were."""
+        backend = current_app.backend
+        if not hasattr(backend, "revoke"):
+            return int(super()._purge(queue))
+        self._load_scripts()
+        purged, replies = 0, list[Any]()
+        lists = self._lists(queue)
+        while True:
+            self._run_now(self.commands.purge(queue, lists, job_ids=(), on_reply=replies.append))
+            ids = [job_id.decode() for job_id in replies.pop()]
+            if not ids:
+                return purged
+            backend.revoke([job_id for job_id in ids if job_id], known_only=False)
+            self._run_now(self.commands.purge(queue, lists, job_ids=ids, on_reply=replies.append))
+            purged += replies.pop()
 
     def _get_client(self) -> Any:
         super()._get_client()
@@ -254,7 +276,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def _take_over(self, exchanged: Exchanged) -> None:
         self._taken += exchanged.taken
         # Celery discards a job that it knows to be revoked, and records its end.
-        revoked.update(exchanged.cancelled)
+        self._named.update(exchanged.cancelled)
+        self._asked_at = min(self._asked_at, exchanged.asked_at)
+        cancellations.hear(exchanged.cancelled)
 
     def _on_exists(self, reply: Reply) -> None:
         _raise_errors(reply)
@@ -276,9 +300,19 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
 
     def _take_in(self) -> list[tuple[str, str, bytes]]:
         taken, self._taken = self._taken, []
+        if revoked:
+            self._forget_revoked(taken)
+        self._named, self._asked_at = set(), math.inf
         for tag, queue, raw in taken:
             self.leases.held[tag] = Lease(tag, queue, raw)
         return taken
+
+    def _forget_revoked(self, taken: list[tuple[str, str, bytes]]) -> None:
+        """Of the jobs just taken Redis's word counts: an id that was cancelled may have been submitted again."""
+        for _, _, raw in taken:
+            job_id = id_of(raw)
+            if job_id is not None and job_id not in self._named:
+                cancellations.not_named(job_id, asked_at=self._asked_at)
 
     def _deliver_taken(self) -> bool:
         delivered = False

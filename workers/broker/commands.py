@@ -17,6 +17,7 @@ from tasks import keys
 from ..clock import redis_clock
 from ..counts import counts
 from . import scripts
+from .lanes import FURTHEST_MS
 from .leases import Grave, Lease, Leases
 from .messages import dead_letter
 
@@ -28,6 +29,11 @@ TAKE_BYTES = 4 * 1024 * 1024
 
 ACKS = 1000
 """One exchange carries at most so many acknowledgements."""
+
+SWEEPER_LOST_MS = 5_000
+SWEEP_MESSAGES = 500
+SWEEP_BYTES = 2 * 1024 * 1024
+"""One piece of a sweep looks at so many messages, or bytes: some 5 ms of Redis's time."""
 
 OFFER_LEASES = 3
 """An offer holds for so many leases, and is renewed with each."""
@@ -118,6 +124,7 @@ class Commands:
             ),
             *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
             *(self._steps, self._separator, len(queues), len(load.started), keys.RECORD_TTL_S),
+            self.key(keys.job("")),
             *queues,
             *chain.from_iterable(
                 (self.key(keys.job(job)), int(has_record)) for job, has_record in load.started.values()
@@ -176,6 +183,37 @@ class Commands:
         offer_keys = [self.key(keys.offers(queue)) for queue in queues]
         args = (*_evalsha(scripts.OFFER, *offer_keys), OFFER_LEASES * self._lease_ms, *aliases)
         return Command(args, _raise_errors)
+
+    def sweep(
+        self,
+        queue: str,
+        *,
+        me: str,
+        position: int,
+        clock_was_set: bool,
+        wanted_ms: int,
+        is_last: bool,
+        on_reply: Callable[[Reply], None],
+    ) -> Command:
+        """Go over a piece of the queue's delayed messages (sweep.lua). `me` tells this worker from the others."""
+        sweep_keys = (keys.SWEEP, keys.CANCELLED, keys.delayed(queue), queue)
+        args = (
+            *_evalsha(scripts.SWEEP, *map(self.key, sweep_keys)),
+            *(me, SWEEPER_LOST_MS, position, SWEEP_MESSAGES, SWEEP_BYTES, FURTHEST_MS, int(clock_was_set)),
+            *(self.key(keys.job("")), self._steps, self._separator, wanted_ms, int(is_last)),
+        )
+        return Command(args, on_reply)
+
+    def purge(
+        self, queue: str, lists: Sequence[str], *, job_ids: Sequence[str], on_reply: Callable[[Reply], None]
+    ) -> Command:
+        """Mark the jobs of the queue's next messages as cancelled; with their ids, take the messages off."""
+        purge_keys = (keys.CANCELLED, keys.delayed(queue), *lists)
+        args = (
+            *_evalsha(scripts.PURGE, *map(self.key, purge_keys)),
+            *(TAKE_LIMIT, TAKE_BYTES, self.key(keys.job("")), *job_ids),
+        )
+        return Command(args, on_reply)
 
     def news(self, *, now_ms: int) -> list[Command]:
         """Everything that Redis must be told but acknowledgements, which travel with the exchange."""

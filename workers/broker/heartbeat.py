@@ -19,8 +19,11 @@ from tasks import keys
 
 from ..clock import redis_clock
 from ..offers import offers
+from . import control  # noqa: F401 - registers `revoke`
 from .burial import tell_end
+from .cancellations import cancellations
 from .channel import Channel
+from .sweep import Sweeper
 
 if TYPE_CHECKING:
     from kombu.asynchronous import Hub
@@ -46,7 +49,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         self._seen_ms = 0
-        self._published: set[str] = set()
+        self._sweeper: Sweeper | None = None
         self._offered: tuple[frozenset[str], tuple[str, ...]] = (frozenset(), ())
         self._offered_at = -math.inf
         worker_state.revoked.maxlen = REVOKED_LIMIT
@@ -59,6 +62,9 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         if not isinstance(channel, Channel):
             return
         channel.leases.tell_end = partial(tell_end, consumer.app)
+        was_sweeping, self._sweeper = self._sweeper is not None and self._sweeper.is_sweeping, Sweeper(channel, hub)
+        if was_sweeping:
+            self._sweeper.want()
         every_s = channel.lease_s / BEATS_PER_LEASE
         self._beat(consumer, channel, every_s)
         hub.call_repeatedly(every_s, self._beat, consumer, channel, every_s)
@@ -93,6 +99,8 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         if lost:
             _abandon(consumer, channel, [tag.decode() for tag in lost])
         self._cancel(consumer, [job_id.decode() for job_id in cancelled])
+        if self._sweeper is not None and (cancelled or set_back_ms > CLOCK_SET_MS):
+            self._sweeper.want(clock_was_set=set_back_ms > CLOCK_SET_MS)
         if self._seen_ms < now_ms:
             self._beat(consumer, channel, every_s)  # there are more cancellations than one reply carries
 
@@ -101,27 +109,25 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         news = [job_id for job_id in job_ids if job_id not in worker_state.revoked]
         if not news:
             return
-        self._published.update(news)
-        worker_state.revoked.update(news)
+        cancellations.hear(news)
         for job_id in news:
             request = worker_state.requests.get(job_id)
             if request is not None and request in worker_state.active_requests:
                 _terminate(request, consumer.pool)
-        _end_waiting(consumer.app.backend, news)
+        if hasattr(consumer.app.backend, "revoke"):
+            cancellations.end(consumer.app.backend, news, known_only=True)
 
     def _publish_revoked(self, channel: Channel) -> None:
         """Have Redis remember what remote control revoked, for workers that start later."""
-        if len(worker_state.revoked) == len(self._published):
-            return
-        revoked = set(worker_state.revoked)
-        news, self._published = revoked - self._published, revoked
+        news = cancellations.new()
         if news:
             channel.say(channel.commands.cancel(sorted(news), on_reply=partial(self._on_published, news)))
 
     def _on_published(self, news: set[str], reply: Any) -> None:
         if isinstance(reply, Exception):
-            self._published -= news
+            cancellations.not_told(news)
             raise reply
+        cancellations.are_marked(news)
 
 
 def _raise_errors(reply: Any) -> None:
@@ -134,14 +140,6 @@ def _terminate(request: Any, pool: Any) -> None:
         request.terminate(pool, signal="TERM")
     except Exception:
         logger.exception("The end of the cancelled job %s could not be recorded yet", request.id)
-
-
-def _end_waiting(backend: Any, job_ids: list[str]) -> None:
-    """Those that nobody runs end now, not when a worker comes to their messages."""
-    try:
-        backend.revoke(job_ids)
-    except Exception:
-        logger.exception("The ends of %d cancelled jobs could not be recorded yet", len(job_ids))
 
 
 def _loop_is_alive(pool: Any, lease_s: float) -> bool:

@@ -17,7 +17,9 @@ __all__ = [
     "HAND_BACK",
     "HEARTBEAT",
     "OFFER",
+    "PURGE",
     "RETRY_DEAD",
+    "SWEEP",
     "Script",
 ]
 
@@ -50,5 +52,7 @@ BURY = _script("bury")
 BIND = _script("bind")
 CANCEL = _script("cancel")
 OFFER = _script("offer")
+PURGE = _script("purge")
+SWEEP = _script("sweep")
 RETRY_DEAD = _script("retry_dead")
-ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, CANCEL, OFFER)
+ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, CANCEL, OFFER, PURGE, SWEEP)
