@@ -72,8 +72,8 @@ CANCELLED = "pm:cancelled"
 again, and whoever takes the message of such a job is told."""
 
 SWEEP = "pm:sweep"
-"""Hash: which worker takes the messages of cancelled jobs out of the delayed ones (`owner`, `at`, `began`), and when the
-last pass began that is `done` (ms). TTL an hour."""
+"""Hash: which worker takes the messages of cancelled jobs out of the delayed ones (`owner`, `at`, `began`), and when
+the last pass began that is `done` (ms). TTL an hour."""
 
 DEAD = "pm:dead"
 """List of JSON texts, newest first: messages that no worker could do. Kept until purged, at most `DEAD_LIMIT`."""
