@@ -331,6 +331,11 @@ class Catalog(_Table):
         """The names that jobs may use, sorted; `*` is one of them if a provider takes any model."""
         return sorted([*self.models, *([ANY_MODEL] if self._provider_of_any() else [])])
 
+    def provider_of(self, alias: str) -> Provider:
+        """The provider of one of `aliases`."""
+        of_any = self._provider_of_any() if alias == ANY_MODEL else None
+        return of_any or self.providers[self.models[alias].provider]
+
     def _provider_of_any(self) -> Provider | None:
         return next((provider for provider in self.providers.values() if provider.any_model), None)
 

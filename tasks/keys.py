@@ -61,6 +61,15 @@ Written by each worker at start and hourly; members older than `MODELS_TTL_S` do
 
 MODELS_TTL_S = 7_200
 
+OFFERS_PREFIX = "pm:offers:"
+
+
+def offers(queue: str) -> str:
+    """Sorted set, alias -> when the offer ends (ms, Redis's clock): the models that living workers of the queue can
+    call; `*` = one of them takes any model. Each worker's heartbeat renews its own offers. TTL three leases."""
+    return OFFERS_PREFIX + queue
+
+
 LEASES = "pm:leases"
 """Sorted set, delivery tag -> when its lease ends (ms, Redis's clock). A tag lives as long as its job runs.
 The broker takes, renews and ends leases (workers/broker/); the messages themselves are in kombu's `unacked`."""
@@ -76,8 +85,12 @@ REAPER = "pm:reaper"
 """Hash: `at`, when leases were last checked, and `grace_until`, before when none is ended (ms)."""
 
 CANCELLED = "pm:cancelled"
-"""Sorted set, job id -> when it was cancelled (ms). Members are kept for `WAITING_TTL_S`, and whoever takes the message
-of such a job is told."""
+"""Sorted set, job id -> when it was cancelled (ms). Members are kept for `WAITING_TTL_S`, or until the id is submitted
+again, and whoever takes the message of such a job is told."""
+
+SWEEP = "pm:sweep"
+"""Hash: which worker takes the messages of cancelled jobs out of the delayed ones (`owner`, `at`, `began`), and when
+the last pass began that is `done` (ms). TTL an hour."""
 
 SUSPECTED = "pm:suspected"
 """Sorted set, job id or delivery tag -> when the mark ends (ms): jobs of which Redis has lost a lease or a result, and
@@ -104,7 +117,8 @@ def delayed(queue: str) -> str:
 
 
 def job(job_id: str) -> str:
-    """Hash: the submitted job's record (state, model, tenant, group, priority, times, `cancel`). TTL `WAITING_TTL_S`
+    """Hash: the submitted job's record (state, model, tenant, group, priority, times, `cancel`: when it was
+    cancelled, `ending`: since when, ms, a worker is recording that). TTL `WAITING_TTL_S`
     (and its delay) until the job starts, then `RECORD_TTL_S`."""
     return f"pm:job:{job_id}"
 

@@ -125,7 +125,9 @@ def _envelope(body: str, headers: dict[str, object], properties: dict[str, objec
 
 def revoke_message(job_ids: Sequence[str]) -> str:
     """What `app.control.revoke(job_ids, terminate=True)` broadcasts (kombu/pidbox.py, `Mailbox._publish`)."""
-    return _control_message("revoke", {"task_id": list(job_ids), "terminate": True, "signal": "SIGTERM"})
+    # `marked`: Redis has a mark for each. Celery's own workers ignore it.
+    arguments = {"task_id": list(job_ids), "terminate": True, "signal": "SIGTERM", "marked": True}
+    return _control_message("revoke", arguments)
 
 
 def ping_message() -> str:

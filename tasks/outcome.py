@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import zlib
 from typing import Any, Final
 
 from .errors import ErrorCode
 from .results import JobError, PromptResult, Status
 
-__all__ = ["decoded", "failure", "lost", "read_outcome"]
+__all__ = ["decoded", "failure", "is_end", "lost", "read_outcome"]
 
 _LARGE_BYTES: Final = 64 * 1024
 
@@ -43,6 +44,14 @@ def read_outcome(job_id: str, record: str | bytes | None) -> PromptResult | None
     if not isinstance(data, dict) or data.get("status") not in _ENDED:
         return None
     return _READERS[data["status"]](job_id, data.get("result"))
+
+
+def is_end(head: str) -> bool:
+    """Whether a result record that begins so is a job's end. `head`: 40 characters of it."""
+    if head.startswith(_COMPRESSED):
+        return True
+    state = re.match(r'\{"status": ?"([A-Z]+)"', head)
+    return state is not None and state[1] in _ENDED
 
 
 def _decompressed(record: str | bytes) -> str | bytes:

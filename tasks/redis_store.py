@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
@@ -13,10 +12,11 @@ from . import keys
 from .address import Address
 from .batching import Batcher
 from .cancellation import within
+from .clock import steady_s
 from .connection import RedisConnection, Script
 from .errors import InvalidJob, PromptmillError, QueueUnavailable
 from .message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
-from .outcome import decoded
+from .outcome import decoded, failure, is_end
 from .request import NewJob, check_model, id_taken
 from .results import PromptResult
 from .store import GroupEntry, GroupPage, GroupProgress, Sighting
@@ -37,6 +37,9 @@ _LEAST_PAGE_BYTES: Final = 64 * 1024
 _PAGE_ENTRIES: Final = 500
 
 _LIST_NUMBER: Final = {priority: number for number, priority in enumerate(CELERY_PRIORITY, start=1)}
+_TOLD_AT_ONCE: Final = 100
+"""Of more cancelled jobs than this, workers hear at once only of those that run; of the others with a heartbeat."""
+
 _CLOSED: Final = -1
 """What submit.lua returns for a closed group."""
 
@@ -55,7 +58,7 @@ class StoreSettings:
 
 @dataclass(slots=True)
 class _Terms:
-    """What a submission has to know: Redis's clock against ours, and the models offered (None: not known)."""
+    """What a submission has to know: Redis's clock against our steady one, and the models offered (None: not known)."""
 
     clock_offset_s: float
     models: frozenset[str] | None
@@ -151,8 +154,11 @@ class RedisStore:
         """Which of the jobs have ids of other tenants; if one has, none is enqueued."""
         if not jobs:
             return []
-        now_s = time.time() + terms.clock_offset_s
-        script_keys = [*self._queues, *self._group_keys(group), *(self._record_key(job.id) for job in jobs)]
+        now_s = steady_s() + terms.clock_offset_s
+        script_keys = [
+            *(*self._queues, *self._group_keys(group), self._key(keys.CANCELLED)),
+            *(self._record_key(job.id) for job in jobs),
+        ]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
         rows = json.dumps([*map(_row, jobs)])
         args: list[str | int] = [keys.WAITING_TTL_S, group or "", rows, self._result_prefix, *messages]
@@ -163,7 +169,7 @@ class RedisStore:
 
     async def _current_terms(self) -> _Terms:
         terms = self._terms
-        if terms is not None and time.monotonic() < terms.read_at_s + _TERMS_TTL_S:
+        if terms is not None and steady_s() < terms.read_at_s + _TERMS_TTL_S:
             return terms
         async with self._reading_terms:
             if self._terms is terms:
@@ -172,16 +178,16 @@ class RedisStore:
         return self._terms
 
     async def _read_terms(self) -> _Terms:
-        before_s = time.time()
+        before_s = steady_s()
         async with self._broker.redis.pipeline(transaction=False) as pipe:
             pipe.time()
             pipe.zrange(self._key(keys.MODELS), 0, -1, withscores=True)
             (seconds, microseconds), offered = await pipe.execute()
         redis_s = seconds + microseconds / 1e6
         return _Terms(
-            clock_offset_s=redis_s - (before_s + time.time()) / 2,
+            clock_offset_s=redis_s - (before_s + steady_s()) / 2,
             models=_fresh_models(offered, redis_s),
-            read_at_s=time.monotonic(),
+            read_at_s=steady_s(),
         )
 
     # -- jobs
@@ -200,7 +206,8 @@ class RedisStore:
         start = 0
         while start < len(job_ids):
             for result in await self.result_page(job_ids[start:]):
-                yield job_ids[start], Sighting(result, states[start])
+                state = states[start]
+                yield job_ids[start], Sighting(result or _recorded_end(job_ids[start], state), state)
                 start += 1
 
     async def results(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
@@ -227,26 +234,40 @@ class RedisStore:
         return await self._waiter.wait(job_id, timeout_s=timeout_s)
 
     async def cancel(self, job_ids: Sequence[str]) -> int:
-        """Notes it for workers to come, and tells those there are as `app.control.revoke(..., terminate=True)` does."""
-        results = await self.results(job_ids)
-        going = [job_id for job_id, result in zip(job_ids, results, strict=True) if result is None]
-        if going:
-            channel = revoke_channel(self._settings.key_prefix, self._settings.broker.database)
-            async with self._broker.border():
-                script_keys = [self._key(keys.CANCELLED), *map(self._record_key, going)]
-                await self._cancel_script(script_keys, [channel, revoke_message(going), *going])
-        return len(going)
+        """Notes it for the workers, which read it with their heartbeats.
+
+        Running jobs, and a few that wait, end sooner: all workers are told, as `app.control.revoke(...,
+        terminate=True)` does.
+        """
+        going = await self._not_ended(job_ids)
+        if not going:
+            return 0
+        async with self._broker.border():
+            script_keys = [self._key(keys.CANCELLED), *map(self._record_key, going)]
+            cancelled, running = await self._cancel_script(script_keys, going)
+            told = running if len(going) > _TOLD_AT_ONCE else going
+            if cancelled and told:
+                channel = revoke_channel(self._settings.key_prefix, self._settings.broker.database)
+                await self._broker.redis.publish(channel, revoke_message(told))
+        return int(cancelled)
+
+    async def _not_ended(self, job_ids: Sequence[str]) -> list[str]:
+        # The beginnings of the results: an answer may be megabytes.
+        async with self._results.border(), self._results.redis.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.getrange(self._result_key(job_id), 0, 40)
+            heads = await pipe.execute()
+        return [job_id for job_id, head in zip(job_ids, heads, strict=True) if not is_end(head)]
 
     async def forget(self, job_ids: Sequence[str]) -> None:
-        """Deletes results, records and marks of cancellation."""
+        """Deletes results and records. A mark of cancellation stays until the id is submitted again, for a message that
+        is still in the queue."""
         if not job_ids:
             return
         async with self._results.border():
             await self._results.redis.delete(*map(self._result_key, job_ids))
         async with self._broker.border():
             await self._broker.redis.delete(*map(self._record_key, job_ids))
-            # Or a job submitted under a cancelled one's id would be cancelled too.
-            await self._broker.redis.zrem(self._key(keys.CANCELLED), *job_ids)
 
     # -- groups
 
@@ -337,6 +358,15 @@ class RedisStore:
         if group_id is None:
             return ["", ""]
         return [self._key(keys.group(group_id)), self._key(keys.group_jobs(group_id))]
+
+
+def _recorded_end(job_id: str, state: str | None) -> PromptResult | None:
+    """How a job ended that was never run: its record says so for longer than its result is kept."""
+    if state == "cancelled":
+        return failure(job_id, "the job was cancelled", code="cancelled", status="cancelled")
+    if state == "expired":
+        return failure(job_id, "the job's `expires` passed before a worker took it", code="expired", status="expired")
+    return None
 
 
 def _row(job: NewJob) -> tuple[str | int, ...]:

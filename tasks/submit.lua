@@ -8,7 +8,8 @@ KEYS
   1..3   the queue's lists: interactive, normal, bulk
   4      the group's hash, or "" where the jobs have no group
   5      the group's list of job ids, or ""
-  6...   each job's record
+  6      the cancelled jobs: a sorted set, id -> milliseconds
+  7...   each job's record
 ARGV
   1      seconds that the record of a job that waits, and a group, lives after its last change
   2      the group's id, or ""
@@ -23,7 +24,7 @@ of those whose ids are another tenant's.
 ]]
 local ttl, group, result_prefix = tonumber(ARGV[1]), ARGV[2], ARGV[4]
 local jobs = cjson.decode(ARGV[3])
-local first_record, first_message = 6, 5
+local first_record, first_message = 7, 5
 local priorities = { "interactive", "normal", "bulk" }
 
 local fresh, taken, owners = {}, {}, {}
@@ -68,6 +69,10 @@ for _, n in ipairs(fresh) do
   redis.call("EXPIRE", record, ttl + math.ceil(delay_ms / 1000))
   table.insert(messages[list], ARGV[first_message + n - 1])
   ids[#ids + 1] = id
+end
+if #ids > 0 then
+  -- A mark of cancellation is about an earlier job of this id.
+  redis.call("ZREM", KEYS[6], unpack(ids))
 end
 for list = 1, 3 do
   if #messages[list] > 0 then

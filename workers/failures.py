@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .exchange import Stage
 
-__all__ = ["FOREIGN", "Failure", "translate"]
+__all__ = ["FOREIGN", "Failure", "Incapable", "translate"]
 
 
 class Failure(Exception):
@@ -64,6 +64,10 @@ class Failure(Exception):
             self.provider_body = self.provider_body.replace(secret, "[key]")
         if self.request_id is not None:
             self.request_id = self.request_id.replace(secret, "[key]")
+
+
+class Incapable(Failure):
+    """This worker lacks the model, or a key for it; another worker may have both."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,11 +78,13 @@ def parse(
     *,
     group: str | None = None,
     now: float,
+    read_stamp: Callable[[float], float] = float,
 ) -> PromptJob:
     """Read a job from a task's arguments. Raises `Failure` (`bad_request`) that says what to mend.
 
     A `deadline_s` counts from `submitted_at`; a stock producer sends none, and then it counts from `now`, the
     epoch time (s) of this reading: it begins anew if the job is delivered again.
+    `read_stamp` leads from Redis's clock, which gave `submitted_at`, to that of `now`.
     """
     body, raw_options = _from_text(args, kwargs) if args else _from_fields(kwargs)
     model = body.get("model")
@@ -93,7 +95,9 @@ def parse(
     prompt_field = _PROMPT_FIELD[kind]
     if not body.get(prompt_field):
         raise _refused(f"a {kind} job needs a `{prompt_field}` that is not empty")
-    return PromptJob(job_id, kind, model, body, _options(raw_options, now=now), group, bool(args))
+    return PromptJob(
+        job_id, kind, model, body, _options(raw_options, now=now, read_stamp=read_stamp), group, bool(args)
+    )
 
 
 def _from_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -177,12 +181,14 @@ def _is_unicode(text: str) -> bool:
         return False
 
 
-def _options(raw: Any, *, now: float) -> Options:
+def _options(raw: Any, *, now: float, read_stamp: Callable[[float], float]) -> Options:
     if not raw:
         return Options()
     if not isinstance(raw, dict):
         raise _refused("`promptmill` is not an object of options")
     given = {name: _reader(name)(name, value) for name, value in raw.items() if value is not None}
+    if (submitted_at := given.get("submitted_at")) is not None:
+        given["submitted_at"] = read_stamp(submitted_at)
     if (deadline_s := given.pop("deadline_s", None)) is not None:
         given["deadline_at"] = given.get("submitted_at", now) + deadline_s
     return Options(**given)

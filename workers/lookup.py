@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 from config.settings import get_settings
-from tasks import PromptmillError, PromptQueue
+from tasks import PromptmillError, PromptQueue, UnknownJob
 from tasks.keys import GROUP_ID_PREFIX
 
 from .terminal import printable
@@ -64,11 +64,28 @@ def cancel(job_id: IdArgument, redis: RedisOption = None) -> None:
     """Cancel a job, or all jobs of a group: queued, waiting or running. Exit code 1: there was nothing to cancel."""
     with _queue(redis) as queue:
         if job_id.startswith(GROUP_ID_PREFIX):
-            cancelled = queue.group(job_id).cancel()
+            cancelled = _cancel_group(queue, job_id)
         else:
-            cancelled = int(queue.job(job_id).cancel())
+            job = queue.job(job_id)
+            cancelled = int(job.cancel())
+            if not cancelled and job.status() == "unknown":
+                _unknown(
+                    f"no job {job_id} is known; what a Celery producer sent is cancelled by `celery control revoke`"
+                )
     typer.echo(f"{cancelled} cancelled")
     raise typer.Exit(0 if cancelled else 1)
+
+
+def _cancel_group(queue: SyncQueue, group_id: str) -> int:
+    try:
+        return queue.group(group_id).cancel()
+    except UnknownJob as unknown:
+        _unknown(str(unknown))
+
+
+def _unknown(text: str) -> NoReturn:
+    typer.echo(f"0 cancelled: {text}")
+    raise typer.Exit(1)
 
 
 @contextmanager

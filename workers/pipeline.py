@@ -21,18 +21,21 @@ import logging
 import traceback
 from dataclasses import dataclass, field
 from functools import lru_cache
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urlsplit
 
 from celery.exceptions import SoftTimeLimitExceeded
 
 from config.catalog import UnknownModel
+from tasks.keys import QUEUE
 from tasks.results import Attempt, JobError, PromptResult, Status, Usage
 
 from .counts import counts
-from .failures import Failure
+from .failures import Failure, Incapable
 from .job import JobKind, PromptJob, parse
 from .limiter import MustPark, TooLargeForLimit, TooLate
+from .offers import AGAIN_S, Offers
 from .outages import Outages, Reason
 from .providers import CODECS, Answer, Codec, ProviderRequest, RawResponse
 from .record_size import RecordSizes, check_answer
@@ -98,16 +101,32 @@ class Limits(Protocol):
     ) -> Permit: ...
 
 
-class Parked(Exception):
-    """The job's turn is far away. Nothing was sent; run it again at `until_s` (epoch seconds, Redis's clock).
+class Others(Protocol):
+    """The other workers, as the pipeline sees them: `offers.Elsewhere`."""
 
-    `gap_s`: how much later the next job of its kind would have to be run.
+    async def offered(self, alias: str, *, queue: str) -> bool: ...
+
+
+class Stamps(Protocol):
+    """Between Redis's clock and `now`, as the pipeline sees it: `clock.RedisClock`."""
+
+    def from_redis(self, stamp: float) -> float: ...
+
+    def to_redis(self, instant: float) -> float: ...
+
+
+class Parked(Exception):
+    """The job's turn is far away, or another worker's. Nothing was paid for; run it again at `until_s` (epoch seconds,
+    Redis's clock).
+
+    `gap_s`: how much later the next job of its kind would have to be run. `for_others`: not by this worker.
     """
 
-    def __init__(self, until_s: float, reason: str, *, gap_s: float = 0.0) -> None:
+    def __init__(self, until_s: float, reason: str, *, gap_s: float = 0.0, for_others: bool = False) -> None:
         super().__init__(reason)
         self.until_s = until_s
         self.gap_s = gap_s
+        self.for_others = for_others
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +147,7 @@ class _Trip:
 
     job: PromptJob
     started_at: float
+    queue: str = QUEUE
     attempts: int = 0
     failed: list[Attempt] = field(default_factory=list)
     may_be_paid: bool = False
@@ -159,12 +179,17 @@ class Pipeline:
         park_after_s: float | None = None,
         patience_s: float = 3_600.0,
         compresses: bool = True,
+        offers: Offers | None = None,
+        others: Others | None = None,
+        stamps: Stamps | None = None,
     ) -> None:
-        """`now` gives epoch seconds by the clock that stamps `submitted_at`; `sleep` takes seconds.
+        """`now` gives epoch seconds; `sleep` takes seconds. `stamps` leads from the clock that stamps `submitted_at`,
+        Redis's, to that of `now`, and back; None: they are the same.
 
         A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place. A job
         without a deadline waits `patience_s` for a provider that can't be reached. `compresses`: whether large results
         of our client's jobs are stored compressed.
+        `offers` is what this worker announces; a job that it can't do is left to `others`, if there are any.
         """
         self._catalog = catalog
         self._http = http
@@ -178,6 +203,11 @@ class Pipeline:
         self._patience_s = patience_s
         self._compresses = compresses
         self._outages = Outages()
+        self._offers = offers or Offers()
+        self._others = others
+        self._from_redis = float if stamps is None else stamps.from_redis
+        self._to_redis = float if stamps is None else stamps.to_redis
+        self._refused_keys: dict[str, set[SecretStr]] = {}
         # `any_model` providers let jobs name what they like, hence the bound.
         self._route = lru_cache(maxsize=1_024)(self._find_route)
 
@@ -189,28 +219,37 @@ class Pipeline:
         kwargs: Mapping[str, Any],
         *,
         group: str | None = None,
+        queue: str = QUEUE,
         held: list[object] | None = None,
     ) -> PromptResult:
         """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`.
 
-        `held` gets the memory that a large answer takes (`RawResponse.held`): keep it until the answer is stored.
+        `queue` is where the job came from, and other workers take from. `held` gets the memory that a large answer
+        takes (`RawResponse.held`): keep it until the answer is stored.
         """
         now = self._now()
         try:
-            job = parse(kind, job_id, args, kwargs, group=group, now=now)
+            job = parse(kind, job_id, args, kwargs, group=group, now=now, read_stamp=self._from_redis)
         except Failure as refused:
             unread = PromptJob(job_id, kind, model="", body={}, group=group)
             return _without_answer(_Trip(unread, now), refused, now)
-        return await self.run(job, held=held)
+        return await self.run(job, queue=queue, held=held)
 
-    async def run(self, job: PromptJob, *, held: list[object] | None = None) -> PromptResult:
+    async def run(self, job: PromptJob, *, queue: str = QUEUE, held: list[object] | None = None) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
-        trip = _Trip(job, self._now(), held=held)
+        trip = _Trip(job, self._now(), queue, held=held)
         try:
-            route = self._route(job.model)
-            if job.kind == "embed":
-                route.sizes.check(route.codec.answer_size(job), compresses=self._is_compressed(job))
-            answer = await self._in_time(trip, route)
+            try:
+                route = self._route(job.model)
+                if self._offers.is_withdrawn(route.provider.name):
+                    await self._leave_to_others(trip)
+                if job.kind == "embed":
+                    route.sizes.check(route.codec.answer_size(job), compresses=self._is_compressed(job))
+                answer = await self._in_time(trip, route)
+            except Failure as failure:
+                if self._is_only_here(trip, failure):
+                    await self._leave_to_others(trip)
+                raise
         except Failure as failure:
             return _without_answer(trip, failure, self._now())
         except SoftTimeLimitExceeded:
@@ -222,6 +261,33 @@ class Pipeline:
         except Exception as bug:  # noqa: BLE001 - a fault of ours must end this job, not the worker
             return _without_answer(trip, _internal(bug, job), self._now())
         return _answered(trip, route, answer, self._now())
+
+    def _is_only_here(self, trip: _Trip, failure: Failure) -> bool:
+        """Whether the job fails for what this worker lacks. A call with a refused key has cost nothing."""
+        if isinstance(failure, Incapable):
+            return not trip.attempts
+        if not _is_refused_key(failure) or trip.attempts != 1:
+            return False
+        return self._offers.is_withdrawn(self._route(trip.job.model).provider.name)
+
+    async def _leave_to_others(self, trip: _Trip) -> None:
+        """Raise `Parked` if another worker can do the job, `expired` if its deadline passes first; else go on here."""
+        if self._others is None:
+            return
+        deadline_at = trip.job.options.deadline_at
+        try:
+            async with asyncio.timeout(None if deadline_at is None else max(0.0, deadline_at - self._now())) as limit:
+                is_offered = await self._others.offered(trip.job.model, queue=trip.queue)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Failure(
+                "expired", "the job's deadline passed before a worker that can call its model took it"
+            ) from None
+        if is_offered:
+            raise Parked(
+                self._to_redis(self._now() + AGAIN_S), "this worker can't call the model, another can", for_others=True
+            )
 
     async def _in_time(self, trip: _Trip, route: _Route) -> Answer:
         deadline_at = trip.job.options.deadline_at
@@ -308,7 +374,7 @@ class Pipeline:
             return
         deadline_at = trip.job.options.deadline_at
         if deadline_at is None or deadline_at > outage.until:
-            raise Parked(outage.until, "the provider can't be reached", gap_s=RETURN_GAP_S)
+            raise Parked(self._to_redis(outage.until), "the provider can't be reached", gap_s=RETURN_GAP_S)
 
     async def _attempt(self, trip: _Trip, route: _Route) -> Answer:
         options, keys = trip.job.options, self._keys.of(route.provider)
@@ -348,7 +414,7 @@ class Pipeline:
                 park_after_s=self._park_after_s if trip.attempts == 0 else None,
             )
         except MustPark as far:
-            raise Parked(far.until_s, far.reason, gap_s=far.gap_s) from None
+            raise Parked(self._to_redis(far.until_s), far.reason, gap_s=far.gap_s) from None
         except TooLargeForLimit as never:
             raise Failure("too_large", str(never)) from None
         except TooLate as late:
@@ -371,6 +437,8 @@ class Pipeline:
                 self._note_unreached(trip, route, failure, started_at)
                 raise
             self._note_reached(route, began_at=started_at)
+            if key is not None and _is_refused_key(failure):
+                self._note_refused(route.provider, key)
             self._note(trip, route, failure, started_at)
             if failure.suspected_payment:
                 counts.add("suspected_payments_total", _cause(failure))
@@ -389,6 +457,9 @@ class Pipeline:
     async def _send(self, trip: _Trip, route: _Route, request: ProviderRequest, permit: Permit) -> Answer:
         raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
         permit.observe(raw.headers)
+        if self._refused_keys and raw.status != HTTPStatus.UNAUTHORIZED:
+            self._refused_keys.pop(route.provider.name, None)
+            self._offers.restore(route.provider.name)
         if permit.key is not None:
             raw.body = _without(raw.body, permit.key.get_secret_value())
         try:
@@ -412,6 +483,12 @@ class Pipeline:
 
     def _is_compressed(self, job: PromptJob) -> bool:
         return self._compresses and job.is_clients
+
+    def _note_refused(self, provider: Provider, key: SecretStr) -> None:
+        refused = self._refused_keys.setdefault(provider.name, set())
+        refused.add(key)
+        if refused.issuperset(self._keys.of(provider)):
+            self._offers.withdraw(provider.name)
 
     def _note(self, trip: _Trip, route: _Route, failure: Failure, started_at: float) -> None:
         attempt = Attempt(
@@ -456,11 +533,15 @@ class Pipeline:
         try:
             model = self._catalog.model(alias)
         except UnknownModel as unknown:
-            raise Failure("not_found", str(unknown)) from None
+            raise Incapable("not_found", str(unknown)) from None
         provider = self._catalog.provider(model)
         answered_by = f"{provider.name}/{model.upstream}"
         repeats = self._catalog.repeats_timeouts(model)
         return _Route(model, provider, CODECS[provider.kind], answered_by, repeats, RecordSizes())
+
+
+def _is_refused_key(failure: Failure) -> bool:
+    return failure.code == "auth" and failure.http_status == HTTPStatus.UNAUTHORIZED
 
 
 def _answered(trip: _Trip, route: _Route, answer: Answer, now: float) -> PromptResult:

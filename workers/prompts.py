@@ -10,6 +10,7 @@ from celery.exceptions import Ignore
 from celery.states import READY_STATES
 
 from tasks.errors import JobFailed
+from tasks.keys import QUEUE
 
 from .bridge import Postponed
 from .broker.messages import MARKS
@@ -49,11 +50,12 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
     request = task.request
     if request.delivery_info and request.delivery_info.get("redelivered"):
         await _stop_if_ended(task, request)
+    queue = (request.delivery_info or {}).get("routing_key") or QUEUE
     held: list[object] = []
     try:
-        result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group, held=held)
+        result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group, queue=queue, held=held)
     except Parked as parked:
-        raise Postponed(parked.until_s, gap_s=parked.gap_s) from None
+        raise Postponed(parked.until_s, gap_s=parked.gap_s, for_others=parked.for_others) from None
     if (request.properties or {}).get(MARKS, {}).get("suspected_double_payment"):
         result = replace(result, suspected_double_payment=True)
     if not result.ok:

@@ -90,7 +90,7 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         lookout = getattr(self.message.channel, "lookout", None)
         if self.expires is None or lookout is None:
             return super().maybe_expire()
-        if lookout.now_s() <= self.expires.timestamp():
+        if not lookout.has_passed(self.expires.timestamp()):
             return None
         revoked_jobs.add(self.id)
         return True
@@ -182,6 +182,9 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
             task_ready(self)
             until_ms = int(exc_info.exception.until_s * 1000)
             channel.qos.delay(self.message.delivery_tag, until_ms)
+            if exc_info.exception.for_others:
+                channel.lookout.left()
+                return None
             lane = self.message.headers.get("lane")
             if isinstance(lane, str):
                 gap_ms = exc_info.exception.gap_s * 1000

@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import re
 import time
 import zlib
 from collections import deque
@@ -37,6 +36,7 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, Respon
 
 from tasks import keys
 from tasks.errors import JobFailed
+from tasks.outcome import is_end
 from tasks.sentinel import MasterPool
 
 from .bridge import in_job, offload, wait
@@ -53,6 +53,11 @@ __all__ = ["Backend", "JSONResult", "SentinelBackend", "lifespan"]
 logger = logging.getLogger("promptmill.results")
 
 SCRIPT = Path(__file__).with_name("results.lua").read_text(encoding="utf-8")
+CLAIM_SCRIPT = Path(__file__).with_name("claim.lua").read_text(encoding="utf-8")
+ENDED_SCRIPT = Path(__file__).with_name("ended.lua").read_text(encoding="utf-8")
+
+CLAIM_MS = 10_000
+"""After this long the worker that was ending a cancelled job is taken for dead. Also in workers/broker/sweep.lua."""
 
 BATCH_SIZE = 500
 """Results in one script call at most: about 1 MB of answers, a few milliseconds of Redis's time."""
@@ -210,7 +215,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.getrange(f"{self._key_prefix}{keys.RESULT_PREFIX}{job_id}", 0, 40)
-            return [_is_end(head) for head in pipe.execute()]
+            return [is_end(head.decode(errors="replace")) for head in pipe.execute()]
 
     def mark_as_revoked(
         self,
@@ -225,30 +230,47 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             self.revoke([task_id], reason=reason, known_only=False)
         else:
             super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
+            self._record_ends([task_id], "expired" if reason == "expired" else CANCELLED)
 
     def revoke(self, job_ids: Sequence[str], *, reason: str = "revoked", known_only: bool = True) -> None:
         """Record the end of cancelled jobs that still wait, blocking. Raises redis's errors.
 
-        A job that runs is left to its worker, which ends its call. `known_only`: those without a record are left too.
+        A job that runs is left to its worker, which ends its call, and one that another worker is ending to that.
+        `known_only`: those without a record are left too.
         """
         for start in range(0, len(job_ids), BATCH_SIZE):
-            batch = job_ids[start : start + BATCH_SIZE]
-            ended = self.client.mget([self.get_key_for_task(job_id) for job_id in batch])
-            waiting = [job_id for job_id, record in zip(batch, ended, strict=True) if record is None]
-            entries = [
+            waiting = self._not_ended(job_ids[start : start + BATCH_SIZE])
+            ends = [
                 self._revoked(job_id, reason, group_id)
-                for job_id, (job_state, group_id) in zip(waiting, self._job_records(waiting), strict=True)
-                if job_state == "queued" or (job_state is None and not known_only)
+                for job_id, (job_state, group_id) in zip(waiting, self._claim(waiting), strict=True)
+                if job_state == "queued" or (not job_state and not known_only)
             ]
-            if entries:
-                self.write(entries)
+            if ends:
+                self.write(ends)
+                self._record_ends([entry.job_id for entry in ends], CANCELLED)
 
-    def _job_records(self, job_ids: Sequence[str]) -> list[tuple[str | None, str | None]]:
-        """State and group of each job, from the records that were written at its submission."""
-        with self._broker_client() as client, client.pipeline(transaction=False) as pipe:
+    def _not_ended(self, job_ids: Sequence[str]) -> list[str]:
+        with self.client.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hmget(self._broker_prefix + keys.job(job_id), "state", "group")
-            return [(_text(job_state), _text(group_id)) for job_state, group_id in pipe.execute()]
+                pipe.getrange(self.get_key_for_task(job_id), 0, 40)
+            heads = [head.decode(errors="replace") for head in pipe.execute()]
+        return [job_id for job_id, head in zip(job_ids, heads, strict=True) if not is_end(head)]
+
+    def _claim(self, job_ids: Sequence[str]) -> list[tuple[str, str | None]]:
+        """State and group of each job, from its record; those that wait are this worker's to end."""
+        if not job_ids:
+            return []
+        with self._broker_client() as client:
+            reply = client.register_script(CLAIM_SCRIPT)(keys=self._records(job_ids), args=[CLAIM_MS])
+        words = [word.decode() for word in reply]
+        return [(job_state, group_id or None) for job_state, group_id in zip(words[::2], words[1::2], strict=True)]
+
+    def _record_ends(self, job_ids: Sequence[str], job_state: str) -> None:
+        with self._broker_client() as client:
+            client.register_script(ENDED_SCRIPT)(keys=self._records(job_ids), args=[job_state])
+
+    def _records(self, job_ids: Sequence[str]) -> list[str]:
+        return [self._broker_prefix + keys.job(job_id) for job_id in job_ids]
 
     def _revoked(self, job_id: str, reason: str, group_id: str | None) -> Entry:
         error = self.encode_result(TaskRevokedError(reason), states.REVOKED)
@@ -436,16 +458,6 @@ def _place_of(broker: Any) -> Place:
 def _place_behind(options: Mapping[str, Any], database: int) -> Place:
     sentinels: Sentinels = options["sentinels"]
     return *sorted(sentinels.hosts), sentinels.master_name, database
-
-
-def _is_end(head: bytes) -> bool:
-    """Of the first bytes of a record. Our workers compress answers alone."""
-    found = re.match(rb'{"status": ?"([A-Z]+)"', head)
-    return head.startswith(COMPRESSED_PAYLOAD_MAGIC) or bool(found and found[1].decode() in states.READY_STATES)
-
-
-def _text(value: bytes | None) -> str | None:
-    return None if value is None else value.decode()
 
 
 def _counter(state: str, result: Any) -> str:

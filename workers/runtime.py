@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -21,8 +20,10 @@ from tasks import keys
 from tasks.address import Address, failure
 from tasks.cancellation import stop
 
+from .clock import redis_clock
 from .http import Http
 from .limiter import LimiterRegistry
+from .offers import Elsewhere, offers
 from .pipeline import Pipeline
 from .providers.keyring import KeyRing
 from .retry import RetryPolicy
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from config.catalog import Catalog, Limits
     from config.settings import Retry, Settings
 
-__all__ = ["RedisClock", "current", "lifespan"]
+__all__ = ["current", "lifespan"]
 
 logger = logging.getLogger("promptmill.runtime")
 
@@ -67,13 +68,12 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
     catalog = load_catalog(settings.catalog)
     ring = KeyRing.read(catalog)
     _warn_without_keys(catalog, ring)
-    clock = RedisClock()
     async with (
         _redis(settings) as redis,
-        _announced(catalog, settings, clock),
+        _announced(catalog, settings),
         LimiterRegistry(
             redis,
-            now=clock,
+            now=redis_clock,
             key_prefix=settings.key_prefix,
             when_away=settings.limit.when_redis_is_away,
             degraded_for_s=settings.limit.degraded_for_s,
@@ -81,6 +81,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             organisations=_organisations(catalog),
         ) as limits,
         Http(settings.http) as http,
+        _offered(catalog, ring),
     ):
         pipeline = Pipeline(
             catalog=catalog,
@@ -91,9 +92,12 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             retry=_retry_policy(settings.retry),
             patience_s=settings.breaker.patience_s,
             compresses=settings.result_compress_from_bytes > 0,
-            now=clock,
+            now=redis_clock,
+            stamps=redis_clock,
             sleep=asyncio.sleep,
             rng=random.Random(),
+            offers=offers,
+            others=Elsewhere(redis, key_prefix=settings.key_prefix),
         )
         _pipelines.append(pipeline)
         try:
@@ -118,33 +122,13 @@ def _client(settings: Settings) -> Redis:
     )
 
 
-class RedisClock:
-    """Epoch seconds by Redis's clock, which stamps the jobs' submission.
-
-    A worker's own wall clock may be hours off; carried on the monotonic clock, Redis's time stays right when
-    somebody sets the wall clock. Until Redis has been asked, it is the wall clock of the start.
-    """
-
-    def __init__(self) -> None:
-        self._ahead_s = time.time() - time.monotonic()
-
-    def __call__(self) -> float:
-        return time.monotonic() + self._ahead_s
-
-    def learn(self, redis_time: tuple[int, int], *, asked_at: float) -> None:
-        """Take over Redis's TIME (seconds, microseconds), asked for at `asked_at` of the monotonic clock."""
-        seconds, microseconds = redis_time
-        middle = (asked_at + time.monotonic()) / 2
-        self._ahead_s = seconds + microseconds / 1e6 - middle
-
-
 @asynccontextmanager
-async def _announced(catalog: Catalog, settings: Settings, clock: RedisClock) -> AsyncIterator[None]:
+async def _announced(catalog: Catalog, settings: Settings) -> AsyncIterator[None]:
     """Tell the clients which models there are, now and every hour."""
     redis = _client(settings)
     key = settings.key_prefix + keys.MODELS
-    done = await _announce(redis, key, catalog, clock)
-    repeating = asyncio.create_task(_keep_announcing(redis, key, catalog, clock, done=done))
+    done = await _announce(redis, key, catalog)
+    repeating = asyncio.create_task(_keep_announcing(redis, key, catalog, done=done))
     try:
         yield
     finally:
@@ -152,20 +136,36 @@ async def _announced(catalog: Catalog, settings: Settings, clock: RedisClock) ->
         await redis.aclose()
 
 
-async def _keep_announcing(redis: Redis, key: str, catalog: Catalog, clock: RedisClock, *, done: bool) -> None:
+@asynccontextmanager
+async def _offered(catalog: Catalog, ring: KeyRing) -> AsyncIterator[None]:
+    """Have the heartbeat tell the other workers what this one can call."""
+    models: dict[str, list[str]] = {}
+    for alias in catalog.aliases():
+        provider = catalog.provider_of(alias)
+        if provider.name in ring.usable:
+            models.setdefault(provider.name, []).append(alias)
+    offers.announce(models)
+    try:
+        yield
+    finally:
+        offers.announce({})
+
+
+async def _keep_announcing(redis: Redis, key: str, catalog: Catalog, *, done: bool) -> None:
     while True:
         await asyncio.sleep(ANNOUNCE_EVERY_S if done else ANNOUNCE_AGAIN_S)
-        done = await _announce(redis, key, catalog, clock)
+        done = await _announce(redis, key, catalog)
 
 
-async def _announce(redis: Redis, key: str, catalog: Catalog, clock: RedisClock) -> bool:
+async def _announce(redis: Redis, key: str, catalog: Catalog) -> bool:
     """Whether Redis took it. Nothing depends on it but the client's early refusal of unknown models."""
     try:
         # redis-py tries several times, each within its own time-out.
         async with asyncio.timeout(REDIS_TIMEOUT_S):
-            asked_at = time.monotonic()
-            clock.learn(await redis.time(), asked_at=asked_at)
-            await _write_models(redis, key, catalog.aliases(), clock())
+            asked_at = redis_clock.asked()
+            seconds, microseconds = await redis.time()
+            redis_clock.learn(seconds + microseconds / 1e6, asked_at=asked_at)
+            await _write_models(redis, key, catalog.aliases(), seconds)
     except (RedisError, OSError) as error:
         logger.warning(
             "Redis did not take the list of models (%s), so clients can't refuse unknown ones; trying again in %g s",

@@ -80,3 +80,7 @@ def test_lanes_that_nobody_speaks_of_are_forgotten(lanes: Lanes) -> None:
 )
 def test_only_a_job_that_never_began_waits_unstarted(raw: bytes, lane: str | None) -> None:
     assert read(raw).lane == lane
+
+
+def test_after_redis_clock_was_set_back_the_next_is_started_and_asks_again(lanes: Lanes) -> None:
+    assert lanes.turn_ms("a", now_ms=NOW_MS - 600_000) is None

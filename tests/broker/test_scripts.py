@@ -303,7 +303,7 @@ def test_cancellations_are_heard_from_the_first_to_the_last(broker: Broker, clie
     *_, seen_ms, ids, _ = broker.heartbeat(seen_ms=seen_ms)
     assert ids == [b"late"]
     wait = broker.heartbeat(seen_ms=seen_ms + 1)
-    assert wait[4] == []
+    assert wait[5] == []
 
 
 def test_binary_garbage_is_taken_and_kept_as_it_is(broker: Broker, client: Any) -> None:
@@ -325,3 +325,39 @@ def test_a_message_goes_back_to_the_list_that_kombu_would_choose(broker: Broker,
     broker.say_news()
     step = max((step for step in (0, 3, 6, 9) if step <= priority), default=0)
     assert client.llen(list_name("q", step)) == 1
+
+
+def test_a_clock_that_was_set_back_keeps_no_lease_and_no_message_for_longer(broker: Broker, client: Any) -> None:
+    broker.put(message("dead"))
+    broker.put(message("parked"))
+    (dead, _), (parked, _) = broker.take()
+    now_ms = broker.heartbeat(heartbeat_s=1.5)[0]
+    client.hset(keys.REAPER, mapping={"at": now_ms + 3_600_000, "grace_until": now_ms + 7_200_000})
+    ahead_ms = now_ms + 3_600_000
+    client.zadd(keys.LEASES, {dead: ahead_ms + 5_000, "pm-of-another-with-longer-leases": now_ms + 900_000})
+    # This worker has not heard of it yet.
+    broker.leases.delay(parked, ahead_ms + 2_000)
+    (delay,) = broker.commands.news(now_ms=ahead_ms)
+    broker.run(delay)
+    ((_, due_ms),) = client.zrange(keys.delayed("q"), 0, -1, withscores=True)
+    assert now_ms <= due_ms <= now_ms + 60_000
+    reply = broker.heartbeat(heartbeat_s=1.5)
+    assert 3_590_000 < reply[3] <= 3_600_000
+    scores = dict(client.zrange(keys.LEASES, 0, -1, withscores=True))
+    assert scores[dead.encode()] <= reply[0] + LONG_S * 1000
+    assert scores[b"pm-of-another-with-longer-leases"] == now_ms + 900_000
+    assert broker.heartbeat(heartbeat_s=1.5)[3] == 0
+    client.zadd(keys.LEASES, {dead: now_ms})
+    client.zrem(keys.LEASES, "pm-of-another-with-longer-leases")
+    client.hset(keys.REAPER, "grace_until", now_ms + 7_200_000)
+    broker.heartbeat(heartbeat_s=1.5)
+    assert broker.waiting() == []
+    assert int(client.hget(keys.REAPER, "grace_until")) <= client.time()[0] * 1000 + 1_000 + LONG_S * 1000
+    client.hset(keys.REAPER, "grace_until", 0)
+    assert broker.heartbeat(heartbeat_s=1.5)[2] == 1
+
+
+def test_cancellations_are_heard_after_the_clock_was_set_back(broker: Broker, client: Any) -> None:
+    seen_ms = broker.heartbeat()[4]
+    broker.run(broker.commands.cancel(["early"], on_reply=lambda reply: None))
+    assert broker.heartbeat(seen_ms=seen_ms + 3_600_000)[5] == [b"early"]

@@ -148,6 +148,28 @@ async def test_cancelling(queue: PromptQueue, script: Script) -> None:
     assert await job.cancel() is False
 
 
+async def test_cancelling_an_unknown_job(queue: PromptQueue) -> None:
+    assert await queue.job("unknown").cancel() is False
+    assert await queue.job("unknown").status() == "unknown"
+    job = await queue.submit(model="m", messages=MESSAGES, id="unknown")
+    assert (await job.result(timeout_s=10)).ok
+
+
+async def test_a_forgotten_id_may_be_submitted_again_though_it_was_cancelled(
+    queue: PromptQueue, script: Script
+) -> None:
+    gate = Gate()
+    answer, script.with_ = script.with_, gate.holding("never seen")
+    job = await queue.submit(model="m", messages=MESSAGES, id="again")
+    assert await job.cancel() is True
+    with pytest.raises(JobCancelled):
+        await job.result(timeout_s=10)
+    await queue.forget(job.id)
+    script.with_ = answer
+    again = await queue.submit(model="m", messages=MESSAGES, id="again")
+    assert (await again.result(timeout_s=10)).ok
+
+
 async def test_cancelling_an_answered_job_is_too_late(queue: PromptQueue) -> None:
     job = await queue.submit(model="m", messages=MESSAGES)
     await job.result(timeout_s=10)

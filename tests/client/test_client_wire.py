@@ -18,7 +18,7 @@ import pytest
 import redis
 from celery import Celery
 
-from tasks import Job, PromptQueue, PromptResult, UnknownModel, keys
+from tasks import Job, JobCancelled, PromptQueue, PromptResult, UnknownModel, keys
 from tasks.message import CELERY_PRIORITY, TASK_NAMES
 
 from .harness import LISTS, RedisServer, celery_record, wait_until
@@ -236,12 +236,15 @@ async def test_our_revoke_is_celerys(queue: PromptQueue, stock: Celery, redis_se
     with redis_server.client() as client, client.pubsub(ignore_subscribe_messages=True) as listening:
         listening.psubscribe("*")
         await wait_until(lambda: client.pubsub_numpat() == 1, description="the subscription")
-        stock.control.revoke(["job-1"], terminate=True)
-        await queue.job("job-1").cancel()
+        job = await queue.submit(model="m", messages=MESSAGES)
+        stock.control.revoke([job.id], terminate=True)
+        assert await job.cancel()
         celerys, ours = [await wait_until(listening.get_message, description="a revoke") for _ in range(2)]
     assert ours["channel"] == celerys["channel"] == "/0.celery.pidbox"
     theirs, mine = json.loads(celerys["data"]), json.loads(ours["data"])
-    assert base64.b64decode(mine["body"]) == base64.b64decode(theirs["body"])
+    command, our_command = (json.loads(base64.b64decode(each["body"])) for each in (theirs, mine))
+    assert our_command.pop("arguments") == {**command.pop("arguments"), "marked": True}
+    assert our_command == command
     for message in (theirs, mine):
         del message["body"], message["properties"]["delivery_tag"]
         assert set(message.pop("headers")) == {"clock", "expires"}
@@ -254,8 +257,37 @@ async def test_cancel_is_noted_for_workers_to_come(queue: PromptQueue, client: r
     noted = client.hget(keys.job(job.id), "cancel")
     assert isinstance(noted, str) and abs(float(noted) - client.time()[0]) < 60
     assert client.zrange(keys.CANCELLED, 0, -1) == [job.id]
+
+
+async def test_a_mark_hits_only_what_was_submitted_before_it(queue: PromptQueue, client: redis.Redis) -> None:
+    job = await queue.submit(model="m", messages=MESSAGES, id="again")
+    assert await job.cancel()
     await queue.forget(job.id)
+    assert client.zrange(keys.CANCELLED, 0, -1) == [job.id], "its message may be in the queue still"
+    await queue.submit(model="m", messages=MESSAGES, id="again")
     assert client.zcard(keys.CANCELLED) == 0
+
+
+async def test_an_unknown_id_is_not_cancelled_and_leaves_no_mark(queue: PromptQueue, client: redis.Redis) -> None:
+    known = await queue.submit(model="m", messages=MESSAGES)
+    with client.pubsub(ignore_subscribe_messages=True) as listening:
+        listening.psubscribe("*")
+        await wait_until(lambda: client.pubsub_numpat() == 1, description="the subscription")
+        assert await queue.job("unknown").cancel() is False
+        assert await known.cancel() is True
+        message = await wait_until(listening.get_message, description="a revoke")
+    assert json.loads(base64.b64decode(json.loads(message["data"])["body"]))["arguments"]["task_id"] == [known.id]
+    assert client.zrange(keys.CANCELLED, 0, -1) == [known.id]
+    assert not client.exists(keys.job("unknown"))
+
+
+async def test_how_a_job_ended_outlives_its_result(queue: PromptQueue, client: redis.Redis) -> None:
+    job = await queue.submit(model="m", messages=MESSAGES)
+    client.hset(keys.job(job.id), "state", "cancelled")  # as workers do for one that they never ran
+    assert await job.status() == "cancelled"
+    assert await job.cancel() is False
+    with pytest.raises(JobCancelled):
+        await job.result(timeout_s=5)
 
 
 STOCK_WORKER = """

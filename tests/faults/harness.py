@@ -91,13 +91,21 @@ def promptmill(environ: Mapping[str, str], *arguments: str, exit_code: int = 0) 
 class RedisServer:
     """A private redis-server that a test may kill, start again, fill and freeze."""
 
-    def __init__(self, directory: Path, *options: str, binary: Path | None = None, sentinel: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *options: str,
+        binary: Path | None = None,
+        sentinel: bool = False,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._directory = directory
         self._options = options
         self._binary = binary or redis_binary()
         self._sentinel = sentinel
+        self._environ = {**os.environ, **(environ or {})}
         directory.mkdir(parents=True, exist_ok=True)
         self.start()
 
@@ -111,7 +119,8 @@ class RedisServer:
             config.write_text("\n".join([*lines, *([] if self._sentinel else ['save ""']), ""]))
         with (self._directory / "redis.log").open("ab") as log:
             mode = ["--sentinel"] if self._sentinel else []
-            self.process = subprocess.Popen([str(self._binary), str(config), *mode], stdout=log, stderr=log)
+            command = [str(self._binary), str(config), *mode]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environ)
         wait_until(self._answers, "redis-server answers")
 
     def _answers(self) -> bool:
@@ -272,8 +281,11 @@ class World:
 
     # -- parts ---------------------------------------------------------------------------------------------------------
 
-    def start_redis(self, *options: str, binary: Path | None = None) -> RedisServer:
-        self.server: RedisServer = self.enter(RedisServer(self.directory / "redis", *options, binary=binary))
+    def start_redis(
+        self, *options: str, binary: Path | None = None, environ: Mapping[str, str] | None = None
+    ) -> RedisServer:
+        server = RedisServer(self.directory / "redis", *options, binary=binary, environ=environ)
+        self.server: RedisServer = self.enter(server)
         self.redis = self.enter(self.server.client())
         self.queue: SyncQueue = PromptQueue(self.server.url).sync
         self._closing.callback(self.queue.close)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import time
 from typing import TYPE_CHECKING
 
-from .harness import MESSAGES, wait_until
+from .harness import MESSAGES, ROOT, TESTS, promptmill, wait_until
 
 if TYPE_CHECKING:
     from tasks.blocking import SyncJob
@@ -122,8 +125,110 @@ def test_a_cancelled_job_stays_so_though_its_worker_has_never_heard_of_it(world:
     world.start_worker(concurrency=2)
     wait_until(lambda: world.redis.hget("pm:reaper", "at"), "its first heartbeat has been heard")
     a_minute_ago_ms = (world.redis.time()[0] - 60) * 1000
+    jobs = [world.queue.submit(model="quick", messages=MESSAGES, id=name, delay_s=1) for name in ("forgotten", "kept")]
     world.redis.zadd("pm:cancelled", {"forgotten": a_minute_ago_ms})
-    jobs = [world.queue.submit(model="quick", messages=MESSAGES, id=job_id) for job_id in ("forgotten", "kept")]
     assert [result.status for result in world.results(jobs)] == ["cancelled", "succeeded"]
     assert world.calls(jobs, model="quick") == [0, 1]
+    world.wait_clean()
+
+
+def test_a_cancelled_id_that_is_forgotten_may_be_submitted_again(world: World) -> None:
+    world.start_redis()
+    for _ in range(2):
+        world.start_worker(concurrency=1, wait=False)
+    running = world.submit(2, model="slower")
+    world.wait_in_flight(running, model="slower")
+    job = world.queue.submit(model="quick", messages=MESSAGES, id="again")
+    assert job.cancel()
+    assert_cancelled_soon(world, job)
+    world.results(running)
+    wait_until(lambda: world.queued() + world.redis.hlen("unacked") == 0, "its message is thrown away")
+    world.queue.forget("again")
+    again = world.queue.submit(model="quick", messages=MESSAGES, id="again")
+    assert [result.status for result in world.results([again])] == ["succeeded"]
+    assert world.calls([again], model="quick") == [1]
+
+
+def test_an_unknown_id_is_said_to_be_unknown(world: World) -> None:
+    world.start_redis()
+    environ = {"PROMPTMILL_REDIS_URL": world.server.url}
+    for job_id in ("unknown", "pmg-unknown"):
+        assert "is known" in promptmill(environ, "cancel", job_id, exit_code=1)
+    assert world.redis.zcard("pm:cancelled") == 0
+    (waiting,) = world.submit(1, model="quick")
+    assert promptmill(environ, "cancel", waiting.id) == "1 cancelled\n"
+
+
+def test_a_job_cancelled_long_before_it_is_due_leaves_redis_and_stays_cancelled(world: World) -> None:
+    world.start_redis()
+    twenty_days_s = 20 * 86_400
+    unheard, kept = world.submit(2, model="quick", delay_s=twenty_days_s)
+    assert unheard.cancel()
+    # Nobody was there to hear it, and in two weeks the mark is gone.
+    world.redis.zrem("pm:cancelled", unheard.id)
+    world.start_worker(concurrency=2)
+    jobs = world.submit(3, model="quick", delay_s=twenty_days_s)
+    wait_until(lambda: world.redis.zcard("pm:delayed:prompts") == 5, "they wait")
+    assert [job.cancel() for job in jobs] == [True] * 3
+    assert [result.status for result in world.results(jobs)] == ["cancelled"] * 3
+    wait_until(lambda: world.redis.zcard("pm:delayed:prompts") == 2, "the messages of cancelled jobs are gone")
+    # A day later the results are gone; the records live on.
+    world.redis.delete(*(f"celery-task-meta-{job.id}" for job in jobs))
+    assert [job.status() for job in jobs] == ["cancelled"] * 3
+    assert min(world.redis.ttl(f"pm:job:{job.id}") for job in jobs) > twenty_days_s
+    # The day has come.
+    for raw in world.redis.zrange("pm:delayed:prompts", 0, -1):
+        message = raw.replace(str(raw).split('"eta": "')[1].split('"')[0], "2020-01-01T00:00:00+00:00")
+        world.redis.zrem("pm:delayed:prompts", raw)
+        world.redis.zadd("pm:delayed:prompts", {message: 0})
+    statuses = [result.status for result in world.results([unheard, kept])]
+    assert statuses == ["cancelled", "succeeded"]
+    assert world.calls([unheard, kept, *jobs], model="quick") == [0, 1, 0, 0, 0]
+    world.wait_clean()
+
+
+def test_the_jobs_of_purged_messages_end_as_cancelled(world: World) -> None:
+    world.start_redis()
+    row = {"model": "quick", "messages": MESSAGES}
+    group = world.queue.submit_many([*[row] * 700, *[{**row, "delay_s": 600}] * 20])
+    (single,) = world.submit(1, model="quick", priority="interactive")
+    stock = world.celery().send_task("faults.app.nap", args=[0], task_id="stock")
+    world.redis.lpush("prompts", "garbage")
+    command = [sys.executable, "-m", "celery", "-A", "faults.app", "purge", "-f"]
+    environ = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join((str(TESTS), str(ROOT))),
+        "PROMPTMILL_REDIS_URL": world.server.url,
+        "FAULTS_TRANSPORT_OPTIONS": "{}",
+        "FAULTS_RECORDER": world.server.url,
+    }
+    ended = subprocess.run(command, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert "723" in ended.stdout, ended.stdout + ended.stderr
+    assert [result.status for result in group.as_completed()] == ["cancelled"] * 720
+    assert group.progress().cancelled == 720 and single.status() == "cancelled"
+    assert stock.state == "REVOKED"
+    world.wait_clean()
+    assert world.redis.zcard("pm:cancelled") == 0
+    # Their ids are free, as those of all jobs that have ended.
+    world.queue.forget(single.id)
+    world.start_worker(concurrency=2)
+    again = world.queue.submit(model="quick", messages=MESSAGES, id=single.id)
+    assert world.results([again])[0].ok
+
+
+def test_a_large_group_is_cancelled_in_bulk(world: World) -> None:
+    world.start_redis()
+    for _ in range(2):
+        world.start_worker(concurrency=1, wait=False)
+    running = world.submit(2, model="slower")
+    world.wait_in_flight(running, model="slower")
+    row = {"model": "slower", "messages": MESSAGES}
+    group = world.queue.submit_many([row] * 6_000)
+    assert group.cancel() == 6_000
+    wait_until(lambda: group.progress().finished, "the group ends", timeout_s=20)
+    assert group.progress().cancelled == 6_000
+    assert [result.ok for result in world.results(running)] == [True] * 2
+    wait_until(lambda: world.queued() == 0, "its messages go", timeout_s=20)
+    results = world.redis.info("commandstats")["cmdstat_publish"]["calls"]
+    assert results < 7_500, "each end is published once"
     world.wait_clean()

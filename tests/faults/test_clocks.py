@@ -1,4 +1,4 @@
-"""A worker whose clock is wrong: promises.md row 13."""
+"""A worker whose clock is wrong, and a Redis whose clock is set: promises.md rows 13 and 46."""
 
 from __future__ import annotations
 
@@ -52,3 +52,36 @@ def test_a_clock_two_hours_ahead_changes_nothing(world: World) -> None:
     assert (in_time.state, too_late.state) == ("SUCCESS", "REVOKED")
     assert "2 hours" not in right.log_text() and ahead.is_alive()
     world.wait_clean()
+
+
+@pytest.mark.parametrize("step", ["-600", "+3600"])
+def test_redis_clock_may_be_set(world: World, step: str) -> None:
+    clock = world.directory / "faketime"
+    clock.write_text("+0")
+    environ = {
+        "LD_PRELOAD": faketime_library(),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        "FAKETIME_NO_CACHE": "1",
+    }
+    world.start_redis(environ=environ)
+    first, _ = [world.start_worker(concurrency=2) for _ in range(2)]
+    running = world.submit(4, model="slower")
+    world.wait_in_flight(running, model="slower")
+    in_time = world.submit(4, model="quick", deadline_s=60)
+    (late,) = world.submit(1, model="quick", deadline_s=2)
+    delayed = world.submit(1, model="quick", delay_s=2)
+    before_s = world.redis.time()[0]
+    clock.write_text(step)
+    wait_until(lambda: abs(world.redis.time()[0] - before_s - int(step)) < 30, "the clock is set")
+    first.kill()
+    assert [result.status for result in world.results(running)] == ["succeeded"] * 4
+    results = world.results(in_time)
+    assert [result.status for result in results] == ["succeeded"] * 4
+    assert all(0 <= (result.queued_s or 0) < 60 for result in results)
+    assert world.results([late])[0].status == "expired"
+    again = world.submit(2, model="quick", deadline_s=30)
+    assert [result.status for result in world.results(again)] == ["succeeded"] * 2
+    for job in delayed:  # due by Redis's clock, whatever that shows
+        assert job.cancel() or int(step) > 0
+    world.results(delayed)

@@ -17,6 +17,7 @@ from config.settings import Http as HttpSettings
 from workers.http import Http
 from workers.job import Options, PromptJob
 from workers.limiter import Cost, Permit
+from workers.offers import Offers
 from workers.pipeline import Pipeline
 from workers.providers.keyring import KeyRing
 from workers.retry import RetryPolicy
@@ -134,6 +135,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         limits: Any = None,
         park_after_s: float | None = None,
         patience_s: float = 3_600.0,
+        offers: Offers | None = None,
+        others: Any = None,
         real_time: bool = False,
         **model: Any,
     ) -> AsyncIterator[Pipeline]:
@@ -149,6 +152,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 now=time.time if real_time else clock,
                 sleep=asyncio.sleep if real_time else clock.sleep,
                 rng=random.Random(1),
+                offers=offers,
+                others=others,
             )
 
     return make

@@ -25,7 +25,7 @@ from tasks.errors import AuthFailed, BadRequest, JobFailed, ServerFailed
 from tasks.results import PromptResult
 from workers.celery import app
 from workers.prompts import chat, embed
-from workers.runtime import RedisClock, current, lifespan
+from workers.runtime import current, lifespan
 
 
 @pytest.fixture(scope="module")
@@ -192,13 +192,6 @@ async def test_no_key_at_all_is_a_loud_warning_and_fails_only_the_jobs(
     assert result.error is not None
     assert result.error.code == "auth"
     assert "P_KEY" in result.error.message
-
-
-def test_redis_time_is_carried_on_the_monotonic_clock() -> None:
-    clock = RedisClock()
-    assert abs(clock() - time.time()) < 5
-    clock.learn((1_000, 500_000), asked_at=time.monotonic())
-    assert 1_000.5 <= clock() < 1_060
 
 
 # -- the tasks

@@ -19,6 +19,7 @@ from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any
 
 import redis as redis_py
+from celery import current_app
 from celery.worker.state import active_requests, revoked
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
@@ -27,12 +28,13 @@ from tasks import keys
 from tasks.sentinel import MasterConnection, MasterPool
 
 from . import scripts
+from .cancellations import cancellations
 from .commands import Command, Commands, Exchanged, Reply
 from .endings import endings
 from .leases import SETTLE_S, Lease, Leases
 from .link import Link, server_of
 from .lookout import Lookout
-from .messages import Unreadable, read
+from .messages import Unreadable, id_of, read
 from .qos import Message, QoS
 
 if TYPE_CHECKING:
@@ -167,6 +169,23 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def _refresh_binding(self) -> Any:
         return self._create_client().register_script(scripts.BIND.text)
 
+    def _purge(self, queue: str) -> int:
+        """Take all messages off the queue, delayed ones too, and end their jobs as cancelled. How many there were."""
+        backend = current_app.backend
+        if not hasattr(backend, "revoke"):
+            return int(super()._purge(queue))
+        self._load_scripts()
+        purged, replies = 0, list[Any]()
+        lists = self._lists(queue)
+        while True:
+            self._run_now(self.commands.purge(queue, lists, job_ids=(), on_reply=replies.append))
+            ids = [job_id.decode() for job_id in replies.pop()]
+            if not ids:
+                return purged
+            backend.revoke([job_id for job_id in ids if job_id], known_only=False)
+            self._run_now(self.commands.purge(queue, lists, job_ids=ids, on_reply=replies.append))
+            purged += replies.pop()
+
     def _get_client(self) -> Any:
         super()._get_client()
         return partial(_Client, global_keyprefix=self.global_keyprefix)
@@ -240,7 +259,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         """
         if self.link.is_waiting:
             return
-        room = self._room() if queues else 0
+        room = self.lookout.portion(self._room()) if queues else 0
         is_due = self.lookout.is_due
         exchanges = (room > 0 and is_due) or (self.leases.has_acks and (is_due or self.lookout.is_waiting))
         if not (exchanges or self._said or self.leases.has_more_than_acks):
@@ -312,7 +331,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             self.say(Command(("EXISTS", *lists), self._on_exists))
 
     def _on_taken_alone(self, exchanged: Exchanged) -> None:
-        self.lookout.redis_ms = exchanged.now_ms
+        self.lookout.heard(exchanged.now_ms, asked_at=exchanged.asked_at)
         self._take_over(exchanged)
 
     def _take_over(self, exchanged: Exchanged) -> None:
@@ -320,7 +339,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             lease = self.leases.held[tag] = Lease(tag, queue, raw)
             self._taken.append(lease)
         # Celery discards a job that it knows to be revoked, and records its end.
-        revoked.update(exchanged.cancelled)
+        cancellations.hear(exchanged.cancelled)
+        if revoked:
+            _forget_revoked(exchanged)
 
     def _on_exists(self, reply: Reply) -> None:
         _raise_errors(reply)
@@ -432,6 +453,15 @@ class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[mis
         params = self._connparams(asynchronous)
         del params["host"], params["port"]
         return MasterPool(self.sentinels, **params)
+
+
+def _forget_revoked(exchanged: Exchanged) -> None:
+    """Of the jobs just taken Redis's word counts: an id that was cancelled may have been submitted again."""
+    named = set(exchanged.cancelled)
+    for _, _, raw in exchanged.taken:
+        job_id = id_of(raw)
+        if job_id is not None and job_id not in named:
+            cancellations.not_named(job_id, asked_at=exchanged.asked_at)
 
 
 def _running_tags() -> set[str]:

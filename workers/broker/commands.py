@@ -16,8 +16,10 @@ from typing import Any
 
 from tasks import keys
 
+from ..clock import redis_clock
 from ..counts import counts
 from . import scripts
+from .lanes import FURTHEST_MS
 from .leases import Grave, Lease, Leases
 from .messages import dead_letter
 
@@ -33,6 +35,13 @@ ACKS = 1000
 RECLAIM_LOOKS = 5_000
 RECLAIM_BYTES = 32 * 1024 * 1024
 """How far a worker looks for a message whose lease was lost: in its queue from the front, and among other leases."""
+SWEEPER_LOST_MS = 5_000
+SWEEP_MESSAGES = 500
+SWEEP_BYTES = 2 * 1024 * 1024
+"""One piece of a sweep looks at so many messages, or bytes: some 5 ms of Redis's time."""
+
+OFFER_LEASES = 3
+"""An offer holds for so many leases, and is renewed with each."""
 
 Reply = Any
 
@@ -58,6 +67,8 @@ class Exchanged:
     """Ids of those among the jobs that are cancelled."""
     acked: int
     room: int
+    asked_at: float
+    """When the command was made, by the process's `RedisClock`."""
 
     @property
     def emptied(self) -> bool:
@@ -121,16 +132,27 @@ class Commands:
             ),
             *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
             *(self._steps, self._separator, len(queues), len(load.started), keys.RECORD_TTL_S),
+            self.key(keys.job("")),
             *queues,
             *chain.from_iterable(
                 (self.key(keys.job(job)), int(has_record)) for job, has_record in load.started.values()
             ),
             *[lease.tag for lease in load.acks],
         )
-        return Command(args, partial(self._on_exchange, load, queues, room, then))
+        asked_at = redis_clock.asked()
+        return Command(
+            args, lambda reply: self._on_exchange(load, queues, reply, room=room, asked_at=asked_at, then=then)
+        )
 
     def _on_exchange(
-        self, load: _Load, queues: Sequence[str], room: int, then: Callable[[Exchanged], None], reply: Reply
+        self,
+        load: _Load,
+        queues: Sequence[str],
+        reply: Reply,
+        *,
+        room: int,
+        asked_at: float,
+        then: Callable[[Exchanged], None],
     ) -> None:
         if isinstance(reply, Exception):
             load.put_back(self._leases)
@@ -140,7 +162,8 @@ class Commands:
         now_ms, due_ms, cancelled, *rest = reply
         taken = [(rest[i].decode(), queues[rest[i + 1] - 1], rest[i + 2]) for i in range(0, len(rest), 3)]
         ids = [job_id.decode() for job_id in cancelled]
-        then(Exchanged(now_ms, due_ms if due_ms >= 0 else None, taken, ids, acked=len(load.acks), room=room))
+        due_at_ms = due_ms if due_ms >= 0 else None
+        then(Exchanged(now_ms, due_at_ms, taken, ids, acked=len(load.acks), room=room, asked_at=asked_at))
 
     def heartbeat(
         self, tags: Sequence[str], *, seen_ms: int, heartbeat_s: float, on_reply: Callable[[Reply], None]
@@ -171,6 +194,43 @@ class Commands:
         """Have Redis remember that these jobs are cancelled."""
         return Command((*_evalsha(scripts.CANCEL, self.key(keys.CANCELLED)), *job_ids), on_reply)
 
+    def offer(self, aliases: Sequence[str], queues: Sequence[str]) -> Command:
+        """Tell the other workers of these queues that this one can call these models."""
+        offer_keys = [self.key(keys.offers(queue)) for queue in queues]
+        args = (*_evalsha(scripts.OFFER, *offer_keys), OFFER_LEASES * self._lease_ms, *aliases)
+        return Command(args, _raise_errors)
+
+    def sweep(
+        self,
+        queue: str,
+        *,
+        me: str,
+        position: int,
+        clock_was_set: bool,
+        wanted_ms: int,
+        is_last: bool,
+        on_reply: Callable[[Reply], None],
+    ) -> Command:
+        """Go over a piece of the queue's delayed messages (sweep.lua). `me` tells this worker from the others."""
+        sweep_keys = (keys.SWEEP, keys.CANCELLED, keys.delayed(queue), queue)
+        args = (
+            *_evalsha(scripts.SWEEP, *map(self.key, sweep_keys)),
+            *(me, SWEEPER_LOST_MS, position, SWEEP_MESSAGES, SWEEP_BYTES, FURTHEST_MS, int(clock_was_set)),
+            *(self.key(keys.job("")), self._steps, self._separator, wanted_ms, int(is_last)),
+        )
+        return Command(args, on_reply)
+
+    def purge(
+        self, queue: str, lists: Sequence[str], *, job_ids: Sequence[str], on_reply: Callable[[Reply], None]
+    ) -> Command:
+        """Mark the jobs of the queue's next messages as cancelled; with their ids, take the messages off."""
+        purge_keys = (keys.CANCELLED, keys.delayed(queue), *lists)
+        args = (
+            *_evalsha(scripts.PURGE, *map(self.key, purge_keys)),
+            *(TAKE_LIMIT, TAKE_BYTES, self.key(keys.job("")), *job_ids),
+        )
+        return Command(args, on_reply)
+
     def news(self, *, now_ms: int) -> list[Command]:
         """Everything that Redis must be told but acknowledgements, which travel with the exchange."""
         leases = self._leases
@@ -179,7 +239,7 @@ class Commands:
             returns, leases.returns = leases.returns, []
             commands.append(self._hand_back(returns))
         delays, leases.delays = leases.delays, []
-        commands += [self._delay(lease, due_ms) for lease, due_ms in delays]
+        commands += [self._delay(lease, due_ms, now_ms) for lease, due_ms in delays]
         graves, leases.graves = leases.graves, []
         commands += [self._bury(grave, now_ms) for grave in graves if leases.tell_end(grave)]
         if leases.doubted and leases.result_prefix is not None:
@@ -230,14 +290,11 @@ class Commands:
         )
         return Command(args, on_reply)
 
-    def _delay(self, lease: Lease, due_ms: int) -> Command:
+    def _delay(self, lease: Lease, due_ms: int, now_ms: int) -> Command:
         delay_keys = (*self._lease_keys, self.key(keys.delayed(lease.queue)))
         args = (
             *_evalsha(scripts.DELAY, *delay_keys),
-            lease.tag,
-            due_ms,
-            self.key(keys.job("")),
-            int(lease.is_suspected),
+            *(lease.tag, due_ms, self.key(keys.job("")), now_ms, int(lease.is_suspected)),
         )
         return Command(args, partial(_or_again, self._leases.delays, [(lease, due_ms)]))
 
@@ -251,6 +308,11 @@ class Commands:
             keys.DEAD_LIMIT,
         )
         return Command(args, partial(_or_again, self._leases.graves, [grave]))
+
+
+def _raise_errors(reply: Reply) -> None:
+    if isinstance(reply, Exception):
+        raise reply
 
 
 def _count_again(field: str, n: int, reply: Reply) -> None:

@@ -6,14 +6,16 @@
 -- give the numbers of claims that workers still hold.
 --
 -- A job may have been cancelled while nobody was there to hear it, or so long ago that the workers have forgotten: the
--- reply names those among the jobs that were taken. A job that is marked as suspected has had a call of which Redis has
--- lost the lease or the result: its message says so from now on.
+-- reply names those among the jobs that were taken. One whose end is recorded already is not taken: its message goes. A
+-- delayed message may outlive the mark of its job's cancellation; the record says it still. A job that is marked as
+-- suspected has had a call of which Redis has lost the lease or the result: its message says so from now on.
 --
 -- KEYS  1 unacked (hash, kombu's), 2 unacked_index (zset, kombu's), 3 leases (zset, tag -> ms when it ends), 4 fence
 --       (the last number given), 5 cancelled (zset, job id -> ms), 6 suspected (zset, job id or tag -> ms); then for
 --       each queue its delayed messages (zset) and its lists, most urgent first
 -- ARGV  1 messages to take at most, 2 bytes to take at most, 3 lease (ms), 4 lists a queue, 5 priority steps ("0,3,6,9"),
---       6 separator, 7 queues, 8 jobs that have started, 9 lifetime of their records (s); then the queues' names; for
+--       6 separator, 7 queues, 8 jobs that have started, 9 lifetime of their records (s), 10 prefix of all records; then
+--       the queues' names; for
 --       each started job its record and 1 if the record is to be made where there is none; the tags to acknowledge
 -- Returns {now (ms), ms when the next delayed message is due or -1, {ids of jobs taken that are cancelled}, tag, number of
 --          the queue, message, tag, ...}
@@ -22,7 +24,8 @@ local unacked, index, leases, fence, cancelled, suspected = KEYS[1], KEYS[2], KE
 local room, bytes, lease_ms, lists = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
 local steps = numbers(ARGV[5])
 local queues, started = tonumber(ARGV[7]), tonumber(ARGV[8])
-local first_started, first_ack = 10 + queues, 10 + queues + 2 * started
+local first_started, first_ack = 11 + queues, 11 + queues + 2 * started
+local record_prefix = ARGV[10]
 local now = now_ms()
 
 local started_at = string.format('%.3f', now / 1000)
@@ -43,6 +46,8 @@ for queue = 1, queues do
   local delayed = key_of(queue, 0)
   local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 100)
   for _, raw in ipairs(due) do
+    local id = job_id(raw)
+    if id and redis.call('HEXISTS', record_prefix .. id, 'cancel') == 1 then redis.call('ZADD', cancelled, 'NX', now, id) end
     redis.call('RPUSH', list_of(raw, key_of(queue, 1), steps, ARGV[6]), raw)
     redis.call('ZREM', delayed, raw)
   end
@@ -66,29 +71,35 @@ if room > 0 then
   redis.call('ZCARD', index)
 end
 local records, lease_scores, index_scores = {}, {}, {}
+local may_drop = 1000 -- so that this ends
 -- Numbers as text: Redis would print each with 17 digits, and read it again.
 local ends, taken_at = string.format('%d', now + lease_ms), string.format('%d', now / 1000)
 for list = 1, lists do
   for queue = 1, queues do
-    local rest = record_end(ARGV[9 + queue])
+    local rest = record_end(ARGV[10 + queue])
     while room > 0 and bytes > 0 do
       local raw = redis.pcall('RPOP', key_of(queue, list))
       if type(raw) == 'table' then problem = raw end
       if type(raw) ~= 'string' then break end
       local id = (any_cancelled or any_suspected) and job_id(raw)
-      if any_suspected and id and redis.call('ZREM', suspected, id) == 1 then
-        local deliveries = history(raw)
-        raw = with_history(raw, deliveries, 1)
+      local is_cancelled = any_cancelled and id and redis.call('ZSCORE', cancelled, id)
+      if is_cancelled and may_drop > 0 and redis.call('HGET', record_prefix .. id, 'state') == 'cancelled' then
+        may_drop = may_drop - 1
+      else
+        if any_suspected and id and redis.call('ZREM', suspected, id) == 1 then
+          local deliveries = history(raw)
+          raw = with_history(raw, deliveries, 1)
+        end
+        last_fence = (last_fence or fence_before) + 1
+        local tag = string.format('pm-%d', last_fence)
+        local at = #records
+        records[at + 1], records[at + 2] = tag, '[' .. raw .. rest
+        lease_scores[at + 1], lease_scores[at + 2] = ends, tag
+        index_scores[at + 1], index_scores[at + 2] = taken_at, tag
+        reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = tag, queue, raw
+        if is_cancelled then cancelled_ids[#cancelled_ids + 1] = id end
+        room, bytes = room - 1, bytes - #raw
       end
-      last_fence = (last_fence or fence_before) + 1
-      local tag = string.format('pm-%d', last_fence)
-      local at = #records
-      records[at + 1], records[at + 2] = tag, '[' .. raw .. rest
-      lease_scores[at + 1], lease_scores[at + 2] = ends, tag
-      index_scores[at + 1], index_scores[at + 2] = taken_at, tag
-      reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = tag, queue, raw
-      if any_cancelled and id and redis.call('ZSCORE', cancelled, id) then cancelled_ids[#cancelled_ids + 1] = id end
-      room, bytes = room - 1, bytes - #raw
     end
   end
 end

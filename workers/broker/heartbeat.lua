@@ -9,8 +9,9 @@
 -- ARGV  1 lease (ms), 2 heartbeat (ms), 3 priority steps, 4 separator, 5 key prefix, 6 prefix of the delayed sets,
 --       7 prefix of the jobs' records, 8 cancellations seen so far (ms), 9 how long a cancellation is kept (ms); then the
 --       tags to renew
--- Returns {now (ms), {tags whose lease was lost}, messages given back, ms up to which cancellations were seen,
---          {ids of cancelled jobs, some perhaps for the second time}, {tags whose call is not the first of its job}}
+-- Returns {now (ms), {tags whose lease was lost}, messages given back, ms by which Redis's clock was set back,
+--          ms up to which cancellations were seen, {ids of cancelled jobs, some perhaps for the second time},
+--          {tags whose call is not the first of its job}}
 
 local unacked, index, leases, reaper, cancelled, suspected =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
@@ -56,7 +57,17 @@ end
 
 local reaped_at = tonumber(redis.call('HGET', reaper, 'at') or 0)
 local grace_until = tonumber(redis.call('HGET', reaper, 'grace_until') or 0)
-if now - reaped_at > 2 * heartbeat_ms then
+
+-- Redis's clock was set back: what it gave before ends by as much later. A lease is cut to what a new one would get at
+-- least, because those given since can't be told from those given before.
+local set_back_ms = math.max(0, reaped_at - now)
+if set_back_ms > 0 then
+  local ends = redis.call('ZRANGEBYSCORE', leases, math.max(now + lease_ms, now + set_back_ms - lease_ms), '+inf', 'WITHSCORES')
+  for i = 1, #ends, 2 do
+    redis.call('ZADD', leases, math.max(tonumber(ends[i + 1]) - set_back_ms, now + lease_ms), ends[i])
+  end
+end
+if now - reaped_at > 2 * heartbeat_ms or grace_until > now + lease_ms then
   grace_until = now + lease_ms
   redis.call('HSET', reaper, 'grace_until', grace_until)
 end
@@ -72,16 +83,17 @@ end
 
 -- One that is cancelled in this very millisecond, after us, must not be missed: the next look begins with it again.
 redis.call('ZREMRANGEBYSCORE', cancelled, '-inf', now - tonumber(ARGV[9]))
-local seen = now
-local news = redis.call('ZRANGEBYSCORE', cancelled, ARGV[8], '+inf', 'WITHSCORES', 'LIMIT', 0, 1000)
+local seen, seen_before = now, tonumber(ARGV[8])
+if seen_before > now + 10 then seen_before = now - lease_ms end -- the clock was set back
+local news = redis.call('ZRANGEBYSCORE', cancelled, seen_before, '+inf', 'WITHSCORES', 'LIMIT', 0, 1000)
 if #news == 2000 then
   -- There may be more: go on next time behind this millisecond, so take all of it now.
   local last = tonumber(news[#news])
-  news = redis.call('ZRANGEBYSCORE', cancelled, ARGV[8], last, 'WITHSCORES')
+  news = redis.call('ZRANGEBYSCORE', cancelled, seen_before, last, 'WITHSCORES')
   seen = math.min(last + 1, now)
 end
 local ids = {}
 for i = 1, #news, 2 do
   ids[#ids + 1] = news[i]
 end
-return { now, lost, given_back, seen, ids, flagged }
+return { now, lost, given_back, set_back_ms, seen, ids, flagged }

@@ -7,6 +7,7 @@ the pool's loop is alive too: a worker that can't run its jobs must not keep the
 from __future__ import annotations
 
 import logging
+import math
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -16,12 +17,17 @@ from celery.worker import state as worker_state
 
 from tasks import keys
 
+from ..clock import redis_clock
 from ..counts import counts
+from ..offers import offers
+from . import control  # noqa: F401 - registers `revoke`
 from .burial import tell_end
+from .cancellations import cancellations
 from .channel import Channel
 from .endings import endings
 from .leases import Lease, Leases
 from .messages import MARKS
+from .sweep import Sweeper
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +43,7 @@ BEATS_PER_LEASE = 4
 RECLAIM_AT_ONCE = 100
 """Lost leases that one script takes back."""
 
+CLOCK_SET_MS = 1_000
 REVOKED_LOOK_S = 0.25
 """How soon Redis hears of what remote control revoked."""
 
@@ -52,8 +59,10 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
 
     def __init__(self, consumer: Any, **kwargs: Any) -> None:
         self._seen_ms = 0
-        self._published: set[str] = set()
         self._strays: dict[str, float] = {}
+        self._sweeper: Sweeper | None = None
+        self._offered: tuple[frozenset[str], tuple[str, ...]] = (frozenset(), ())
+        self._offered_at = -math.inf
         worker_state.revoked.maxlen = REVOKED_LIMIT
         worker_state.revoked.expires = keys.WAITING_TTL_S
         super().__init__(consumer, **kwargs)
@@ -65,6 +74,9 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
             return
         channel.leases.tell_end = partial(tell_end, consumer.app)
         _know_results(consumer.app.backend, channel.leases)
+        was_sweeping, self._sweeper = self._sweeper is not None and self._sweeper.is_sweeping, Sweeper(channel, hub)
+        if was_sweeping:
+            self._sweeper.want()
         every_s = channel.lease_s / BEATS_PER_LEASE
         self._beat(consumer, channel, every_s)
         endings.attend(hub)
@@ -75,13 +87,27 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
 
     def _beat(self, consumer: Any, channel: Channel, every_s: float) -> None:
         tags = list(channel.leases.held) if _loop_is_alive(consumer.pool, channel.lease_s) else []
-        on_reply = partial(self._on_beat, consumer, channel, every_s)
+        on_reply = partial(self._on_beat, consumer, channel, every_s, redis_clock.asked())
         channel.say(channel.commands.heartbeat(tags, seen_ms=self._seen_ms, heartbeat_s=every_s, on_reply=on_reply))
+        self._offer(channel)
 
-    def _on_beat(self, consumer: Any, channel: Channel, every_s: float, reply: Any) -> None:
+    def _offer(self, channel: Channel) -> None:
+        """Announce what this worker can call, once a lease and when it changes. One that is stopping takes no more."""
+        aliases, queues = offered = offers.now(), tuple(channel.take_queues)
+        if not aliases or not queues:
+            return
+        if offered != self._offered or time.monotonic() - self._offered_at >= channel.lease_s:
+            self._offered, self._offered_at = offered, time.monotonic()
+            channel.say(channel.commands.offer(sorted(aliases), queues))
+
+    def _on_beat(self, consumer: Any, channel: Channel, every_s: float, asked_at: float, reply: Any) -> None:
         _raise_errors(reply)
-        now_ms, lost, given_back, self._seen_ms, cancelled, suspected = reply
-        channel.lookout.redis_ms = now_ms
+        now_ms, lost, given_back, set_back_ms, self._seen_ms, cancelled, suspected = reply
+        channel.lookout.heard(now_ms, asked_at=asked_at)
+        if set_back_ms > CLOCK_SET_MS:
+            logger.warning(
+                "Redis's clock was set back by about %.0f s; leases were shortened by as much", set_back_ms / 1000
+            )
         if given_back:
             counts.add("suspected_payments_total", "worker_lost", given_back)
             logger.warning("%d messages of workers that have died are back in their queues", given_back)
@@ -90,6 +116,8 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         if suspected:
             _flag({tag.decode() for tag in suspected})
         self._cancel(consumer, [job_id.decode() for job_id in cancelled])
+        if self._sweeper is not None and (cancelled or set_back_ms > CLOCK_SET_MS):
+            self._sweeper.want(clock_was_set=set_back_ms > CLOCK_SET_MS)
         if self._seen_ms < now_ms:
             self._beat(consumer, channel, every_s)  # there are more cancellations than one reply carries
 
@@ -110,27 +138,25 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         news = [job_id for job_id in job_ids if job_id not in worker_state.revoked]
         if not news:
             return
-        self._published.update(news)
-        worker_state.revoked.update(news)
+        cancellations.hear(news)
         for job_id in news:
             request = worker_state.requests.get(job_id)
             if request is not None and request in worker_state.active_requests:
                 _terminate(request, consumer.pool)
-        _end_waiting(consumer.app.backend, news)
+        if hasattr(consumer.app.backend, "revoke"):
+            cancellations.end(consumer.app.backend, news, known_only=True)
 
     def _publish_revoked(self, channel: Channel) -> None:
         """Have Redis remember what remote control revoked, for workers that start later."""
-        if len(worker_state.revoked) == len(self._published):
-            return
-        revoked = set(worker_state.revoked)
-        news, self._published = revoked - self._published, revoked
+        news = cancellations.new()
         if news:
             channel.say(channel.commands.cancel(sorted(news), on_reply=partial(self._on_published, news)))
 
     def _on_published(self, news: set[str], reply: Any) -> None:
         if isinstance(reply, Exception):
-            self._published -= news
+            cancellations.not_told(news)
             raise reply
+        cancellations.are_marked(news)
 
 
 def _raise_errors(reply: Any) -> None:
@@ -143,14 +169,6 @@ def _terminate(request: Any, pool: Any) -> None:
         request.terminate(pool, signal="TERM")
     except Exception:
         logger.exception("The end of the cancelled job %s could not be recorded yet", request.id)
-
-
-def _end_waiting(backend: Any, job_ids: list[str]) -> None:
-    """Those that nobody runs end now, not when a worker comes to their messages."""
-    try:
-        backend.revoke(job_ids)
-    except Exception:
-        logger.exception("The ends of %d cancelled jobs could not be recorded yet", len(job_ids))
 
 
 def _loop_is_alive(pool: Any, lease_s: float) -> bool:

@@ -59,8 +59,13 @@ class Lanes:
 
     def _fresh(self, name: str, now_ms: int) -> _Lane | None:
         lane = self._lanes.get(name)
-        return lane if lane is not None and now_ms - lane.heard_ms <= FRESH_MS else None
+        return lane if lane is not None and _is_fresh(lane, now_ms) else None
 
     def _forget(self, now_ms: int) -> None:
         if len(self._lanes) >= MOST_LANES:
-            self._lanes = {name: lane for name, lane in self._lanes.items() if now_ms - lane.heard_ms <= FRESH_MS}
+            self._lanes = {name: lane for name, lane in self._lanes.items() if _is_fresh(lane, now_ms)}
+
+
+def _is_fresh(lane: _Lane, now_ms: int) -> bool:
+    # What was heard in the future was heard before Redis's clock was set back.
+    return abs(now_ms - lane.heard_ms) <= FRESH_MS

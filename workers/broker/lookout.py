@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from kombu.asynchronous import get_event_loop
 
+from ..clock import redis_clock
+
 if TYPE_CHECKING:
     from .commands import Exchanged
 
@@ -22,6 +24,12 @@ BUSY_ITEMS = 8
 LINGER_S = 0.005
 """After an exchange of at least so many messages, the next one waits so long for company."""
 
+STAND_BACK_S = 0.1
+STOOD_BACK_FOR_S = 2.0
+MOST_COUNTED = 32
+"""A worker that has just left jobs to others looks no oftener, so that a worker that can do them comes first, and takes
+no larger share of its free places than it could use of what it took of late."""
+
 
 class Lookout:
     """Decides when the next exchange is due."""
@@ -31,26 +39,50 @@ class Lookout:
         self.is_waiting = False
         """The queues were empty, and whoever can will tell us."""
         self._redis_ms = 0
-        self._redis_heard_at = 0.0
+        self._clock = redis_clock
         self._look_at = 0.0
+        self._not_before = 0.0
+        self._left_until = 0.0
+        self._taken = self._left = self._taken_last = 0
 
     @property
     def redis_ms(self) -> int:
         """Redis's clock at its last reply. What is due by this one is due."""
         return self._redis_ms
 
-    @redis_ms.setter
-    def redis_ms(self, now_ms: int) -> None:
-        self._redis_ms, self._redis_heard_at = now_ms, time.monotonic()
+    def heard(self, now_ms: int, *, asked_at: float) -> None:
+        """Take in Redis's clock from a reply. `asked_at`: `RedisClock.asked` before the command was sent."""
+        self._redis_ms = now_ms
+        self._clock.learn(now_ms / 1000, asked_at=asked_at)
 
-    def now_s(self) -> float:
-        """Redis's clock now, in seconds of the epoch."""
-        return self._redis_ms / 1000 + time.monotonic() - self._redis_heard_at
+    def has_passed(self, at_s: float) -> bool:
+        """Whether this instant (epoch seconds) has passed by Redis's clock, and would have if nobody had set it."""
+        return at_s < min(self._clock.redis_s(), self._clock())
 
     @property
     def is_due(self) -> bool:
         """Whether it is time to look."""
         return time.monotonic() >= self._look_at
+
+    def left(self) -> None:
+        """A job that was taken goes back, for another worker: this one can't do it."""
+        if not self._left_until:
+            self._taken = max(self._taken_last, 1)
+        self._left += 1
+        self._left_until = time.monotonic() + STOOD_BACK_FOR_S
+
+    def portion(self, room: int) -> int:
+        """How many messages to take into so many free places now."""
+        if not self._left_until:
+            return room
+        now = time.monotonic()
+        if now >= self._left_until:
+            self._left_until, self._left = 0.0, 0
+            return room
+        if now < self._not_before:
+            return 0
+        useful = max(self._taken - self._left, 0)
+        return min(room, max(1, room * useful // max(self._taken, 1)))
 
     def now(self) -> None:
         """Look as soon as possible."""
@@ -67,9 +99,12 @@ class Lookout:
 
     def learn(self, exchanged: Exchanged) -> bool:
         """Plan the next look by what the last one brought. True: wait to be told."""
-        self.redis_ms = exchanged.now_ms
+        self.heard(exchanged.now_ms, asked_at=exchanged.asked_at)
         if exchanged.taken:
             self.is_waiting = False
+            self._taken_last = len(exchanged.taken)
+        if self._left_until and exchanged.room:
+            self._stand_back(len(exchanged.taken))
         if exchanged.room == 0 or not exchanged.emptied:
             busy = len(exchanged.taken) + exchanged.acked >= BUSY_ITEMS
             self._plan(LINGER_S if busy else 0.0)
@@ -78,6 +113,16 @@ class Lookout:
             return False
         self._wait(exchanged.next_due_ms)
         return True
+
+    def _stand_back(self, taken: int) -> None:
+        # Halved now and then, so that what it was like a while ago counts less and less.
+        if self._taken > MOST_COUNTED:
+            self._taken, self._left = self._taken // 2, self._left // 2
+        self._taken += taken
+        self._not_before = time.monotonic() + STAND_BACK_S
+        hub = get_event_loop()
+        if hub is not None:
+            hub.call_later(STAND_BACK_S, _nothing)
 
     def _wait(self, next_due_ms: int | None) -> None:
         look_in_s = IDLE_LOOK_S if self.may_be_notified else POLL_S

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -14,7 +15,7 @@ from kombu.utils.json import loads as kombu_loads
 if TYPE_CHECKING:
     from .leases import Grave
 
-__all__ = ["MARKS", "Delivery", "Unreadable", "context", "dead_letter", "read"]
+__all__ = ["MARKS", "Delivery", "Unreadable", "context", "dead_letter", "id_of", "read"]
 
 HISTORY = "promptmill"
 """The field that the scripts append to a message that was given back (message.lua)."""
@@ -71,6 +72,15 @@ def read(raw: bytes) -> Delivery:
             raise Unreadable("its history is not one of ours")
     due_ms = _due_ms(payload["headers"].get("eta"))
     return Delivery(payload, deliveries=deliveries, suspected=bool(suspected), due_ms=due_ms)
+
+
+_ID = re.compile(rb'"headers": ?\{.*?"id": ?"([^"\\]*)"')
+
+
+def id_of(raw: bytes) -> str | None:
+    """The id of a message's task, without reading all of it (as `job_id` in message.lua)."""
+    found = _ID.search(raw)
+    return None if found is None else found[1].decode(errors="replace")
 
 
 def _parse(raw: bytes) -> dict[str, Any]:

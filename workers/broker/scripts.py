@@ -16,8 +16,11 @@ __all__ = [
     "EXCHANGE",
     "HAND_BACK",
     "HEARTBEAT",
+    "OFFER",
+    "PURGE",
     "RECLAIM",
     "RETRY_DEAD",
+    "SWEEP",
     "VERIFY",
     "Script",
 ]
@@ -50,7 +53,10 @@ DELAY = _script("delay")
 BURY = _script("bury")
 BIND = _script("bind")
 CANCEL = _script("cancel")
+OFFER = _script("offer")
+PURGE = _script("purge")
+SWEEP = _script("sweep")
 RETRY_DEAD = _script("retry_dead")
 VERIFY = _script("verify")
 RECLAIM = _script("reclaim")
-ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, CANCEL, VERIFY, RECLAIM)
+ALL = (EXCHANGE, HEARTBEAT, HAND_BACK, DELAY, BURY, CANCEL, OFFER, PURGE, RECLAIM, SWEEP, VERIFY)

@@ -273,7 +273,8 @@ class LimiterRegistry:
             self._has_new.clear()
             again_s = LIST_EVERY_S
             try:
-                await mark_listed(self._redis, list(self._limiters), now=self._now(), key_prefix=self._key_prefix)
+                seconds, _ = await self._redis.time()
+                await mark_listed(self._redis, list(self._limiters), now=seconds, key_prefix=self._key_prefix)
             except (RedisError, OSError, TimeoutError):
                 again_s = LIST_AGAIN_S
             with suppress(TimeoutError):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Self
 
 from config.keys import MissingKey, UnusableKey, read_keys
 
-from ..failures import Failure
+from ..failures import Incapable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -60,7 +60,7 @@ class KeyRing:
         return self._usable
 
     def of(self, provider: Provider) -> tuple[SecretStr, ...]:
-        """The provider's keys; none for one that needs none. Raises `Failure` (`auth`) where they are missing."""
+        """The provider's keys; none for one that needs none. Raises `Incapable` (`auth`) where they are missing."""
         if provider.name in self._missing:
-            raise Failure("auth", self._missing[provider.name])
+            raise Incapable("auth", self._missing[provider.name])
         return self._keys.get(provider.name, ())

@@ -1,0 +1,103 @@
+"""What this process knows of cancelled jobs, and how it ends those that nobody runs."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, Final
+
+from celery.worker import state as worker_state
+
+from tasks.clock import steady_s
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+__all__ = ["Cancellations", "cancellations"]
+
+logger = logging.getLogger("promptmill.broker")
+
+
+class Cancellations:
+    """Jobs that Redis has a mark of, and the ends that are to be recorded, in a thread of their own."""
+
+    def __init__(self) -> None:
+        self._marked: dict[str, float] = {}
+        """Celery's revoked jobs that Redis was told of, with the time (`steady_s`) since when it is known to have a
+        mark of each, or to have had one. For the hub's thread only."""
+        self._lock = threading.Lock()
+        self._ending: dict[tuple[int, bool], tuple[Any, set[str]]] = {}
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="promptmill-cancel")
+        self._running = 0
+
+    def hear(self, job_ids: Iterable[str]) -> None:
+        """Redis names these jobs as cancelled."""
+        worker_state.revoked.update(job_ids)
+        self.are_marked(job_ids)
+
+    def are_marked(self, job_ids: Iterable[str]) -> None:
+        """Redis has a mark of each of these."""
+        self._marked.update(dict.fromkeys(job_ids, steady_s()))
+
+    def not_named(self, job_id: str, *, asked_at: float) -> None:
+        """Redis was asked at `asked_at` whether the job is cancelled, and did not say so: it was submitted again."""
+        if self._marked.get(job_id, math.inf) < asked_at:
+            del self._marked[job_id]
+            worker_state.revoked.discard(job_id)
+
+    def new(self) -> set[str]:
+        """Jobs that remote control revoked, of which Redis is to be told."""
+        if len(worker_state.revoked) == len(self._marked):
+            return set()
+        revoked = set(worker_state.revoked)
+        news = revoked - self._marked.keys()
+        self._marked = {job_id: at for job_id, at in self._marked.items() if job_id in revoked}
+        self._marked.update(dict.fromkeys(news, math.inf))
+        return news
+
+    def not_told(self, job_ids: Iterable[str]) -> None:
+        """Redis did not take these."""
+        for job_id in job_ids:
+            self._marked.pop(job_id, None)
+
+    @property
+    def is_ending(self) -> bool:
+        """Whether ends are still to be recorded."""
+        return self._running > 0
+
+    def end(self, backend: Any, job_ids: Iterable[str], *, known_only: bool) -> None:
+        """Record the ends of those that nobody runs: now, not when a worker comes to their messages.
+
+        `known_only`: leave those without a record alone.
+        """
+        with self._lock:
+            _, waiting = self._ending.setdefault((id(backend), known_only), (backend, set()))
+            waiting.update(job_ids)
+            self._running += 1
+        self._threads.submit(self._end)
+
+    def _end(self) -> None:
+        with self._lock:
+            ending, self._ending = self._ending, {}
+        try:
+            for (_, known_only), (backend, job_ids) in ending.items():
+                _end(backend, list(job_ids), known_only=known_only)
+        finally:
+            with self._lock:
+                self._running -= 1
+
+
+def _end(backend: Any, job_ids: list[str], *, known_only: bool) -> None:
+    # All workers hear of the same jobs at the same time; in different orders they share the work.
+    random.shuffle(job_ids)
+    try:
+        backend.revoke(job_ids, known_only=known_only)
+    except Exception:
+        logger.exception("The ends of %d cancelled jobs could not be recorded yet", len(job_ids))
+
+
+cancellations: Final = Cancellations()
+"""This process's."""
