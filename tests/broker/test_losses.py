@@ -78,8 +78,8 @@ def test_a_job_that_another_has_by_now_is_given_up_and_the_other_is_flagged(brok
     ((others_tag, _),) = other.take()
     assert reclaim(broker, tag) == [0]
     assert client.hkeys("unacked") == [others_tag.encode()]
-    assert other.heartbeat([others_tag])[5] == [others_tag.encode()]
-    assert other.heartbeat([others_tag])[5] == [], "told once"
+    assert other.heartbeat([others_tag])[6] == [others_tag.encode()]
+    assert other.heartbeat([others_tag])[6] == [], "told once"
     other.leases.hand_back(others_tag)
     other.say_news()
     assert read(other.waiting()[0]).suspected, "whatever becomes of the other"

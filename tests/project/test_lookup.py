@@ -107,7 +107,8 @@ def test_limits_shows_what_the_organisation_has_above_its_keys(url: str) -> None
     asyncio.run(use_a_limiter(url, organisation_limits={"rpm": 600, "algorithm": "bucket"}))
     view = json.loads(promptmill("limits", "--json", "--redis", url).stdout)
     assert view["organisation_permitted_per_minute"] == {"requests": pytest.approx(600, rel=0.001)}
-    assert view["organisation_used_last_minute"]["requests"] == 1
+    used = view["organisation_used_last_minute"]["requests"]
+    assert 0.5 < used <= 1, "a minute that began meanwhile counts the last one's by its rest"
     *_, used, permitted = promptmill("limits", "--redis", url, columns=80).stdout.splitlines()
     assert used.split()[:2] == ["p/m", "1"]
     assert permitted.split()[:4] == ["all", "keys", "of", "600"]
