@@ -1,0 +1,31 @@
+"""A provider that refuses connections for some seconds, before a real worker."""
+
+from __future__ import annotations
+
+from .harness import Provider, World, free_port, wait_until
+
+PLACES = 4
+
+
+def test_row_48_no_job_fails_by_an_outage_and_other_models_go_on(world: World) -> None:
+    world.start_redis()
+    port = free_port()
+    catalogue = world.directory / "away.toml"
+    away = f'[providers.away]\nbase_url = "http://127.0.0.1:{port}/v1"\n[models.away]\nprovider = "away"\n'
+    catalogue.write_text(f"{world.providers.catalog.read_text()}\n{away}")
+    environ = {"PROMPTMILL_CATALOG": str(catalogue), "PROMPTMILL_LIMIT__PARK_AFTER_S": "1.5"}
+    worker = world.start_worker(concurrency=PLACES, environ=environ)
+    waiting = world.submit(100, model="away")
+    wait_until(lambda: world.redis.zcard("pm:delayed:prompts") > 90, "jobs are parked")
+    free = world.submit(3 * PLACES, model="quick")
+    assert all(result.ok for result in world.results(free))
+    worker.wait_logged("one tries again in 4 s")
+    assert world.count_ended(waiting) == 0
+
+    provider = world.enter(Provider("--port", str(port), "--latency-ms", "20"))
+    results = world.results(waiting)
+    assert {(result.status, result.attempts, result.failed_attempts) for result in results} == {("succeeded", 1, ())}
+    assert sorted(call["job_id"] for call in provider.calls()) == sorted(job.id for job in waiting)
+    world.wait_clean()
+    assert worker.log_text().count("can't be reached") < 6, "one line for each pause"
+    assert "Traceback" not in worker.log_text()
