@@ -175,4 +175,8 @@ def _joined(first: PauseReport | None, second: PauseReport | None) -> PauseRepor
     if first is None or second is None:
         return first or second
     asked = [each.asked_s for each in (first, second) if each.asked_s is not None]
-    return PauseReport(epoch=max(first.epoch, second.epoch), asked_s=max(asked, default=None))
+    return PauseReport(
+        epoch=max(first.epoch, second.epoch),
+        asked_s=max(asked, default=None),
+        went_free=max(first.went_free, second.went_free),
+    )
