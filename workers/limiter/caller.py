@@ -70,6 +70,11 @@ class Caller:
         """Whether the schedule could not be reached at the last call."""
         return self._away_since is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something has yet to be said or answered."""
+        return self.is_away or self._pending is not None or self._report is not None
+
     def nudge(self, at: float) -> None:
         """The client may want a call at `at` already."""
         if at < self._sleeps_until:

@@ -110,6 +110,7 @@ class Limiter:
         self._dispatcher = Dispatcher(self._line, self._forecast, self.tally, issue=self._permit)
         self._told = ToldLimits()
         self._in_flight = 0
+        self._opened_at = self._loop.time()
         self._has_answer = False
         self._alone_until: float | None = None
         self._last: Grant | None = None
@@ -164,6 +165,14 @@ class Limiter:
     def is_away(self) -> bool:
         """Whether the schedule could not be reached at the last call."""
         return self._caller.is_away
+
+    @property
+    def idle_since(self) -> float:
+        """Since when (monotonic) nobody has used it and Redis knows all of it; infinity while it is in use."""
+        is_used = self._in_flight or self._line or self._slots or self._told.is_open or self._caller.is_busy
+        if is_used or self.tally.went_free or self.tally.unsaid_since < math.inf:
+            return math.inf
+        return max(self._opened_at, self._caller.called_at)
 
     def overhear_pause(self, epoch: int, left_s: float) -> None:
         """The channel tells of a 429 that some process has met."""
