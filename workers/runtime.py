@@ -79,6 +79,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             degraded_for_s=settings.limit.degraded_for_s,
             tenant_weights=settings.limit.tenant_weights,
             organisations=_organisations(catalog),
+            named=catalog.models.keys(),
         ) as limits,
         Http(settings.http) as http,
         _offered(catalog, ring),

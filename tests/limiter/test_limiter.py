@@ -302,6 +302,7 @@ async def test_a_large_request_is_not_starved_by_small_ones() -> None:
 async def test_a_model_without_limits_waits_for_nobody_but_a_pause() -> None:
     loop = asyncio.get_running_loop()
     async with limiter_of(Plan()) as (limiter, schedule):
+        await sent_at(limiter)
         permits = [await admit(limiter) for _ in range(500)]
         assert len(schedule.asks) <= 1
         permits[0].rate_limited(2.0, {})
@@ -535,6 +536,24 @@ async def test_a_request_larger_than_a_limit_that_was_told_goes_as_all_of_its_wi
     first.observe(told(90_000, 89_000, "1s", "tokens"))
     assert limiter.plan == schedule.plan == plan(Limits(tpm=60_000, algorithm="sliding"))
     await limiter.close()
+
+
+@virtually
+async def test_the_first_request_to_a_model_without_limits_goes_alone_for_a_second() -> None:
+    loop = asyncio.get_running_loop()
+    async with limiter_of(Plan()) as (limiter, _):
+        asked_at = loop.time()
+        slow = asyncio.gather(*(admit(limiter) for _ in range(20)))
+        await slow
+        assert 0.9 < loop.time() - asked_at < 1.1
+    async with limiter_of(Plan()) as (limiter, _):
+        asked_at = loop.time()
+        tasks = [asyncio.create_task(admit(limiter)) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        assert [task.done() for task in tasks] == [True] + [False] * 19
+        tasks[0].result().settle(Usage())
+        await asyncio.gather(*tasks)
+        assert loop.time() - asked_at < 0.2
 
 
 @virtually

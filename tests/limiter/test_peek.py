@@ -189,7 +189,9 @@ async def test_the_pace_that_429s_have_left(client: Redis, limits: Limits) -> No
     left = len(waiting) - len((await worker.acquire(waiting)).slots)
     came_at = worker.now
     view = await worker.peek()
-    assert view.wait_s == pytest.approx(await worker.last_instant([Cost()] * (left + 1)) - came_at, rel=0.15)
+    # The pace of an unstated limit grows while they wait.
+    rel = 0.15 if limits.rpm else 0.4
+    assert view.wait_s == pytest.approx(await worker.last_instant([Cost()] * (left + 1)) - came_at, rel=rel)
     assert view.pace_share < 1 or limits.rpm is None
     # The pace of an unstated limit is forgotten when it has grown tenfold: then nothing is known to be limited.
     worker.now += 3_600
@@ -198,17 +200,14 @@ async def test_the_pace_that_429s_have_left(client: Redis, limits: Limits) -> No
     assert (limits.rpm is None) == (not later.permitted_per_minute)
 
 
-async def test_a_limit_that_is_learned_does_not_lift_the_pace_that_a_429_has_left(client: Redis) -> None:
+async def test_a_limit_that_is_learned_lifts_the_pace_that_a_429_has_left(client: Redis) -> None:
     worker = Worker(client, Limits())
     await worker.acquire(went_free=5)
     await worker.refuse(1.0)
     worker.now += 1.5
     worker.limits = Limits(rpm=60_000)
-    left = 20 - len((await worker.acquire([Cost()] * 20)).slots)
-    came_at = worker.now
-    view = await worker.peek()
-    assert view.wait_s == pytest.approx(await worker.last_instant([Cost()] * (left + 1)) - came_at, rel=0.15)
-    assert view.permitted_per_minute["requests"] < 600
+    assert len((await worker.acquire([Cost()] * 20)).slots) == 20
+    assert (await worker.peek()).permitted_per_minute["requests"] > 50_000
 
 
 async def test_the_organisation_s_limit_counts_too(client: Redis) -> None:

@@ -33,8 +33,8 @@ INPUT_TOKENS, MOST_OUTPUT_TOKENS = 100, 4_096
 class VirtualSchedule(RedisSchedule):
     """The real scripts at the loop's time; the way to Redis takes some of it."""
 
-    def __init__(self, client: redis.Redis, terms: Plan, rng: random.Random) -> None:
-        super().__init__(cast("Any", None), LimiterName("p", "m", "k"), terms)
+    def __init__(self, client: redis.Redis, terms: Plan, rng: random.Random, **options: Any) -> None:
+        super().__init__(cast("Any", None), LimiterName("p", "m", "k"), terms, **options)
         self._client = client
         self._rng = rng
 

@@ -46,6 +46,7 @@ if before then
 end
 
 local lease_s, longest_s = tonumber(ARGV[5]), tonumber(ARGV[6])
+local capped_s = 1
 local backlog, held = tonumber(ARGV[7]), tonumber(ARGV[8])
 local max_calls, max_day = tonumber(ARGV[9]), tonumber(ARGV[10])
 local leaving = ARGV[17] == '1'
@@ -80,18 +81,17 @@ end
 told = table.concat(told, ',')
 local knows_limits = told == ARGV[19]
 
-local factor, cap = factor_at(state, now), cap_at(state, now)
+-- A limit that is known, if only by what answers tell, takes the place of what 429s have taught.
+local factor = factor_at(state, now)
+local cap, is_searched = cap_at(state, now)
 local has_requests = false
 for _, dim in ipairs(dims) do
   dim.rate = dim.rate * factor
-  if dim.name == 'requests' then
-    has_requests = true
-    if cap then dim.rate = math.min(dim.rate, cap) end
-  end
+  has_requests = has_requests or dim.name == 'requests'
 end
-if cap and not has_requests then
-  dims[#dims + 1] = { name = 'requests', rate = cap, burst = 1, span = 0 }
-end
+local is_lifted = has_requests and cap ~= nil
+if has_requests then cap = nil end
+if cap then dims[#dims + 1] = { name = 'requests', rate = cap, burst = 1, span = 0 } end
 
 -- A limiter that nobody has used starts with one permit. One whose state is gone may have slots out that were leased
 -- from the lost schedule; the new one begins behind the furthest of them, in the epoch that its processes know.
@@ -103,7 +103,9 @@ local epoch = string.format('%.0f', math.max(tonumber(state.epoch or 1), its_epo
 for _, dim in ipairs(dims) do
   local begins = math.max(now, lost_until) + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
   dim.tat = tonumber(state['tat:' .. dim.name]) or begins
+  if is_lifted and dim.name == 'requests' then dim.tat = math.min(dim.tat, math.max(begins, now + dim.burst / dim.rate)) end
 end
+if cap and is_searched then longest_s = math.min(longest_s, capped_s) end -- a pace that doubles must not be leased far ahead
 local calendar = calendar_of(KEYS[7], levels.o, above, now)
 local window = window_of(KEYS[6], dims, width, tonumber(ARGV[22]), now)
 local window_above = window_of(KEYS[8], above, width, tonumber(ARGV[22]), now)

@@ -70,6 +70,11 @@ class Caller:
         """Whether the schedule could not be reached at the last call."""
         return self._away_since is not None
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether something has yet to be said or answered."""
+        return self.is_away or self._pending is not None or self._report is not None
+
     def nudge(self, at: float) -> None:
         """The client may want a call at `at` already."""
         if at < self._sleeps_until:
@@ -175,4 +180,8 @@ def _joined(first: PauseReport | None, second: PauseReport | None) -> PauseRepor
     if first is None or second is None:
         return first or second
     asked = [each.asked_s for each in (first, second) if each.asked_s is not None]
-    return PauseReport(epoch=max(first.epoch, second.epoch), asked_s=max(asked, default=None))
+    return PauseReport(
+        epoch=max(first.epoch, second.epoch),
+        asked_s=max(asked, default=None),
+        went_free=max(first.went_free, second.went_free),
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError
@@ -59,8 +58,12 @@ class PauseChannel:
     async def _keep_listening(self) -> None:
         while not self._closing:
             # Closing a broken connection may fail as well.
-            with suppress(RedisError, OSError, TimeoutError):
+            try:
                 await self._listen()
+            except (RedisError, OSError, TimeoutError):
+                pass
+            except Exception:  # a fault of ours, or redis-py's, must not leave the process deaf for good, unseen
+                logger.exception("A fault while listening for pauses; it is done again")
             self._heard_at = float("-inf")
             await asyncio.sleep(AGAIN_S)
 

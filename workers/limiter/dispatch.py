@@ -61,9 +61,16 @@ class Dispatcher:
 
     def let_all_go(self, instant: float | None) -> None:
         """Nothing is limited."""
-        while (waiter := self._first()) is not None:
-            self._tally.charge(waiter.cost, instant)
-            self._send(waiter, instant)
+        while self.let_one_go(instant):
+            pass
+
+    def let_one_go(self, instant: float | None) -> bool:
+        """Whether there was one."""
+        if (waiter := self._first()) is None:
+            return False
+        self._tally.charge(waiter.cost, instant)
+        self._send(waiter, instant)
+        return True
 
     def void(self, slot: Slot) -> None:
         """The request's instant is lost, or it would be sold twice; its tokens are not."""

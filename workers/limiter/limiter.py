@@ -59,6 +59,9 @@ MOST_COSTS = 256
 _LEAD_S = (0.010, 0.050)
 _DEFAULT_PAUSE_S = 1.0
 
+ALONE_S = 1.0
+"""How long the first request to a model without known limits is alone at most: its answer may tell them."""
+
 
 class Moved(Exception):
     """The waiter may find another key free."""
@@ -107,6 +110,9 @@ class Limiter:
         self._dispatcher = Dispatcher(self._line, self._forecast, self.tally, issue=self._permit)
         self._told = ToldLimits()
         self._in_flight = 0
+        self._opened_at = self._loop.time()
+        self._has_answer = False
+        self._alone_until: float | None = None
         self._last: Grant | None = None
         self._sold_ahead_s = 0.0
         self._asked_for: list[Waiter] = []
@@ -160,6 +166,14 @@ class Limiter:
         """Whether the schedule could not be reached at the last call."""
         return self._caller.is_away
 
+    @property
+    def idle_since(self) -> float:
+        """Since when (monotonic) nobody has used it and Redis knows all of it; infinity while it is in use."""
+        is_used = self._in_flight or self._line or self._slots or self._told.is_open or self._caller.is_busy
+        if is_used or self.tally.went_free or self.tally.unsaid_since < math.inf:
+            return math.inf
+        return max(self._opened_at, self._caller.called_at)
+
     def overhear_pause(self, epoch: int, left_s: float) -> None:
         """The channel tells of a 429 that some process has met."""
         self._note_pause(epoch, self._loop.time() + left_s if left_s > 0 else -math.inf)
@@ -203,6 +217,7 @@ class Limiter:
             self._estimator.overhear(usage)
         elif usage is not None:
             self._estimator.learn(permit.cost, usage)
+        self._note_answer()
         self._tell_soon()
 
     def give_up(self, permit: Permit) -> None:
@@ -214,6 +229,7 @@ class Limiter:
         """See `Permit.give_back`."""
         self._in_flight -= 1
         self.tally.refund(permit.cost, permit.instant)
+        self._note_answer()
         self._tell_soon()
 
     def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> None:
@@ -226,7 +242,7 @@ class Limiter:
             return
         # Nothing may leave while Redis hears of it.
         self._note_pause(self._pauses.epoch, until)
-        self._caller.report(PauseReport(epoch=permit.epoch, asked_s=asked_s))
+        self._caller.report(PauseReport(epoch=permit.epoch, asked_s=asked_s, went_free=self.tally.went_free))
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """See `Permit.observe`."""
@@ -242,7 +258,29 @@ class Limiter:
             return True
         if self._told.is_open and not self.is_away:
             return False  # an answer has just told a limit
+        if not self._has_answer and self._must_wait_for_the_first():
+            return False
         return self._last is not None and not self._last.is_capped and not self._is_paused() and not self._line
+
+    def _must_wait_for_the_first(self) -> bool:
+        return self._alone_until is not None and self._loop.time() < self._alone_until
+
+    def _let_free_go(self) -> None:
+        """Nothing is limited, as far as anybody knows."""
+        if self._last is None or self._last.is_capped or not self.plan.is_free or self._is_paused():
+            return
+        if self._has_answer:
+            self._dispatcher.let_all_go(self._instant())
+        elif self._alone_until is None:
+            self._dispatcher.let_one_go(self._instant())
+        elif not self._must_wait_for_the_first():
+            self._dispatcher.let_all_go(self._instant())
+
+    def _note_answer(self) -> None:
+        if not self._has_answer:
+            self._has_answer = True
+            if not self._told.is_open:  # else when the schedule has answered
+                self._let_free_go()
 
     def _is_paused(self) -> bool:
         return self._loop.time() < self._pauses.until
@@ -277,6 +315,9 @@ class Limiter:
 
     def _permit(self, cost: Cost, instant: float | None) -> Permit:
         self._in_flight += 1
+        if not self._has_answer and self._alone_until is None and self.plan.is_free:
+            self._alone_until = self._loop.time() + ALONE_S
+            self._loop.call_at(self._alone_until, self._let_free_go)
         return Permit(self, cost, epoch=self._pauses.epoch, instant=instant)
 
     def _instant(self) -> float | None:
@@ -410,8 +451,7 @@ class Limiter:
         if grant.reason == "day":
             self._pauses.blocked_until = now + grant.wait_s
             self._eject()
-        if self.plan.is_free and not grant.is_capped and not self._is_paused():
-            self._dispatcher.let_all_go(self._instant())
+        self._let_free_go()
         self._ask_at = self._next_ask_at(grant, now, rtt_s=now - asked_at)
         if not self._caller.is_closing:
             self._slots.arm()

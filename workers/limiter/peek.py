@@ -19,6 +19,8 @@ __all__ = ["Hash", "Line", "Sold", "expected_wait_s", "flow_per_s", "pace_share"
 
 Hash = Mapping[bytes, bytes]
 
+_DOUBLES_S = 10.0
+
 _FLOW_MEMORY_S = 10.0
 """As in clock.lua, `flow_with`."""
 
@@ -80,8 +82,6 @@ def sold(state: Hash, organisation: Hash, *, now: float) -> list[Sold]:
             found.append(_in_calendar(cast("DimensionName", name), float(rate), float(burst), organisation, now=now))
             continue
         rate_per_s = float(rate) * share
-        if cap is not None and name == "requests":
-            rate_per_s = min(rate_per_s, cap)
         found.append(_with_instant(Sold(cast("DimensionName", name), rate_per_s, float(burst), 0.0), state, now=now))
     if cap is not None and not any(each.name == "requests" and not each.is_shared for each in found):
         found.append(_with_instant(Sold("requests", cap, 1.0, 0.0), state, now=now))
@@ -164,11 +164,18 @@ def pace_share(state: Hash, *, now: float) -> float:
 
 
 def _cap_per_s(state: Hash, *, now: float) -> float | None:
-    """The pace of a model whose limits nobody has stated, after a 429; forgotten at ten times what it was."""
+    """The pace of a model whose limits nobody knows, after a 429, as clock.lua's `cap_at` has it."""
     if b"cap" not in state:
         return None
-    growth = 1.01 ** min(1_000.0, max(0.0, now - float(state[b"cap_at"])))
-    return float(state[b"cap"]) * growth if growth <= 10 else None
+    cap, age_s = float(state[b"cap"]), max(0.0, now - float(state[b"cap_at"]))
+    top, seconds_to = cap / 0.7, 60.0
+    told = state.get(b"cap_to", b"").split()
+    if told and told[2] == state[b"cap_at"]:
+        top, seconds_to = float(told[0]), float(told[1])
+    if not seconds_to:
+        return cap * 2**age_s if age_s <= _DOUBLES_S else None
+    grown = top + (top - cap) * (age_s / seconds_to - 1) ** 3
+    return grown if grown <= 10 * cap else None
 
 
 def flow_per_s(state: Hash, *, now: float) -> float:

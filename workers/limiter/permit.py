@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
+from .headers import rate_headers
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from .cost import Cost, TokenUsage
 
@@ -25,11 +27,13 @@ class Issuer(Protocol):
 class Permit:
     """One request may be sent, now, with `key`. Settle it when the call is over, in whatever way it ended."""
 
-    __slots__ = ("_is_open", "_issuer", "cost", "epoch", "instant", "key")
+    __slots__ = ("_is_open", "_issuer", "cost", "epoch", "instant", "key", "owner")
 
     def __init__(self, issuer: Issuer, cost: Cost, *, epoch: int, instant: float | None = None) -> None:
         self.key: Any = None
         """Of the keys that were offered, the one to send with."""
+        self.owner: Callable[[], Issuer] | None = None
+        """Opens the model's own limiter, where the issuer is one that models share of whose limits nothing is known."""
         self.cost = cost
         self.epoch = epoch
         self.instant = instant
@@ -63,9 +67,13 @@ class Permit:
 
         Settles the permit too: a refused request took no tokens.
         """
-        self._issuer.rate_limited(self, retry_after_s, headers)
+        issuer = self._issuer if self.owner is None else self.owner()
+        issuer.rate_limited(self, retry_after_s, headers)
         self.give_back()
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """Learn from the rate headers of any answer. Cheap; header names are looked up in lower case."""
-        self._issuer.observe(headers)
+        if self.owner is None:
+            self._issuer.observe(headers)
+        elif rate_headers(headers):
+            self.owner().observe(headers)

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import secrets
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from hashlib import sha256
+from itertools import count
 from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
@@ -19,12 +23,13 @@ from .estimate import Estimator
 from .headers import learned
 from .limiter import Limiter, LimiterOptions, Moved
 from .line import Line, Waiter
+from .link import Link
 from .rate import plan
 from .schedule import LimiterName, RedisSchedule
 from .view import LimiterView, listed, look, mark_listed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Collection, Mapping, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -41,9 +46,26 @@ if TYPE_CHECKING:
 
 __all__ = ["LimiterRegistry", "fingerprint", "snapshot"]
 
+logger = logging.getLogger("promptmill.limiter")
+
 LIST_EVERY_S = 3_600.0
 LIST_AGAIN_S = 30.0
 NO_KEY = "none"
+
+SHARED = "*"
+"""In place of the model, in the name of the limiter that unnamed models share."""
+
+IDLE_S = 600.0
+"""What nobody has used for so long is closed; Redis keeps its schedule."""
+
+MOST_IDLE = 256
+"""More than so many limiters are there only while they are used."""
+
+MOST_MODELS = 1_024
+"""Of so many models the lengths of answers are remembered, and of so many unnamed ones that they have limits."""
+
+LOOKS_AT_ONCE = 32
+"""Limiters that a snapshot reads at a time: each takes a connection."""
 
 
 def fingerprint(key: SecretStr | None) -> str:
@@ -53,8 +75,11 @@ def fingerprint(key: SecretStr | None) -> str:
 
 async def snapshot(redis: Redis, *, key_prefix: str = "") -> list[LimiterView]:
     """Every limiter that any worker uses, as it stands. Changes nothing; needs no registry."""
-    names = await listed(redis, key_prefix=key_prefix)
-    return list(await asyncio.gather(*(look(redis, *name, key_prefix=key_prefix) for name in names)))
+    names, views = await listed(redis, key_prefix=key_prefix), []
+    for first in range(0, len(names), LOOKS_AT_ONCE):
+        some = names[first : first + LOOKS_AT_ONCE]
+        views += await asyncio.gather(*(look(redis, *name, key_prefix=key_prefix) for name in some))
+    return views
 
 
 class LimiterRegistry:
@@ -62,6 +87,9 @@ class LimiterRegistry:
 
     A limiter is known by provider, upstream model and key. Limits that the catalogue does not state are learned from
     the headers of answers to any process; a model without any is admitted at once, unless a 429 has paused it.
+
+    Models that are not `named`, which jobs may name as they like, share one limiter of each provider and key for as
+    long as nothing is known of their limits; with the first header or 429 a model gets its own.
     """
 
     def __init__(
@@ -74,10 +102,12 @@ class LimiterRegistry:
         degraded_for_s: float = 60.0,
         tenant_weights: Mapping[str, float] | None = None,
         organisations: Mapping[str, Limits] | None = None,
+        named: Collection[str] | None = None,
     ) -> None:
         """`now` gives epoch seconds by the clock of the jobs' deadlines. `redis` must return bytes.
 
         `organisations`: by provider, limits that all its keys together have for each of its models that states none.
+        `named`: the names of the catalogue's models; None: all are named.
         """
         process = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._redis = redis
@@ -86,6 +116,12 @@ class LimiterRegistry:
         self._options = LimiterOptions(process, when_away, degraded_for_s)
         self._weights = dict(tenant_weights or {})
         self._organisations = dict(organisations or {})
+        self._named = named
+        self._link = Link(redis)
+        self._has_limits: dict[tuple[str, str], None] = {}
+        self._opened = count()
+        self._closing: set[asyncio.Task[None]] = set()
+        self._sweeping: asyncio.Task[None] | None = None
         self._limiters: dict[LimiterName, Limiter] = {}
         self._by_text: dict[str, Limiter] = {}
         self._pools: dict[tuple[str, str, tuple[SecretStr | None, ...]], list[tuple[Any, Limiter]]] = {}
@@ -99,6 +135,7 @@ class LimiterRegistry:
     async def __aenter__(self) -> Self:
         self._channel.open()
         self._listing = asyncio.create_task(self._keep_listed())
+        self._sweeping = asyncio.create_task(self._keep_closing_idle())
         return self
 
     async def __aexit__(
@@ -106,9 +143,11 @@ class LimiterRegistry:
     ) -> None:
         """Tell Redis what ended and what is unused. Who still waits is cancelled."""
         await self._channel.close()
-        if self._listing is not None:
-            await stop(self._listing)
-        await asyncio.gather(*(limiter.close() for limiter in self._limiters.values()))
+        for task in (self._listing, self._sweeping):
+            if task is not None:
+                await stop(task)
+        await asyncio.gather(*self._closing, *(limiter.close() for limiter in self._limiters.values()))
+        await self._link.close()
 
     def admit_free(
         self,
@@ -129,7 +168,7 @@ class LimiterRegistry:
         permit = limiter.admit_free(UNKNOWN) if limiter.plan.is_free else None
         if permit is not None:
             self._turn += 1
-            permit.key = key
+            self._mark(permit, model, key, keys)
         return permit
 
     async def admit(
@@ -148,10 +187,10 @@ class LimiterRegistry:
         Raises `TooLargeForLimit` at once, `TooLate` when `deadline_at` (epoch seconds) comes first, and `MustPark` when
         the slot is more than `park_after_s` seconds away (None: wait for ever). Safe to cancel.
         """
-        pool = self._pool(model, keys)
-        for _, limiter in pool:
+        for _, limiter in self._pool(model, keys):
             limiter.plan.check(cost)
         while True:
+            pool = self._pool(model, keys)  # again: an idle limiter may have been closed in the meantime
             key, limiter = self._soonest(pool, priority, tenant or "")
             self._turn += 1
             waiter = Waiter(
@@ -167,7 +206,7 @@ class LimiterRegistry:
                 permit = await limiter.admit(waiter)
             except Moved:
                 continue
-            permit.key = key
+            self._mark(permit, model, key, keys)
             return permit
 
     def estimate(
@@ -191,6 +230,9 @@ class LimiterRegistry:
     def pause_heard(self, limiter: str, epoch: int, left_s: float) -> None:
         if (found := self._by_text.get(limiter)) is not None:
             found.overhear_pause(epoch, left_s)
+        elif self._named is not None:
+            provider, _, rest = limiter.partition(":")
+            self._note_limits(provider, rest.rpartition(":")[0])
 
     def hears_again(self) -> None:
         for limiter in self._limiters.values():
@@ -216,17 +258,74 @@ class LimiterRegistry:
     def _pool(self, model: Model, keys: Sequence[SecretStr | None]) -> list[tuple[Any, Limiter]]:
         identity = (model.provider, model.upstream, tuple(keys))
         if (pool := self._pools.get(identity)) is None:
-            offered = keys or (None,)
-            pool = self._pools[identity] = [(key, self._limiter(model, key, keys=len(offered))) for key in offered]
+            identity = (*self._known_as(model), tuple(keys))
+            if (pool := self._pools.get(identity)) is None:
+                offered = keys or (None,)
+                pool = self._pools[identity] = [(key, self._limiter(model, key, keys=len(offered))) for key in offered]
         return pool
 
     def _limiter(self, model: Model, key: SecretStr | None, *, keys: int) -> Limiter:
-        name = LimiterName(model.provider, model.upstream, fingerprint(key))
+        known_as = self._known_as(model)
+        name = LimiterName(*known_as, fingerprint(key))
         if (limiter := self._limiters.get(name)) is None:
+            self._close_idle(for_s=0.0, most=MOST_IDLE - 1)
             limiter = self._limiters[name] = self._by_text[str(name)] = self._open(name, model, keys=keys)
-            self._by_model.setdefault((model.provider, model.upstream), []).append(limiter)
+            self._by_model.setdefault(known_as, []).append(limiter)
             self._has_new.set()
         return limiter
+
+    def _known_as(self, model: Model) -> tuple[str, str]:
+        """Provider and model of its limiters."""
+        name = (model.provider, model.upstream)
+        if self._named is None or model.name in self._named or name in self._has_limits:
+            return name
+        is_free = plan(model.limits, organisation=self._organisation(model)).is_free
+        return (model.provider, SHARED) if is_free else name
+
+    def _mark(self, permit: Permit, model: Model, key: SecretStr | None, keys: Sequence[SecretStr | None]) -> None:
+        permit.key = key
+        if self._named is not None and model.name not in self._named and self._known_as(model)[1] == SHARED:
+            permit.owner = partial(self._own, model, key, keys=len(keys or (None,)))
+
+    def _own(self, model: Model, key: SecretStr | None, *, keys: int) -> Limiter:
+        """From now on the model's limiter is its own."""
+        self._note_limits(model.provider, model.upstream)
+        return self._limiter(model, key, keys=keys)
+
+    def _note_limits(self, provider: str, upstream: str) -> None:
+        name = (provider, upstream)
+        self._has_limits.pop(name, None)
+        self._has_limits[name] = None
+        if len(self._has_limits) > MOST_MODELS:
+            del self._has_limits[next(iter(self._has_limits))]
+
+    def _close_idle(self, *, for_s: float, most: int) -> None:
+        """Those that nobody has used for so long, beyond the `most` that were used last."""
+        if len(self._limiters) <= most:
+            return
+        latest = asyncio.get_running_loop().time() - for_s
+        idle = [(since, name) for name, each in self._limiters.items() if (since := each.idle_since) <= latest]
+        idle.sort(key=lambda found: found[0])
+        for _, name in idle[: len(self._limiters) - most]:
+            self._forget(name)
+
+    def _forget(self, name: LimiterName) -> None:
+        limiter = self._limiters.pop(name)
+        del self._by_text[str(name)]
+        known_as = (name.provider, name.model)
+        self._by_model[known_as].remove(limiter)
+        if not self._by_model[known_as]:
+            del self._by_model[known_as]
+        for identity in [each for each, pool in self._pools.items() if any(limiter is one for _, one in pool)]:
+            del self._pools[identity]
+        task = asyncio.create_task(limiter.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _keep_closing_idle(self) -> None:
+        while True:
+            await asyncio.sleep(IDLE_S / 10)
+            self._close_idle(for_s=IDLE_S, most=0)
 
     def _open(self, name: LimiterName, model: Model, *, keys: int) -> Limiter:
         def learn(told: Mapping[ToldLimit, int]) -> None:
@@ -236,7 +335,8 @@ class LimiterRegistry:
         limiter = Limiter(
             first_plan,
             schedule,
-            options=self._options,
+            # What Redis remembers of a limiter that was closed must not answer for the next of its name.
+            options=replace(self._options, process=f"{self._options.process}-{next(self._opened)}"),
             estimator=self._estimator(model),
             now=self._now,
             line=Line(self._weights),
@@ -251,20 +351,22 @@ class LimiterRegistry:
         """The plan for what the catalogue states and answers have told, and the schedule that sells by it."""
         limits, above = learned(model.limits, told), self._organisation(model)
         terms = plan(limits, stated=model.limits, organisation=above, keys=keys)
-        return terms, RedisSchedule(self._redis, name, terms, told=told, key_prefix=self._key_prefix)
+        return terms, RedisSchedule(self._redis, name, terms, told=told, key_prefix=self._key_prefix, link=self._link)
 
     def _organisation(self, model: Model) -> Limits | None:
         return model.organisation_limits or self._organisations.get(model.provider)
 
     def _estimator(self, model: Model) -> Estimator:
-        name = (model.provider, model.upstream)
+        name = self._known_as(model)
         if (estimator := self._estimators.get(name)) is None:
             estimator = self._estimators[name] = Estimator()
+            if len(self._estimators) > MOST_MODELS:
+                del self._estimators[next(iter(self._estimators))]
         return estimator
 
     def _plans(self, model: Model) -> list[Plan]:
         """Of each key that was used; before any was, by the catalogue."""
-        limiters = self._by_model.get((model.provider, model.upstream), ())
+        limiters = self._by_model.get(self._known_as(model), ())
         return [limiter.plan for limiter in limiters] or [plan(model.limits, organisation=self._organisation(model))]
 
     async def _keep_listed(self) -> None:
@@ -276,6 +378,9 @@ class LimiterRegistry:
                 seconds, _ = await self._redis.time()
                 await mark_listed(self._redis, list(self._limiters), now=seconds, key_prefix=self._key_prefix)
             except (RedisError, OSError, TimeoutError):
+                again_s = LIST_AGAIN_S
+            except Exception:  # a fault of ours must not end the list for good, unseen
+                logger.exception("A fault of ours in listing the limiters; it goes on")
                 again_s = LIST_AGAIN_S
             with suppress(TimeoutError):
                 async with asyncio.timeout(again_s):

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import TYPE_CHECKING, Any, Protocol, cast
-
-from redis.exceptions import NoScriptError
+from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks import keys
 
 from .cost import Cost
 from .headers import TOLD_LIMITS, ToldLimit
+from .link import Link
 from .rate import BIN_S
 from .scripts import ACQUIRE, PAUSE
 
@@ -138,10 +137,13 @@ class RedisSchedule:
         told: Mapping[ToldLimit, int] | None = None,
         key_prefix: str = "",
         fixed_now: str = "",
+        link: Link | None = None,
     ) -> None:
-        """`fixed_now` (epoch seconds as text) stands in for Redis's clock; for tests of the scripts."""
+        """`link`: one that several schedules share.
+
+        `fixed_now` (epoch seconds as text) stands in for Redis's clock; for tests of the scripts."""
         self.fixed_now = fixed_now
-        self._redis = redis
+        self._link = Link(redis) if link is None else link
         self._name = name
         self._states_requests = plan.limits_requests
         self._max_in_flight = plan.max_in_flight or 0
@@ -197,12 +199,7 @@ class RedisSchedule:
         )
 
     async def _run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
-        try:
-            reply = self._redis.evalsha(script.sha, len(names), *names, *args)
-            return await cast("Awaitable[list[bytes]]", reply)
-        except NoScriptError:
-            reply = self._redis.eval(script.text, len(names), *names, *args)
-            return await cast("Awaitable[list[bytes]]", reply)
+        return await self._link.run(script, names, args)
 
 
 def _spelt(dimension: Dimension) -> str:

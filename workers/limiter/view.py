@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from .cost import Cost
     from .schedule import LimiterName
 
-__all__ = ["LimiterHashes", "LimiterView", "listed", "look", "mark_listed", "view_of"]
+__all__ = ["MOST_LISTED", "LimiterHashes", "LimiterView", "listed", "look", "mark_listed", "view_of"]
+
+MOST_LISTED = 1_000
+"""Users may name the models, and each is labels in `promptmill metrics`."""
 
 
 class LimiterHashes(NamedTuple):
@@ -81,8 +84,9 @@ async def mark_listed(redis: Redis, names: list[LimiterName], *, now: float, key
 
 
 async def listed(redis: Redis, *, key_prefix: str = "") -> list[tuple[str, str, str]]:
-    """Provider, model and key fingerprint of each limiter in use."""
-    members = await cast("Awaitable[list[bytes]]", redis.zrange(key_prefix + keys.LIMITERS, 0, -1))
+    """Provider, model and key fingerprint of each limiter in use, of the latest `MOST_LISTED`."""
+    latest = redis.zrange(key_prefix + keys.LIMITERS, 0, MOST_LISTED - 1, desc=True)
+    members = await cast("Awaitable[list[bytes]]", latest)
     return sorted(tuple(json.loads(member)) for member in members)
 
 

@@ -67,7 +67,7 @@ local function window_of(key, dimensions, width, reserve, now)
 
   function window.settle(bin, back)
     for name, of in pairs(by_name) do
-      if back[name] ~= 0 then charge(of, bin, math.min(-back[name], of.limit)) end
+      if back[name] ~= 0 then charge(of, bin, -back[name]) end
     end
   end
 

@@ -1,0 +1,123 @@
+"""Four processes at a provider whose limit of requests the catalogue does not state: real scripts, virtual time."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+import redis
+
+from config.catalog import Limits
+from tasks.results import Usage
+from workers.limiter.estimate import Estimator
+from workers.limiter.headers import learned
+from workers.limiter.limiter import Limiter, LimiterOptions
+from workers.limiter.line import Waiter
+from workers.limiter.rate import plan
+from workers.simulator.limits import Allowance
+
+from .conftest import RedisServer
+from .plain import run_virtually
+from .test_token_windows import VirtualSchedule
+
+RPM = 600
+PROCESSES, WAITERS = 4, 25
+MINUTES = 5
+
+
+@dataclass
+class Provider:
+    """Counts strictly, and tells its limit in headers if it `tells`."""
+
+    allowance: Allowance
+    rng: random.Random
+    tells: bool
+    admitted: list[float] = field(default_factory=list)
+    refused: list[float] = field(default_factory=list)
+
+    async def call(self) -> tuple[float | None, dict[str, str]]:
+        """Retry-After (s) where it refused, and the headers."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self.rng.uniform(0, 0.01))
+        refusal = self.allowance.admit(loop.time(), tokens=0)
+        headers = self.allowance.headers(loop.time()) if self.tells else {}
+        (self.admitted if refusal is None else self.refused).append(loop.time())
+        await asyncio.sleep(self.rng.uniform(0.01, 0.03) if refusal else self.rng.uniform(0.3, 0.9))
+        return (refusal.wait_s if refusal else None), headers
+
+
+async def keep_asking(client: redis.Redis, provider: Provider, limits: Limits, minutes: int) -> None:
+    loop = asyncio.get_running_loop()
+
+    def limiter_of(number: int) -> Limiter:
+        def learn(told: Any) -> None:
+            terms = plan(learned(limits, told))
+            limiter.replan(terms, VirtualSchedule(client, terms, provider.rng, told=told))
+
+        terms, options = plan(limits), LimiterOptions(f"process {number}")
+        schedule = VirtualSchedule(client, terms, provider.rng)
+        limiter = Limiter(terms, schedule, options=options, estimator=Estimator(), now=loop.time, on_told=learn)
+        return limiter
+
+    async def wait_and_call(limiter: Limiter) -> None:
+        while True:
+            permit = await limiter.admit(Waiter(Estimator().cost(input_chars=4), loop.create_future()))
+            retry_after_s, headers = await provider.call()
+            permit.observe(headers)
+            if retry_after_s is None:
+                permit.settle(Usage())
+            else:
+                permit.rate_limited(retry_after_s, headers)
+
+    limiters = [limiter_of(number) for number in range(PROCESSES)]
+    waiters = [asyncio.create_task(wait_and_call(limiter)) for limiter in limiters for _ in range(WAITERS)]
+    await asyncio.sleep(minutes * 60)
+    for waiter in waiters:
+        waiter.cancel()
+    await asyncio.gather(*waiters, return_exceptions=True)
+    for limiter in limiters:
+        await limiter.close()
+
+
+def play(server: RedisServer, algorithm: Any, limits: Limits, *, tells: bool, seed: int, minutes: int) -> Provider:
+    """A run; the provider's instants count from its beginning."""
+    rng = random.Random(seed)
+    allowance = Allowance.of(algorithm=algorithm, rpm=RPM, tpm=None, phase_s=rng.uniform(0, 60))
+    provider = Provider(allowance, rng, tells)
+    began_at = 0.0
+
+    async def run(client: redis.Redis) -> None:
+        nonlocal began_at
+        began_at = asyncio.get_running_loop().time()
+        await keep_asking(client, provider, limits, minutes)
+
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+        run_virtually(run(client))
+    provider.admitted = [at - began_at for at in provider.admitted]
+    provider.refused = [at - began_at for at in provider.refused]
+    return provider
+
+
+def of_minute(instants: list[float], minute: int) -> int:
+    return sum(60 * minute <= at < 60 * (minute + 1) for at in instants)
+
+
+@pytest.mark.parametrize("algorithm", ["bucket", "sliding", "fixed"])
+def test_a_limit_that_is_stated_or_told_is_used_without_a_429(redis_server: RedisServer, algorithm: Any) -> None:
+    for limits in (Limits(rpm=RPM, algorithm=algorithm), Limits()):
+        provider = play(redis_server, algorithm, limits, tells=True, seed=1, minutes=2)
+        assert len(provider.refused) <= (0 if limits.rpm else 1)
+        assert of_minute(provider.admitted, 1) > 0.97 * RPM
+
+
+@pytest.mark.parametrize("algorithm", ["bucket", "sliding", "fixed"])
+def test_a_limit_that_nobody_states_is_found_within_a_minute(redis_server: RedisServer, algorithm: Any) -> None:
+    provider = play(redis_server, algorithm, Limits(), tells=False, seed=1, minutes=3)
+    assert provider.refused, "nothing was found out"
+    later = [at for at in provider.refused if at >= 60]
+    assert len(later) <= 0.01 * sum(at >= 60 for at in provider.admitted)
+    assert of_minute(provider.admitted, 1) > 0.8 * RPM

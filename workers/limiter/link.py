@@ -1,0 +1,106 @@
+"""Script calls to Redis that share connections: those of one turn of the loop travel together."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from redis.exceptions import NoScriptError
+
+from tasks.cancellation import stop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from redis.asyncio import Redis
+
+    from .scripts import Script
+
+__all__ = ["BATCH_TIMEOUT_S", "Link"]
+
+MOST_CONNECTIONS = 4
+MOST_CALLS_IN_BATCH = 64
+BATCH_TIMEOUT_S = 1.0
+
+
+class _Call(NamedTuple):
+    script: Script
+    names: Sequence[str]
+    args: Sequence[Any]
+    reply: asyncio.Future[list[bytes]]
+
+
+class Link:
+    """One for all limiters of a process, so that hundreds of them need no more connections than a few."""
+
+    def __init__(self, redis: Redis) -> None:
+        self._redis = redis
+        self._waiting: list[_Call] = []
+        self._senders: set[asyncio.Task[None]] = set()
+        self._starts = False
+
+    async def run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
+        """The script's reply. Raises what the client raises, and `TimeoutError`."""
+        loop = asyncio.get_running_loop()
+        call = _Call(script, names, args, loop.create_future())
+        self._waiting.append(call)
+        if not self._starts and len(self._senders) < MOST_CONNECTIONS:
+            self._starts = True  # what comes in this turn of the loop goes along
+            sender = loop.create_task(self._send())
+            self._senders.add(sender)
+            sender.add_done_callback(self._senders.discard)
+        return await call.reply
+
+    async def close(self) -> None:
+        """What is under way is given up."""
+        for sender in list(self._senders):
+            await stop(sender)
+
+    async def _send(self) -> None:
+        self._starts = False
+        while self._waiting:
+            batch, self._waiting = self._waiting[:MOST_CALLS_IN_BATCH], self._waiting[MOST_CALLS_IN_BATCH:]
+            # Whose caller has given up must not be done later: it will come again.
+            batch = [call for call in batch if not call.reply.done()]
+            try:
+                async with asyncio.timeout(BATCH_TIMEOUT_S):
+                    replies = await self._exchange(batch)
+            except asyncio.CancelledError:
+                for call in batch:
+                    call.reply.cancel()
+                raise
+            except Exception as error:  # noqa: BLE001 - each caller hears of it, of whatever kind it is
+                replies = [error] * len(batch)
+            for call, reply in zip(batch, replies, strict=True):
+                _answer(call, reply)
+
+    async def _exchange(self, batch: Sequence[_Call]) -> list[Any]:
+        replies = await self._execute(batch, by_digest=True)
+        unknown = [position for position, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+        if unknown:
+            again = await self._execute([batch[position] for position in unknown], by_digest=False)
+            for position, reply in zip(unknown, again, strict=True):
+                replies[position] = reply
+        return replies
+
+    async def _execute(self, batch: Sequence[_Call], *, by_digest: bool) -> list[Any]:
+        if not batch:
+            return []
+        async with self._redis.pipeline(transaction=False) as commands:
+            for script, names, args, _ in batch:
+                if by_digest:
+                    commands.evalsha(script.sha, len(names), *names, *args)
+                else:
+                    commands.eval(script.text, len(names), *names, *args)
+            return list(await commands.execute(raise_on_error=False))
+
+
+def _answer(call: _Call, reply: Any) -> None:
+    if call.reply.done():
+        return
+    if isinstance(reply, BaseException):
+        call.reply.set_exception(reply)
+        # Its caller may be cancelled before it looks, and then nobody would; asyncio reports that as an error.
+        call.reply.exception()
+    else:
+        call.reply.set_result(reply)
