@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .harness import wait_until
+from tasks import PromptQueue
+
+from .harness import MESSAGES, wait_until
 
 if TYPE_CHECKING:
+    from tasks.blocking import SyncQueue
+
     from .harness import World
 
 HOW_TO = "libfaketime is not installed: it comes with `make install` (the wheel libfaketime)"
@@ -80,8 +84,13 @@ def test_redis_clock_may_be_set(world: World, step: str) -> None:
     assert [result.status for result in results] == ["succeeded"] * 4
     assert all(0 <= (result.queued_s or 0) < 60 for result in results)
     assert world.results([late])[0].status == "expired"
-    again = world.submit(2, model="quick", deadline_s=30)
-    assert [result.status for result in world.results(again)] == ["succeeded"] * 2
+    # Of a client that knows the clock as it is now.
+    fresh: SyncQueue = world.enter(PromptQueue(world.server.url).sync)
+    running = world.submit(2, model="slower")
+    world.wait_in_flight(running, model="slower")
+    again = fresh.submit(model="quick", messages=MESSAGES, deadline_s=30)
+    too_late = fresh.submit(model="quick", messages=MESSAGES, deadline_s=1)
+    assert [result.status for result in world.results([again, too_late])] == ["succeeded", "expired"]
     for job in delayed:  # due by Redis's clock, whatever that shows
         assert job.cancel() or int(step) > 0
     world.results(delayed)

@@ -144,3 +144,50 @@ def test_the_largest_record_reaches_who_waits_for_it(backend: Backend, client: r
         backend.store_result("j", answer(text=text), states.SUCCESS, request=request())
         message = waiting.get_message(timeout=10)
     assert len(message["data"]) > MOST_BYTES
+
+
+def wait_in_queue(client: redis.Redis, *job_ids: str, state: str = "queued", ttl_s: int = 2_000_000) -> None:
+    for job_id in job_ids:
+        client.hset(keys.job(job_id), mapping={"state": state, "group": "pmg-1"})
+        client.expire(keys.job(job_id), ttl_s)
+
+
+def test_the_end_of_a_job_cancelled_while_it_waited_stands_in_its_record(backend: Backend, client: redis.Redis) -> None:
+    wait_in_queue(client, "waiting")
+    wait_in_queue(client, "running", state="running")
+    backend.store_result("answered", answer("answered"), states.SUCCESS, request=request("answered"))
+    backend.revoke(["waiting", "running", "answered", "unknown"])
+    assert client.hget(keys.job("waiting"), "state") == b"cancelled"
+    assert client.ttl(keys.job("waiting")) > 1_990_000, "as long as a job that waits"
+    assert client.hget(keys.job("running"), "state") == b"running"
+    assert stored(client, "waiting")["status"] == "REVOKED"
+    assert stored(client, "answered")["status"] == "SUCCESS"
+    assert client.hget(keys.group("pmg-1"), "cancelled") == b"1"
+    assert not client.exists(keys.result("running"), keys.result("unknown"))
+
+
+def test_a_job_that_is_to_be_retried_may_be_cancelled(backend: Backend, client: redis.Redis) -> None:
+    wait_in_queue(client, "j")
+    backend.store_result("j", ValueError("again"), states.RETRY, request=request())
+    backend.revoke(["j"])
+    assert stored(client, "j")["status"] == "REVOKED"
+
+
+def test_of_two_workers_one_records_the_end(backend: Backend, client: redis.Redis) -> None:
+    wait_in_queue(client, "a", "b")
+    assert backend._claim(["a", "b"]) == [("queued", "pmg-1")] * 2
+    backend.revoke(["a", "b"])
+    assert not client.exists(keys.result("a"), keys.result("b")), "the other worker is at it"
+    client.hset(keys.job("a"), "ending", 1)  # it has died
+    backend.revoke(["a", "b"])
+    assert stored(client, "a")["status"] == "REVOKED" and not client.exists(keys.result("b"))
+    assert not client.hexists(keys.job("a"), "ending")
+
+
+@pytest.mark.parametrize(("reason", "state"), [("revoked", b"cancelled"), ("expired", b"expired")])
+def test_a_job_that_is_thrown_away_when_it_is_taken_says_so_in_its_record(
+    backend: Backend, client: redis.Redis, reason: str, state: bytes
+) -> None:
+    wait_in_queue(client, "j")
+    backend.mark_as_revoked("j", reason, request=request(), store_result=True)
+    assert client.hget(keys.job("j"), "state") == state

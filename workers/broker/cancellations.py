@@ -26,8 +26,8 @@ class Cancellations:
 
     def __init__(self) -> None:
         self._marked: dict[str, float] = {}
-        """Celery's revoked jobs that Redis was told of, with the time (`steady_s`) since when it is known to have a
-        mark of each, or to have had one. For the hub's thread only."""
+        """Celery's revoked jobs that Redis was told of, with the time (`steady_s`) since when it is known to have, or
+        to have had, a mark of each. For the hub's thread only."""
         self._lock = threading.Lock()
         self._ending: dict[tuple[int, bool], tuple[Any, set[str]]] = {}
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="promptmill-cancel")
