@@ -44,6 +44,8 @@ class Lease:
     """Its worker had lost sight of it: counts as a delivery that has ended badly."""
     is_suspected: bool = False
     """It is delayed although its call may have been paid for."""
+    deliveries: int = 0
+    """How often its worker died: it has one of the places for such messages (`Channel._has_portion`)."""
     job_id: str = ""
     """Known when its job has begun, like the next two."""
     has_record: bool = False
