@@ -49,7 +49,7 @@ logger = logging.getLogger("promptmill.broker")
 PORTION_WAIT_MS = 500
 """A message that is one too many of those whose workers died is looked at again after this, and up to a second more."""
 
-_OPTIONS = ("lease_s", "max_deliveries")
+_OPTIONS = ("lease_s", "max_deliveries", "loop_patience_s")
 
 _leases: dict[tuple[Any, ...], Leases] = {}
 
@@ -64,6 +64,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     """How long a message stays a worker's without a heartbeat: a dead worker's come back after this."""
     max_deliveries = 5
     """A message whose worker died so often is buried."""
+    loop_patience_s = 60.0
+    """How much longer than a lease the jobs of a worker whose loop is blocked stay its own."""
     socket_timeout = 10.0
     socket_connect_timeout = 5.0
 
@@ -254,7 +256,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             self.link.send(batch)
 
     def _room(self) -> int:
-        return self.qos.room() if time.monotonic() >= self.leases.take_from_s else 0
+        leases = self.leases
+        return 0 if leases.is_blocked or time.monotonic() < leases.take_from_s else self.qos.room()
 
     def _connect(self, poller: Poller) -> None:
         if self.link.is_open:
