@@ -38,6 +38,7 @@ broker_transport_options = {
     "socket_timeout": SOCKET_TIMEOUT_S,
     "socket_connect_timeout": 5.0,
     "socket_keepalive": True,
+    "loop_patience_s": _settings.loop_patience_s,
     **_broker.options,
 }
 

@@ -229,6 +229,7 @@ class Settings(BaseSettings):
     allow_open_flower: bool = False
     flower_url: Annotated[HttpUrl, Field(repr=False)] = "http://127.0.0.1:5555"
     concurrency: Count = 100
+    loop_patience_s: SecondsOrZero = 60.0
     result_expires_s: Count = 86_400
     result_compress_from_bytes: CountOrZero = 32_768
     producers: Producers = Producers()

@@ -88,7 +88,7 @@ class Job(Cancellable):
     def __init__(
         self,
         token: int,
-        run: Callable[[], Any],
+        run: partial[Any],
         *,
         callback: Callable[[Any], None] | None,
         error_callback: Callable[[ExceptionInfo], None] | None,
@@ -355,6 +355,30 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             return []
         return [args[0] for _, args, _ in self._semaphore._waiting if args]
 
+    def withdraw(self) -> list[Any]:
+        """Give up the jobs that the loop has not begun, because it is blocked. Returns Celery's requests of them."""
+        waiting = self.requests_to_start()
+        self._semaphore._waiting.clear()
+        withdrawn: set[Job] = set()
+        while self._inbox:
+            with suppress(IndexError):  # the loop has moved just now, and begins it
+                job = self._inbox.popleft()
+                job.cancelled = True
+                withdrawn.add(job)
+        for job in withdrawn:
+            del self._jobs[job.token]
+            self._semaphore.release()
+        begun = [request for request in worker_state.active_requests if request._apply_result is not None]
+        return waiting + [request for request in begun if request._apply_result() in withdrawn]
+
+    def what_blocks(self) -> str:
+        """The task that keeps the loop from moving, and the line it is at. Never its arguments."""
+        running = asyncio.current_task(self._loop)
+        names = [job.run.args[0] for job in tuple(self._jobs.values()) if job.task is not None and job.task is running]
+        frame = sys._current_frames().get(cast("int", cast("threading.Thread", self._thread).ident))
+        line = f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}" if frame else "an unknown line"
+        return f"the task {names[0]}, at {line}" if names else line
+
     def terminate_job(self, pid: int, signum: int | None = None) -> None:
         """End the job with this token, which Celery calls `worker_pid`.
 
@@ -392,9 +416,11 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         self._inbox_announced = False
         inbox = self._inbox
         for _ in range(START_CHUNK):
-            if not inbox:
+            try:
+                job = inbox.popleft()
+            except IndexError:  # the hub may withdraw what is there
                 return
-            self._start_job(inbox.popleft())
+            self._start_job(job)
         if inbox:
             self._inbox_announced = True
             self._loop.call_soon(self._start_jobs)

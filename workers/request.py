@@ -135,7 +135,7 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         send_revoked(self.task, request=self._context, terminated=terminated, signum=signum, expired=expired)
 
     def forsake(self) -> None:
-        """Never start: another worker has the message by now."""
+        """Never start: another worker has the message, or is to have it."""
         self._already_revoked = True
         task_ready(self)
 

@@ -18,8 +18,8 @@ from workers.bridge import App, Postponed
 from workers.broker.channel import Channel
 from workers.broker.consumer import Consumer
 from workers.pool import TaskPool
-from workers.tracer import without_traceback
 from workers.request import Request
+from workers.tracer import without_traceback
 
 
 class Message:

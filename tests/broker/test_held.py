@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
+import zlib
 from collections import deque
 from collections.abc import Iterator
 from types import SimpleNamespace
@@ -17,6 +19,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tasks import keys
 from workers.broker.channel import Channel
+from workers.broker.compression import MAX_BODY_BYTES
 from workers.broker.endings import Endings
 from workers.broker.heartbeat import Heartbeat
 from workers.broker.leases import Lease, Leases
@@ -224,3 +227,51 @@ def test_ends_are_stored_one_after_the_other_and_reported_on_the_hub() -> None:
         endings.deliver()
     endings.bell.close()
     assert reports == [None, problem, None]
+
+
+def given_back(name: str, deliveries: int) -> bytes:
+    """The message of a job whose worker died."""
+    return message(name)[:-1] + f', "promptmill": {{"deliveries": {deliveries}, "suspected": 1}}}}'.encode()
+
+
+@pytest.mark.parametrize(("deliveries", "together"), [(1, 10), (2, 2), (3, 1), (4, 1)])
+def test_what_its_worker_died_of_comes_in_smaller_portions(
+    channel: Channel, client: Any, deliveries: int, together: int
+) -> None:
+    """40 places. The rest wait, and hold up none of those behind them."""
+    client.delete("q")
+    channel.basic_qos(0, 40, False)
+    client.lpush("q", *(given_back(f"{n}", deliveries) for n in range(30)), *(message(f"fresh-{n}") for n in range(9)))
+    seen: list[Any] = []
+    consume(channel, seen.append)
+    channel._has_taken = True
+    channel._run_now(channel.commands.exchange(["q"], channel._lists, room=40, then=channel._on_taken_alone))
+    channel._deliver_taken()
+    assert len([each for each in seen if not each.headers["id"].startswith("fresh")]) == together
+    assert len(seen) == together + 9
+    channel.flush()
+    assert client.zcard(keys.delayed("q")) == 30 - together
+    for each in seen:
+        each.ack()
+    channel.flush()
+    client.zadd(keys.delayed("q"), dict.fromkeys(client.zrange(keys.delayed("q"), 0, -1), 1))
+    seen.clear()
+    channel._run_now(channel.commands.exchange(["q"], channel._lists, room=40, then=channel._on_taken_alone))
+    channel._deliver_taken()
+    assert len(seen) == min(together, 30 - together), "the next portion"
+    channel.close()
+
+
+def test_a_body_that_unfolds_to_gigabytes_is_buried_unread(channel: Channel, client: Any) -> None:
+    seen: list[Any] = []
+    consume(channel, seen.append)
+    bomb = base64.b64encode(zlib.compress(b"\0" * (MAX_BODY_BYTES + 1))).decode()
+    raw = json.loads(message("bomb", body=bomb, compression="application/x-gzip"))
+    raw["properties"]["body_encoding"] = "base64"
+    client.rpush("q", json.dumps(raw))
+    take(channel)
+    channel._deliver_taken()
+    assert [each.headers["id"] for each in seen] == ["a", "b", "c"]
+    [grave] = channel.leases.graves
+    assert (grave.kind, grave.reason) == ("unreadable", "its compressed body unfolds to more than 64 MB")
+    channel.leases.graves.clear()

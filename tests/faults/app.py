@@ -52,6 +52,14 @@ def count(items: list[Any]) -> int:
     return len(items)
 
 
+@app.task(bind=True)
+async def block(self: Any, seconds: float, secret: str) -> str:
+    """Keep the loop from moving, and record the start."""
+    recorder.rpush(f"starts:{self.request.id}", f"{time.monotonic():.3f}")
+    time.sleep(seconds)
+    return "moved"
+
+
 @app.task
 async def hold_up(seconds: float) -> None:
     """Its worker's main thread stands still when it receives it: nothing is taken or acknowledged."""

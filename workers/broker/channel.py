@@ -29,12 +29,13 @@ from tasks.sentinel import MasterConnection, MasterPool
 
 from . import scripts
 from .cancellations import cancellations
-from .commands import Command, Commands, Exchanged, Reply
+from .commands import TAKE_LIMIT, Command, Commands, Exchanged, Reply
+from .compression import why_unreadable
 from .endings import endings
 from .leases import SETTLE_S, Lease, Leases
 from .link import Link, server_of
 from .lookout import Lookout
-from .messages import Unreadable, id_of, read
+from .messages import Delivery, Unreadable, id_of, read
 from .qos import Message, QoS
 
 if TYPE_CHECKING:
@@ -48,7 +49,10 @@ __all__ = ["Channel", "SentinelChannel", "SocketChannel"]
 
 logger = logging.getLogger("promptmill.broker")
 
-_OPTIONS = ("lease_s", "max_deliveries", "other_steps", "other_separator")
+PORTION_WAIT_MS = 500
+"""A message that is one too many of those whose workers died is looked at again after this, and up to a second more."""
+
+_OPTIONS = ("lease_s", "max_deliveries", "loop_patience_s", "other_steps", "other_separator")
 
 _leases: dict[tuple[Any, ...], Leases] = {}
 
@@ -66,6 +70,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     other_steps: Sequence[int] = ()
     other_separator = ""
     """How producers with settings of their own name their lists (`tasks.keys.queue_lists`)."""
+    loop_patience_s = 60.0
+    """How much longer than a lease the jobs of a worker whose loop is blocked stay its own."""
     socket_timeout = 10.0
     socket_connect_timeout = 5.0
 
@@ -278,7 +284,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             self.link.send(batch)
 
     def _room(self) -> int:
-        return self.qos.room() if time.monotonic() >= self.leases.take_from_s else 0
+        leases = self.leases
+        return 0 if leases.is_blocked or time.monotonic() < leases.take_from_s else self.qos.room()
 
     def _connect(self, poller: Poller) -> None:
         if self.link.is_open:
@@ -400,18 +407,56 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         except Unreadable as exc:
             self._bury(tag, "garbage", f"it is not a Celery message: {exc}")
             return None
-        if delivery.deliveries >= self.max_deliveries:
-            self._bury(tag, "poison", f"its worker died {delivery.deliveries} times while it had this message")
+        if self._is_buried(tag, delivery):
             return None
-        if delivery.due_ms is not None and delivery.due_ms > self.lookout.redis_ms:
-            self.leases.delay(tag, delivery.due_ms)
-            self.lookout.within((delivery.due_ms - self.lookout.redis_ms) / 1000)
-            return None
-        now_ms = self.lookout.redis_ms
-        if delivery.lane and (turn_ms := self.leases.lanes.turn_ms(delivery.lane, now_ms=now_ms)) is not None:
-            self.leases.delay(tag, turn_ms)
+        due_ms = self._not_before_ms(lease, delivery)
+        if due_ms is not None:
+            self.leases.delay(tag, due_ms)
             return None
         return delivery.ready(tag)
+
+    def _is_buried(self, tag: str, delivery: Delivery) -> bool:
+        if delivery.deliveries >= self.max_deliveries:
+            self._bury(tag, "poison", f"its worker died {delivery.deliveries} times while it had this message")
+            return True
+        if (reason := self._why_unreadable(delivery.payload)) is not None:
+            self._bury(tag, "unreadable", reason)
+            return True
+        return False
+
+    def _not_before_ms(self, lease: Lease, delivery: Delivery) -> int | None:
+        """When the message may be started; None: now."""
+        now_ms = self.lookout.redis_ms
+        if delivery.due_ms is not None and delivery.due_ms > now_ms:
+            self.lookout.within((delivery.due_ms - now_ms) / 1000)
+            return delivery.due_ms
+        if delivery.lane and (turn_ms := self.leases.lanes.turn_ms(delivery.lane, now_ms=now_ms)) is not None:
+            return turn_ms
+        if delivery.deliveries and not self._has_portion(lease, delivery.deliveries):
+            return now_ms + PORTION_WAIT_MS + int(lease.tag[-3:])  # not all of them in the same moment
+        return None
+
+    def _why_unreadable(self, payload: dict[str, Any]) -> str | None:
+        method = payload["headers"].get("compression")
+        if not isinstance(method, str):
+            return None
+        try:
+            body = self.decode_body(payload["body"], payload["properties"].get("body_encoding"))
+        except ValueError:
+            return None  # kombu meets the same error
+        return why_unreadable(body if isinstance(body, bytes) else body.encode(), method)
+
+    def _has_portion(self, lease: Lease, deliveries: int) -> bool:
+        """Whether this worker may have one more of the messages whose workers died, `deliveries` times in this one's
+        case. What has killed a worker, together, is to be fewer each time, until the one that does it is alone."""
+        lease.deliveries = deliveries
+        limit = int(self.qos.prefetch_count or TAKE_LIMIT)
+        portion = max(limit >> (2 * deliveries), 1)
+        together = sum(1 for each in self.leases.held.values() if each.deliveries and each is not lease)
+        if together < portion:
+            return True
+        lease.deliveries = 0
+        return False
 
     def _bury(self, tag: str, kind: str, reason: str) -> None:
         self.leases.condemn(tag, kind, reason)

@@ -19,8 +19,8 @@ for i = 5, #ARGV, 2 do
     if started then
       local deliveries = history(raw)
       raw = with_history(raw, deliveries + (counted and 1 or 0), 1)
-      mark_queued(raw, ARGV[3] .. ARGV[4])
     end
+    mark_queued(raw, ARGV[3] .. ARGV[4])
     redis.call('RPUSH', list_of(raw, ARGV[3] .. queue, steps, ARGV[2]), raw)
     put_back = put_back + 1
   end

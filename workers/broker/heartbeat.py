@@ -86,7 +86,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         hub.call_repeatedly(1.0, channel.connection.cycle.check_replies)
 
     def _beat(self, consumer: Any, channel: Channel, every_s: float) -> None:
-        tags = list(channel.leases.held) if _loop_is_alive(consumer.pool, channel.lease_s) else []
+        tags = list(channel.leases.held) if self._loop_may_move(consumer, channel) else []
         on_reply = partial(self._on_beat, consumer, channel, every_s, redis_clock.asked())
         channel.say(channel.commands.heartbeat(tags, seen_ms=self._seen_ms, heartbeat_s=every_s, on_reply=on_reply))
         self._offer(channel)
@@ -99,6 +99,33 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         if offered != self._offered or time.monotonic() - self._offered_at >= channel.lease_s:
             self._offered, self._offered_at = offered, time.monotonic()
             channel.say(channel.commands.offer(sorted(aliases), queues))
+
+    def _loop_may_move(self, consumer: Any, channel: Channel) -> bool:
+        """Whether this worker's leases are to be renewed: its loop moves, or is waited for still.
+
+        While a task blocks the loop, nothing new is taken, and what has not begun goes back. The neighbours' calls are
+        paid for: they are this worker's until `loop_patience_s` is over.
+        """
+        leases, pool = channel.leases, consumer.pool
+        beat_at = getattr(pool, "beat_at", None)
+        still_s = time.monotonic() - beat_at if beat_at else 0.0
+        was_blocked, leases.is_blocked = leases.is_blocked, still_s >= channel.lease_s / 2
+        if not leases.is_blocked:
+            return True
+        if not was_blocked:
+            logger.error(
+                "The pool's loop has not moved for %.1f s: it is blocked by %s. Use `await` there, or a plain `def` "
+                "task. What has not started goes back to the queue",
+                still_s,
+                pool.what_blocks(),
+            )
+        for request in pool.withdraw():
+            request.forsake()
+            leases.hand_back_unstarted(request.message.delivery_tag)
+        if still_s < channel.lease_s + channel.loop_patience_s:
+            return True
+        logger.error("The pool's loop has not moved for %.0f s; its messages are left to other workers", still_s)
+        return False
 
     def _on_beat(self, consumer: Any, channel: Channel, every_s: float, asked_at: float, reply: Any) -> None:
         _raise_errors(reply)
@@ -169,14 +196,6 @@ def _terminate(request: Any, pool: Any) -> None:
         request.terminate(pool, signal="TERM")
     except Exception:
         logger.exception("The end of the cancelled job %s could not be recorded yet", request.id)
-
-
-def _loop_is_alive(pool: Any, lease_s: float) -> bool:
-    beat_at = getattr(pool, "beat_at", None)
-    if beat_at is None or time.monotonic() - beat_at < lease_s:
-        return True
-    logger.error("The pool's loop has not moved for %.0f s; its messages are left to other workers", lease_s)
-    return False
 
 
 def _strays(consumer: Any, channel: Channel) -> set[str]:

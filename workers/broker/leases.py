@@ -44,6 +44,8 @@ class Lease:
     """Its worker had lost sight of it: counts as a delivery that has ended badly."""
     is_suspected: bool = False
     """It is delayed although its call may have been paid for."""
+    deliveries: int = 0
+    """How often its worker died: it has one of the places for such messages (`Channel._has_portion`)."""
     job_id: str = ""
     """Known when its job has begun, like the next two."""
     has_record: bool = False
@@ -77,6 +79,8 @@ class Leases:
     """To acknowledge once their results are seen: they were stored at a server that another has replaced since."""
     doubt_until_s: float = 0.0
     """Until then (monotonic clock) what is acknowledged is doubted too: its result may have gone to the old server."""
+    is_blocked: bool = False
+    """A task blocks the pool's loop: what were taken would not start."""
     take_from_s: float = 0.0
     """Until then (monotonic clock) nothing is taken."""
     server: str | None = None
@@ -179,6 +183,12 @@ class Leases:
         lease = self._let_go(tag)
         if lease is not None:
             self.returns.append(lease)
+
+    def hand_back_unstarted(self, tag: str) -> None:
+        """Put the message back, of a job that was announced and has not begun: it cost nothing."""
+        if (lease := self.held.get(tag)) is not None:
+            lease.started = False
+            self.hand_back(tag)
 
     def hand_back_strays(self, tags: Iterable[str]) -> int:
         """Put back what was held and not run. A job that had started counts the delivery, or it might never end."""
