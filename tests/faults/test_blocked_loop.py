@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -18,14 +19,17 @@ BLOCKED_S = 4 * LEASE_S
 def test_neighbours_are_paid_once_and_what_has_not_started_goes_elsewhere(world: World, patience_s: float) -> None:
     world.start_redis()
     first = world.start_worker(concurrency=5, loop_patience_s=patience_s)
+    second = world.start_worker(concurrency=5)
+    second.signal(signal.SIGSTOP)  # it is there, and takes nothing yet
     neighbours = world.submit(2, model="slower")
     world.wait_in_flight(neighbours, model="slower")
     blocking = world.celery().send_task("faults.app.block", args=[BLOCKED_S, "the-prompt"])
     world.wait_started(blocking.id)
     unstarted = world.submit(2, model="quick")
     wait_until(lambda: world.queued() == 0, "the blocked worker takes them")
-    second = world.start_worker(concurrency=5, wait=False)
+    second.signal(signal.SIGCONT)
     assert [result.status for result in world.results(unstarted)] == ["succeeded"] * 2
+    assert not blocking.ready(), "they did not wait for it"
     assert [result.suspected_double_payment for result in world.results(unstarted)] == [False] * 2
     assert [result.status for result in world.results(neighbours)] == ["succeeded"] * 2
     wait_until(blocking.successful, "the one that blocks ends")
