@@ -147,7 +147,7 @@ class Broken:
         raise self.error
 
 
-async def test_a_link_s_failure_reaches_each_caller_and_is_never_reported_as_unseen() -> None:
+async def test_a_failure_reaches_each_caller_of_the_link_and_none_is_reported_as_unseen() -> None:
     loop, unseen = asyncio.get_running_loop(), list[dict[str, Any]]()
     loop.set_exception_handler(lambda _, context: unseen.append(context))
     link = Link(Broken(RedisConnectionError("cut")))  # type: ignore[arg-type]  # as much of a client as is used

@@ -100,7 +100,5 @@ def _answer(call: _Call, reply: Any) -> None:
         return
     if isinstance(reply, BaseException):
         call.reply.set_exception(reply)
-        # Its caller may be cancelled before it looks, and then nobody would; asyncio reports that as an error.
-        call.reply.exception()
     else:
         call.reply.set_result(reply)
