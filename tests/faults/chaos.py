@@ -44,7 +44,9 @@ READ_S: Final = 20.0
 
 LATENCIES_MS: Final = {"steady": 150.0, "quick": 20.0, "limited": 20.0, "faulty": 50.0}
 FAULTS: Final = ("429=0.01", "500=0.05", "400=0.05", "reset=0.04", "hang=0.02")
-LIMITS: Final = {"limited": "{ rpm = 600 }"}
+LIMITS: Final = {"limited": "{ rpm = 600 }", "faulty": "{ rpm = 60000 }"}
+"""The faulty provider's is stated, so that its 429s pause the model for as long as they say and no longer."""
+
 TIMEOUT: Final = "timeout = { total_s = 4, read_s = 2 }"
 CODES: Final = {"rate_limited", "server_error", "bad_request", "connection", "timeout"}
 """How a job of the faulty provider may fail."""
@@ -282,7 +284,7 @@ def _judge(world: World, plan: Plan, url: str, report: Report) -> None:
         result = results.get(job.id)
         if result is None:
             record = world.redis.hgetall(keys.job(job.id))
-            told = {name: record.get(name) for name in ("state", "started", "cancel")}
+            told = {name: record.get(name) for name in ("state", "cancel")}
             report.broken.append(f"{job.kind} {job.id} has not ended: {told}, {len(calls.get(job.id, ()))} calls")
             continue
         report.states[result.status] += 1

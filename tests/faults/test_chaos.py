@@ -11,6 +11,6 @@ if TYPE_CHECKING:
 
 
 def test_every_job_ends_as_promised_whatever_happens(world: World) -> None:
-    plan = Plan.of(7, jobs=600, rate_per_s=60, faults=("worker", "Redis", "cut", "worker", "freeze"))
+    plan = Plan.of(7, jobs=600, rate_per_s=60, faults=("worker", "Redis", "cut", "freeze"))
     report = play(world, plan, workers=2)
     assert not report.broken, str(report)
