@@ -47,7 +47,7 @@ format: $(VENV)/dev.stamp ## let ruff rewrite the code
 bench: $(VENV)/dev.stamp ## benchmarks, ours beside others in the same run; make bench ARGS=limiter
 	$(BIN)/python -m bench $(ARGS)
 
-soak: $(VENV)/dev.stamp ## the long fault runs, bounded in time; make soak ARGS=kills, or ARGS=limiter
+soak: $(VENV)/dev.stamp ## the long fault runs, bounded in time; make soak ARGS=kills, limiter, failover or chaos
 	$(BIN)/python -m tests.soak $(ARGS)
 
 lock: ## pin the dependencies anew (needs uv)

@@ -41,6 +41,7 @@ class Replicated:
         rights = (f"user {name} on >{name} allcommands allkeys allchannels" for name in (WATCHER, APP))
         login = (*rights, f"masteruser {WATCHER}", f"masterauth {WATCHER}")
         options = (*options, *login, *(MIN_REPLICAS if min_replicas else ()))
+        self.is_replaced = False
         self.master = world.start_redis(*options, binary=binary)
         self.proxy = world.start_proxy() if proxied else None
         """Through which all reach the master, where it may be cut off from all."""
@@ -75,6 +76,7 @@ class Replicated:
         with self.sentinel.client() as client:
             KINDS[kind](self, client)
             wait_until(lambda: _address(client) == ("127.0.0.1", self.replica.port), "the replica takes over")
+        self.is_replaced = True
         return time.monotonic()
 
     def end(self, kind: str) -> None:

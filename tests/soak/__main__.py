@@ -1,4 +1,4 @@
-"""The long fault runs: `make soak`, or `python -m tests.soak [kills|limiter|failover] [options]`.
+"""The long fault runs: `make soak`, or `python -m tests.soak [kills|limiter|failover|chaos] [options]`.
 
 Without a name all run, one after the other, with their usual sizes. Exit code 1 if a promise was broken.
 """
@@ -8,9 +8,9 @@ from __future__ import annotations
 import argparse
 import sys
 
-from . import failover, kill_loop, limiter
+from . import chaos, failover, kill_loop, limiter
 
-SOAKS = {"kills": kill_loop, "limiter": limiter, "failover": failover}
+SOAKS = {"kills": kill_loop, "limiter": limiter, "failover": failover, "chaos": chaos}
 
 
 def main() -> int:

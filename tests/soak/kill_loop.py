@@ -24,8 +24,8 @@ import redis
 from tasks import keys
 from tasks.results import PromptResult
 
+from ..faults.fleet import LEASE_S, Fleet
 from ..faults.harness import MESSAGES, Providers, RedisServer, World, wait_until
-from .fleet import LEASE_S, Fleet
 
 __all__ = ["add_options", "run"]
 

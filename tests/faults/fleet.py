@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
+from typing import Any
 
-from ..faults.harness import Worker, World
+from .harness import Worker, World
 
 __all__ = ["LEASE_S", "Fleet"]
 
@@ -14,17 +15,17 @@ LEASE_S = 6.0
 
 
 class Fleet:
-    """Workers that are started again when they die."""
+    """Workers that are started again when they die. `options` are `World.start_worker`'s."""
 
-    def __init__(self, world: World, *, size: int, concurrency: int) -> None:
+    def __init__(self, world: World, *, size: int, lease_s: float = LEASE_S, **options: Any) -> None:
         self._world = world
-        self._concurrency = concurrency
+        self._options = {"lease_s": lease_s, **options}
         self.workers = [self._start() for _ in range(size)]
         for worker in self.workers:
             worker.wait_ready()
 
     def _start(self) -> Worker:
-        return self._world.start_worker(concurrency=self._concurrency, lease_s=LEASE_S, wait=False)
+        return self._world.start_worker(wait=False, **self._options)
 
     def kill(self, number: int) -> None:
         self.workers[number].kill()
