@@ -33,6 +33,10 @@ broker_transport_options = {
     "global_keyprefix": _settings.key_prefix,
     "priority_steps": list(_keys.PRIORITY_STEPS),
     "queue_order_strategy": "priority",
+    # Where results are in the same Redis, storing one renews the record (workers/results.lua); elsewhere a day is added
+    # for the time that the job takes.
+    "record_ttl_s": max(_settings.result_expires_s, _keys.RECORD_TTL_S)
+    + (0 if _settings.results == _settings.broker else _keys.RECORD_TTL_S),
     "socket_timeout": SOCKET_TIMEOUT_S,
     "socket_connect_timeout": 5.0,
     "socket_keepalive": True,

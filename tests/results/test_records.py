@@ -132,3 +132,29 @@ def test_a_group_lives_until_its_last_job_has_ended_and_a_day(
     assert [fields[b"id"] for _, fields in client.xrange(keys.group_done(GROUP))] == [b"a", b"b"]
     for key in (keys.group(GROUP), keys.group_done(GROUP), keys.group_jobs(GROUP)):
         assert lifetime_s - 5 <= ttl(client, key) <= lifetime_s
+
+
+@pytest.mark.parametrize(
+    ("left_s", "expires_s", "lifetime_s"),
+    [
+        (keys.RECORD_TTL_S - 600, None, keys.RECORD_TTL_S),
+        (keys.RECORD_TTL_S, 7 * 86_400, 7 * 86_400),
+        (keys.WAITING_TTL_S, None, keys.WAITING_TTL_S),
+    ],
+    ids=["a day", "as long as a week's result", "what waits longer is not cut short"],
+)
+def test_a_jobs_record_lives_as_long_as_its_result(
+    app: App, client: redis.Redis, left_s: int, expires_s: int | None, lifetime_s: int
+) -> None:
+    if expires_s is not None:
+        app.conf.result_expires = expires_s
+    client.hset(keys.job("j"), "state", "running")
+    client.expire(keys.job("j"), left_s)
+    app.backend.store_result("j", answer(), states.SUCCESS, request=request())
+    assert lifetime_s - 5 <= ttl(client, keys.job("j")) <= lifetime_s
+    assert ttl(client, "celery-task-meta-j") <= ttl(client, keys.job("j"))
+
+
+def test_a_job_without_a_record_gets_none(backend: Backend, client: redis.Redis) -> None:
+    backend.store_result("j", answer(), states.SUCCESS, request=request())
+    assert not client.exists(keys.job("j"))

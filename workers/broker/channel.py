@@ -21,6 +21,7 @@ from celery.worker.state import active_requests, revoked
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
+from tasks import keys
 from tasks.sentinel import MasterConnection, MasterPool
 
 from . import scripts
@@ -42,7 +43,7 @@ __all__ = ["Channel", "SentinelChannel", "SocketChannel"]
 
 logger = logging.getLogger("promptmill.broker")
 
-_OPTIONS = ("lease_s", "max_deliveries")
+_OPTIONS = ("lease_s", "max_deliveries", "record_ttl_s")
 
 _leases: dict[tuple[Any, ...], Leases] = {}
 
@@ -57,6 +58,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     """How long a message stays a worker's without a heartbeat: a dead worker's come back after this."""
     max_deliveries = 5
     """A message whose worker died so often is buried."""
+    record_ttl_s = keys.RECORD_TTL_S
+    """How long a job's record lives from its start on: not less than its result will."""
     socket_timeout = 10.0
     socket_connect_timeout = 5.0
 
@@ -82,6 +85,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             steps=self.priority_steps,
             separator=self.sep,
             lease_s=self.lease_s,
+            record_ttl_s=self.record_ttl_s,
         )
         self.handlers["TAKE"] = self._on_reply
         self.handlers["WAKE"] = self._on_wake

@@ -87,6 +87,7 @@ class Commands:
         steps: Sequence[int],
         separator: str,
         lease_s: float,
+        record_ttl_s: int = keys.RECORD_TTL_S,
     ) -> None:
         self._leases = leases
         self._prefix = prefix
@@ -94,6 +95,7 @@ class Commands:
         self._steps = ",".join(map(str, steps))
         self._separator = separator
         self._lease_ms = int(lease_s * 1000)
+        self._record_ttl_s = record_ttl_s
 
     def exchange(
         self, queues: Sequence[str], lists: Callable[[str], list[str]], *, room: int, then: Callable[[Exchanged], None]
@@ -111,7 +113,7 @@ class Commands:
                 *chain.from_iterable(queue_keys),
             ),
             *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
-            *(self._steps, self._separator, len(queues), len(load.started), keys.RECORD_TTL_S),
+            *(self._steps, self._separator, len(queues), len(load.started), self._record_ttl_s),
             *queues,
             *chain.from_iterable(
                 (self.key(keys.job(job)), int(has_record)) for job, has_record in load.started.values()
