@@ -35,6 +35,10 @@ broker_transport_options = {
     "queue_order_strategy": "priority",
     "other_steps": list(_settings.producers.priority_steps or ()),
     "other_separator": _settings.producers.separator or "",
+    # Where results are in the same Redis, storing one renews the record (workers/results.lua); elsewhere a day is added
+    # for the time that the job takes.
+    "record_ttl_s": max(_settings.result_expires_s, _keys.RECORD_TTL_S)
+    + (0 if _settings.results == _settings.broker else _keys.RECORD_TTL_S),
     "socket_timeout": SOCKET_TIMEOUT_S,
     "socket_connect_timeout": 5.0,
     "socket_keepalive": True,

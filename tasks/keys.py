@@ -37,7 +37,8 @@ def queue_lists(queue: str, *, other_steps: Sequence[int] = (), other_separator:
 
 
 RECORD_TTL_S = 86_400
-"""A job's record from the job's start, and a group from the end of its last job: a day, as results do by default."""
+"""A job's record from the job's start, and a group from the end of its last job: a day, as results do by default. Both
+live longer where results do: as long as those."""
 
 WAITING_TTL_S = 1_209_600
 """The record of a job that waits, a group that is not complete, and the mark of a cancelled job: two weeks. A queue may

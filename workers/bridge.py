@@ -33,6 +33,8 @@ from celery.utils.threads import LocalManager, LocalStack
 from celery.utils.threads import get_ident as thread_ident
 from greenlet import GreenletExit, getcurrent, greenlet
 
+from .patience import patiently
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Coroutine, Generator
 
@@ -45,6 +47,7 @@ __all__ = [
     "TaskCancelled",
     "in_job",
     "offload",
+    "offload_patiently",
     "run_job",
     "task_threads",
     "wait",
@@ -301,6 +304,13 @@ def offload(call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     return wait(_in_thread(_offload_threads, call, *args, **kwargs))
 
 
+def offload_patiently(wanted: str, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """As `offload`; a job waits while Redis is away, because it may have been paid for (workers/patience.py)."""
+    if not in_job():
+        return call(*args, **kwargs)
+    return wait(patiently(lambda: _in_thread(_offload_threads, call, *args, **kwargs), wanted))
+
+
 def _in_thread(executor: Executor, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Awaitable[T]:
     bound = functools.partial(copy_context().run, call, *args, **kwargs)
     return asyncio.get_running_loop().run_in_executor(executor, bound)
@@ -451,7 +461,7 @@ class AMQP(amqp.AMQP):  # type: ignore[misc]  # Celery publishes no types
     """Publishes a finished job's callbacks and its chain's next step without blocking the loop."""
 
     def _retry_publish(self, publish: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        return offload(super()._retry_publish, publish, *args, **kwargs)
+        return offload_patiently("what follows a job", super()._retry_publish, publish, *args, **kwargs)
 
 
 class App(Celery):  # type: ignore[misc]  # Celery publishes no types

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from kombu.asynchronous import Hub
     from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
-__all__ = ["Job", "TaskPool"]
+__all__ = ["Job", "TaskPool", "shutdown_has_begun"]
 
 logger = logging.getLogger("promptmill.pool")
 
@@ -320,7 +320,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         **_: Any,
     ) -> Job | None:
         """Take a job, or, while stopping, leave it: its message then goes back to the queue."""
-        if self._state != self.RUN or _shutdown_has_begun():
+        if self._state != self.RUN or shutdown_has_begun():
             return None
         task = self._tasks.get(args[0]) if len(args) > 2 else None  # (name, id, request, ...), as Celery's tracers take
         if task is not None:
@@ -351,7 +351,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
 
     def requests_to_start(self) -> list[Any]:
         """Celery's requests that wait for a free place. None while stopping: they are not started any more."""
-        if self._state != self.RUN or _shutdown_has_begun():
+        if self._state != self.RUN or shutdown_has_begun():
             return []
         return [args[0] for _, args, _ in self._semaphore._waiting if args]
 
@@ -545,7 +545,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         }
 
 
-def _shutdown_has_begun() -> bool:
+def shutdown_has_begun() -> bool:
     """Whether a signal has asked for it. The hub acts on that after its next event, which may be a place set free."""
     stop, terminate = worker_state.should_stop, worker_state.should_terminate  # an exit code, of which 0 is one
     return not (stop is None or stop is False) or not (terminate is None or terminate is False)

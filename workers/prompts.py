@@ -16,11 +16,15 @@ from .bridge import Postponed
 from .broker.messages import MARKS
 from .celery import app
 from .failure_log import FailureLog
+from .patience import OUR_REDIS, patiently
 from .pipeline import Parked
+from .pool import shutdown_has_begun
 from .results import JSONResult
 from .runtime import current
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from .bridge import Task
     from .job import JobKind
 
@@ -68,13 +72,26 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
 async def _stop_if_ended(task: Task, request: Any) -> None:
     """A job that comes again may have ended: its worker died between storing the result and saying so.
 
-    The stored result is the journal of what was paid for. Raises Ignore, and so takes the message off the queue.
+    The stored result is the journal of what was paid for, so the job waits until Redis shows it. Raises Ignore, and so
+    takes the message off the queue; Postponed when the worker is to stop before Redis has answered.
     """
     backend = task.backend
-    meta = await asyncio.to_thread(backend.get_task_meta, request.id, cache=False)
+    meta = await _asked("a question about results", backend.get_task_meta, request.id, cache=False)
     if meta["status"] not in READY_STATES:
         return
     if request.chord:
         # Its chord may not have been told; told twice, Celery counts it once.
-        await asyncio.to_thread(backend.on_chord_part_return, request, meta["status"], meta["result"])
+        await _asked("a chord's part", backend.on_chord_part_return, request, meta["status"], meta["result"])
     raise Ignore("the job had ended already")
+
+
+async def _asked(wanted: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def ask() -> Any:
+        try:
+            return await asyncio.to_thread(call, *args, **kwargs)
+        except OUR_REDIS:
+            if shutdown_has_begun():
+                raise Postponed(0.0) from None  # due at once, for another worker
+            raise
+
+    return await patiently(ask, wanted)

@@ -6,16 +6,17 @@
 -- KEYS  1: the broker's leases, or "" where the broker is another Redis; then three for each job: its result (string and
 --       channel), its group's counters (hash), its group's ended jobs (stream); the last two are "" for a job without a
 --       group of ours
--- ARGV  1: lifetime of results, seconds (0 = for ever); 2: of a group whose jobs have all ended; 3: of another group;
---       then five for each job: the result record (JSON that begins with "status", or compressed), 1 if it is the job's end,
---       the counter's name, the job's id, the message's delivery tag ("" = not under a lease)
+-- ARGV  1: lifetime of results, seconds (0 = for ever); 2: of a group whose jobs have all ended, and at least that of the
+--       record of a job that has; 3: of another group; 4: what stands before a job's id in the key of its record; then five
+--       for each job: the result record (JSON that begins with "status", or compressed), 1 if it is the job's end, the
+--       counter's name, the job's id, the message's delivery tag ("" = not under a lease)
 -- Returns {the numbers of the jobs whose outcome was refused, negative for want of a lease}.
 
 -- A first write that needs no memory lets the rest pass on a Redis that is full (maxmemory, noeviction): results must
 -- get out for the queue to drain. Redis refuses only a script's first write (scriptVerifyOOM in its script.c).
 redis.call('DEL', 'pm:none')
 
-local complete_ttl, group_ttl = ARGV[2], ARGV[3]
+local complete_ttl, group_ttl, records = ARGV[2], ARGV[3], ARGV[4]
 local leases = KEYS[1]
 local refused = {}
 
@@ -30,7 +31,7 @@ end
 
 -- Which of the messages are under a lease still.
 local tags, leased = {}, {}
-for i = 8, #ARGV, 5 do
+for i = 9, #ARGV, 5 do
   if ARGV[i] ~= '' then tags[#tags + 1] = ARGV[i] end
 end
 if leases ~= '' and #tags > 0 then
@@ -50,6 +51,15 @@ local function store(key, record, options)
   return redis.call('SET', key, record, unpack(options))
 end
 
+-- A job's record keeps its id from being run again, so it must not be gone before the result. Where the broker is another
+-- Redis, it lives longer from its start (exchange.lua).
+local function keep_record(id)
+  local left = redis.call('TTL', records .. id)
+  if left >= 0 and left < tonumber(complete_ttl) then
+    redis.call('EXPIRE', records .. id, complete_ttl)
+  end
+end
+
 local ended = { SUCCESS = true, FAILURE = true, REVOKED = true }
 local final = { SUCCESS = true, REVOKED = true }
 
@@ -66,8 +76,8 @@ end
 
 local function record_outcome(i)
   local key, counters, stream = KEYS[3 * i - 1], KEYS[3 * i], KEYS[3 * i + 1]
-  local record, is_end, counter, id = ARGV[5 * i - 1], ARGV[5 * i], ARGV[5 * i + 1], ARGV[5 * i + 2]
-  local has_lease = is_leased(ARGV[5 * i + 3])
+  local record, is_end, counter, id = ARGV[5 * i], ARGV[5 * i + 1], ARGV[5 * i + 2], ARGV[5 * i + 3]
+  local has_lease = is_leased(ARGV[5 * i + 4])
   local may_write, before = has_lease, nil
   if may_write and not store(key, record, if_first) then -- nearly always it is the first record
     before = recorded_state(key)
@@ -79,6 +89,7 @@ local function record_outcome(i)
     return
   end
   redis.call('PUBLISH', key, record)
+  if leases ~= '' and is_end == '1' then keep_record(id) end
   if counters ~= '' and is_end == '1' and not ended[before] then
     local group = groups[counters] or { stream = stream, counts = {} }
     group.counts[counter] = (group.counts[counter] or 0) + 1

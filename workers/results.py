@@ -32,14 +32,15 @@ from celery.exceptions import BackendStoreError, TaskRevokedError
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.url import url_to_parts
 from redis import Redis
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, RedisError, ResponseError
+from redis.exceptions import RedisError
 
 from tasks import keys
 from tasks.errors import JobFailed
 from tasks.outcome import is_end
 from tasks.sentinel import MasterPool
 
-from .bridge import in_job, offload, wait
+from .bridge import in_job, offload, offload_patiently, wait
+from .patience import RETRY_S, will_pass
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
@@ -67,9 +68,6 @@ SMALL_BATCH = 8
 BUSY_RATE_PER_S = 1_000
 LINGER_S = 0.004
 """Above so many results a second, a batch waits so long for company; below, it would wait for nobody."""
-
-RETRY_S = 0.5
-"""Pause before a failed batch is tried again. It is tried until Redis takes it: the answers have been paid for."""
 
 BATCH_BYTES = 2 * 1024 * 1024
 """And a batch ends when it has so many: what comes later must not wait for megabytes."""
@@ -198,8 +196,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         prefix = self._key_prefix
         ks = [key for entry in entries for key in entry.script_keys(prefix)]
         args = [arg for entry in entries for arg in entry.packed().script_args()]
-        lifetimes = [int(self.expires or 0), max(int(self.expires or 0), keys.RECORD_TTL_S), keys.WAITING_TTL_S]
-        refused = self._script(keys=[self._leases_key, *ks], args=[*lifetimes, *args])
+        refused = self._script(keys=[self._leases_key, *ks], args=[*self._lifetimes, *args])
         early = []
         for number in refused:
             entry = entries[abs(number) - 1]
@@ -292,6 +289,13 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     @cached_property
     def _script(self) -> Any:
         return self.client.register_script(SCRIPT)
+
+    @cached_property
+    def _lifetimes(self) -> tuple[int | str, ...]:
+        """Of results, ended groups and jobs' records, other groups; and what stands before the records' keys."""
+        result_s = int(self.expires or 0)
+        kept_s = max(result_s, keys.RECORD_TTL_S)
+        return result_s, kept_s, max(kept_s, keys.WAITING_TTL_S), self._broker_prefix + keys.job("")
 
     @cached_property
     def _key_prefix(self) -> str:
@@ -421,7 +425,11 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
     def on_chord_part_return(self, request: Any, state: str, result: Any, **kwargs: Any) -> None:
         """Count a chord's part, without blocking the loop."""
-        offload(super().on_chord_part_return, request, state, result, **kwargs)
+        offload_patiently("a chord's part", super().on_chord_part_return, request, state, result, **kwargs)
+
+    def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
+        """As Celery's, whose tracer asks for the state of a chord's other parts."""
+        return offload_patiently("a question about results", super().get_task_meta, task_id, cache)
 
     def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
         offload(super()._call_task_errbacks, request, exc, traceback)
@@ -471,11 +479,10 @@ def _counter(state: str, result: Any) -> str:
 Waiting = tuple[Entry, "asyncio.Future[None]"]
 
 
-def _will_pass(exc: Exception) -> bool:
-    """Whether Redis may take the same write later: it is away, starting, full or read-only for now."""
-    if not isinstance(exc, ResponseError) or isinstance(exc, OutOfMemoryError | ReadOnlyError):
-        return True
-    return any(word in str(exc) for word in ("OOM", "LOADING", "READONLY", "MISCONF", "NOREPLICAS", "BUSY "))
+def _never_stored(entry: Entry, exc: Exception) -> BackendStoreError:
+    """What becomes of a result that Redis refuses for good: say, because its key holds something else."""
+    text = f"Redis refuses this job's result for good ({exc!r}); look at the key {entry.key}"
+    return BackendStoreError(text, task_id=entry.job_id)
 
 
 class BatchWriter:
@@ -528,7 +535,7 @@ class BatchWriter:
                 return
             entry, stored = batch[0]
             if not stored.done():
-                stored.set_exception(BackendStoreError(repr(exc), task_id=entry.job_id))
+                stored.set_exception(_never_stored(entry, exc))
         else:
             for _, stored in batch:
                 if not stored.done():
@@ -564,7 +571,7 @@ class BatchWriter:
                 failures += 1
                 if failures in {1, 10} or failures % 60 == 0:
                     logger.warning("Redis does not take results (%r); %d wait, trying again", exc, len(entries))
-                if self._closing or not _will_pass(exc):
+                if self._closing or not will_pass(exc):
                     raise
             await asyncio.sleep(RETRY_S)
 

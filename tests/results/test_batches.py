@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 import redis
+from celery.app.task import Context
 from celery.exceptions import BackendStoreError
 from servers import RedisServer
 
 from tasks import keys
-from workers.bridge import App
-from workers.results import BatchWriter, Entry
+from workers.bridge import App, Cancellable, run_job
+from workers.results import BATCH_BYTES, HUGE_BYTES, Backend, BatchWriter, Entry, JSONResult, Writer
 
 from .conftest import stored
 
@@ -77,3 +80,70 @@ async def test_an_outage_of_redis_is_waited_out(tmp_path: Path) -> None:
         await writer.aclose()
         app.close()
         server.stop()
+
+
+@pytest.mark.parametrize("asks", ["state", "chord part"])
+async def test_what_the_tracer_asks_of_an_absent_redis_waits_for_it(tmp_path: Path, asks: str) -> None:
+    server = RedisServer(tmp_path)
+    app = App("outage", set_as_current=False)
+    app.conf.update(broker_url=server.url, result_backend=f"workers.results:Backend+{server.url}")
+    request = Context(id="j", group="g", group_index=0, chord={"task": "t", "args": (), "kwargs": {}, "options": {}})
+
+    def ask() -> object:
+        if asks == "state":
+            return app.backend.get_task_meta("j")["status"]
+        return app.backend.on_chord_part_return(request, "SUCCESS", 1)
+
+    try:
+        server.stop()
+        waiting = asyncio.create_task(run_job(Cancellable(), object(), ask))
+        _, pending = await asyncio.wait([waiting], timeout=0.3)
+        assert pending
+        server.start()
+        async with asyncio.timeout(20):
+            assert await waiting == ("PENDING" if asks == "state" else None)
+    finally:
+        app.close()
+        server.stop()
+
+
+async def test_small_results_overtake_huge_ones(app: App, client: redis.Redis) -> None:
+    writer = Writer(app.backend)
+    ended: list[str] = []
+
+    def put(each: Entry) -> asyncio.Future[None]:
+        stored = writer.put(each)
+        stored.add_done_callback(lambda _: ended.append(each.job_id))
+        return stored
+
+    noise = base64.b64encode(os.urandom(6 * 2**20))
+    text = b"word " * (2 * 2**20)
+    try:
+        huge = [
+            put(entry(name, record=b'{"status": "SUCCESS", "result": "%b"}' % body)._replace(is_large=True))
+            for name, body in (("text", text), ("noise", noise), ("more", text))
+        ]
+        await asyncio.gather(*huge, *(put(entry(f"{number}")) for number in range(3)))
+    finally:
+        await writer.aclose()
+    assert ended[:3] == ["0", "1", "2"]
+    compressed = b"\0celery-compressed\0"
+    assert [client.get(f"celery-task-meta-{name}")[:19] == compressed for name in ("text", "noise")] == [True, False]
+
+
+async def test_a_batch_ends_at_so_many_bytes(writer: BatchWriter, client: redis.Redis) -> None:
+    await writer.put(entry("first"))  # the script is loaded
+    before = client.info("commandstats")["cmdstat_evalsha"]["calls"]
+    record = b'{"status": "SUCCESS", "result": "%b"}' % (b"x" * (BATCH_BYTES // 2))
+    await asyncio.gather(*(writer.put(entry(f"{number}", record=record)) for number in range(8)))
+    assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before >= 4
+
+
+def test_a_huge_answer_is_kept_as_its_record_alone_and_can_still_be_read(backend: Backend) -> None:
+    answer = JSONResult({"text": "word " * HUGE_BYTES}, compressible=True)
+    made = backend._entry("j", answer, "SUCCESS", None, Context(id="j"))
+    assert answer.record is made.record and "word" not in repr(answer)
+    packed = made.packed()
+    assert isinstance(packed.record, bytes) and packed.size < made.size / 10
+    answer.keep_record(packed.record)
+    assert answer.value == {"text": "word " * HUGE_BYTES}

@@ -191,3 +191,29 @@ def test_a_job_that_is_thrown_away_when_it_is_taken_says_so_in_its_record(
     wait_in_queue(client, "j")
     backend.mark_as_revoked("j", reason, request=request(), store_result=True)
     assert client.hget(keys.job("j"), "state") == state
+
+
+@pytest.mark.parametrize(
+    ("left_s", "expires_s", "lifetime_s"),
+    [
+        (keys.RECORD_TTL_S - 600, None, keys.RECORD_TTL_S),
+        (keys.RECORD_TTL_S, 7 * 86_400, 7 * 86_400),
+        (keys.WAITING_TTL_S, None, keys.WAITING_TTL_S),
+    ],
+    ids=["a day", "as long as a week's result", "what waits longer is not cut short"],
+)
+def test_a_jobs_record_lives_as_long_as_its_result(
+    app: App, client: redis.Redis, left_s: int, expires_s: int | None, lifetime_s: int
+) -> None:
+    if expires_s is not None:
+        app.conf.result_expires = expires_s
+    client.hset(keys.job("j"), "state", "running")
+    client.expire(keys.job("j"), left_s)
+    app.backend.store_result("j", answer(), states.SUCCESS, request=request())
+    assert lifetime_s - 5 <= ttl(client, keys.job("j")) <= lifetime_s
+    assert ttl(client, "celery-task-meta-j") <= ttl(client, keys.job("j"))
+
+
+def test_a_job_without_a_record_gets_none(backend: Backend, client: redis.Redis) -> None:
+    backend.store_result("j", answer(), states.SUCCESS, request=request())
+    assert not client.exists(keys.job("j"))

@@ -52,7 +52,7 @@ logger = logging.getLogger("promptmill.broker")
 PORTION_WAIT_MS = 500
 """A message that is one too many of those whose workers died is looked at again after this, and up to a second more."""
 
-_OPTIONS = ("lease_s", "max_deliveries", "loop_patience_s", "other_steps", "other_separator")
+_OPTIONS = ("lease_s", "max_deliveries", "record_ttl_s", "loop_patience_s", "other_steps", "other_separator")
 
 _leases: dict[tuple[Any, ...], Leases] = {}
 
@@ -72,6 +72,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     """How producers with settings of their own name their lists (`tasks.keys.queue_lists`)."""
     loop_patience_s = 60.0
     """How much longer than a lease the jobs of a worker whose loop is blocked stay its own."""
+    record_ttl_s = keys.RECORD_TTL_S
+    """How long a job's record lives from its start on: not less than its result will."""
     socket_timeout = 10.0
     socket_connect_timeout = 5.0
 
@@ -99,6 +101,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             steps=self.priority_steps,
             separator=self.sep,
             lease_s=self.lease_s,
+            record_ttl_s=self.record_ttl_s,
         )
         self.handlers["TAKE"] = self._on_reply
         self.handlers["WAKE"] = self._on_wake

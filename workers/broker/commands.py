@@ -106,6 +106,7 @@ class Commands:
         steps: Sequence[int],
         separator: str,
         lease_s: float,
+        record_ttl_s: int = keys.RECORD_TTL_S,
     ) -> None:
         self._leases = leases
         self._prefix = prefix
@@ -113,6 +114,7 @@ class Commands:
         self._steps = ",".join(map(str, steps))
         self._separator = separator
         self._lease_ms = int(lease_s * 1000)
+        self._record_ttl_s = record_ttl_s
 
     def exchange(
         self, queues: Sequence[str], lists: Callable[[str], list[str]], *, room: int, then: Callable[[Exchanged], None]
@@ -131,7 +133,7 @@ class Commands:
                 *chain.from_iterable(queue_keys),
             ),
             *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
-            *(self._steps, self._separator, len(queues), len(load.started), keys.RECORD_TTL_S),
+            *(self._steps, self._separator, len(queues), len(load.started), self._record_ttl_s),
             self.key(keys.job("")),
             *queues,
             *chain.from_iterable(
