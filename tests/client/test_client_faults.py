@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import inspect
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager, suppress
+from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 import pytest
 import redis.exceptions
 import uvloop
-from faults.proxy import Proxy
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
@@ -270,27 +268,6 @@ async def test_a_link_that_its_reader_closes_is_a_broken_one_to_its_writer(own_r
         with pytest.raises(redis.exceptions.ConnectionError, match="connection is closed"):
             await sending
         await client.connection_pool.release(link)
-
-
-async def test_a_flapping_link_leaves_no_exception_behind(own_redis: RedisServer) -> None:
-    faults: list[dict[str, Any]] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, fault: faults.append(fault))
-    proxy = Proxy(own_redis.port)
-    async with PromptQueue(f"redis://127.0.0.1:{proxy.port}/0", timeout_s=0.3, outage_s=0.1) as queue:
-        job = await queue.submit(model="m", messages=MESSAGES)
-
-        async def ask() -> None:
-            for _ in range(40):
-                with suppress(QueueUnavailable, ResultTimeout):
-                    await queue.job(job.id).result(timeout_s=0.02)
-
-        asking = [asyncio.create_task(ask()) for _ in range(8)]
-        while not all(task.done() for task in asking):
-            await asyncio.to_thread(proxy.reset)
-        await asyncio.gather(*asking)
-    proxy.close()
-    gc.collect()
-    assert faults == []
 
 
 # -- the border
