@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -18,10 +19,11 @@ SUCCESS = '{"status": "SUCCESS", "result": 1}'
 
 
 @pytest.fixture
-def broker(broker: Broker) -> Broker:
+def broker(broker: Broker) -> Iterator[Broker]:
     counts.take()
     broker.leases.result_prefix = keys.RESULT_PREFIX
-    return broker
+    yield broker
+    counts.take()  # they are the process's
 
 
 def take(broker: Broker, *, job_id: str = "a", step: int = 0) -> tuple[str, bytes]:
@@ -161,6 +163,24 @@ def test_an_acknowledgement_that_redis_forgot_is_said_again(broker: Broker, clie
     assert broker.leases.meet("second", 0)
     broker.say_news()
     assert not client.exists("unacked", keys.LEASES, "q", keys.SUSPECTED)
+
+
+def test_a_second_loss_is_met_like_the_first(broker: Broker, client: Any) -> None:
+    """What was acknowledged in doubt is remembered too."""
+    broker.leases.meet("first", 0)
+    broker.leases.meet("second", 0)
+    tag, raw = take(broker)
+    client.set(keys.RESULT_PREFIX + "a", SUCCESS)
+    broker.leases.ack(tag)
+    broker.leases.doubt_acks(1)
+    broker.say_news()
+    assert not client.exists("unacked")
+    client.delete(keys.RESULT_PREFIX + "a")
+    broker.put(raw)
+    broker.leases.meet("third", 2)
+    broker.say_news()
+    ((_, text),) = broker.take()
+    assert read(text).suspected
 
 
 def test_tasks_without_results_are_acknowledged_as_ever() -> None:

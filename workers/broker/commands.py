@@ -278,6 +278,7 @@ class Commands:
 
     def _on_verified(self, doubted: list[Lease], reply: Reply) -> None:
         _or_again(self._leases.doubted, doubted, reply)
+        self._leases.note_acknowledged(doubted, time.monotonic())  # Redis may crash again
         if reply:
             counts.add("suspected_payments_total", "redis_lost", reply)
             logger.error("%d jobs had ended, and Redis has lost their results: they come back, flagged", reply)
