@@ -62,6 +62,7 @@ def test_messages_taken_but_never_received_come_back(world: World) -> None:
     world.start_redis()
     proxy = world.start_proxy()
     doomed = world.start_worker(url=f"redis://127.0.0.1:{proxy.port}/0")
+    wait_until(lambda: world.redis.exists("pm:reaper"), "the worker's connection stands")
     proxy.set("hold_messages")
     jobs = world.submit(20, model="quick")
     wait_until(lambda: world.redis.hlen("unacked") > 0, "the worker has asked for them")
