@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery.app.task import Context
 from celery.exceptions import BackendStoreError
 from servers import RedisServer
 
@@ -77,3 +78,10 @@ async def test_an_outage_of_redis_is_waited_out(tmp_path: Path) -> None:
         await writer.aclose()
         app.close()
         server.stop()
+
+
+@pytest.mark.parametrize(("group_id", "counted"), [("pmg-a", True), ("pmg-a:jobs", False), ("pmg-a:done", False)])
+def test_a_group_whose_keys_are_another_groups_is_not_counted(app: App, group_id: str, counted: bool) -> None:
+    """Of a stock producer; counting it would write into the list of the group pmg-a."""
+    outcome = app.backend._entry("j", 1, "SUCCESS", None, Context(group=group_id))
+    assert outcome.group_id == (group_id if counted else None)
