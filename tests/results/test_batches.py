@@ -147,3 +147,10 @@ def test_a_huge_answer_is_kept_as_its_record_alone_and_can_still_be_read(backend
     assert isinstance(packed.record, bytes) and packed.size < made.size / 10
     answer.keep_record(packed.record)
     assert answer.value == {"text": "word " * HUGE_BYTES}
+
+
+@pytest.mark.parametrize(("group_id", "counted"), [("pmg-a", True), ("pmg-a:jobs", False), ("pmg-a:done", False)])
+def test_a_group_whose_keys_are_another_groups_is_not_counted(app: App, group_id: str, counted: bool) -> None:
+    """Of a stock producer; counting it would write into the list of the group pmg-a."""
+    outcome = app.backend._entry("j", 1, "SUCCESS", None, Context(group=group_id))
+    assert outcome.group_id == (group_id if counted else None)
