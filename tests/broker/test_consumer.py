@@ -17,8 +17,9 @@ from tasks import keys
 from workers.bridge import App, Postponed
 from workers.broker.channel import Channel
 from workers.broker.consumer import Consumer
-from workers.pool import TaskPool, _without_traceback
+from workers.pool import TaskPool
 from workers.request import Request
+from workers.tracer import without_traceback
 
 
 class Message:
@@ -84,7 +85,7 @@ def test_nothing_is_kept_of_a_message_that_was_postponed(channel: Channel, clien
     Producer(channel).publish([["a prompt"], {}, {}], routing_key="q", exchange="", headers=headers)
     message = queue.get()
     request = Request(message, app=app, task=task, hostname="w", decoded=False)
-    assert request.on_failure(_without_traceback(Postponed(4e9))) is None
+    assert request.on_failure(without_traceback(Postponed(4e9))) is None
     seen = weakref.ref(message)
     del message, request
     gc.collect()
