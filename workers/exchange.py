@@ -50,12 +50,13 @@ Stage = Literal["connecting", "sending", "sent"]
 
 
 class Request(Protocol):
-    """What is to be sent. `stage` follows it on its way."""
+    """What is to be sent. `stage` follows it on its way, and `was_resent` tells that it went twice."""
 
     url: str
     headers: Mapping[str, str]
     body: bytes
     stage: Stage
+    was_resent: bool
 
 
 def watched_socket(address: AddrInfoType) -> socket.socket:
@@ -167,7 +168,7 @@ class Exchanges:
         try:
             return await self._exchange(destination, request, connection, protocol, read_s)
         except _ClosedBefore:
-            request.stage = "connecting"
+            request.stage, request.was_resent = "connecting", True
         connection, protocol = await self._connect_anew(destination, limits)
         return await self._exchange(destination, request, connection, protocol, read_s)
 
@@ -213,7 +214,7 @@ class Exchanges:
                 raise
             response = None
         if response is None:
-            request.stage = "connecting"
+            request.stage, request.was_resent = "connecting", True
             if proxy is None and (destination := self._destination(request.url)) is not None:
                 connection, _ = await self._connect_anew(destination, limits)
                 connection.release()  # the session takes this one

@@ -430,6 +430,7 @@ class Pipeline:
         try:
             answer = await self._send(trip, route, request, permit)
         except Failure as failure:
+            _count_resent(trip, request)
             if key is not None:
                 failure.hide(key.get_secret_value())
             if failure.unreachable:
@@ -451,6 +452,8 @@ class Pipeline:
             raise
         if self._outages:
             self._note_reached(route, began_at=started_at)
+        if request.was_resent:
+            _count_resent(trip, request)
         trip.paid_twice = trip.may_be_paid
         return answer
 
@@ -619,6 +622,13 @@ def _patience_over(last: Reason, patience_s: float) -> Failure:
         f"{last.message}; the job waited for {patience_s:g} s (PROMPTMILL_BREAKER__PATIENCE_S)",
         retryable=True,
     )
+
+
+def _count_resent(trip: _Trip, request: ProviderRequest) -> None:
+    """The first of two requests of one attempt: the server closed an idle connection, or died after reading it."""
+    if request.was_resent:
+        trip.may_be_paid = True
+        counts.add("suspected_payments_total", "connection")
 
 
 def _count_cut(trip: _Trip) -> None:

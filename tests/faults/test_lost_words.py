@@ -35,12 +35,12 @@ def test_a_job_that_redis_has_lost_whole_is_answered_under_its_id(world: World) 
     world.start_redis()
     world.redis.save()
     world.start_worker(concurrency=10)
-    jobs = world.submit(5, model="slow")
-    world.wait_in_flight(jobs, model="slow")
+    jobs = world.submit(5, model="slower")
+    world.wait_in_flight(jobs, model="slower")
     crash_and_come_back(world)
     assert [result.status for result in world.results(jobs)] == ["succeeded"] * 5
     assert [job.status() for job in jobs] == ["succeeded"] * 5
-    assert world.calls(jobs, model="slow") == [1] * 5
+    assert world.calls(jobs, model="slower") == [1] * 5
     world.wait_clean()
 
 

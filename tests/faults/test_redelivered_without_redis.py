@@ -21,8 +21,8 @@ def begin(world: World) -> tuple[RedisServer, list[SyncJob], Worker]:
     world.start_redis()
     results: RedisServer = world.enter(RedisServer(world.directory / "results"))
     first = world.start_worker(environ={"PROMPTMILL_RESULT_URL": results.url})
-    jobs = world.submit(8, model="slow")
-    world.wait_in_flight(jobs, model="slow")
+    jobs = world.submit(8, model="slower")
+    world.wait_in_flight(jobs, model="slower")
     first.kill()
     return results, jobs, first
 
@@ -48,7 +48,7 @@ def test_wait_until_it_answers(world: World, fault: str) -> None:
     outcomes = ends(results, jobs)
     assert [outcome.status for outcome in outcomes] == ["succeeded"] * len(jobs)
     assert all(outcome.suspected_double_payment for outcome in outcomes)
-    assert world.calls(jobs, model="slow") == [2] * len(jobs)
+    assert world.calls(jobs, model="slower") == [2] * len(jobs)
 
 
 def test_go_back_when_their_worker_is_to_stop_meanwhile(world: World) -> None:
@@ -58,9 +58,9 @@ def test_go_back_when_their_worker_is_to_stop_meanwhile(world: World) -> None:
     second.wait_logged(WAITS)
     second.signal(signal.SIGTERM)
     second.wait_exit()
-    assert world.calls(jobs, model="slow") == [1] * len(jobs)
+    assert world.calls(jobs, model="slower") == [1] * len(jobs)
     results.start()
     world.start_worker(environ={"PROMPTMILL_RESULT_URL": results.url})
     outcomes = ends(results, jobs)
     assert all(outcome.ok and outcome.suspected_double_payment for outcome in outcomes)
-    assert world.calls(jobs, model="slow") == [2] * len(jobs)
+    assert world.calls(jobs, model="slower") == [2] * len(jobs)

@@ -16,11 +16,11 @@ def test_a_killed_workers_jobs_end_elsewhere_and_are_flagged(world: World) -> No
     world.start_redis()
     doomed, other = world.start_worker(concurrency=3, wait=False), world.start_worker(concurrency=20, wait=False)
     doomed.wait_ready(), other.wait_ready()
-    jobs = world.submit(12, model="slow")
-    world.wait_in_flight(jobs, model="slow")
+    jobs = world.submit(12, model="slower")
+    world.wait_in_flight(jobs, model="slower")
     doomed.kill()
     results = world.results(jobs)
-    calls = world.calls(jobs, model="slow")
+    calls = world.calls(jobs, model="slower")
     assert [result.status for result in results] == ["succeeded"] * 12
     assert max(calls) <= 2
     assert sum(n == 2 for n in calls) <= 3
@@ -137,8 +137,8 @@ def test_a_worker_told_to_quit_hands_its_jobs_back_at_once(world: World) -> None
     world.start_redis()
     # A lease that outlasts the test: only the hand-back can bring the jobs back.
     quitting = world.start_worker(concurrency=2, lease_s=600)
-    jobs = world.submit(3, model="slow")
-    world.wait_in_flight(jobs[:2], model="slow")
+    jobs = world.submit(3, model="slower")
+    world.wait_in_flight(jobs[:2], model="slower")
     quitting.signal(signal.SIGQUIT)
     quitting.wait_exit()
     assert world.queued() == 3

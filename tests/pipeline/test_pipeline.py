@@ -636,3 +636,27 @@ async def test_a_job_that_has_made_an_attempt_waits_in_its_place(
     async with pipeline_to(server.url, limits=free_limits, park_after_s=5.0) as pipeline:
         await pipeline.run(chat_job())
     assert [asked["park_after_s"] for asked in free_limits.asked] == [5.0, None]
+
+
+async def test_a_request_that_went_twice_is_one_attempt_and_flagged(pipeline_to: Any, chat_job: Any) -> None:
+    """The server ends a connection of the pool when the second request comes; whether it has read it, nobody knows."""
+    connections: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        connections.append(0)
+        number, body = len(connections) - 1, completion(prompt_tokens=1, completion_tokens=1)
+        while await reader.read(2**20):
+            connections[number] += 1
+            if (number, connections[number]) == (0, 2):
+                break
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with server, pipeline_to(url) as pipeline:
+        first, second = await pipeline.run(chat_job("job-1")), await pipeline.run(chat_job("job-2"))
+    assert connections == [2, 1]
+    assert (first.attempts, first.suspected_double_payment) == (1, False)
+    assert (second.status, second.attempts, second.suspected_double_payment) == ("succeeded", 1, True)
+    assert suspected("connection") == 1

@@ -48,7 +48,12 @@ def unanswered(client: redis.Redis) -> list[str]:
 def test_each_row_comes_once(promptmill_run: RunCommand, failover: Failover, tmp_path: Path) -> None:
     prompts = write_rows(tmp_path / "in.jsonl", [{"prompt": f"What is {number}?"} for number in range(ROWS)])
     output = tmp_path / "out.jsonl"
-    with failover.master.client() as master, failover.replica.client() as replica:
+    with (
+        failover.master.client() as master,
+        failover.replica.client() as replica,
+        master.pubsub() as worker,
+    ):
+        worker.psubscribe("/0.celery.pidbox")  # `run` asks whether there is one
         run = promptmill_run.start(
             *(prompts, "-o", output, "--model", "m", "--workers", "0", "--redis", failover.url), "--json"
         )

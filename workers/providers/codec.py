@@ -47,6 +47,7 @@ class ProviderRequest:
     """One POST to a provider, and how far it has come. Neither key nor prompt shows in its repr.
 
     `answer_bytes`: how large the answer may well be, for a request of many; 0 for one that needs no more than any.
+    `was_resent`: it was sent before, on an idle connection whose end may have been under way then.
     """
 
     url: str
@@ -54,6 +55,7 @@ class ProviderRequest:
     body: bytes = field(repr=False)
     answer_bytes: int = 0
     stage: Stage = "connecting"
+    was_resent: bool = False
 
 
 @dataclass(slots=True)
