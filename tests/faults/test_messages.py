@@ -114,7 +114,7 @@ def test_deployments_with_key_prefixes_share_a_redis_and_nothing_else(world: Wor
             assert [result.ok for result in group.as_completed()] == [True] * 5
             with pytest.raises(JobCancelled):
                 delayed.result(timeout_s=30)
-    ours = {"pm:fence", "pm:reaper", "pm:cancelled", "pm:models", "pm:offers:prompts"}
+    ours = {"pm:fence", "pm:reaper", "pm:cancelled", "pm:models"}
     assert ours | {f"staging:{name}" for name in ours} <= set(world.redis.keys())
 
 

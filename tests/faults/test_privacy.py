@@ -27,15 +27,15 @@ def test_neither_key_nor_prompt_is_seen_outside_the_job(world: World) -> None:
         receiver = client.events.Receiver(listening, handlers={"*": seen.append})
         with receiver.consumer_context() as (connection, *_):
             drained(connection)  # it subscribes when it first listens
-            jobs = [world.queue.submit(model="slow", messages=messages)]
+            jobs = [world.queue.submit(model="slower", messages=messages)]
             # A stock producer puts the arguments' repr into the headers; nobody may show it.
-            stock = client.send_task("prompts.chat", kwargs={"model": "slow", "messages": messages})
+            stock = client.send_task("prompts.chat", kwargs={"model": "slower", "messages": messages})
             failing = client.send_task("prompts.chat", kwargs={"model": "no such model", "messages": messages})
             broken = client.send_task("prompts.chat", args=[PROMPT], kwargs={"messages": messages})
             for task, body in [("prompts.chta", [[PROMPT], {}, EMBEDDED]), ("prompts.chat", [[PROMPT]])]:
                 world.redis.lpush("prompts", message(task, body, job_id=f"bad-{task}"))
             world.redis.lpush("prompts", f'{{"body": "{PROMPT}"')
-            world.wait_in_flight(jobs, model="slow")
+            world.wait_in_flight(jobs, model="slower")
             shown = inspected(client, [*[job.id for job in jobs], stock.id])
             assert all(result.ok for result in world.results(jobs))
             wait_until(lambda: all(task.ready() for task in (stock, failing, broken)), "all end")
