@@ -17,7 +17,7 @@ from .harness import RedisServer, celery_record, wait_until
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 IDS = [f"job-{number}" for number in range(6)]
-TIMEOUT_S = 0.3
+TIMEOUT_S = 1.0
 OUTAGE_S = 30.0
 
 
