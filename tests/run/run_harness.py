@@ -60,7 +60,7 @@ class Started:
         """Its processes, as long as it lives."""
         return psutil.Process(self.process.pid).children(recursive=True)
 
-    def finish(self, *, timeout_s: float = 60.0) -> Finished:
+    def finish(self, *, timeout_s: float = 100.0) -> Finished:
         stdout, stderr = self.process.communicate(timeout=timeout_s)
         return Finished(self.process.returncode, stdout, stderr)
 
