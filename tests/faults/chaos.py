@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import redis
@@ -161,8 +162,6 @@ def play(world: World, plan: Plan, *, workers: int = 4, concurrency: int = 25, s
     fleet = Fleet(world, size=workers, lease_s=LEASE_S, concurrency=concurrency, url=url, environ=environ)
     strikes = _strikes(world, fleet, servers)
     asyncio.run(_submit_all(world, plan, url, strikes))
-    if servers is not None and servers.is_replaced:
-        world.redis = world.enter(servers.replica.client())
     report = Report(submitted=len(plan.jobs))
     _judge(world, plan, url, report)
     report.wall_s = time.monotonic() - began_at
@@ -196,8 +195,12 @@ def _strikes(world: World, fleet: Fleet, servers: Replicated | None) -> dict[str
         "cut": cut,
     }
     if servers is not None:
-        for kind in ("kill", "stop", "planned"):
-            strikes[f"failover: {kind}"] = lambda kind=kind: servers.replace(kind)  # type: ignore[misc]
+
+        def replace(kind: str) -> None:
+            servers.replace(kind)
+            world.redis = world.enter(servers.replica.client())
+
+        strikes |= {f"failover: {kind}": partial(replace, kind) for kind in ("kill", "stop", "planned")}
     return strikes
 
 
