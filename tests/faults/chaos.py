@@ -80,7 +80,9 @@ class Job:
     options: dict[str, Any] = field(default_factory=dict)
     cancel_after_s: float | None = None
     group: str | None = None
-    accepted_at: float | None = None
+    asked_at: float = 0.0
+    """When it was first sent: a try whose reply was lost may be the one that counts."""
+
     cancelled: bool | None = None
 
     @property
@@ -242,8 +244,9 @@ async def _submit(queue: PromptQueue, job: Job) -> None:
     """Until it is accepted. Without an id of its own, what was not accepted may have arrived; nobody asks for it."""
     start = queue.submit if job.group is None else queue.new_group(job.group).submit
     own = {} if job.id is None else {"id": job.id}
+    job.asked_at = time.time()
     submitted = await _accepted(lambda: start(messages=MESSAGES, **job.options, **own))
-    job.id, job.accepted_at = submitted.id, time.time()
+    job.id = submitted.id
     if job.kind == "own":
         await _accepted(lambda: start(messages=MESSAGES, **job.options, id=job.id))
     if job.cancel_after_s is not None:
@@ -269,7 +272,6 @@ def _submit_stock(stock: Celery, job: Job) -> None:
                 expires=job.options.get("expires"),
                 retry=False,
             )
-            job.accepted_at = time.time()
             return
 
 
@@ -329,8 +331,8 @@ def _faults(job: Job, result: PromptResult, calls: list[float]) -> Iterator[str]
     if result.status == "succeeded" and not calls:
         yield "an answer without a call"
     delay_s = job.options.get("delay_s", 0.0)
-    if calls and job.accepted_at is not None and min(calls) < job.accepted_at + delay_s - SLACK_S - 5 * (not delay_s):
-        yield f"called {job.accepted_at + delay_s - min(calls):.2f} s before its time"
+    if calls and "delay_s" in job.options and min(calls) < job.asked_at + delay_s - SLACK_S:
+        yield f"called {job.asked_at + delay_s - min(calls):.2f} s before its time"
     if (
         result.status in {"succeeded", "failed"}
         and len(calls) > result.attempts

@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--jobs", type=int, default=3_000, help="for each failover")
     parser.add_argument("--only", default="", help="only kinds whose name contains this")
     parser.add_argument("--replicas", choices=("with", "without", "both"), default="both", help="min-replicas")
-    parser.add_argument("--redis", type=Path, help="another redis-server; 6.2 does not refuse scripts")
+    parser.add_argument("--redis", type=Path, help="another redis-server than the usual one")
 
 
 def run(options: argparse.Namespace) -> bool:
