@@ -72,12 +72,22 @@ class Proxy:
     async def _listen(self) -> None:
         self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
 
+    async def _stop_listening(self) -> None:
+        """A connection that asyncio has accepted, and for which its server is closed too early, is never closed."""
+        if self._server is None:
+            return
+        for sock in self._server.sockets:
+            self._loop.remove_reader(sock.fileno())
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self._server.close()
+
     async def _set(self, fault: Fault) -> None:
         before, self._fault = self._fault, fault
         if before == "refuse":
             await self._listen()
-        if fault == "refuse" and self._server is not None:
-            self._server.close()
+        if fault == "refuse":
+            await self._stop_listening()
         if fault == "refuse" or before == "black_hole":
             await self._reset()
         self._changed.set()
@@ -91,12 +101,14 @@ class Proxy:
                     _reset(writer)
 
     async def _close(self) -> None:
-        if self._server is not None:
-            self._server.close()
+        await self._stop_listening()
         await self._reset()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reset()
+        for _ in range(3):  # transports close in the loop's next turns
+            await asyncio.sleep(0)
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
