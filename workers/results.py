@@ -211,7 +211,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         """Which of these jobs have a result, blocking. Raises redis's errors."""
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.getrange(f"{self._key_prefix}{keys.RESULT_PREFIX}{job_id}", 0, 40)
+                pipe.getrange(self.get_key_for_task(job_id), 0, 40)
             return [is_end(head.decode(errors="replace")) for head in pipe.execute()]
 
     def mark_as_revoked(
@@ -247,11 +247,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
                 self._record_ends([entry.job_id for entry in ends], CANCELLED)
 
     def _not_ended(self, job_ids: Sequence[str]) -> list[str]:
-        with self.client.pipeline(transaction=False) as pipe:
-            for job_id in job_ids:
-                pipe.getrange(self.get_key_for_task(job_id), 0, 40)
-            heads = [head.decode(errors="replace") for head in pipe.execute()]
-        return [job_id for job_id, head in zip(job_ids, heads, strict=True) if not is_end(head)]
+        return [job_id for job_id, has_ended in zip(job_ids, self.have_ended(job_ids), strict=True) if not has_ended]
 
     def _claim(self, job_ids: Sequence[str]) -> list[tuple[str, str | None]]:
         """State and group of each job, from its record; those that wait are this worker's to end."""
