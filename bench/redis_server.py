@@ -12,7 +12,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from workers.run.redis_server import redis_binary
+from workers.commands.run.processes.redis_server import redis_binary
 
 from .processes import Child, running
 

@@ -349,7 +349,7 @@ class Catalog(_Table):
 def load_catalog(path: Path | None = None) -> Catalog:
     """The presets, with the tables of the user's file in place of presets of the same name.
 
-    Raises `InvalidCatalog`. A provider whose key is not set is no error: `config.keys` looks at keys.
+    Raises `InvalidCatalog`. A provider whose key is not set is no error: `config.api_keys` looks at keys.
     """
     document = _read(PRESETS)
     if path is not None:

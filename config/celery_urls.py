@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote, urlencode
 
-from tasks.address import Address
-from tasks.sentinel import Sentinels
+from tasks.redis.address import Address
+from tasks.redis.sentinel import Sentinels
 
 __all__ = ["CeleryUrl", "broker_of", "result_backend_of"]
 

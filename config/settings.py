@@ -31,7 +31,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tasks.address import Address
+from tasks.redis.address import Address
 
 __all__ = [
     "Breaker",

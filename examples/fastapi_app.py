@@ -14,14 +14,14 @@ from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from tasks import (
+from tasks import (  # or promptmill_client
     JobExpired,
     JobFailed,
     PromptQueue,
     QueueUnavailable,
     ResultTimeout,
     UnknownJob,
-)  # or promptmill_client
+)
 
 MODEL = "gpt-4o-mini"
 WAIT_S = 30

@@ -8,10 +8,10 @@ from .blocking import SyncGroup, SyncJob, SyncQueue
 from .client import PromptQueue
 from .errors import *  # noqa: F403 - its __all__ is part of ours
 from .jobs import Group, Job, JobStatus
-from .message import TASK_NAMES
-from .request import Priority
 from .results import Attempt, JobError, PromptResult, Status, Usage
-from .store import GroupProgress
+from .store.job_store import GroupProgress
+from .wire.message import TASK_NAMES
+from .wire.request import Priority
 
 __all__ = [
     "TASK_NAMES",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .jobs import ROWS_A_CALL
 from .results import PromptResult
-from .store import GroupProgress
+from .store.job_store import GroupProgress
 
 if TYPE_CHECKING:
     from .client import PromptQueue

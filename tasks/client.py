@@ -19,13 +19,13 @@ from functools import cached_property
 from typing import Any, Final, Self
 from uuid import uuid4
 
-from .address import Address
 from .blocking import SyncQueue
 from .jobs import Group, Job, Rows
-from .keys import GROUP_ID_PREFIX
-from .redis_store import RedisStore, StoreSettings
-from .request import DEFAULT_MAX_JOB_BYTES, NewJob, Priority, check_group_id, check_id, check_size, new_job
-from .store import Store
+from .redis.address import Address
+from .store.job_store import Store
+from .store.redis_store import RedisStore, StoreSettings
+from .wire.redis_keys import GROUP_ID_PREFIX
+from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, Priority, check_group_id, check_id, check_size, new_job
 
 __all__ = ["PromptQueue"]
 

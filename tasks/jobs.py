@@ -8,12 +8,12 @@ from functools import partial
 from typing import Any, Final, Literal, Self
 
 from .errors import GroupRolledBack, IdTaken, InvalidJob, JobFailed, PromptmillError
-from .group_reader import GroupReader, unknown_group
-from .patience import Patience
-from .request import NewJob
 from .results import PromptResult
-from .store import GroupProgress, Sighting, Store
-from .waiting import unknown_job
+from .store.group_reader import GroupReader, unknown_group
+from .store.job_store import GroupProgress, Sighting, Store
+from .store.patience import Patience
+from .store.waiting import unknown_job
+from .wire.request import NewJob
 
 __all__ = ["Group", "Job", "JobStatus"]
 

@@ -19,14 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from .cancellation import stop
 from .client import PromptQueue
 from .errors import InvalidJob, JobFailed, ResultTimeout, UnknownJob
-from .outcome import failure
-from .request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
+from .redis.cancellation import stop
 from .results import PromptResult
-from .store import GroupEntry, GroupPage, GroupProgress, Sighting
-from .waiting import unknown_job
+from .store.job_store import GroupEntry, GroupPage, GroupProgress, Sighting
+from .store.waiting import unknown_job
+from .wire.record import failure
+from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
 
 __all__ = ["Answer", "InMemoryQueue"]
 

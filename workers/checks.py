@@ -18,9 +18,9 @@ from redis.exceptions import NoPermissionError, RedisError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from config.settings import get_settings
-from tasks import keys
-from tasks.address import Address, failure
-from tasks.message import revoke_channel
+from tasks.redis.address import Address, failure
+from tasks.wire import redis_keys
+from tasks.wire.message import revoke_channel
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -36,10 +36,10 @@ logger = logging.getLogger("promptmill.checks")
 OLDEST_REDIS = (6, 2)
 REDIS_TIMEOUT_S = 3.0
 
-RIGHTS_CHANNEL = f"{keys.RESULT_PREFIX}check-of-rights"
+RIGHTS_CHANNEL = f"{redis_keys.RESULT_PREFIX}check-of-rights"
 """Of the kind on which results are published; nobody waits for a job of this id."""
 
-LIKELY_SEPARATORS = (keys.PRIORITY_SEPARATOR, ":", "-", "_", ".", "/", "|", "#", "")
+LIKELY_SEPARATORS = (redis_keys.PRIORITY_SEPARATOR, ":", "-", "_", ".", "/", "|", "#", "")
 """Between a queue's name and a priority step (kombu's `sep`)."""
 
 OTHER_FILES = 100
@@ -188,27 +188,27 @@ def _look(url: str, *, subject: str, holds_queue: bool) -> list[Finding]:
 def _channels(database: int) -> list[str]:
     """One of each kind that workers use: remote control, results, pauses."""
     prefix = get_settings().key_prefix
-    return [revoke_channel(prefix, database), RIGHTS_CHANNEL, prefix + keys.LIMITER_PAUSES]
+    return [revoke_channel(prefix, database), RIGHTS_CHANNEL, prefix + redis_keys.LIMITER_PAUSES]
 
 
 def lists_of(queue: str, settings: Settings) -> dict[str, int]:
     """The lists of a queue that workers with these settings read, most urgent first, with their priority steps."""
     producers = settings.producers
-    return keys.queue_lists(
+    return redis_keys.queue_lists(
         queue, other_steps=producers.priority_steps or (), other_separator=producers.separator or ""
     )
 
 
 def unread_lists(queue: str, settings: Settings) -> list[str]:
     """Names under which producers with priority settings of their own may write, and which no worker reads."""
-    likely = [keys.queue_list(queue, step, separator) for separator in LIKELY_SEPARATORS for step in range(1, 10)]
+    likely = [redis_keys.queue_list(queue, step, separator) for separator in LIKELY_SEPARATORS for step in range(1, 10)]
     read = lists_of(queue, settings)
     return [name for name in likely if name not in read]
 
 
 def _unread(redis: Redis, subject: str) -> Iterator[Finding]:
     settings = get_settings()
-    names = unread_lists(keys.QUEUE, settings)
+    names = unread_lists(redis_keys.QUEUE, settings)
     with redis.pipeline(transaction=False) as pipe:
         for name in names:
             pipe.llen(settings.key_prefix + name)

@@ -8,12 +8,12 @@ from typing import Annotated
 
 import typer
 
-from .dead import dead
-from .doctor import doctor
-from .limits import limits
-from .lookup import cancel, status
-from .metrics.command import metrics
-from .run.command import run
+from .commands.dead import dead
+from .commands.doctor import doctor
+from .commands.jobs import cancel, status
+from .commands.limits import limits
+from .commands.metrics.command import metrics
+from .commands.run.command import run
 from .simulator.command import simulate
 
 __all__ = ["main"]

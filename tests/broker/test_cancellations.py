@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from celery.worker import state as worker_state
 
-from tasks.clock import steady_s
+from tasks.redis.clock import steady_s
 from workers.broker.cancellations import Cancellations
 
 

@@ -13,13 +13,13 @@ from faults.harness import RedisServer
 from kombu import Connection, Producer, Queue
 from kombu.transport.redis import Channel as KombuChannel
 
-from tasks import keys
-from workers.bridge import App, Postponed
+from tasks.wire import redis_keys
 from workers.broker.channel import Channel
-from workers.broker.consumer import Consumer
-from workers.pool import TaskPool
-from workers.request import Request
-from workers.tracer import without_traceback
+from workers.celery.consumer import Consumer
+from workers.celery.request import Request
+from workers.pool.bridge import App, Postponed
+from workers.pool.task_pool import TaskPool
+from workers.pool.tracer import without_traceback
 
 
 class Message:
@@ -91,4 +91,4 @@ def test_nothing_is_kept_of_a_message_that_was_postponed(channel: Channel, clien
     gc.collect()
     assert seen() is None
     channel.flush()
-    assert client.zcard(keys.delayed("q")) == 1
+    assert client.zcard(redis_keys.delayed("q")) == 1

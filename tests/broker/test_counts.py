@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tasks import keys
+from tasks.wire import redis_keys
 from workers.broker.commands import Commands
 from workers.broker.leases import Leases
-from workers.counts import counts
+from workers.telemetry.counts import counts
 
 FIELD = "suspected_payments_total:timeout"
 
@@ -35,7 +35,7 @@ def test_counts_are_news_until_they_are_sent() -> None:
     counts.add("suspected_payments_total", "timeout")
     assert leases.has_news
     [command] = commands_of(leases).news(now_ms=0)
-    assert command.args == ("HINCRBY", "p:" + keys.COUNTS, FIELD, 3)
+    assert command.args == ("HINCRBY", "p:" + redis_keys.COUNTS, FIELD, 3)
     command.on_reply(3)
     assert not leases.has_news
 

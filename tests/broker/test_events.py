@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery import Celery
 
-from workers.broker.events import MOST_AT_ONCE, EventDispatcher
+from workers.celery.events import MOST_AT_ONCE, EventDispatcher
 
 
 class Recorder(EventDispatcher):

@@ -17,14 +17,14 @@ from faults.harness import RedisServer
 from kombu import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from tasks import keys
+from tasks.wire import redis_keys
 from workers.broker.channel import Channel
 from workers.broker.compression import MAX_BODY_BYTES
-from workers.broker.endings import Endings
-from workers.broker.heartbeat import Heartbeat
 from workers.broker.leases import Lease, Leases
 from workers.broker.messages import read
-from workers.counts import counts
+from workers.celery.heartbeat import Heartbeat
+from workers.results.endings import Endings
+from workers.telemetry.counts import counts
 
 from .broker import Broker, message
 
@@ -73,7 +73,7 @@ def test_an_error_in_the_middle_of_a_delivery_leaves_nobody_behind(channel: Chan
     channel.close()
     assert sorted(waiting(client)) == ["a", "b", "c"]
     assert not channel.leases.held
-    assert not client.exists("unacked", "unacked_index", keys.LEASES)
+    assert not client.exists("unacked", "unacked_index", redis_keys.LEASES)
 
 
 def test_what_an_error_left_undelivered_is_delivered_next_where_the_channel_stays(
@@ -250,11 +250,11 @@ def test_what_its_worker_died_of_comes_in_smaller_portions(
     assert len([each for each in seen if not each.headers["id"].startswith("fresh")]) == together
     assert len(seen) == together + 9
     channel.flush()
-    assert client.zcard(keys.delayed("q")) == 30 - together
+    assert client.zcard(redis_keys.delayed("q")) == 30 - together
     for each in seen:
         each.ack()
     channel.flush()
-    client.zadd(keys.delayed("q"), dict.fromkeys(client.zrange(keys.delayed("q"), 0, -1), 1))
+    client.zadd(redis_keys.delayed("q"), dict.fromkeys(client.zrange(redis_keys.delayed("q"), 0, -1), 1))
     seen.clear()
     channel._run_now(channel.commands.exchange(["q"], channel._lists, room=40, then=channel._on_taken_alone))
     channel._deliver_taken()

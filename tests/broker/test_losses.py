@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from tasks import keys
+from tasks.wire import redis_keys
 from workers.broker.leases import LOSS_S, Lease, Leases
 from workers.broker.messages import read
-from workers.counts import counts
+from workers.telemetry.counts import counts
 
 from .broker import Broker, list_name, message
 
@@ -21,7 +21,7 @@ SUCCESS = '{"status": "SUCCESS", "result": 1}'
 @pytest.fixture
 def broker(broker: Broker) -> Iterator[Broker]:
     counts.take()
-    broker.leases.result_prefix = keys.RESULT_PREFIX
+    broker.leases.result_prefix = redis_keys.RESULT_PREFIX
     yield broker
     counts.take()  # they are the process's
 
@@ -42,12 +42,12 @@ def forget(client: Any, tag: str) -> None:
     """As a Redis that came back without its last second."""
     client.hdel("unacked", tag)
     client.zrem("unacked_index", tag)
-    client.zrem(keys.LEASES, tag)
+    client.zrem(redis_keys.LEASES, tag)
 
 
 def assert_leased(client: Any, tag: str, raw: bytes) -> None:
     assert json.loads(client.hget("unacked", tag)) == [json.loads(raw), "", "q"]
-    assert client.zscore(keys.LEASES, tag) and client.zscore("unacked_index", tag)
+    assert client.zscore(redis_keys.LEASES, tag) and client.zscore("unacked_index", tag)
 
 
 @pytest.mark.parametrize("step", [0, 3])
@@ -61,15 +61,15 @@ def test_a_lease_that_redis_lost_is_taken_back_with_its_message(
         broker.put(message(f"other-{n}", priority=step), step=step)
     past = raw[:-1] + b', "promptmill": {"deliveries": 1, "suspected": 1}}'
     if place == "delayed":
-        client.zadd(keys.delayed("q"), {past: 5})
+        client.zadd(redis_keys.delayed("q"), {past: 5})
     elif place != "nowhere":
         client.rpush(list_name("q", step), raw if place == "waiting" else past)
     assert reclaim(broker, tag) == [1]
     assert_leased(client, tag, raw)
-    assert len(broker.waiting(step=step)) == 250 and not client.exists(keys.delayed("q"))
-    assert client.zcard(keys.SUSPECTED) == (place == "nowhere")
+    assert len(broker.waiting(step=step)) == 250 and not client.exists(redis_keys.delayed("q"))
+    assert client.zcard(redis_keys.SUSPECTED) == (place == "nowhere")
     assert reclaim(broker, tag) == [1], "said twice"
-    assert 0 < client.ttl(keys.SUSPECTED) <= keys.RECORD_TTL_S or place != "nowhere"
+    assert 0 < client.ttl(redis_keys.SUSPECTED) <= redis_keys.RECORD_TTL_S or place != "nowhere"
 
 
 def test_a_job_that_another_has_by_now_is_given_up_and_the_other_is_flagged(broker: Broker, client: Any) -> None:
@@ -90,9 +90,9 @@ def test_a_job_that_another_has_by_now_is_given_up_and_the_other_is_flagged(brok
 def test_a_job_that_has_ended_is_given_up(broker: Broker, client: Any) -> None:
     tag, _ = take(broker)
     forget(client, tag)
-    client.set(keys.RESULT_PREFIX + "a", SUCCESS)
+    client.set(redis_keys.RESULT_PREFIX + "a", SUCCESS)
     assert reclaim(broker, tag) == [0]
-    assert not client.exists("unacked", keys.LEASES, keys.SUSPECTED)
+    assert not client.exists("unacked", redis_keys.LEASES, redis_keys.SUSPECTED)
 
 
 def test_a_message_that_turns_up_later_is_flagged_when_it_is_taken(broker: Broker, client: Any) -> None:
@@ -103,7 +103,7 @@ def test_a_message_that_turns_up_later_is_flagged_when_it_is_taken(broker: Broke
     broker.put(message("b"))
     taken = {json.loads(text)["headers"]["id"]: read(text).suspected for _, text in Broker(client).take()}
     assert taken == {"a": True, "b": False}
-    assert not client.exists(keys.SUSPECTED)
+    assert not client.exists(redis_keys.SUSPECTED)
 
 
 def test_a_lost_lease_of_a_job_that_has_not_begun_is_taken_back_too(broker: Broker, client: Any) -> None:
@@ -127,14 +127,14 @@ def test_an_acknowledgement_is_doubted_where_the_server_is_another(broker: Broke
     kept, lost, unanswered = (take(broker, job_id=name)[0] for name in ("kept", "lost", "unanswered"))
     for tag in (kept, lost, unanswered):
         leases.ack(tag)
-    client.set(keys.RESULT_PREFIX + "kept", SUCCESS)
-    client.set(keys.RESULT_PREFIX + "lost", '{"status": "STARTED"}')
+    client.set(redis_keys.RESULT_PREFIX + "kept", SUCCESS)
+    client.set(redis_keys.RESULT_PREFIX + "lost", '{"status": "STARTED"}')
     assert not leases.meet("first", 1), "the same server as before"
     assert len(leases.acks) == 3
     assert leases.meet("second", 2)
     assert not leases.acks
     broker.say_news()
-    assert not client.exists("unacked", "unacked_index", keys.LEASES)
+    assert not client.exists("unacked", "unacked_index", redis_keys.LEASES)
     waiting = {json.loads(raw)["headers"]["id"]: read(raw).suspected for raw in broker.waiting()}
     assert waiting == {"lost": True, "unanswered": True}
     assert dict(counts.take()) == {"suspected_payments_total:redis_lost": 2}
@@ -158,11 +158,11 @@ def test_an_acknowledgement_that_redis_forgot_is_said_again(broker: Broker, clie
     record = client.hget("unacked", tag)
     end(broker, tag)
     client.hset("unacked", tag, record)
-    client.zadd(keys.LEASES, {tag: 1})
-    client.set(keys.RESULT_PREFIX + "a", SUCCESS)
+    client.zadd(redis_keys.LEASES, {tag: 1})
+    client.set(redis_keys.RESULT_PREFIX + "a", SUCCESS)
     assert broker.leases.meet("second", 0)
     broker.say_news()
-    assert not client.exists("unacked", keys.LEASES, "q", keys.SUSPECTED)
+    assert not client.exists("unacked", redis_keys.LEASES, "q", redis_keys.SUSPECTED)
 
 
 def test_a_second_loss_is_met_like_the_first(broker: Broker, client: Any) -> None:
@@ -170,12 +170,12 @@ def test_a_second_loss_is_met_like_the_first(broker: Broker, client: Any) -> Non
     broker.leases.meet("first", 0)
     broker.leases.meet("second", 0)
     tag, raw = take(broker)
-    client.set(keys.RESULT_PREFIX + "a", SUCCESS)
+    client.set(redis_keys.RESULT_PREFIX + "a", SUCCESS)
     broker.leases.ack(tag)
     broker.leases.doubt_acks(1)
     broker.say_news()
     assert not client.exists("unacked")
-    client.delete(keys.RESULT_PREFIX + "a")
+    client.delete(redis_keys.RESULT_PREFIX + "a")
     broker.put(raw)
     broker.leases.meet("third", 2)
     broker.say_news()

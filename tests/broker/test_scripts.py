@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from redis.exceptions import ResponseError
 
-from tasks import keys
+from tasks.wire import redis_keys
 from workers.broker import commands, scripts
 from workers.broker.messages import read
 
@@ -47,22 +47,27 @@ def test_bytes_are_bounded_too_but_one_message_always_passes(broker: Broker) -> 
 
 def test_a_fence_is_never_given_twice_not_even_by_a_redis_that_forgot(broker: Broker, client: Any) -> None:
     tags = set()
-    for forget in (lambda: None, client.flushall, lambda: client.set(keys.FENCE, 5), lambda: client.delete(keys.FENCE)):
+    for forget in (
+        lambda: None,
+        client.flushall,
+        lambda: client.set(redis_keys.FENCE, 5),
+        lambda: client.delete(redis_keys.FENCE),
+    ):
         forget()
         for number in range(3):
             broker.put(message(f"{number}"))
         tags |= {tag for tag, _ in broker.take()}
     assert len(tags) == 12
-    assert all(tag.startswith(keys.LEASE_TAG_PREFIX) and tag[3:].isdigit() for tag in tags)
+    assert all(tag.startswith(redis_keys.LEASE_TAG_PREFIX) and tag[3:].isdigit() for tag in tags)
 
 
 def test_what_is_acknowledged_is_gone(broker: Broker, client: Any) -> None:
     broker.put(message("a"))
     ((tag, _),) = broker.take()
-    assert client.hlen("unacked") == client.zcard("unacked_index") == client.zcard(keys.LEASES) == 1
+    assert client.hlen("unacked") == client.zcard("unacked_index") == client.zcard(redis_keys.LEASES) == 1
     broker.leases.ack(tag)
     broker.exchange()
-    assert not client.exists("unacked", "unacked_index", keys.LEASES)
+    assert not client.exists("unacked", "unacked_index", redis_keys.LEASES)
 
 
 def test_more_than_one_command_can_carry(broker: Broker, client: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,12 +77,12 @@ def test_more_than_one_command_can_carry(broker: Broker, client: Any, monkeypatc
         broker.put(message(f"{number}"))
     taken = broker.take(room=1_300)
     assert [json.loads(raw)["headers"]["id"] for _, raw in taken] == [f"{number}" for number in range(1_300)]
-    assert client.hlen("unacked") == client.zcard("unacked_index") == client.zcard(keys.LEASES) == 1_300
+    assert client.hlen("unacked") == client.zcard("unacked_index") == client.zcard(redis_keys.LEASES) == 1_300
     for tag, raw in taken:
         assert json.loads(client.hget("unacked", tag))[0] == json.loads(raw)
         broker.leases.ack(tag)
     broker.exchange()
-    assert not client.exists("unacked", "unacked_index", keys.LEASES)
+    assert not client.exists("unacked", "unacked_index", redis_keys.LEASES)
 
 
 def test_a_list_that_is_none_loses_nobody_and_holds_nobody_up(broker: Broker, client: Any) -> None:
@@ -85,12 +90,12 @@ def test_a_list_that_is_none_loses_nobody_and_holds_nobody_up(broker: Broker, cl
         broker.put(message(f"{number}"))
     client.set("other", "a string")
     assert len(broker.take("q", "other")) == 5
-    assert client.hlen("unacked") == client.zcard(keys.LEASES) == 5
+    assert client.hlen("unacked") == client.zcard(redis_keys.LEASES) == 5
     with pytest.raises(ResponseError, match="WRONGTYPE"):
         broker.take("q", "other")
 
 
-@pytest.mark.parametrize("key", ["unacked", "unacked_index", keys.LEASES, keys.FENCE, keys.CANCELLED])
+@pytest.mark.parametrize("key", ["unacked", "unacked_index", redis_keys.LEASES, redis_keys.FENCE, redis_keys.CANCELLED])
 def test_no_message_is_taken_where_it_could_not_be_recorded(broker: Broker, client: Any, key: str) -> None:
     broker.put(message("a"))
     client.rpush(key, "a list")
@@ -149,12 +154,12 @@ def test_from_the_second_death_on_it_waits_a_little(client: Any) -> None:
     dying.take()
     now_ms = other.heartbeat()[0]
     assert other.waiting() == []
-    ((raw, due_ms),) = client.zrange(keys.delayed("q"), 0, -1, withscores=True)
+    ((raw, due_ms),) = client.zrange(redis_keys.delayed("q"), 0, -1, withscores=True)
     assert history(raw) == (2, True)
     assert 1_000 <= due_ms - now_ms <= 2_000
     exchanged = other.exchange("q")
     assert exchanged.taken == [] and exchanged.next_due_ms == due_ms
-    client.zadd(keys.delayed("q"), {raw: now_ms - 1})
+    client.zadd(redis_keys.delayed("q"), {raw: now_ms - 1})
     assert [raw for _, raw in other.take()] == [raw]
 
 
@@ -165,7 +170,7 @@ def test_neighbours_of_a_poison_do_not_come_back_with_it(client: Any) -> None:
     for _ in range(2):
         dying.take()
         other.heartbeat()
-    due = sorted(score for _, score in client.zrange(keys.delayed("q"), 0, -1, withscores=True))
+    due = sorted(score for _, score in client.zrange(redis_keys.delayed("q"), 0, -1, withscores=True))
     assert min(later - sooner for sooner, later in pairwise(due)) > 50
 
 
@@ -174,7 +179,7 @@ def test_a_lease_that_is_renewed_stays_and_a_lost_one_is_told(client: Any) -> No
     dying.put(message("a"))
     ((tag, _),) = dying.take()
     assert keeper.heartbeat([tag, "pm-1"])[1:3] == [[b"pm-1"], 0]
-    assert client.zscore(keys.LEASES, tag) > client.time()[0] * 1000 + 0.9 * LONG_S * 1000
+    assert client.zscore(redis_keys.LEASES, tag) > client.time()[0] * 1000 + 0.9 * LONG_S * 1000
     assert keeper.heartbeat([tag])[1:3] == [[], 0]
 
 
@@ -183,61 +188,63 @@ def test_after_a_silence_nobody_is_declared_dead_for_a_lease(client: Any) -> Non
     dying.put(message("a"))
     dying.take()
     assert other.heartbeat(heartbeat_s=1.5)[2] == 0, "nobody has beaten before"
-    grace_until = int(client.hget(keys.REAPER, "grace_until"))
+    grace_until = int(client.hget(redis_keys.REAPER, "grace_until"))
     assert grace_until >= client.time()[0] * 1000 + 0.9 * LONG_S * 1000
-    client.hset(keys.REAPER, "grace_until", 0)
+    client.hset(redis_keys.REAPER, "grace_until", 0)
     assert other.heartbeat(heartbeat_s=1.5)[2] == 1
-    client.hset(keys.REAPER, "at", int(client.hget(keys.REAPER, "at")) - 3_001)
+    client.hset(redis_keys.REAPER, "at", int(client.hget(redis_keys.REAPER, "at")) - 3_001)
     assert other.heartbeat(heartbeat_s=1.5)[2] == 0
-    assert int(client.hget(keys.REAPER, "grace_until")) >= grace_until
+    assert int(client.hget(redis_keys.REAPER, "grace_until")) >= grace_until
 
 
 def test_what_is_not_due_waits_in_redis_and_its_record_says_so(broker: Broker, client: Any) -> None:
     raw = message("a")
-    client.hset(keys.job("a"), "state", "running")
+    client.hset(redis_keys.job("a"), "state", "running")
     broker.put(raw)
     ((tag, _),) = broker.take()
     broker.leases.delay(tag, 99_999_999_999_999)
     assert broker.say_news() == [1]
-    assert client.zrange(keys.delayed("q"), 0, -1) == [raw]
-    assert client.hget(keys.job("a"), "state") == b"queued"
+    assert client.zrange(redis_keys.delayed("q"), 0, -1) == [raw]
+    assert client.hget(redis_keys.job("a"), "state") == b"queued"
     assert client.hlen("unacked") == 0
 
 
 def test_a_job_that_waits_again_lives_as_long_as_those_that_wait(broker: Broker, client: Any) -> None:
     lua = re.search(r"WAITING_TTL_S = (\d+)", scripts.EXCHANGE.text)
-    assert lua is not None and int(lua[1]) == keys.WAITING_TTL_S
-    for job_id, lifetime_s in [("started", keys.RECORD_TTL_S), ("far", 3 * keys.WAITING_TTL_S)]:
-        client.hset(keys.job(job_id), "state", "running")
-        client.expire(keys.job(job_id), lifetime_s)
+    assert lua is not None and int(lua[1]) == redis_keys.WAITING_TTL_S
+    for job_id, lifetime_s in [("started", redis_keys.RECORD_TTL_S), ("far", 3 * redis_keys.WAITING_TTL_S)]:
+        client.hset(redis_keys.job(job_id), "state", "running")
+        client.expire(redis_keys.job(job_id), lifetime_s)
         broker.put(message(job_id))
         ((tag, _),) = broker.take()
         broker.leases.delay(tag, 99_999_999_999_999)
     broker.say_news()
-    assert keys.RECORD_TTL_S < client.ttl(keys.job("started")) <= keys.WAITING_TTL_S
-    assert client.ttl(keys.job("far")) > keys.WAITING_TTL_S
+    assert redis_keys.RECORD_TTL_S < client.ttl(redis_keys.job("started")) <= redis_keys.WAITING_TTL_S
+    assert client.ttl(redis_keys.job("far")) > redis_keys.WAITING_TTL_S
 
 
 def test_whoever_takes_a_cancelled_jobs_message_is_told(broker: Broker, client: Any) -> None:
     for job_id in ("one", "two", "three", "four"):
         broker.put(message(job_id))
     assert broker.exchange("q", room=1).cancelled == []
-    client.zadd(keys.CANCELLED, {"two": 1, "four": 2, "one": 3, "nobody": 4})
+    client.zadd(redis_keys.CANCELLED, {"two": 1, "four": 2, "one": 3, "nobody": 4})
     assert broker.exchange("q").cancelled == ["two", "four"]
     assert broker.exchange("q").cancelled == []
 
 
 def test_the_record_of_a_started_job_says_so_and_lives_a_day(broker: Broker, client: Any) -> None:
-    client.hset(keys.job("known"), "state", "queued")
+    client.hset(redis_keys.job("known"), "state", "queued")
     for job_id in ("known", "of stock", "no prompt"):
         broker.put(message(job_id))
     tags = dict(zip(("known", "of stock", "no prompt"), (tag for tag, _ in broker.take()), strict=True))
     for job_id, tag in tags.items():
         broker.leases.start(tag, job_id, has_record=job_id == "of stock")
     broker.exchange()
-    assert client.hget(keys.job("known"), "state") == client.hget(keys.job("of stock"), "state") == b"running"
-    assert not client.exists(keys.job("no prompt"))
-    assert 0 < client.ttl(keys.job("of stock")) <= keys.RECORD_TTL_S
+    assert (
+        client.hget(redis_keys.job("known"), "state") == client.hget(redis_keys.job("of stock"), "state") == b"running"
+    )
+    assert not client.exists(redis_keys.job("no prompt"))
+    assert 0 < client.ttl(redis_keys.job("of stock")) <= redis_keys.RECORD_TTL_S
 
 
 def test_said_twice_changes_nothing(broker: Broker, client: Any) -> None:
@@ -254,10 +261,10 @@ def test_said_twice_changes_nothing(broker: Broker, client: Any) -> None:
     for command in commands * 2:
         broker.run(command)
     assert len(broker.waiting()) == 1
-    assert client.zcard(keys.delayed("q")) == 1
-    assert client.llen(keys.DEAD) == 1
-    assert client.hgetall(keys.DEAD_COUNTS) == {b"rejected": b"1"}
-    assert client.hlen("unacked") == client.zcard(keys.LEASES) == 0
+    assert client.zcard(redis_keys.delayed("q")) == 1
+    assert client.llen(redis_keys.DEAD) == 1
+    assert client.hgetall(redis_keys.DEAD_COUNTS) == {b"rejected": b"1"}
+    assert client.hlen("unacked") == client.zcard(redis_keys.LEASES) == 0
 
 
 def test_who_has_lost_a_lease_buries_nothing(client: Any) -> None:
@@ -267,7 +274,7 @@ def test_who_has_lost_a_lease_buries_nothing(client: Any) -> None:
     other.heartbeat()
     dying.leases.bury(tag)
     assert dying.say_news() == [0]
-    assert client.llen(keys.DEAD) == 0
+    assert client.llen(redis_keys.DEAD) == 0
     assert len(other.waiting()) == 1
 
 
@@ -275,7 +282,7 @@ def test_a_key_prefix_stands_before_every_key(client: Any) -> None:
     dying, other = Broker(client, lease_s=-1, prefix="x:"), Broker(client, prefix="x:")
     for job_id in "abcde":
         dying.put(message(job_id))
-        client.hset(f"x:{keys.job(job_id)}", "state", "queued")
+        client.hset(f"x:{redis_keys.job(job_id)}", "state", "queued")
     for tag, _ in dying.take(room=1):
         dying.leases.hand_back(tag)
     for tag, _ in dying.take(room=1):
@@ -291,9 +298,9 @@ def test_a_key_prefix_stands_before_every_key(client: Any) -> None:
 
 def test_cancellations_are_heard_from_the_first_to_the_last(broker: Broker, client: Any) -> None:
     # 2,500 in one millisecond, as one script cancels them, and some before and after.
-    client.zadd(keys.CANCELLED, {"early": 1_000})
+    client.zadd(redis_keys.CANCELLED, {"early": 1_000})
     now_ms = int(client.time()[0]) * 1000
-    client.zadd(keys.CANCELLED, {"before": now_ms - 1, **{f"{n}": now_ms for n in range(2_500)}})
+    client.zadd(redis_keys.CANCELLED, {"before": now_ms - 1, **{f"{n}": now_ms for n in range(2_500)}})
     heard, seen_ms = set(), 0
     for _ in range(2):
         *_, seen_ms, ids, _ = broker.heartbeat(seen_ms=seen_ms)
@@ -313,7 +320,7 @@ def test_binary_garbage_is_taken_and_kept_as_it_is(broker: Broker, client: Any) 
     assert raw == garbage
     broker.leases.bury(tag)
     broker.say_news()
-    letter = json.loads(client.lindex(keys.DEAD, 0))
+    letter = json.loads(client.lindex(redis_keys.DEAD, 0))
     assert letter["id"] == tag and "message_base64" in letter
 
 
@@ -332,28 +339,28 @@ def test_a_clock_that_was_set_back_keeps_no_lease_and_no_message_for_longer(brok
     broker.put(message("parked"))
     (dead, _), (parked, _) = broker.take()
     now_ms = broker.heartbeat(heartbeat_s=1.5)[0]
-    client.hset(keys.REAPER, mapping={"at": now_ms + 3_600_000, "grace_until": now_ms + 7_200_000})
+    client.hset(redis_keys.REAPER, mapping={"at": now_ms + 3_600_000, "grace_until": now_ms + 7_200_000})
     ahead_ms = now_ms + 3_600_000
-    client.zadd(keys.LEASES, {dead: ahead_ms + 5_000, "pm-of-another-with-longer-leases": now_ms + 900_000})
+    client.zadd(redis_keys.LEASES, {dead: ahead_ms + 5_000, "pm-of-another-with-longer-leases": now_ms + 900_000})
     # This worker has not heard of it yet.
     broker.leases.delay(parked, ahead_ms + 2_000)
     (delay,) = broker.commands.news(now_ms=ahead_ms)
     broker.run(delay)
-    ((_, due_ms),) = client.zrange(keys.delayed("q"), 0, -1, withscores=True)
+    ((_, due_ms),) = client.zrange(redis_keys.delayed("q"), 0, -1, withscores=True)
     assert now_ms <= due_ms <= now_ms + 60_000
     reply = broker.heartbeat(heartbeat_s=1.5)
     assert 3_590_000 < reply[3] <= 3_600_000
-    scores = dict(client.zrange(keys.LEASES, 0, -1, withscores=True))
+    scores = dict(client.zrange(redis_keys.LEASES, 0, -1, withscores=True))
     assert scores[dead.encode()] <= reply[0] + LONG_S * 1000
     assert scores[b"pm-of-another-with-longer-leases"] == now_ms + 900_000
     assert broker.heartbeat(heartbeat_s=1.5)[3] == 0
-    client.zadd(keys.LEASES, {dead: now_ms})
-    client.zrem(keys.LEASES, "pm-of-another-with-longer-leases")
-    client.hset(keys.REAPER, "grace_until", now_ms + 7_200_000)
+    client.zadd(redis_keys.LEASES, {dead: now_ms})
+    client.zrem(redis_keys.LEASES, "pm-of-another-with-longer-leases")
+    client.hset(redis_keys.REAPER, "grace_until", now_ms + 7_200_000)
     broker.heartbeat(heartbeat_s=1.5)
     assert broker.waiting() == []
-    assert int(client.hget(keys.REAPER, "grace_until")) <= client.time()[0] * 1000 + 1_000 + LONG_S * 1000
-    client.hset(keys.REAPER, "grace_until", 0)
+    assert int(client.hget(redis_keys.REAPER, "grace_until")) <= client.time()[0] * 1000 + 1_000 + LONG_S * 1000
+    client.hset(redis_keys.REAPER, "grace_until", 0)
     assert broker.heartbeat(heartbeat_s=1.5)[2] == 1
 
 

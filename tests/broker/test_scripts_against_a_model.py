@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from tasks import keys
+from tasks.wire import redis_keys
 from workers.broker.messages import read
 
 from .broker import STEPS, Broker, list_name, message
@@ -113,9 +113,9 @@ class Model(RuleBasedStateMachine):
     def comes_due(self, data: st.DataObject) -> None:
         job_id = data.draw(st.sampled_from(sorted(self.delayed)))
         for queue in QUEUES:
-            for raw in self.client.zrange(keys.delayed(queue), 0, -1):
+            for raw in self.client.zrange(redis_keys.delayed(queue), 0, -1):
                 if job_of(raw) == job_id:
-                    self.client.zadd(keys.delayed(queue), {raw: 1})
+                    self.client.zadd(redis_keys.delayed(queue), {raw: 1})
                     self.living.exchange(queue, room=0)
                     priority = json.loads(raw)["properties"]["priority"]
                     self.waiting[list_name(queue, priority)].insert(0, job_id)
@@ -126,11 +126,11 @@ class Model(RuleBasedStateMachine):
         for name, job_ids in self.waiting.items():
             assert [job_of(raw) for raw in self.client.lrange(name, 0, -1)[::-1]] == job_ids
         assert {tag.decode() for tag in self.client.hkeys("unacked")} == set(self.leased)
-        for index in ("unacked_index", keys.LEASES):
+        for index in ("unacked_index", redis_keys.LEASES):
             assert {tag.decode() for tag in self.client.zrange(index, 0, -1)} == set(self.leased)
-        delayed = [raw for queue in QUEUES for raw in self.client.zrange(keys.delayed(queue), 0, -1)]
+        delayed = [raw for queue in QUEUES for raw in self.client.zrange(redis_keys.delayed(queue), 0, -1)]
         assert sorted(map(job_of, delayed)) == sorted(self.delayed)
-        dead = [json.loads(letter)["id"] for letter in self.client.lrange(keys.DEAD, 0, -1)]
+        dead = [json.loads(letter)["id"] for letter in self.client.lrange(redis_keys.DEAD, 0, -1)]
         assert sorted(dead) == sorted(self.dead)
 
     @invariant()

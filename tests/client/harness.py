@@ -14,10 +14,10 @@ from typing import Any
 import redis.asyncio
 from servers import PATIENCE_S, RedisServer, free_port
 
-from tasks import keys
-from tasks.cancellation import stop
 from tasks.errors import JobFailed
+from tasks.redis.cancellation import stop
 from tasks.results import JobError, PromptResult
+from tasks.wire import redis_keys
 
 __all__ = ["LISTS", "FakeWorker", "Gate", "RedisServer", "free_port", "wait_until"]
 
@@ -84,7 +84,7 @@ class FakeWorker:
 
     async def _run(self, message: dict[str, Any]) -> None:
         headers = message["headers"]
-        job_id, record = headers["id"], keys.job(headers["id"])
+        job_id, record = headers["id"], redis_keys.job(headers["id"])
         await self._redis.hset(record, "state", "running")
         [text], _, _ = json.loads(base64.b64decode(message["body"]))
         answering = asyncio.create_task(self._result(job_id, json.loads(text)))
@@ -113,13 +113,13 @@ class FakeWorker:
     async def store(self, job_id: str, group: str | None, result: PromptResult | None) -> None:
         record = celery_record(job_id, result)
         async with self._redis.pipeline(transaction=True) as pipe:
-            pipe.set(keys.result(job_id), record, ex=3600)
-            pipe.publish(keys.result(job_id), record)
+            pipe.set(redis_keys.result(job_id), record, ex=3600)
+            pipe.publish(redis_keys.result(job_id), record)
             if group is not None:
-                pipe.hincrby(keys.group(group), "cancelled" if result is None else result.status, 1)
-                pipe.xadd(keys.group_done(group), {"id": job_id})
-                pipe.expire(keys.group(group), keys.RECORD_TTL_S)
-                pipe.expire(keys.group_done(group), keys.RECORD_TTL_S)
+                pipe.hincrby(redis_keys.group(group), "cancelled" if result is None else result.status, 1)
+                pipe.xadd(redis_keys.group_done(group), {"id": job_id})
+                pipe.expire(redis_keys.group(group), redis_keys.RECORD_TTL_S)
+                pipe.expire(redis_keys.group_done(group), redis_keys.RECORD_TTL_S)
             await pipe.execute()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tasks import JobFailed, PromptmillError, PromptQueue
-from tasks.address import Address
+from tasks.redis.address import Address
 
 from .harness import RedisServer
 

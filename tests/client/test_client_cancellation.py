@@ -7,7 +7,7 @@ from contextlib import suppress
 
 import pytest
 
-from tasks.cancellation import stop, within
+from tasks.redis.cancellation import stop, within
 
 
 async def swallowing(times: int) -> str:

@@ -16,9 +16,10 @@ import uvloop
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from tasks import PromptQueue, QueueFull, QueueUnavailable, ResultTimeout, UnknownJob, keys
-from tasks.address import Address
-from tasks.connection import RedisConnection
+from tasks import PromptQueue, QueueFull, QueueUnavailable, ResultTimeout, UnknownJob
+from tasks.redis.address import Address
+from tasks.redis.connection import RedisConnection
+from tasks.wire import redis_keys
 
 from .harness import FakeWorker, Gate, RedisServer, free_port, wait_until
 
@@ -225,7 +226,7 @@ async def test_a_result_without_its_record_is_still_a_result(own_redis: RedisSer
         async with PromptQueue(own_redis.url) as queue:
             job = await queue.submit(model="m", messages=MESSAGES)
             await job.result(timeout_s=10)
-            client.delete(keys.job(job.id))
+            client.delete(redis_keys.job(job.id))
             assert (await queue.job(job.id).result()).text == "answer"
 
 

@@ -8,7 +8,8 @@ import zlib
 import pytest
 from faults.proxy import Proxy
 
-from tasks import Group, PromptQueue, PromptResult, keys
+from tasks import Group, PromptQueue, PromptResult
+from tasks.wire import redis_keys
 
 from .harness import RedisServer, celery_record
 
@@ -28,10 +29,10 @@ def store_answers(server: RedisServer, group: Group, ids: list[str], *, size: in
             record = celery_record(job_id, result).encode()
             if compressed:
                 record = b"\0celery-compressed\0application/x-gzip\0" + zlib.compress(record, 0)
-            client.set(keys.result(job_id), record)
-            client.publish(keys.result(job_id), record)
-            client.xadd(keys.group_done(group.id), {"id": job_id})
-            client.hincrby(keys.group(group.id), "succeeded", 1)
+            client.set(redis_keys.result(job_id), record)
+            client.publish(redis_keys.result(job_id), record)
+            client.xadd(redis_keys.group_done(group.id), {"id": job_id})
+            client.hincrby(redis_keys.group(group.id), "succeeded", 1)
 
 
 @pytest.mark.parametrize("compressed", [False, True])

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import redis
 
-from tasks import master_watch
-from tasks.master_watch import Master, MasterWatch
-from tasks.sentinel import _refusal
+from tasks.redis import master_watch
+from tasks.redis.master_watch import Master, MasterWatch
+from tasks.redis.sentinel import _refusal
 
 HERE, THERE = ("a", 6379), ("b", 6379)
 ONE, OTHER = ("sentinel", 1), ("sentinel", 2)

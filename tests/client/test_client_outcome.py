@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks import JobError, JobFailed, PromptResult, TimedOut, Usage
 from tasks.errors import ERROR_CODES, failure_class
-from tasks.outcome import read_outcome
+from tasks.wire.record import read_outcome
 
 from .harness import celery_record
 

@@ -39,7 +39,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [wheel] = wheels.glob("promptmill_client-*.whl")
     subprocess.run([*pip, "install", "--no-deps", "--no-index", "--target", str(target), str(wheel)], check=True)
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"promptmill_client/submit.lua", "promptmill_client/py.typed"} <= names
+    assert {"promptmill_client/store/lua/submit.lua", "promptmill_client/py.typed"} <= names
     assert all(name.startswith(("promptmill_client/", "promptmill_client-")) for name in names)
     return target
 

@@ -10,8 +10,9 @@ from typing import Any, Literal
 import pytest
 from faults.proxy import Proxy
 
-from tasks import Group, PromptQueue, PromptResult, QueueUnavailable, ResultTimeout, keys
-from tasks.patience import Patience
+from tasks import Group, PromptQueue, PromptResult, QueueUnavailable, ResultTimeout
+from tasks.store.patience import Patience
+from tasks.wire import redis_keys
 
 from .harness import RedisServer, celery_record, wait_until
 
@@ -43,9 +44,9 @@ def end(server: RedisServer, group: Group, ids: list[str]) -> None:
     with server.client() as client:
         for job_id in ids:
             result = PromptResult(job_id, "succeeded", text="answer", response={})
-            client.set(keys.result(job_id), celery_record(job_id, result))
-            client.xadd(keys.group_done(group.id), {"id": job_id})
-            client.hincrby(keys.group(group.id), "succeeded", 1)
+            client.set(redis_keys.result(job_id), celery_record(job_id, result))
+            client.xadd(redis_keys.group_done(group.id), {"id": job_id})
+            client.hincrby(redis_keys.group(group.id), "succeeded", 1)
 
 
 async def ids_of(items: Any) -> list[str]:

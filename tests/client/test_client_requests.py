@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.errors import InvalidJob, UnknownModel
-from tasks.request import check_id, check_model, check_size, new_job
+from tasks.wire.request import check_id, check_model, check_size, new_job
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 CANARY = "canary-prompt-7f3e"

@@ -12,9 +12,10 @@ import pytest
 import redis
 from failover import Failover
 
-from tasks import Group, GroupRolledBack, PromptQueue, PromptResult, UnknownJob, keys
-from tasks.group_reader import GroupReader
-from tasks.store import GroupEntry, GroupPage, GroupProgress
+from tasks import Group, GroupRolledBack, PromptQueue, PromptResult, UnknownJob
+from tasks.store.group_reader import GroupReader
+from tasks.store.job_store import GroupEntry, GroupPage, GroupProgress
+from tasks.wire import redis_keys
 
 from .harness import RedisServer, celery_record, wait_until
 
@@ -32,9 +33,9 @@ def end(server: RedisServer, group: Group, job_ids: Sequence[str], text: str = "
     """What a worker stores for jobs that have an answer."""
     with server.client() as client, client.pipeline(transaction=True) as pipe:
         for job_id in job_ids:
-            pipe.set(keys.result(job_id), celery_record(job_id, answered(job_id, text)))
-            pipe.xadd(keys.group_done(group.id), {"id": job_id})
-            pipe.hincrby(keys.group(group.id), "succeeded", 1)
+            pipe.set(redis_keys.result(job_id), celery_record(job_id, answered(job_id, text)))
+            pipe.xadd(redis_keys.group_done(group.id), {"id": job_id})
+            pipe.hincrby(redis_keys.group(group.id), "succeeded", 1)
         pipe.execute()
 
 
@@ -192,7 +193,7 @@ class LosingStore:
 
 @pytest.mark.parametrize("seed", range(40))
 async def test_each_job_comes_once_whatever_is_lost(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.group_reader._LATE_RESULT_S", 0)
+    monkeypatch.setattr("tasks.store.group_reader._LATE_RESULT_S", 0)
     ids = [f"{number:02}" for number in range(40)]
     store: Any = LosingStore(ids, seed, losses=6)
     results = [result async for page in GroupReader("pmg-g", store).pages() for result in page]
@@ -217,18 +218,18 @@ async def test_a_loss_beyond_memory_is_told(redis_server: RedisServer) -> None:
 
 def roll_back(client: redis.Redis, group: Group, *, kept: int) -> None:
     """As a Redis that has lost its last second."""
-    stream = keys.group_done(group.id)
+    stream = redis_keys.group_done(group.id)
     entries: Any = client.xrange(stream)
     client.xdel(stream, *(position for position, _ in entries[kept:]))
-    client.hincrby(keys.group(group.id), "succeeded", kept - len(entries))
+    client.hincrby(redis_keys.group(group.id), "succeeded", kept - len(entries))
 
 
 def take_back(client: redis.Redis, group: Group, job_id: str) -> None:
     """As `promptmill dead retry`: the job's end is taken back."""
-    entries: Any = client.xrange(keys.group_done(group.id))
+    entries: Any = client.xrange(redis_keys.group_done(group.id))
     [position] = [position for position, fields in entries if fields["id"] == job_id]
-    client.xdel(keys.group_done(group.id), position)
-    client.hincrby(keys.group(group.id), "succeeded", -1)
+    client.xdel(redis_keys.group_done(group.id), position)
+    client.hincrby(redis_keys.group(group.id), "succeeded", -1)
 
 
 async def test_a_job_whose_end_was_taken_back_does_not_count_twice(redis_server: RedisServer) -> None:

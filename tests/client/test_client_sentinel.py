@@ -14,9 +14,9 @@ import redis
 from servers import SentinelServer
 
 from tasks import PromptQueue, QueueUnavailable
-from tasks.address import Address
-from tasks.connection import RedisConnection
-from tasks.sentinel import MasterNotFound
+from tasks.redis.address import Address
+from tasks.redis.connection import RedisConnection
+from tasks.redis.sentinel import MasterNotFound
 
 from .harness import FakeWorker, RedisServer, free_port, wait_until
 

@@ -18,8 +18,9 @@ import pytest
 import redis
 from celery import Celery
 
-from tasks import Job, JobCancelled, PromptQueue, PromptResult, UnknownModel, keys
-from tasks.message import CELERY_PRIORITY, TASK_NAMES
+from tasks import Job, JobCancelled, PromptQueue, PromptResult, UnknownModel
+from tasks.wire import redis_keys
+from tasks.wire.message import CELERY_PRIORITY, TASK_NAMES
 
 from .harness import LISTS, RedisServer, celery_record, wait_until
 
@@ -122,7 +123,7 @@ async def test_nothing_of_the_prompt_is_outside_the_body(queue: PromptQueue, cli
     message = popped(client, LISTS[1])
     del message["body"]
     assert "canary-31d7" not in json.dumps(message)
-    assert "canary-31d7" not in json.dumps(client.hgetall(keys.job(job.id)))
+    assert "canary-31d7" not in json.dumps(client.hgetall(redis_keys.job(job.id)))
 
 
 async def test_jobs_are_taken_in_the_order_of_submission(queue: PromptQueue, client: redis.Redis) -> None:
@@ -136,11 +137,11 @@ async def test_jobs_are_taken_in_the_order_of_submission(queue: PromptQueue, cli
 
 async def test_submitting_an_id_again_changes_nothing(queue: PromptQueue, client: redis.Redis) -> None:
     first = await queue.submit(model="m", messages=MESSAGES, id="same")
-    record = client.hgetall(keys.job("same"))
+    record = client.hgetall(redis_keys.job("same"))
     again = await queue.submit(model="other", messages=MESSAGES, id="same", priority="bulk")
     group = await queue.submit_many([{"model": "m", "messages": MESSAGES, "id": "same"}] * 3)
     assert first.id == again.id == "same"
-    assert client.hgetall(keys.job("same")) == record
+    assert client.hgetall(redis_keys.job("same")) == record
     assert [client.llen(name) for name in LISTS] == [0, 1, 0]
     assert (await group.progress()).total == 0
 
@@ -153,7 +154,7 @@ async def test_a_repeated_id_in_one_batch_is_one_job(queue: PromptQueue, client:
 
 async def test_the_record_tells_what_the_job_is(queue: PromptQueue, client: redis.Redis) -> None:
     job = await queue.new_group("g").submit(model="m", messages=MESSAGES, tenant="acme", priority="bulk", delay_s=1.5)
-    record = client.hgetall(keys.job(job.id))
+    record = client.hgetall(redis_keys.job(job.id))
     assert isinstance(record, dict)
     submitted_at = float(record.pop("submitted_at"))
     assert abs(submitted_at - client.time()[0]) < 60
@@ -166,14 +167,14 @@ async def test_the_record_tells_what_the_job_is(queue: PromptQueue, client: redi
         "priority": "bulk",
         "delay_ms": "1500",
     }
-    assert keys.WAITING_TTL_S < client.ttl(keys.job(job.id)) <= keys.WAITING_TTL_S + 2
+    assert redis_keys.WAITING_TTL_S < client.ttl(redis_keys.job(job.id)) <= redis_keys.WAITING_TTL_S + 2
 
 
 async def test_every_key_of_ours_has_a_lifetime(queue: PromptQueue, client: redis.Redis) -> None:
     group = await queue.submit_many({"model": "m", "messages": MESSAGES} for _ in range(3))
     await queue.submit(model="m", messages=MESSAGES)
     await group.cancel()
-    lists_and_sets_with_an_owner = {*LISTS, keys.CANCELLED}
+    lists_and_sets_with_an_owner = {*LISTS, redis_keys.CANCELLED}
     immortal = {key for key in client.scan_iter() if client.ttl(key) == -1}
     assert immortal <= lists_and_sets_with_an_owner
 
@@ -184,9 +185,9 @@ async def test_the_prefix_stands_before_queues_and_keys(redis_server: RedisServe
         [job] = [job async for job in group.jobs()]
         assert {*client.scan_iter()} == {
             f"app1:{LISTS[1]}",
-            f"app1:{keys.job(job.id)}",
-            f"app1:{keys.group(group.id)}",
-            f"app1:{keys.group_jobs(group.id)}",
+            f"app1:{redis_keys.job(job.id)}",
+            f"app1:{redis_keys.group(group.id)}",
+            f"app1:{redis_keys.group_jobs(group.id)}",
         }
         app = Celery(broker=redis_server.url, set_as_current=False)
         app.conf.broker_transport_options = {"global_keyprefix": "app1:"}
@@ -198,7 +199,7 @@ async def test_the_prefix_stands_before_queues_and_keys(redis_server: RedisServe
 
 async def test_models_are_checked_while_workers_name_them(redis_server: RedisServer, client: redis.Redis) -> None:
     now = client.time()[0]
-    client.zadd(keys.MODELS, {"gpt-4o-mini": now, "retired": now - keys.MODELS_TTL_S - 1})
+    client.zadd(redis_keys.MODELS, {"gpt-4o-mini": now, "retired": now - redis_keys.MODELS_TTL_S - 1})
     async with PromptQueue(redis_server.url) as queue:
         await queue.submit(model="gpt-4o-mini", messages=MESSAGES)
         with pytest.raises(UnknownModel, match="gpt-4o-mini"):
@@ -209,7 +210,7 @@ async def test_models_are_checked_while_workers_name_them(redis_server: RedisSer
 
 
 async def test_with_stale_models_anything_goes(redis_server: RedisServer, client: redis.Redis) -> None:
-    client.zadd(keys.MODELS, {"retired": client.time()[0] - keys.MODELS_TTL_S - 1})
+    client.zadd(redis_keys.MODELS, {"retired": client.time()[0] - redis_keys.MODELS_TTL_S - 1})
     async with PromptQueue(redis_server.url) as queue:
         await queue.submit(model="anything", messages=MESSAGES)
 
@@ -254,18 +255,18 @@ async def test_our_revoke_is_celerys(queue: PromptQueue, stock: Celery, redis_se
 async def test_cancel_is_noted_for_workers_to_come(queue: PromptQueue, client: redis.Redis) -> None:
     job = await queue.submit(model="m", messages=MESSAGES)
     assert await job.cancel()
-    noted = client.hget(keys.job(job.id), "cancel")
+    noted = client.hget(redis_keys.job(job.id), "cancel")
     assert isinstance(noted, str) and abs(float(noted) - client.time()[0]) < 60
-    assert client.zrange(keys.CANCELLED, 0, -1) == [job.id]
+    assert client.zrange(redis_keys.CANCELLED, 0, -1) == [job.id]
 
 
 async def test_a_mark_hits_only_what_was_submitted_before_it(queue: PromptQueue, client: redis.Redis) -> None:
     job = await queue.submit(model="m", messages=MESSAGES, id="again")
     assert await job.cancel()
     await queue.forget(job.id)
-    assert client.zrange(keys.CANCELLED, 0, -1) == [job.id], "its message may be in the queue still"
+    assert client.zrange(redis_keys.CANCELLED, 0, -1) == [job.id], "its message may be in the queue still"
     await queue.submit(model="m", messages=MESSAGES, id="again")
-    assert client.zcard(keys.CANCELLED) == 0
+    assert client.zcard(redis_keys.CANCELLED) == 0
 
 
 async def test_an_unknown_id_is_not_cancelled_and_leaves_no_mark(queue: PromptQueue, client: redis.Redis) -> None:
@@ -277,13 +278,13 @@ async def test_an_unknown_id_is_not_cancelled_and_leaves_no_mark(queue: PromptQu
         assert await known.cancel() is True
         message = await wait_until(listening.get_message, description="a revoke")
     assert json.loads(base64.b64decode(json.loads(message["data"])["body"]))["arguments"]["task_id"] == [known.id]
-    assert client.zrange(keys.CANCELLED, 0, -1) == [known.id]
-    assert not client.exists(keys.job("unknown"))
+    assert client.zrange(redis_keys.CANCELLED, 0, -1) == [known.id]
+    assert not client.exists(redis_keys.job("unknown"))
 
 
 async def test_how_a_job_ended_outlives_its_result(queue: PromptQueue, client: redis.Redis) -> None:
     job = await queue.submit(model="m", messages=MESSAGES)
-    client.hset(keys.job(job.id), "state", "cancelled")  # as workers do for one that they never ran
+    client.hset(redis_keys.job(job.id), "state", "cancelled")  # as workers do for one that they never ran
     assert await job.status() == "cancelled"
     assert await job.cancel() is False
     with pytest.raises(JobCancelled):
@@ -348,7 +349,7 @@ async def test_an_id_whose_result_outlived_its_record_is_known(queue: PromptQueu
     """A second call would be paid, and its answer thrown away: the stored one stands."""
     with_id = {"model": "m", "messages": MESSAGES, "id": "mine"}
     stored = PromptResult("mine", "succeeded", text="stored", response={})
-    client.set(keys.result("mine"), celery_record("mine", stored))
+    client.set(redis_keys.result("mine"), celery_record("mine", stored))
     job = await queue.submit(**with_id)
     group = await queue.submit_many([with_id, with_id])
     assert client.llen(LISTS[1]) == 0

@@ -11,16 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from config.catalog import (
-    Catalog,
-    CatalogError,
-    InvalidCatalog,
-    Limits,
-    Price,
-    Timeout,
-    UnknownModel,
-    load_catalog,
-)
+from config.catalog import Catalog, CatalogError, InvalidCatalog, Limits, Price, Timeout, UnknownModel, load_catalog
 
 Load = Callable[[str], Catalog]
 

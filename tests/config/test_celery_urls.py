@@ -10,7 +10,7 @@ from kombu.utils.json import dumps
 from redis.connection import SSLConnection, UnixDomainSocketConnection
 
 from config.celery_urls import broker_of, result_backend_of
-from tasks.address import Address
+from tasks.redis.address import Address
 
 SECRET = "hunter2-canary"
 SENTINELS = f"sentinel://:{SECRET}@a:1;sentinel://b:2/3?master_name=mill&sentinel_password={SECRET}"

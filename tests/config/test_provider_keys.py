@@ -10,8 +10,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
+from config.api_keys import KeyProblem, MissingKey, UnusableKey, fingerprint, read_keys
 from config.catalog import Provider, load_catalog
-from config.keys import KeyProblem, MissingKey, UnusableKey, fingerprint, read_keys
 
 # On a fresh machine hypothesis spends a second on tables of its own, which its time limits would put down to us.
 untimed = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

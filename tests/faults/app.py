@@ -37,7 +37,7 @@ if renamed := os.environ.get("FAULTS_RENAMED_TASK"):
 
     @app.task(name=renamed, bind=True, is_prompt=True)
     async def _renamed(self: Any, **body: Any) -> Any:
-        from workers.runtime import current
+        from workers.celery.runtime import current
 
         return (await current().handle("chat", self.request.id, (), body)).to_dict()
 

@@ -21,8 +21,9 @@ import redis
 from celery import Celery
 from kombu.exceptions import OperationalError
 
-from tasks import PromptQueue, QueueUnavailable, keys
-from tasks.outcome import read_outcome
+from tasks import PromptQueue, QueueUnavailable
+from tasks.wire import redis_keys
+from tasks.wire.record import read_outcome
 
 from .fleet import Fleet
 from .harness import MESSAGES, Providers, World, wait_until
@@ -217,7 +218,7 @@ def _turns(size: int) -> Iterator[int]:
 async def _submit_all(world: World, plan: Plan, url: str, strikes: dict[str, Callable[[], object]]) -> None:
     async with PromptQueue(url, timeout_s=5) as queue:
         stock = Celery("chaos", broker=url, set_as_current=False)
-        stock.conf.task_default_queue = keys.QUEUE
+        stock.conf.task_default_queue = redis_keys.QUEUE
         began_at = time.monotonic()
 
         async def strike_all() -> None:
@@ -288,7 +289,7 @@ def _judge(world: World, plan: Plan, url: str, report: Report) -> None:
         assert job.id is not None
         result = results.get(job.id)
         if result is None:
-            record = world.redis.hgetall(keys.job(job.id))
+            record = world.redis.hgetall(redis_keys.job(job.id))
             told = {name: record.get(name) for name in ("state", "cancel")}
             report.broken.append(f"{job.kind} {job.id} has not ended: {told}, {len(calls.get(job.id, ()))} calls")
             continue
@@ -306,7 +307,7 @@ def _all_ended(world: World, ids: list[str]) -> dict[str, PromptResult]:
 
     def ended() -> bool:
         missing = [job_id for job_id in ids if job_id not in results]
-        records = world.redis.mget([keys.result(job_id) for job_id in missing])
+        records = world.redis.mget([redis_keys.result(job_id) for job_id in missing])
         read = {job_id: read_outcome(job_id, record) for job_id, record in zip(missing, records, strict=True)}
         results.update((job_id, result) for job_id, result in read.items() if result is not None)
         return len(results) == len(ids)
@@ -366,7 +367,10 @@ def _judge_leftovers(world: World, report: Report) -> None:
     try:
         world.wait_clean()
     except AssertionError:
-        kept = {name: world.redis.zcard(name) for name in (keys.LEASES, keys.delayed(keys.QUEUE), "unacked_index")}
+        kept = {
+            name: world.redis.zcard(name)
+            for name in (redis_keys.LEASES, redis_keys.delayed(redis_keys.QUEUE), "unacked_index")
+        }
         kept |= {"queued": world.queued(), "unacked": world.redis.hlen("unacked")}
         report.broken.append(f"left behind: {kept}")
     if letters := world.dead():
@@ -377,7 +381,16 @@ def _judge_leftovers(world: World, report: Report) -> None:
 
 
 _KEPT: Final = (
-    *("_kombu.binding", "unacked", keys.MODELS, keys.LEASES, keys.FENCE, keys.REAPER, keys.CANCELLED, keys.DEAD),
-    *(keys.DEAD_COUNTS, keys.COUNTS, keys.LIMITERS, keys.DELAYED_PREFIX),
+    *(
+        "_kombu.binding",
+        "unacked",
+        redis_keys.MODELS,
+        redis_keys.LEASES,
+        redis_keys.FENCE,
+        redis_keys.REAPER,
+        redis_keys.CANCELLED,
+        redis_keys.DEAD,
+    ),
+    *(redis_keys.DEAD_COUNTS, redis_keys.COUNTS, redis_keys.LIMITERS, redis_keys.DELAYED_PREFIX),
 )
-"""What has an owner for good (tasks/keys.py)."""
+"""What has an owner for good (tasks/wire/redis_keys.py)."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import redis
 
 from tasks import QueueUnavailable
-from tasks.outcome import read_outcome
+from tasks.wire.record import read_outcome
 
 from .harness import MESSAGES, World, wait_until
 from .replicated import Replicated

@@ -24,9 +24,9 @@ from celery import Celery
 
 from tasks import PromptQueue
 from tasks.blocking import SyncJob, SyncQueue
-from tasks.outcome import read_outcome
 from tasks.results import PromptResult
-from workers.run.redis_server import redis_binary
+from tasks.wire.record import read_outcome
+from workers.commands.run.processes.redis_server import redis_binary
 
 from .proxy import Proxy
 

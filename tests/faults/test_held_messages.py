@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tasks import PromptQueue
-from tasks.outcome import read_outcome
+from tasks.wire.record import read_outcome
 
 from .harness import MESSAGES, RedisServer, wait_until
 from .test_redis_suffers import AOF_ALWAYS

@@ -13,8 +13,8 @@ from typer.testing import CliRunner
 
 from tasks import DeadLettered
 from workers.checks import check_file_limit
-from workers.dead import dead
-from workers.doctor import doctor
+from workers.commands.dead import dead
+from workers.commands.doctor import doctor
 
 from .harness import MESSAGES, Provider, wait_until
 from .test_messages import EMBEDDED, message

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import pytest
 
 from tasks.blocking import SyncJob
-from tasks.outcome import read_outcome
 from tasks.results import PromptResult
+from tasks.wire.record import read_outcome
 
 from .harness import RedisServer, Worker, World, wait_until
 

@@ -12,7 +12,7 @@ from faults.proxy import Proxy
 from redis.asyncio import Redis
 
 from config.catalog import Limits
-from tasks.address import Address
+from tasks.redis.address import Address
 from workers.limiter import LimiterRegistry
 from workers.limiter.channel import PauseChannel
 

@@ -14,9 +14,9 @@ import pytest
 from redis.asyncio import Redis
 
 from config.settings import get_settings
-from workers.celery import app
+from workers.celery.app import app
+from workers.celery.runtime import current, lifespan
 from workers.limiter import snapshot
-from workers.runtime import current, lifespan
 from workers.simulator import RunningSimulator, SimulatorOptions, start
 from workers.simulator.limits import Bucket
 

@@ -17,7 +17,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError
 
 from config.catalog import Limits
-from tasks.address import Address
+from tasks.redis.address import Address
 from tasks.results import Usage
 from workers.limiter import LimiterRegistry, registry, snapshot
 from workers.limiter.link import MOST_CONNECTIONS, Link

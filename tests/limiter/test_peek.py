@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from config.catalog import Limits
-from tasks import keys
+from tasks.wire import redis_keys
 from workers.limiter import LimiterView, snapshot
 from workers.limiter.cost import Cost
 from workers.limiter.rate import plan
@@ -51,7 +51,7 @@ class Worker:
         await self._schedule().pause(PauseReport(epoch=self.epoch, asked_s=asked_s))
 
     async def peek(self) -> LimiterView:
-        of = keys.limiter(*NAME)
+        of = redis_keys.limiter(*NAME)
         read = (of.clock, of.state, of.processes, of.days, of.organisation)
         hashes: list[Any] = [await self.redis.hgetall(key) for key in read]  # type: ignore[misc] # redis-py types its commands for both clients
         return view_of(NAME, LimiterHashes(*hashes), redis_now=self.now)

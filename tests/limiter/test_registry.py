@@ -13,7 +13,7 @@ from pydantic import SecretStr
 from redis.asyncio import Redis
 
 from config.catalog import Limits, Model
-from tasks.cancellation import stop
+from tasks.redis.cancellation import stop
 from tasks.results import Usage
 from workers.limiter import Cost, LimiterRegistry, MustPark, Permit, TooLargeForLimit, snapshot
 from workers.limiter.limiter import Limiter

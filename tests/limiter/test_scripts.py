@@ -12,7 +12,7 @@ import pytest
 from redis.asyncio import Redis
 
 from config.catalog import Limits
-from tasks import keys
+from tasks.wire import redis_keys
 from workers.limiter.cost import Cost
 from workers.limiter.headers import RateHeader
 from workers.limiter.rate import BIN_S, plan
@@ -527,7 +527,7 @@ class Buyer:
         await self.says(now, refunds=[Refund(bin_at(instant), output_tokens=back)])
 
 
-KEYS = keys.limiter("p", "m", "k")
+KEYS = redis_keys.limiter("p", "m", "k")
 
 
 async def windows(client: Redis, key: str = KEYS.window) -> dict[str, float]:
@@ -754,7 +754,7 @@ async def test_a_429_from_before_the_pause_tells_nothing_new_but_a_longer_wait(c
 
 async def test_a_pause_is_told_on_the_channel(client: Redis) -> None:
     async with client.pubsub(ignore_subscribe_messages=True) as subscription:
-        await subscription.subscribe(keys.LIMITER_PAUSES)
+        await subscription.subscribe(redis_keys.LIMITER_PAUSES)
         await paused(client, FAST, now=1_000.0, epoch=1, asked_s=2.5)
         message = None
         while message is None:

@@ -22,7 +22,7 @@ from hypothesis.stateful import (
 from redis.asyncio import Redis
 
 from config.catalog import Limits
-from tasks import keys
+from tasks.wire import redis_keys
 from workers.limiter.cost import Cost
 from workers.limiter.rate import BIN_S, Dimension, Plan, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
@@ -319,7 +319,7 @@ class Scripts(RuleBasedStateMachine):
         """To one bin of the window, if its limit has one."""
         if (pace := self.paces.get("tokens")) is None or not pace.span_s:
             return None
-        window = self.runner.run(_hash(self.redis, keys.limiter("p", "m", key).window))
+        window = self.runner.run(_hash(self.redis, redis_keys.limiter("p", "m", key).window))
         return int(window.get(f"tokens:{bin_}".encode(), 0))
 
     def token_rate(self, key: str) -> float | None:

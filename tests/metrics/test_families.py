@@ -10,8 +10,8 @@ import pytest
 import yaml
 from prometheus_client.core import CounterMetricFamily
 
-from workers import broker
-from workers.metrics.families import DEAD_LETTER_REASONS, DURATION, LIMITER, QUEUE, UP
+import workers
+from workers.commands.metrics.families import DEAD_LETTER_REASONS, DURATION, LIMITER, QUEUE, UP
 
 ROOT = Path(__file__).parents[2]
 METRICS: dict[str, Any] = {f"promptmill_{metric.name}": metric for metric in (UP, DURATION, *QUEUE, *LIMITER)}
@@ -38,8 +38,8 @@ def test_the_docs_list_every_metric() -> None:
 
 
 def test_every_reason_to_bury_a_message_is_shown_from_the_start() -> None:
-    [directory] = broker.__path__
-    source = "\n".join(path.read_text() for path in Path(directory).glob("*.py"))
+    [directory] = workers.__path__
+    source = "\n".join(path.read_text() for path in Path(directory).rglob("*.py"))
     kinds = re.findall(r'_?(?:condemn|bury)\((?:message|tag|self\.delivery_tag), "(\w+)"', source)
     kinds += re.findall(r'^REJECTED = "(\w+)"', source, re.MULTILINE)
     assert sorted(set(kinds)) == list(DEAD_LETTER_REASONS)

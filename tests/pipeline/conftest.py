@@ -14,13 +14,13 @@ from pydantic import SecretStr
 
 from config.catalog import Catalog
 from config.settings import Http as HttpSettings
-from workers.http import Http
-from workers.job import Options, PromptJob
+from workers.http.session import Http
 from workers.limiter import Cost, Permit
-from workers.offers import Offers
-from workers.pipeline import Pipeline
+from workers.pipeline.offers import Offers
+from workers.pipeline.pipeline import Pipeline
+from workers.pipeline.retry import RetryPolicy
+from workers.prompt.job import Options, PromptJob
 from workers.providers.keyring import KeyRing
-from workers.retry import RetryPolicy
 from workers.simulator import RunningSimulator, SimulatorOptions, start
 
 KEY = "sk-canary-4f1d9e77c0"

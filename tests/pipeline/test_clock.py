@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.clock import RedisClock
+from workers.redis.clock import RedisClock
 
 EPOCH_S = 1_700_000_000.0
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 
 from config.catalog import Timeout
 from config.settings import Http as HttpSettings
-from workers.exchange import MAX_BODY_BYTES, Exchanges
-from workers.failures import Failure
-from workers.http import Http
+from workers.http.exchange import MAX_BODY_BYTES, Exchanges
+from workers.http.session import Http
+from workers.prompt.failure import Failure
 from workers.providers import ProviderRequest, RawResponse
 
 QUICK = Timeout(total_s=5, connect_s=2, read_s=2)

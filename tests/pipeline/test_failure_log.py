@@ -9,8 +9,8 @@ from collections.abc import Iterator
 import pytest
 
 from tasks.results import JobError, PromptResult
-from workers.counts import counts
-from workers.failure_log import FailureLog
+from workers.telemetry.counts import counts
+from workers.telemetry.failure_log import FailureLog
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,9 @@ from aiohttp import client_exceptions, http_exceptions, web
 from config.catalog import Timeout
 from config.settings import Http as HttpSettings
 from tasks.errors import ERROR_CODES
-from workers.failures import _MEANINGS, FOREIGN, Failure, translate
-from workers.http import Http
+from workers.http.errors import _MEANINGS, FOREIGN, translate
+from workers.http.session import Http
+from workers.prompt.failure import Failure
 from workers.providers import ProviderRequest, RawResponse
 
 QUICK = Timeout(total_s=5, connect_s=2, read_s=2)

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.failures import Failure
-from workers.job import PromptJob, parse
+from workers.prompt.failure import Failure
+from workers.prompt.job import PromptJob, parse
 
 NOW = 5_000.0
 MESSAGES = [{"role": "user", "content": "Hello"}]

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from workers import record_size
-from workers.job import PromptJob
-from workers.record_size import MOST_BYTES
+from workers.pipeline import record_size
+from workers.pipeline.record_size import MOST_BYTES
+from workers.prompt.job import PromptJob
 
 VECTOR = "[" + ",".join(f"{random.Random(n).uniform(-0.1, 0.1):.9f}" for n in range(1_536)) + "]"
 """About 20 KB, as of text-embedding-3-small."""

@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from workers.job import PromptJob
-from workers.offers import MOST_WITHDRAWN_S, WITHDRAWN_S, Elsewhere, Offers
-from workers.pipeline import Parked
+from workers.pipeline.offers import MOST_WITHDRAWN_S, WITHDRAWN_S, Elsewhere, Offers
+from workers.pipeline.pipeline import Parked
+from workers.prompt.job import PromptJob
 from workers.providers.keyring import KeyRing
 
 NO_KEY = KeyRing({}, {"p": "P_KEY is not set"})

@@ -15,8 +15,8 @@ from pydantic import SecretStr
 
 from tasks.errors import ERROR_CODES
 from tasks.results import Usage
-from workers.failures import Failure
-from workers.job import PromptJob
+from workers.prompt.failure import Failure
+from workers.prompt.job import PromptJob
 from workers.providers import Answer, ProviderRequest, RawResponse
 from workers.providers.openai import OpenAICodec
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from workers import outages, pipeline
-from workers.outages import Outages, Reason
-from workers.pipeline import Parked
+from workers.pipeline import outages, pipeline
+from workers.pipeline.outages import Outages, Reason
+from workers.pipeline.pipeline import Parked
 
 REFUSED = Reason("connection", "can't connect")
 COMPLETION = json.dumps({"choices": [{"message": {"role": "assistant", "content": "here"}}]}).encode()

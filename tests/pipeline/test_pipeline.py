@@ -13,13 +13,13 @@ from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import SecretStr
 
 from tasks.results import PromptResult, Usage
-from workers.counts import counts
-from workers.failures import Failure
-from workers.job import PromptJob
 from workers.limiter import MustPark, TooLargeForLimit, TooLate
-from workers.pipeline import Parked, Pipeline
+from workers.pipeline.pipeline import Parked, Pipeline
+from workers.pipeline.retry import RetryPolicy
+from workers.prompt.failure import Failure
+from workers.prompt.job import PromptJob
 from workers.providers.keyring import KeyRing
-from workers.retry import RetryPolicy
+from workers.telemetry.counts import counts
 
 PRICE = {"input": 1, "output": 10, "date": "2026-01-01", "source": "a test"}
 
@@ -532,6 +532,7 @@ def broken_pipeline(error: BaseException, catalog: Any, clock: Any, limits: Any)
         now=clock,
         sleep=clock.sleep,
         rng=None,
+        time_limit=SoftTimeLimitExceeded,
     )
 
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.failures import Failure
-from workers.retry import GiveUp, Retry, RetryPolicy
+from workers.pipeline.retry import GiveUp, Retry, RetryPolicy
+from workers.prompt.failure import Failure
 
 
 class Dice(Random):

@@ -18,14 +18,14 @@ import redis
 from celery.utils.saferepr import saferepr
 from kombu.utils.json import dumps as kombu_dumps
 
-from config.keys import UnusableKey
+from config.api_keys import UnusableKey
 from config.settings import get_settings
-from tasks import keys
 from tasks.errors import AuthFailed, BadRequest, JobFailed, ServerFailed
 from tasks.results import PromptResult
-from workers.celery import app
-from workers.prompts import chat, embed
-from workers.runtime import current, lifespan
+from tasks.wire import redis_keys
+from workers.celery.app import app
+from workers.celery.runtime import current, lifespan
+from workers.celery.tasks import chat, embed
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +135,7 @@ async def test_the_pipeline_is_there_as_long_as_the_lifespan(provider: Any, wait
 
 async def test_the_models_are_announced_by_redis_time(environment: pytest.MonkeyPatch, redis_url: str) -> None:
     environment.setenv("PROMPTMILL_KEY_PREFIX", "staging:")
-    key = f"staging:{keys.MODELS}"
+    key = f"staging:{redis_keys.MODELS}"
     with redis.Redis.from_url(redis_url, decode_responses=True) as client:
         client.zadd(key, {"gone": 1.0})
         async with lifespan(app):
@@ -144,7 +144,7 @@ async def test_the_models_are_announced_by_redis_time(environment: pytest.Monkey
         assert {"m", "e"} <= announced.keys()
         assert "gone" not in announced
         assert abs(announced["m"] - seconds) < 60
-        assert 0 < client.ttl(key) <= keys.MODELS_TTL_S
+        assert 0 < client.ttl(key) <= redis_keys.MODELS_TTL_S
 
 
 async def test_without_redis_the_worker_starts_all_the_same(

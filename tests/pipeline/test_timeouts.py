@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from limiter.plain import VirtualLoop
 
-from workers.timeouts import Timeouts
+from workers.http.timeouts import Timeouts
 
 Call = tuple[float, float, float, float | None]
 """When a call begins, its time-out, how long it takes, and when somebody cancels it (s from the beginning)."""

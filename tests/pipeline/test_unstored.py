@@ -11,9 +11,9 @@ import pytest
 
 from config.catalog import Timeout
 from config.settings import Http as HttpSettings
-from workers.http import Http
+from workers.http.session import Http
+from workers.http.unstored import Share, Unstored
 from workers.providers import ProviderRequest, RawResponse
-from workers.unstored import Share, Unstored
 
 MB = 1024 * 1024
 

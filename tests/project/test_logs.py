@@ -1,4 +1,4 @@
-"""The worker's log lines (workers/logs.py)."""
+"""The worker's log lines (workers/telemetry/logs.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from config.settings import get_settings
-from workers import logs
+from workers.telemetry import logs
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""What stands in messages is shown to people without a control character (workers/terminal.py)."""
+"""What stands in messages is shown to people without a control character (workers/telemetry/terminal.py)."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from servers import RedisServer
 from typer.testing import CliRunner
 
 from config.settings import get_settings
-from tasks import JobError, PromptResult, keys
-from workers import logs
+from tasks import JobError, PromptResult
+from tasks.wire import redis_keys
 from workers.cli import app
-from workers.terminal import printable, printable_json, printable_lines
+from workers.telemetry import logs
+from workers.telemetry.terminal import printable, printable_json, printable_lines
 
 HOSTILE = "id\x1b[2J\x9b31m\r\nforged line\u202e"
 LETTER: dict[str, Any] = {
@@ -50,8 +51,8 @@ def shown(server: RedisServer, *arguments: str) -> str:
 
 def test_dead_letters_move_no_cursor_and_forge_no_line(redis_server: RedisServer) -> None:
     with redis_server.client() as client:
-        client.delete(keys.DEAD)
-        client.lpush(keys.DEAD, json.dumps(LETTER))
+        client.delete(redis_keys.DEAD)
+        client.lpush(redis_keys.DEAD, json.dumps(LETTER))
     assert r"id\x1b[2J\x9b31m\r\nforged line\u202e" in shown(redis_server, "dead", "list")
     (line,) = shown(redis_server, "dead", "list", "--json").splitlines()
     assert json.loads(line)["id"] == HOSTILE
@@ -64,7 +65,7 @@ def test_the_reason_of_a_failure_is_shown_in_one_line(redis_server: RedisServer)
     failed = PromptResult("j", "failed", error=JobError(code="bad_request", message=HOSTILE))
     stored = {"exc_type": "BadRequest", "exc_message": [HOSTILE], "promptmill": failed.to_dict()}
     with redis_server.client() as client:
-        client.set(keys.result("j"), json.dumps({"status": "FAILURE", "result": stored}))
+        client.set(redis_keys.result("j"), json.dumps({"status": "FAILURE", "result": stored}))
     assert r"\x1b[2J" in shown(redis_server, "status", "j")
 
 

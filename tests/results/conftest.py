@@ -8,8 +8,8 @@ import pytest
 import redis
 from servers import RedisServer
 
-from workers.bridge import App
-from workers.results import Backend
+from workers.pool.bridge import App
+from workers.results.backend import Backend
 
 
 @pytest.fixture(scope="session")

@@ -14,9 +14,9 @@ from celery.app.task import Context
 from celery.exceptions import BackendStoreError
 from servers import RedisServer
 
-from tasks import keys
-from workers.bridge import App, Cancellable, run_job
-from workers.results import BATCH_BYTES, HUGE_BYTES, Backend, BatchWriter, Entry, JSONResult, Writer
+from tasks.wire import redis_keys
+from workers.pool.bridge import App, Cancellable, run_job
+from workers.results.backend import BATCH_BYTES, HUGE_BYTES, Backend, BatchWriter, Entry, JSONResult, Writer
 
 from .conftest import stored
 
@@ -58,7 +58,11 @@ async def test_a_groups_jobs_count_though_the_end_of_their_batch_fails(
     ours = [writer.put(entry(f"{number}", group_id="pmg-1")) for number in range(3)]
     refused = writer.put(entry("refused")._replace(key="a-list"))
     await asyncio.gather(*ours, refused, return_exceptions=True)
-    assert int(client.hget(keys.group("pmg-1"), "succeeded") or 0) == client.xlen(keys.group_done("pmg-1")) == 3
+    assert (
+        int(client.hget(redis_keys.group("pmg-1"), "succeeded") or 0)
+        == client.xlen(redis_keys.group_done("pmg-1"))
+        == 3
+    )
 
 
 async def test_an_outage_of_redis_is_waited_out(tmp_path: Path) -> None:

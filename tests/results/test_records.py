@@ -9,12 +9,12 @@ import redis
 from celery import Celery, states
 from celery.app.task import Context
 
-from tasks import keys
-from tasks.outcome import read_outcome
 from tasks.results import PromptResult
-from workers.bridge import App
-from workers.record_size import MOST_BYTES
-from workers.results import Backend, JSONResult
+from tasks.wire import redis_keys
+from tasks.wire.record import read_outcome
+from workers.pipeline.record_size import MOST_BYTES
+from workers.pool.bridge import App
+from workers.results.backend import Backend, JSONResult
 
 from .conftest import stored
 
@@ -48,7 +48,7 @@ def test_a_failure_may_turn_out_well_but_goes_back_to_no_earlier_state(backend: 
 def test_only_the_holder_of_the_lease_may_store(
     backend: Backend, client: redis.Redis, caplog: pytest.LogCaptureFixture
 ) -> None:
-    client.zadd(keys.LEASES, {"pm-2": 1})
+    client.zadd(redis_keys.LEASES, {"pm-2": 1})
     backend.store_result("j", answer(text="late"), states.SUCCESS, request=request(tag="pm-1"))
     assert stored(client, "j") is None
     assert "Result of j refused" in caplog.text
@@ -116,22 +116,27 @@ def ttl(client: Any, key: str) -> int:
 
 @pytest.mark.parametrize(
     ("total", "lifetime_s"),
-    [(2, keys.RECORD_TTL_S), (3, keys.WAITING_TTL_S), (-1, keys.WAITING_TTL_S), (None, keys.WAITING_TTL_S)],
+    [
+        (2, redis_keys.RECORD_TTL_S),
+        (3, redis_keys.WAITING_TTL_S),
+        (-1, redis_keys.WAITING_TTL_S),
+        (None, redis_keys.WAITING_TTL_S),
+    ],
     ids=["complete", "one to go", "still open", "counted elsewhere"],
 )
 def test_a_group_lives_until_its_last_job_has_ended_and_a_day(
     backend: Backend, client: redis.Redis, total: int | None, lifetime_s: int
 ) -> None:
     if total is not None:
-        client.hset(keys.group(GROUP), "total", total)
-    client.rpush(keys.group_jobs(GROUP), "a", "b")
+        client.hset(redis_keys.group(GROUP), "total", total)
+    client.rpush(redis_keys.group_jobs(GROUP), "a", "b")
     backend.store_result("a", answer("a"), states.SUCCESS, request=request("a", group=GROUP))
-    assert ttl(client, keys.group(GROUP)) > keys.RECORD_TTL_S
+    assert ttl(client, redis_keys.group(GROUP)) > redis_keys.RECORD_TTL_S
     backend.store_result("b", ValueError("no"), states.FAILURE, request=request("b", group=GROUP))
     backend.store_result("b", ValueError("again"), states.FAILURE, request=request("b", group=GROUP))
-    assert client.hmget(keys.group(GROUP), "succeeded", "failed") == [b"1", b"1"]
-    assert [fields[b"id"] for _, fields in client.xrange(keys.group_done(GROUP))] == [b"a", b"b"]
-    for key in (keys.group(GROUP), keys.group_done(GROUP), keys.group_jobs(GROUP)):
+    assert client.hmget(redis_keys.group(GROUP), "succeeded", "failed") == [b"1", b"1"]
+    assert [fields[b"id"] for _, fields in client.xrange(redis_keys.group_done(GROUP))] == [b"a", b"b"]
+    for key in (redis_keys.group(GROUP), redis_keys.group_done(GROUP), redis_keys.group_jobs(GROUP)):
         assert lifetime_s - 5 <= ttl(client, key) <= lifetime_s
 
 
@@ -148,8 +153,8 @@ def test_the_largest_record_reaches_who_waits_for_it(backend: Backend, client: r
 
 def wait_in_queue(client: redis.Redis, *job_ids: str, state: str = "queued", ttl_s: int = 2_000_000) -> None:
     for job_id in job_ids:
-        client.hset(keys.job(job_id), mapping={"state": state, "group": "pmg-1"})
-        client.expire(keys.job(job_id), ttl_s)
+        client.hset(redis_keys.job(job_id), mapping={"state": state, "group": "pmg-1"})
+        client.expire(redis_keys.job(job_id), ttl_s)
 
 
 def test_the_end_of_a_job_cancelled_while_it_waited_stands_in_its_record(backend: Backend, client: redis.Redis) -> None:
@@ -157,13 +162,13 @@ def test_the_end_of_a_job_cancelled_while_it_waited_stands_in_its_record(backend
     wait_in_queue(client, "running", state="running")
     backend.store_result("answered", answer("answered"), states.SUCCESS, request=request("answered"))
     backend.revoke(["waiting", "running", "answered", "unknown"])
-    assert client.hget(keys.job("waiting"), "state") == b"cancelled"
-    assert client.ttl(keys.job("waiting")) > 1_990_000, "as long as a job that waits"
-    assert client.hget(keys.job("running"), "state") == b"running"
+    assert client.hget(redis_keys.job("waiting"), "state") == b"cancelled"
+    assert client.ttl(redis_keys.job("waiting")) > 1_990_000, "as long as a job that waits"
+    assert client.hget(redis_keys.job("running"), "state") == b"running"
     assert stored(client, "waiting")["status"] == "REVOKED"
     assert stored(client, "answered")["status"] == "SUCCESS"
-    assert client.hget(keys.group("pmg-1"), "cancelled") == b"1"
-    assert not client.exists(keys.result("running"), keys.result("unknown"))
+    assert client.hget(redis_keys.group("pmg-1"), "cancelled") == b"1"
+    assert not client.exists(redis_keys.result("running"), redis_keys.result("unknown"))
 
 
 def test_a_job_that_is_to_be_retried_may_be_cancelled(backend: Backend, client: redis.Redis) -> None:
@@ -177,11 +182,11 @@ def test_of_two_workers_one_records_the_end(backend: Backend, client: redis.Redi
     wait_in_queue(client, "a", "b")
     assert backend._claim(["a", "b"]) == [("queued", "pmg-1")] * 2
     backend.revoke(["a", "b"])
-    assert not client.exists(keys.result("a"), keys.result("b")), "the other worker is at it"
-    client.hset(keys.job("a"), "ending", 1)  # it has died
+    assert not client.exists(redis_keys.result("a"), redis_keys.result("b")), "the other worker is at it"
+    client.hset(redis_keys.job("a"), "ending", 1)  # it has died
     backend.revoke(["a", "b"])
-    assert stored(client, "a")["status"] == "REVOKED" and not client.exists(keys.result("b"))
-    assert not client.hexists(keys.job("a"), "ending")
+    assert stored(client, "a")["status"] == "REVOKED" and not client.exists(redis_keys.result("b"))
+    assert not client.hexists(redis_keys.job("a"), "ending")
 
 
 @pytest.mark.parametrize(("reason", "state"), [("revoked", b"cancelled"), ("expired", b"expired")])
@@ -190,15 +195,15 @@ def test_a_job_that_is_thrown_away_when_it_is_taken_says_so_in_its_record(
 ) -> None:
     wait_in_queue(client, "j")
     backend.mark_as_revoked("j", reason, request=request(), store_result=True)
-    assert client.hget(keys.job("j"), "state") == state
+    assert client.hget(redis_keys.job("j"), "state") == state
 
 
 @pytest.mark.parametrize(
     ("left_s", "expires_s", "lifetime_s"),
     [
-        (keys.RECORD_TTL_S - 600, None, keys.RECORD_TTL_S),
-        (keys.RECORD_TTL_S, 7 * 86_400, 7 * 86_400),
-        (keys.WAITING_TTL_S, None, keys.WAITING_TTL_S),
+        (redis_keys.RECORD_TTL_S - 600, None, redis_keys.RECORD_TTL_S),
+        (redis_keys.RECORD_TTL_S, 7 * 86_400, 7 * 86_400),
+        (redis_keys.WAITING_TTL_S, None, redis_keys.WAITING_TTL_S),
     ],
     ids=["a day", "as long as a week's result", "what waits longer is not cut short"],
 )
@@ -207,13 +212,13 @@ def test_a_jobs_record_lives_as_long_as_its_result(
 ) -> None:
     if expires_s is not None:
         app.conf.result_expires = expires_s
-    client.hset(keys.job("j"), "state", "running")
-    client.expire(keys.job("j"), left_s)
+    client.hset(redis_keys.job("j"), "state", "running")
+    client.expire(redis_keys.job("j"), left_s)
     app.backend.store_result("j", answer(), states.SUCCESS, request=request())
-    assert lifetime_s - 5 <= ttl(client, keys.job("j")) <= lifetime_s
-    assert ttl(client, "celery-task-meta-j") <= ttl(client, keys.job("j"))
+    assert lifetime_s - 5 <= ttl(client, redis_keys.job("j")) <= lifetime_s
+    assert ttl(client, "celery-task-meta-j") <= ttl(client, redis_keys.job("j"))
 
 
 def test_a_job_without_a_record_gets_none(backend: Backend, client: redis.Redis) -> None:
     backend.store_result("j", answer(), states.SUCCESS, request=request())
-    assert not client.exists(keys.job("j"))
+    assert not client.exists(redis_keys.job("j"))

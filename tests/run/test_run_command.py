@@ -16,11 +16,11 @@ from servers import RedisServer as RedisServerOfTests
 from typer.testing import CliRunner
 
 from workers.cli import app
-from workers.run.environ import engine_environ
-from workers.run.fleet import WorkerFleet
-from workers.run.lifeline import Lifeline
-from workers.run.redis_server import RedisServer
-from workers.run.state import RunState
+from workers.commands.run.output.state import RunState
+from workers.commands.run.processes.environ import engine_environ
+from workers.commands.run.processes.fleet import WorkerFleet
+from workers.commands.run.processes.lifeline import Lifeline
+from workers.commands.run.processes.redis_server import RedisServer
 from workers.simulator import RunningSimulator, SimulatorOptions
 from workers.simulator import start as start_simulator
 

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from config.catalog import load_catalog
 from tasks.results import Attempt, JobError, PromptResult, Usage
-from workers.run.errors import UnusableInput
-from workers.run.latency import LatencyHistogram
-from workers.run.output import OutputFile, answer_line, refusal_line
-from workers.run.progress import Snapshot, duration
-from workers.run.rows import BadRow
-from workers.run.simulation import Simulation, simulated_catalog
-from workers.run.state import RunState
-from workers.run.summary import Outcome, next_step, summary_numbers
-from workers.run.tally import Tally
+from workers.commands.run.errors import UnusableInput
+from workers.commands.run.input.rows import BadRow
+from workers.commands.run.output.latency import LatencyHistogram
+from workers.commands.run.output.output_file import OutputFile, answer_line, refusal_line
+from workers.commands.run.output.progress import Snapshot, duration
+from workers.commands.run.output.state import RunState
+from workers.commands.run.output.summary import Outcome, next_step, summary_numbers
+from workers.commands.run.output.tally import Tally
+from workers.commands.run.processes.simulation import Simulation, simulated_catalog
 
 DIGEST = "00000000000000ab"
 

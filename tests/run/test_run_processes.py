@@ -16,13 +16,13 @@ from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 from run_harness import wait_until, wait_until_async
 
-from workers.run.beside import beside
-from workers.run.environ import engine_environ
-from workers.run.errors import RunError
-from workers.run.fleet import WorkerFleet
-from workers.run.lifeline import Lifeline
-from workers.run.redis_server import RedisServer
-from workers.run.state import RunState
+from workers.commands.run.beside import beside
+from workers.commands.run.errors import RunError
+from workers.commands.run.output.state import RunState
+from workers.commands.run.processes.environ import engine_environ
+from workers.commands.run.processes.fleet import WorkerFleet
+from workers.commands.run.processes.lifeline import Lifeline
+from workers.commands.run.processes.redis_server import RedisServer
 
 # A parent that starts a process which ignores TERM, and one that notes its own end, and is then killed.
 DOOMED = """

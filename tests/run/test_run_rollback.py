@@ -12,7 +12,8 @@ from client.harness import celery_record
 from failover import Failover
 from run_harness import RunCommand, read_rows, wait_until, write_rows
 
-from tasks import PromptResult, keys
+from tasks import PromptResult
+from tasks.wire import redis_keys
 
 ROWS = 2_500
 WINDOW_JOBS = 2_000
@@ -31,17 +32,17 @@ def end(client: redis.Redis, job_ids: Iterable[str], *, group_id: str | None) ->
         for job_id in job_ids:
             result = PromptResult(job_id, "succeeded", text="answer", response={"id": "r"})
             record = celery_record(job_id, result)
-            pipe.set(keys.result(job_id), record)
-            pipe.publish(keys.result(job_id), record)
+            pipe.set(redis_keys.result(job_id), record)
+            pipe.publish(redis_keys.result(job_id), record)
             if group_id is not None:
-                pipe.xadd(keys.group_done(group_id), {"id": job_id})
-                pipe.hincrby(keys.group(group_id), "succeeded", 1)
+                pipe.xadd(redis_keys.group_done(group_id), {"id": job_id})
+                pipe.hincrby(redis_keys.group(group_id), "succeeded", 1)
         pipe.execute()
 
 
 def unanswered(client: redis.Redis) -> list[str]:
-    ids = [name.removeprefix(keys.job("")) for name in client.scan_iter(keys.job("*"), count=1_000)]
-    results: Any = client.mget(map(keys.result, ids)) if ids else []
+    ids = [name.removeprefix(redis_keys.job("")) for name in client.scan_iter(redis_keys.job("*"), count=1_000)]
+    results: Any = client.mget(map(redis_keys.result, ids)) if ids else []
     return [job_id for job_id, result in zip(ids, results, strict=True) if result is None]
 
 
@@ -58,8 +59,8 @@ def test_each_row_comes_once(promptmill_run: RunCommand, failover: Failover, tmp
             *(prompts, "-o", output, "--model", "m", "--workers", "0", "--redis", failover.url), "--json"
         )
         wait_until(lambda: jobs_of_group(master) == WINDOW_JOBS, description="the window is full")
-        [jobs_key] = master.keys(keys.group_jobs("*"))
-        group_id = jobs_key.removeprefix(keys.group("")).removesuffix(":jobs")
+        [jobs_key] = master.keys(redis_keys.group_jobs("*"))
+        group_id = jobs_key.removeprefix(redis_keys.group("")).removesuffix(":jobs")
         failover.stop_following()
         # What the replica will not know: 500 answers, and the rows that are submitted after them.
         end(master, master.lrange(jobs_key, 0, 499), group_id=group_id)
@@ -80,4 +81,4 @@ def test_each_row_comes_once(promptmill_run: RunCommand, failover: Failover, tmp
 
 
 def jobs_of_group(client: redis.Redis) -> int:
-    return sum(client.llen(name) for name in client.keys(keys.group_jobs("*")))
+    return sum(client.llen(name) for name in client.keys(redis_keys.group_jobs("*")))

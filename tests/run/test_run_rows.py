@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tasks.request import new_job
-from workers.run.conveyor import _submission
-from workers.run.custom_ids import CustomIds
-from workers.run.errors import UnusableInput
-from workers.run.input_file import MAX_LINE_BYTES, InputFile, Line
-from workers.run.rows import PROMPT_NAMES, BadRow, Row, RowReader
+from tasks.wire.request import new_job
+from workers.commands.run.conveyor import _submission
+from workers.commands.run.errors import UnusableInput
+from workers.commands.run.input.custom_ids import CustomIds
+from workers.commands.run.input.input_file import MAX_LINE_BYTES, InputFile, Line
+from workers.commands.run.input.rows import PROMPT_NAMES, BadRow, Row, RowReader
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 

@@ -43,8 +43,8 @@ def _make_app() -> Celery:
         stock.conf.update(worker_pool=FLAVOUR, result_backend=REDIS_URL)
         return stock
     from config import celeryconfig
-    from workers.bridge import App
-    from workers.broker.heartbeat import Heartbeat
+    from workers.celery.heartbeat import Heartbeat
+    from workers.pool.bridge import App
 
     ours = App("semantics")
     # What makes a worker ours, as the product sets it; the rest is the same on both sides.

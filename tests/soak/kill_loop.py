@@ -21,8 +21,8 @@ from pathlib import Path
 
 import redis
 
-from tasks import keys
 from tasks.results import PromptResult
+from tasks.wire import redis_keys
 
 from ..faults.fleet import LEASE_S, Fleet
 from ..faults.harness import MESSAGES, Providers, RedisServer, World, wait_until
@@ -152,7 +152,7 @@ def _watched_leases(world: World) -> Iterator[list[float]]:
                 with contextlib.suppress(redis.RedisError):  # killed, just now
                     seconds, micros = client.time()
                     now_ms = seconds * 1_000 + micros / 1_000
-                    ended = client.zrange(keys.LEASES, 0, 0, withscores=True)
+                    ended = client.zrange(redis_keys.LEASES, 0, 0, withscores=True)
                     found.extend((now_ms - end_ms) / 1_000 for _, end_ms in ended if end_ms < now_ms)
 
     looker = threading.Thread(target=look)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery.worker import state as worker_state
 
-from tasks.clock import steady_s
+from tasks.redis.clock import steady_s
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -24,14 +24,14 @@ from celery.worker.state import active_requests, revoked
 from kombu.transport import redis as kombu_redis
 from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
 
-from tasks import keys
-from tasks.sentinel import MasterConnection, MasterPool
+from tasks.redis.sentinel import MasterConnection, MasterPool
+from tasks.wire import redis_keys
 
+from ..results.endings import endings
 from . import scripts
 from .cancellations import cancellations
 from .commands import TAKE_LIMIT, Command, Commands, Exchanged, Reply
 from .compression import why_unreadable
-from .endings import endings
 from .leases import SETTLE_S, Lease, Leases
 from .link import Link, server_of
 from .lookout import Lookout
@@ -41,7 +41,7 @@ from .qos import Message, QoS
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tasks.sentinel import Sentinels
+    from tasks.redis.sentinel import Sentinels
 
     from .poller import Poller
 
@@ -69,10 +69,10 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     """A message whose worker died so often is buried."""
     other_steps: Sequence[int] = ()
     other_separator = ""
-    """How producers with settings of their own name their lists (`tasks.keys.queue_lists`)."""
+    """How producers with settings of their own name their lists (`tasks.wire.redis_keys.queue_lists`)."""
     loop_patience_s = 60.0
     """How much longer than a lease the jobs of a worker whose loop is blocked stay its own."""
-    record_ttl_s = keys.RECORD_TTL_S
+    record_ttl_s = redis_keys.RECORD_TTL_S
     """How long a job's record lives from its start on: not less than its result will."""
     socket_timeout = 10.0
     socket_connect_timeout = 5.0
@@ -207,7 +207,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def _lists(self, queue: str) -> list[str]:
         lists = self._list_names.get(queue)
         if lists is None:
-            names = keys.queue_lists(queue, other_steps=self.other_steps, other_separator=self.other_separator)
+            names = redis_keys.queue_lists(queue, other_steps=self.other_steps, other_separator=self.other_separator)
             lists = self._list_names[queue] = list(names)
         return lists
 

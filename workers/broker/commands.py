@@ -14,10 +14,10 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from tasks import keys
+from tasks.wire import redis_keys
 
-from ..clock import redis_clock
-from ..counts import counts
+from ..redis.clock import redis_clock
+from ..telemetry.counts import counts
 from . import scripts
 from .lanes import FURTHEST_MS
 from .leases import Grave, Lease, Leases
@@ -106,11 +106,11 @@ class Commands:
         steps: Sequence[int],
         separator: str,
         lease_s: float,
-        record_ttl_s: int = keys.RECORD_TTL_S,
+        record_ttl_s: int = redis_keys.RECORD_TTL_S,
     ) -> None:
         self._leases = leases
         self._prefix = prefix
-        self._lease_keys = (prefix + unacked, prefix + index, prefix + keys.LEASES)
+        self._lease_keys = (prefix + unacked, prefix + index, prefix + redis_keys.LEASES)
         self._steps = ",".join(map(str, steps))
         self._separator = separator
         self._lease_ms = int(lease_s * 1000)
@@ -122,22 +122,22 @@ class Commands:
         """Acknowledge what is done and take up to `room` messages. `lists` names a queue's lists, most urgent first."""
         room = max(min(room, TAKE_LIMIT), 0)
         load = _Load.of(self._leases)
-        queue_keys = [[self.key(keys.delayed(queue)), *map(self.key, lists(queue))] for queue in queues]
+        queue_keys = [[self.key(redis_keys.delayed(queue)), *map(self.key, lists(queue))] for queue in queues]
         args = (
             *_evalsha(
                 scripts.EXCHANGE,
                 *self._lease_keys,
-                self.key(keys.FENCE),
-                self.key(keys.CANCELLED),
-                self.key(keys.SUSPECTED),
+                self.key(redis_keys.FENCE),
+                self.key(redis_keys.CANCELLED),
+                self.key(redis_keys.SUSPECTED),
                 *chain.from_iterable(queue_keys),
             ),
             *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
             *(self._steps, self._separator, len(queues), len(load.started), self._record_ttl_s),
-            self.key(keys.job("")),
+            self.key(redis_keys.job("")),
             *queues,
             *chain.from_iterable(
-                (self.key(keys.job(job)), int(has_record)) for job, has_record in load.started.values()
+                (self.key(redis_keys.job(job)), int(has_record)) for job, has_record in load.started.values()
             ),
             *[lease.tag for lease in load.acks],
         )
@@ -175,30 +175,30 @@ class Commands:
             *_evalsha(
                 scripts.HEARTBEAT,
                 *self._lease_keys,
-                self.key(keys.REAPER),
-                self.key(keys.CANCELLED),
-                self.key(keys.SUSPECTED),
+                self.key(redis_keys.REAPER),
+                self.key(redis_keys.CANCELLED),
+                self.key(redis_keys.SUSPECTED),
             ),
             self._lease_ms,
             int(heartbeat_s * 1000),
             self._steps,
             self._separator,
             self._prefix,
-            keys.DELAYED_PREFIX,
-            keys.job(""),
+            redis_keys.DELAYED_PREFIX,
+            redis_keys.job(""),
             seen_ms,
-            keys.WAITING_TTL_S * 1000,
+            redis_keys.WAITING_TTL_S * 1000,
             *tags,
         )
         return Command(args, on_reply)
 
     def cancel(self, job_ids: Sequence[str], *, on_reply: Callable[[Reply], None]) -> Command:
         """Have Redis remember that these jobs are cancelled."""
-        return Command((*_evalsha(scripts.CANCEL, self.key(keys.CANCELLED)), *job_ids), on_reply)
+        return Command((*_evalsha(scripts.CANCEL, self.key(redis_keys.CANCELLED)), *job_ids), on_reply)
 
     def offer(self, aliases: Sequence[str], queues: Sequence[str]) -> Command:
         """Tell the other workers of these queues that this one can call these models."""
-        offer_keys = [self.key(keys.offers(queue)) for queue in queues]
+        offer_keys = [self.key(redis_keys.offers(queue)) for queue in queues]
         args = (*_evalsha(scripts.OFFER, *offer_keys), OFFER_LEASES * self._lease_ms, *aliases)
         return Command(args, _raise_errors)
 
@@ -214,11 +214,11 @@ class Commands:
         on_reply: Callable[[Reply], None],
     ) -> Command:
         """Go over a piece of the queue's delayed messages (sweep.lua). `me` tells this worker from the others."""
-        sweep_keys = (keys.SWEEP, keys.CANCELLED, keys.delayed(queue), queue)
+        sweep_keys = (redis_keys.SWEEP, redis_keys.CANCELLED, redis_keys.delayed(queue), queue)
         args = (
             *_evalsha(scripts.SWEEP, *map(self.key, sweep_keys)),
             *(me, SWEEPER_LOST_MS, position, SWEEP_MESSAGES, SWEEP_BYTES, FURTHEST_MS, int(clock_was_set)),
-            *(self.key(keys.job("")), self._steps, self._separator, wanted_ms, int(is_last)),
+            *(self.key(redis_keys.job("")), self._steps, self._separator, wanted_ms, int(is_last)),
         )
         return Command(args, on_reply)
 
@@ -226,10 +226,10 @@ class Commands:
         self, queue: str, lists: Sequence[str], *, job_ids: Sequence[str], on_reply: Callable[[Reply], None]
     ) -> Command:
         """Mark the jobs of the queue's next messages as cancelled; with their ids, take the messages off."""
-        purge_keys = (keys.CANCELLED, keys.delayed(queue), *lists)
+        purge_keys = (redis_keys.CANCELLED, redis_keys.delayed(queue), *lists)
         args = (
             *_evalsha(scripts.PURGE, *map(self.key, purge_keys)),
-            *(TAKE_LIMIT, TAKE_BYTES, self.key(keys.job("")), *job_ids),
+            *(TAKE_LIMIT, TAKE_BYTES, self.key(redis_keys.job("")), *job_ids),
         )
         return Command(args, on_reply)
 
@@ -255,7 +255,7 @@ class Commands:
         return self._prefix + name
 
     def _count(self, field: str, n: int) -> Command:
-        return Command(("HINCRBY", self.key(keys.COUNTS), field, n), partial(_count_again, field, n))
+        return Command(("HINCRBY", self.key(redis_keys.COUNTS), field, n), partial(_count_again, field, n))
 
     def _hand_back(self, returns: list[Lease]) -> Command:
         args = (
@@ -263,15 +263,15 @@ class Commands:
             self._steps,
             self._separator,
             self._prefix,
-            keys.job(""),
+            redis_keys.job(""),
             *(word for lease in returns for word in (lease.tag, 2 if lease.is_stray else int(lease.started))),
         )
         return Command(args, partial(_or_again, self._leases.returns, returns))
 
     def _verify(self, doubted: list[Lease], result_prefix: str) -> Command:
         args = (
-            *_evalsha(scripts.VERIFY, *self._lease_keys, self.key(keys.SUSPECTED)),
-            *(self._steps, self._separator, self._prefix, keys.job(""), result_prefix, keys.RECORD_TTL_S),
+            *_evalsha(scripts.VERIFY, *self._lease_keys, self.key(redis_keys.SUSPECTED)),
+            *(self._steps, self._separator, self._prefix, redis_keys.job(""), result_prefix, redis_keys.RECORD_TTL_S),
             *(word for lease in doubted for word in (lease.tag, lease.job_id)),
         )
         return Command(args, partial(self._on_verified, doubted))
@@ -286,29 +286,36 @@ class Commands:
     def reclaim(self, lost: Sequence[Lease], *, on_reply: Callable[[Reply], None]) -> Command:
         """Take back what Redis does not know as this worker's any more, unless it has ended or is another's by now."""
         args = (
-            *_evalsha(scripts.RECLAIM, *self._lease_keys, self.key(keys.SUSPECTED)),
-            *(self._lease_ms, self._steps, self._separator, self._prefix, keys.DELAYED_PREFIX, keys.job("")),
-            *(self._leases.result_prefix or "", keys.RECORD_TTL_S, RECLAIM_LOOKS, RECLAIM_BYTES),
+            *_evalsha(scripts.RECLAIM, *self._lease_keys, self.key(redis_keys.SUSPECTED)),
+            *(
+                self._lease_ms,
+                self._steps,
+                self._separator,
+                self._prefix,
+                redis_keys.DELAYED_PREFIX,
+                redis_keys.job(""),
+            ),
+            *(self._leases.result_prefix or "", redis_keys.RECORD_TTL_S, RECLAIM_LOOKS, RECLAIM_BYTES),
             *(word for lease in lost for word in (lease.tag, lease.queue, lease.raw, lease.job_id)),
         )
         return Command(args, on_reply)
 
     def _delay(self, lease: Lease, due_ms: int, now_ms: int) -> Command:
-        delay_keys = (*self._lease_keys, self.key(keys.delayed(lease.queue)))
+        delay_keys = (*self._lease_keys, self.key(redis_keys.delayed(lease.queue)))
         args = (
             *_evalsha(scripts.DELAY, *delay_keys),
-            *(lease.tag, due_ms, self.key(keys.job("")), now_ms, int(lease.is_suspected)),
+            *(lease.tag, due_ms, self.key(redis_keys.job("")), now_ms, int(lease.is_suspected)),
         )
         return Command(args, partial(_or_again, self._leases.delays, [(lease, due_ms)]))
 
     def _bury(self, grave: Grave, now_ms: int) -> Command:
-        dead_keys = (*self._lease_keys, self.key(keys.DEAD), self.key(keys.DEAD_COUNTS))
+        dead_keys = (*self._lease_keys, self.key(redis_keys.DEAD), self.key(redis_keys.DEAD_COUNTS))
         args = (
             *_evalsha(scripts.BURY, *dead_keys),
             grave.lease.tag,
             dead_letter(grave, now_ms),
             grave.kind,
-            keys.DEAD_LIMIT,
+            redis_keys.DEAD_LIMIT,
         )
         return Command(args, partial(_or_again, self._leases.graves, [grave]))
 

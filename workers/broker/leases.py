@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakSet
 
-from ..counts import counts
+from ..telemetry.counts import counts
 from .lanes import Lanes
 
 __all__ = ["REJECTED", "Grave", "Lease", "Leases"]

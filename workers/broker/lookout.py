@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from kombu.asynchronous import get_event_loop
 
-from ..clock import redis_clock
+from ..redis.clock import redis_clock
 
 if TYPE_CHECKING:
     from .commands import Exchanged

@@ -8,7 +8,7 @@ import orjson
 from kombu.transport import redis as kombu_redis
 from kombu.transport import virtual
 
-from tasks import keys
+from tasks.wire import redis_keys
 
 from .commands import TAKE_LIMIT
 
@@ -85,7 +85,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu publishes no types
                 self.unacked_index_key, 0, taken_before_s, byscore=True, offset=0, num=num or RESTORE_LIMIT
             )
             for tag in old:
-                if not tag.startswith(keys.LEASE_TAG_PREFIX.encode()):
+                if not tag.startswith(redis_keys.LEASE_TAG_PREFIX.encode()):
                     self.restore_by_tag(tag, client)
 
 

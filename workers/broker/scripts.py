@@ -25,7 +25,7 @@ __all__ = [
     "Script",
 ]
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).with_name("lua")
 _PRELUDE = (_HERE / "message.lua").read_text(encoding="utf-8")
 
 

@@ -41,7 +41,7 @@ TRANSPORT_ALIASES["socket"] = f"{__package__}:{SocketTransport.__name__}"
 
 
 class SentinelTransport(Transport):
-    """The same behind Sentinel: the URL names one sentinel, the option `sentinels` (`tasks.sentinel`) all of them."""
+    """The same behind Sentinel: the URL names one sentinel, the option `sentinels` all (`tasks.redis.sentinel`)."""
 
     Channel = SentinelChannel
     default_port = 26379

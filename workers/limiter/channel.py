@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from redis.exceptions import RedisError
 
-from tasks import keys
-from tasks.cancellation import stop
+from tasks.redis.cancellation import stop
+from tasks.wire import redis_keys
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -37,7 +37,7 @@ class PauseChannel:
     def __init__(self, redis: Redis, ears: Ears, *, key_prefix: str = "") -> None:
         self._redis = redis
         self._ears = ears
-        self._name = key_prefix + keys.LIMITER_PAUSES
+        self._name = key_prefix + redis_keys.LIMITER_PAUSES
         self._heard_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
         self._closing = False

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-from tasks.cancellation import stop
+from tasks.redis.cancellation import stop
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
-from tasks.cancellation import stop
+from tasks.redis.cancellation import stop
 
 from .channel import PauseChannel
 from .cost import UNKNOWN, Cost

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol
 
-from tasks import keys
+from tasks.wire import redis_keys
 
 from .cost import Cost
 from .headers import TOLD_LIMITS, ToldLimit
@@ -150,8 +150,8 @@ class RedisSchedule:
         self._requests_per_day = plan.requests_per_day or 0
         self._dimensions = " ".join(map(_spelt, plan.dimensions))
         self._told = _spelt_limits(told or {})
-        self._keys = [key_prefix + key for key in keys.limiter(name.provider, name.model, name.fingerprint)]
-        self._channel = key_prefix + keys.LIMITER_PAUSES
+        self._keys = [key_prefix + key for key in redis_keys.limiter(name.provider, name.model, name.fingerprint)]
+        self._channel = key_prefix + redis_keys.LIMITER_PAUSES
 
     async def acquire(self, ask: Ask) -> Grant:
         """Settle, report and lease, in one round trip."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 __all__ = ["ACQUIRE", "PAUSE", "Script"]
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).with_name("lua")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-from tasks import keys
+from tasks.wire import redis_keys
 
 from .peek import Hash, Line, Sold, expected_wait_s, flow_per_s, pace_share, sold, split_tokens
 from .rate import WINDOW_S
@@ -25,7 +25,7 @@ MOST_LISTED = 1_000
 
 
 class LimiterHashes(NamedTuple):
-    """What Redis holds of one limiter; see `tasks.keys.limiter`."""
+    """What Redis holds of one limiter; see `tasks.wire.redis_keys.limiter`."""
 
     clock: Hash
     state: Hash
@@ -74,25 +74,25 @@ class LimiterView:
 async def mark_listed(redis: Redis, names: list[LimiterName], *, now: float, key_prefix: str = "") -> None:
     """These limiters are in use, at the epoch second `now`."""
     members = {json.dumps([name.provider, name.model, name.fingerprint]): now for name in names}
-    key = key_prefix + keys.LIMITERS
+    key = key_prefix + redis_keys.LIMITERS
     async with redis.pipeline(transaction=False) as commands:
         if members:
             commands.zadd(key, members)
-        commands.zremrangebyscore(key, "-inf", now - keys.LIMITER_TTL_S)
-        commands.expire(key, keys.LIMITER_TTL_S)
+        commands.zremrangebyscore(key, "-inf", now - redis_keys.LIMITER_TTL_S)
+        commands.expire(key, redis_keys.LIMITER_TTL_S)
         await commands.execute()
 
 
 async def listed(redis: Redis, *, key_prefix: str = "") -> list[tuple[str, str, str]]:
     """Provider, model and key fingerprint of each limiter in use, of the latest `MOST_LISTED`."""
-    latest = redis.zrange(key_prefix + keys.LIMITERS, 0, MOST_LISTED - 1, desc=True)
+    latest = redis.zrange(key_prefix + redis_keys.LIMITERS, 0, MOST_LISTED - 1, desc=True)
     members = await cast("Awaitable[list[bytes]]", latest)
     return sorted(tuple(json.loads(member)) for member in members)
 
 
 async def look(redis: Redis, provider: str, model: str, fingerprint: str, *, key_prefix: str = "") -> LimiterView:
     """One limiter as it stands. One round trip."""
-    of = keys.limiter(provider, model, fingerprint)
+    of = redis_keys.limiter(provider, model, fingerprint)
     async with redis.pipeline(transaction=False) as commands:
         commands.time()
         for key in (of.clock, of.state, of.processes, of.days, of.organisation):

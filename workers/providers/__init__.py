@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from .codec import Answer, AnswerSize, Codec, ProviderRequest, RawResponse
+from .codec import Answer, AnswerSize, Codec, ProviderRequest, RawResponse, Stage
 from .openai import OpenAICodec
 
-__all__ = ["CODECS", "Answer", "AnswerSize", "Codec", "ProviderRequest", "RawResponse"]
+__all__ = ["CODECS", "Answer", "AnswerSize", "Codec", "ProviderRequest", "RawResponse", "Stage"]
 
 CODECS: dict[str, Codec] = {"openai": OpenAICodec()}
 """By `Provider.kind`."""

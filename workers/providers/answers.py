@@ -16,12 +16,12 @@ import orjson
 
 from tasks.results import Usage
 
-from ..failures import Failure
-from ..job import MAX_DEPTH
+from ..prompt.failure import Failure
+from ..prompt.job import MAX_DEPTH
 from .codec import Answer
 
 if TYPE_CHECKING:
-    from ..job import PromptJob
+    from ..prompt.job import PromptJob
 
 __all__ = ["count_inputs", "read_chat", "read_embeddings", "read_object"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -16,10 +16,9 @@ if TYPE_CHECKING:
     from config.catalog import Model, Provider
     from tasks.results import Usage
 
-    from ..exchange import Stage
-    from ..job import PromptJob
+    from ..prompt.job import PromptJob
 
-__all__ = ["Answer", "AnswerSize", "Codec", "ProviderRequest", "RawResponse", "RequestSize"]
+__all__ = ["Answer", "AnswerSize", "Codec", "ProviderRequest", "RawResponse", "RequestSize", "Stage"]
 
 
 class RequestSize(NamedTuple):
@@ -41,7 +40,11 @@ class AnswerSize(NamedTuple):
     kind: object = None
 
 
-# Not frozen: see workers/job.py.
+Stage = Literal["connecting", "sending", "sent"]
+"""How far a request has come. One that was sent whole may be paid for, whatever becomes of its answer."""
+
+
+# Not frozen: see workers/prompt/job.py.
 @dataclass(slots=True)
 class ProviderRequest:
     """One POST to a provider, and how far it has come. Neither key nor prompt shows in its repr.
@@ -66,7 +69,7 @@ class RawResponse:
     headers: Mapping[str, str] = field(repr=False)
     body: bytes = field(repr=False)
     held: object = field(default=None, repr=False)
-    """Its part of the memory for large answers, given back when nobody holds this any more (workers/unstored.py)."""
+    """Its part of the memory for large answers, released when nobody holds this any more (http/unstored.py)."""
 
 
 @dataclass(slots=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Self
 
-from config.keys import MissingKey, UnusableKey, read_keys
+from config.api_keys import MissingKey, UnusableKey, read_keys
 
-from ..failures import Incapable
+from ..prompt.failure import Incapable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 import orjson
 
-from ..failures import Failure
+from ..prompt.failure import Failure
 from .answers import count_inputs, read_chat, read_embeddings, read_object
 from .codec import Answer, AnswerSize, ProviderRequest, RawResponse, RequestSize
 from .refusals import refusal, with_evidence
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from config.catalog import Model, Provider
 
-    from ..job import JobKind, PromptJob
+    from ..prompt.job import JobKind, PromptJob
 
 __all__ = ["OpenAICodec"]
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import orjson
 
-from ..failures import Failure
+from ..prompt.failure import Failure
 from .retry_after import retry_after_s
 
 if TYPE_CHECKING:

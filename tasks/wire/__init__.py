@@ -1,0 +1,7 @@
+"""What client and worker agree on. No I/O.
+
+request.py      from the arguments of `submit` to a checked job
+message.py      the messages that we put into Redis, in Celery's form
+record.py       Celery's result record, read as a `PromptResult`
+redis_keys.py   every key that Promptmill adds to Celery's own
+"""

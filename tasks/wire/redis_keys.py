@@ -1,0 +1,195 @@
+"""Every Redis key that Promptmill adds to Celery's own: its type, who owns it and how long it lives.
+
+Celery and kombu own the queue lists (`prompts`, `prompts\\x06\\x163` ...), `unacked*`, `_kombu.binding.*` and the
+results (`celery-task-meta-<id>`, a string and a channel of the same name). `global_keyprefix` of the broker
+stands before the queue lists and before ours.
+
+Until a key's owner deletes it, `WAITING_TTL_S` or `RECORD_TTL_S` is how long it lives after its last change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+QUEUE = "prompts"
+"""The Celery queue of prompt jobs."""
+
+PRIORITY_STEPS = (0, 3, 6, 9)
+"""kombu keeps a list for each of them, and reads 0 first."""
+
+PRIORITY_SEPARATOR = "\x06\x16"
+
+
+def queue_list(queue: str, step: int, separator: str = PRIORITY_SEPARATOR) -> str:
+    """kombu's list of a queue's messages of one priority step (`_q_for_pri`)."""
+    return f"{queue}{separator}{step}" if step else queue
+
+
+def queue_lists(queue: str, *, other_steps: Sequence[int] = (), other_separator: str = "") -> dict[str, int]:
+    """All lists of a queue that workers read, most urgent first, with their steps.
+
+    `other_*`: producers with `priority_steps` or `sep` of their own write lists of other names.
+    """
+    lists = [(step, queue_list(queue, step)) for step in PRIORITY_STEPS]
+    lists += [(step, queue_list(queue, step, other_separator or PRIORITY_SEPARATOR)) for step in other_steps]
+    return {name: step for step, name in sorted(dict.fromkeys(lists), key=lambda each: each[0])}
+
+
+RECORD_TTL_S = 86_400
+"""A job's record from the job's start, and a group from the end of its last job: a day, as results do by default. Both
+live longer where results do: as long as those."""
+
+WAITING_TTL_S = 1_209_600
+"""The record of a job that waits, a group that is not complete, and the mark of a cancelled job: two weeks. A queue may
+be long, or a limit small (requests a day). Also in workers/broker/lua/message.lua."""
+
+RESULT_PREFIX = "celery-task-meta-"
+"""Celery's result key and channel: this and the job's id (celery/backends/base.py)."""
+
+GROUP_ID_PREFIX = "pmg-"
+"""Marks a group id as one of ours, so that results of plain Celery groups cost nothing more."""
+
+
+def is_group_id(group_id: str) -> bool:
+    """Whether it is a group of ours. Of a stock producer, an id may be the name of another group's list or stream."""
+    return group_id.startswith(GROUP_ID_PREFIX) and not group_id.endswith((":jobs", ":done"))
+
+
+MODELS = "pm:models"
+"""Sorted set, alias -> Redis time (s) when a worker last offered it; `*` = a provider takes any model.
+Written by each worker at start and hourly; members older than `MODELS_TTL_S` don't count."""
+
+MODELS_TTL_S = 7_200
+
+OFFERS_PREFIX = "pm:offers:"
+
+
+def offers(queue: str) -> str:
+    """Sorted set, alias -> when the offer ends (ms, Redis's clock): the models that living workers of the queue can
+    call; `*` = one of them takes any model. Each worker's heartbeat renews its own offers. TTL three leases."""
+    return OFFERS_PREFIX + queue
+
+
+LEASES = "pm:leases"
+"""Sorted set, delivery tag -> when its lease ends (ms, Redis's clock). A tag lives as long as its job runs.
+The broker takes, renews and ends leases (workers/broker/); the messages themselves are in kombu's `unacked`."""
+
+LEASE_TAG_PREFIX = "pm-"
+"""Delivery tags under a lease begin with this; the rest is the fence, a number given once."""
+
+FENCE = "pm:fence"
+"""Counter: the last delivery tag given. It never falls below Redis's clock in microseconds, so that no two claims share
+a tag even after a Redis that lost its data."""
+
+REAPER = "pm:reaper"
+"""Hash: `at`, when leases were last checked, and `grace_until`, before when none is ended (ms)."""
+
+CANCELLED = "pm:cancelled"
+"""Sorted set, job id -> when it was cancelled (ms). Members are kept for `WAITING_TTL_S`, or until the id is submitted
+again, and whoever takes the message of such a job is told."""
+
+SWEEP = "pm:sweep"
+"""Hash: which worker takes the messages of cancelled jobs out of the delayed ones (`owner`, `at`, `began`), and when
+the last pass began that is `done` (ms). TTL an hour."""
+
+SUSPECTED = "pm:suspected"
+"""Sorted set, job id or delivery tag -> when the mark ends (ms): jobs of which Redis has lost a lease or a result, and
+whose next call is not the first. The broker makes a mark after such a loss, and deletes it with the message that it
+flags. TTL `RECORD_TTL_S`."""
+
+DEAD = "pm:dead"
+"""List of JSON texts, newest first: messages that no worker could do. Kept until purged, at most `DEAD_LIMIT`."""
+
+DEAD_LIMIT = 10_000
+
+DEAD_COUNTS = "pm:dead:counts"
+"""Hash: reason -> how many messages were ever buried for it."""
+
+COUNTS = "pm:counts"
+"""Hash: `<event>:<label>` -> how often it has happened, in all workers (workers/telemetry/counts.py). Kept for good."""
+
+DELAYED_PREFIX = "pm:delayed:"
+
+
+def delayed(queue: str) -> str:
+    """Sorted set, message -> when it is due (ms): the queue's messages with an ETA or countdown. The broker owns it."""
+    return DELAYED_PREFIX + queue
+
+
+def job(job_id: str) -> str:
+    """Hash: the submitted job's record (state, model, tenant, group, priority, times, `cancel`: when it was
+    cancelled, `ending`: since when, ms, a worker is recording that). TTL `WAITING_TTL_S`
+    (and its delay) until the job starts, then `RECORD_TTL_S`."""
+    return f"pm:job:{job_id}"
+
+
+def group(group_id: str) -> str:
+    """Hash: `submitted`, `total` (-1 until the group is closed), and a counter for each status. TTL `WAITING_TTL_S`,
+    then `RECORD_TTL_S` from the end of its last job; the same for the next two."""
+    return f"pm:group:{group_id}"
+
+
+def group_jobs(group_id: str) -> str:
+    """List: ids of the group's jobs in the order of submission."""
+    return f"pm:group:{group_id}:jobs"
+
+
+def group_done(group_id: str) -> str:
+    """Stream: one entry `{id}` for each job that has ended, in that order."""
+    return f"pm:group:{group_id}:done"
+
+
+def result(job_id: str) -> str:
+    """String and channel: Celery's result record of the job."""
+    return RESULT_PREFIX + job_id
+
+
+LIMITERS = "pm:limiters"
+"""Sorted set, `<provider>:<model>:<fingerprint>` of a limiter as JSON list -> Redis time (s) when a process last
+opened it. Written by the workers; members older than `LIMITER_TTL_S` don't count and are removed by them."""
+
+LIMITER_PAUSES = "pm:limiter:pauses"
+"""Channel: `<limiter> <epoch> <microseconds left>`, when a provider's 429 has stopped everybody."""
+
+LIMITER_TTL_S = 172_800
+
+
+class LimiterKeys(NamedTuple):
+    """The keys of one limiter, in the order in which its scripts take them. TTL `LIMITER_TTL_S` after the last use, but
+    for `processes` and `replies`, twenty minutes, and the windows, five."""
+
+    clock: str
+    """Hash: the limiters' own time; shared by the model's limiters."""
+    state: str
+    """Hash: the schedule, the pause, counters."""
+    processes: str
+    """Hash, process -> when its lease ends, when it was seen, what it waits for and holds, its virtual time."""
+    replies: str
+    """Hash, process -> its last reply, for when it was lost."""
+    days: str
+    """Hash, day -> requests sent on it (TTL two days)."""
+    window: str
+    """Hash, `<dimension>:<bin>` -> tokens that the slots of that time took (window.lua). The name says how many ms a
+    bin lasts: processes of a version that counts otherwise keep their own."""
+    organisation: str
+    """Hash: what is sold of the limit above the keys, by bins of time (calendar.lua); its counters."""
+    organisation_window: str
+    """Hash: as `window`, of the limit above the keys."""
+
+
+def limiter(provider: str, model: str, fingerprint: str) -> LimiterKeys:
+    """Owned by workers/limiter/. The model's hash tag keeps them, and the limit above all keys of the model, on one
+    cluster node."""
+    tag = f"{{rl:{provider}:{model}}}"
+    own = f"{tag}:{fingerprint}"
+    return LimiterKeys(
+        clock=f"{tag}:clock",
+        state=f"{own}:state",
+        processes=f"{own}:processes",
+        replies=f"{own}:replies",
+        days=f"{own}:days",
+        window=f"{own}:window:125",
+        organisation=f"{tag}:organisation",
+        organisation_window=f"{tag}:organisation:window:125",
+    )

@@ -1,0 +1,116 @@
+-- message.lua: what the broker's scripts know of a message. Put before each of them by scripts.py.
+--
+-- The text of a message is never decoded and encoded again: Lua's cjson turns [] into {} and rounds long integers.
+-- How often a message was delivered travels at its end, as a field that kombu ignores.
+
+local WAITING_TTL_S = 1209600 -- tasks/wire/redis_keys.py
+local TRAILER = ', "promptmill": {"deliveries": %d, "suspected": %d}}'
+local TRAILER_PATTERN = ', "promptmill": {"deliveries": (%d+), "suspected": (%d)}}$'
+
+-- A first write that needs no memory lets the rest pass on a Redis that is full (maxmemory, noeviction): taking,
+-- acknowledging and returning messages must go on for the queue to drain. Redis refuses only a script's first write
+-- (6.2: luaRedisGenericCommand in scripting.c; 7.0: scriptVerifyOOM in script.c).
+redis.call('DEL', 'pm:none')
+
+local function now_us()
+  local time = redis.call('TIME')
+  return time[1] * 1000000 + time[2]
+end
+
+local function now_ms()
+  return math.floor(now_us() / 1000)
+end
+
+local function numbers(text)
+  local found = {}
+  for number in string.gmatch(text, '%d+') do
+    found[#found + 1] = tonumber(number)
+  end
+  return found
+end
+
+-- Deliveries that have ended badly so far, and 1 if one of them may have paid for a call.
+local function history(raw)
+  local deliveries, suspected = string.match(string.sub(raw, -80), TRAILER_PATTERN)
+  return tonumber(deliveries or 0), tonumber(suspected or 0)
+end
+
+local function without_history(raw)
+  local start = string.find(string.sub(raw, -80), TRAILER_PATTERN)
+  return start and string.sub(raw, 1, #raw - math.min(80, #raw) + start - 1) .. '}' or raw
+end
+
+local function with_history(raw, deliveries, suspected)
+  return string.sub(without_history(raw), 1, -2) .. string.format(TRAILER, deliveries, suspected)
+end
+
+-- A record of `unacked` is kombu's: [message, "exchange", "routing key"], in JSON. Ours have no exchange, and the
+-- queue's name as the routing key.
+local function record_end(queue) -- what follows "[" and the message
+  return ', "", ' .. cjson.encode(queue) .. ']'
+end
+
+local function unpacked(record)
+  local raw, queue = string.match(record, '^%[(.*), "", (".*")%]$')
+  if raw then return raw, cjson.decode('[' .. queue .. ']')[1] end
+end
+
+-- The list that a message came from: kombu keeps one for each priority step, the first without a suffix.
+local function list_of(raw, queue, steps, separator)
+  local priority = tonumber(string.match(raw, '.*"priority": ?(%d+)') or 0)
+  local step = 0
+  for _, candidate in ipairs(steps) do
+    if candidate <= priority then step = candidate end
+  end
+  return step == 0 and queue or queue .. separator .. step
+end
+
+local function job_id(raw)
+  return string.match(raw, '"headers": ?{.-"id": ?"([^"]*)"')
+end
+
+-- The record of a message's job, if it has one, says that the job waits again, and lives as long as those that wait do.
+local function mark_queued(raw, record_prefix)
+  local id = job_id(raw)
+  local record = id and record_prefix .. id
+  if record and redis.call('HEXISTS', record, 'state') == 1 then
+    redis.call('HSET', record, 'state', 'queued')
+    -- One that was submitted with a long delay lives longer already.
+    if redis.call('TTL', record) < WAITING_TTL_S then redis.call('EXPIRE', record, WAITING_TTL_S) end
+  end
+end
+
+-- Whether a job's result is stored. Our workers compress answers alone.
+local COMPRESSED = '\0celery-compressed\0'
+local ENDS = { SUCCESS = true, FAILURE = true, REVOKED = true }
+
+local function has_ended(result)
+  local head = redis.call('GETRANGE', result, 0, 40)
+  if string.sub(head, 1, #COMPRESSED) == COMPRESSED then return true end
+  return ENDS[string.match(head, '^{"status": ?"(%u+)"')] == true
+end
+
+-- Mark a job (or a lease) whose next (or present) call is not its first.
+local function suspect(suspected, id, lifetime_s)
+  redis.call('ZADD', suspected, now_ms() + lifetime_s * 1000, id)
+  redis.call('EXPIRE', suspected, lifetime_s)
+end
+
+-- A command for many words at a time: each call from Lua costs more than most commands do.
+local AT_ONCE = 1000 -- even, and far below what unpack can take (LUAI_MAXCSTACK, 8,000)
+
+local function call_for_all(command, key, words, first)
+  for start = first or 1, #words, AT_ONCE do
+    redis.call(command, key, unpack(words, start, math.min(start + AT_ONCE - 1, #words)))
+  end
+end
+
+local function forget_all(unacked, index, leases, tags, first)
+  call_for_all('HDEL', unacked, tags, first)
+  call_for_all('ZREM', index, tags, first)
+  call_for_all('ZREM', leases, tags, first)
+end
+
+local function forget(unacked, index, leases, tag)
+  forget_all(unacked, index, leases, { tag })
+end

@@ -1,0 +1,61 @@
+-- sweep.lua: one piece of a pass over a queue's delayed messages, from the one that is due last.
+--
+-- A message whose job was cancelled goes: where the job's end is recorded, it is deleted; else it is due now, so that a worker
+-- takes it and records the end. After Redis's clock was set back, what was parked until a time that is now too far ahead
+-- is due now as well. One worker at a time goes over the messages, a piece at a time, because a message is found by its
+-- text only; an index of 100,000 would take some 20 MB.
+--
+-- KEYS  1 sweep (hash: owner, at, began, done), 2 cancelled, 3 the queue's delayed messages, 4 its list
+-- ARGV  1 this worker, 2 how long an owner may be silent (ms), 3 position from the end, 4 messages at most, 5 bytes at most,
+--       6 furthest due time of a parked message (ms from now), 7 1 = look at those too, 8 prefix of the jobs' records,
+--       9 priority steps, 10 separator, 11 what a pass must have begun after (ms), 12 1 = this is the last queue
+-- Returns the position to go on from; -1 = the queue is done, -2 = another worker is at it, -3 = there was a pass already.
+
+local now = now_ms()
+local owner, at, began, done = unpack(redis.call('HMGET', KEYS[1], 'owner', 'at', 'began', 'done'))
+at, done = tonumber(at or 0), tonumber(done or 0)
+if done <= now and done > tonumber(ARGV[11]) and ARGV[7] == '0' then return -3 end
+if owner and owner ~= ARGV[1] and at <= now and now - at < tonumber(ARGV[2]) then return -2 end
+local position = tonumber(ARGV[3])
+if owner ~= ARGV[1] or not began then began = now end
+redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'at', now, 'began', began)
+redis.call('EXPIRE', KEYS[1], 3600)
+
+local steps, furthest = numbers(ARGV[9]), now + tonumber(ARGV[6])
+local claim_ms = 10000 -- workers/results/lua/claim.lua
+
+-- What is to become of a message: nil = it stays.
+local function fate(raw, due)
+  local id = job_id(raw)
+  if id and redis.call('ZSCORE', KEYS[2], id) then
+    local state, claimed = unpack(redis.call('HMGET', ARGV[8] .. id, 'state', 'ending'))
+    if state == 'cancelled' or state == 'expired' then return 'delete' end
+    local ago = now - tonumber(claimed or 0)
+    if ago < 0 or ago > claim_ms then return 'due' end
+  elseif ARGV[7] == '1' and due > furthest and string.find(raw, '"eta": ?null') then
+    return 'due'
+  end
+end
+
+local left, bytes, finished = tonumber(ARGV[4]), tonumber(ARGV[5]), false
+while left > 0 and bytes > 0 and not finished do
+  local found = redis.call('ZREVRANGE', KEYS[3], position, position + 9, 'WITHSCORES')
+  finished = #found == 0
+  for i = 1, #found, 2 do
+    local raw = found[i]
+    local what = fate(raw, tonumber(found[i + 1]))
+    if what then
+      redis.call('ZREM', KEYS[3], raw)
+      if what == 'due' then redis.call('RPUSH', list_of(raw, KEYS[4], steps, ARGV[10]), raw) end
+    else
+      position = position + 1
+    end
+    left, bytes = left - 1, bytes - #raw
+  end
+end
+if not finished then return position end
+if ARGV[12] == '1' then
+  redis.call('HSET', KEYS[1], 'done', began)
+  redis.call('HDEL', KEYS[1], 'owner', 'began')
+end
+return -1

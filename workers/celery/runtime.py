@@ -1,0 +1,211 @@
+"""The composition root: builds what a worker process needs from its settings, and takes it down again.
+
+`lifespan` is entered on the pool's loop before the first job and left after the last
+(`worker_lifespans` in config/celeryconfig.py); between the two, `current()` is the process's pipeline.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from celery.exceptions import SoftTimeLimitExceeded
+from redis.exceptions import RedisError
+
+from config.catalog import load_catalog
+from config.settings import get_settings
+from tasks.redis.address import Address, failure
+from tasks.redis.cancellation import stop
+from tasks.wire import redis_keys
+
+from ..http.session import Http
+from ..limiter import LimiterRegistry
+from ..pipeline.offers import Elsewhere, offers
+from ..pipeline.pipeline import Pipeline
+from ..pipeline.retry import RetryPolicy
+from ..providers.keyring import KeyRing
+from ..redis.clock import redis_clock
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from celery import Celery
+    from redis.asyncio import Redis
+
+    from config.catalog import Catalog, Limits
+    from config.settings import Retry, Settings
+
+__all__ = ["current", "lifespan"]
+
+logger = logging.getLogger("promptmill.runtime")
+
+REDIS_TIMEOUT_S = 5.0
+ANNOUNCE_EVERY_S = 3_600.0
+ANNOUNCE_AGAIN_S = 30.0
+"""After a failed announcement."""
+
+# A stack, so that a lifespan inside another (a test's) gives the outer one back.
+_pipelines: list[Pipeline] = []
+
+
+def current() -> Pipeline:
+    """This worker process's pipeline."""
+    if not _pipelines:
+        raise RuntimeError("A prompt task was called directly; it runs only inside `celery -A workers worker`.")
+    return _pipelines[-1]
+
+
+@asynccontextmanager
+async def lifespan(app: Celery) -> AsyncIterator[None]:
+    """Build the pipeline and open its connections on the running loop; on leaving, close them.
+
+    Raises what makes a start pointless: `config.SettingsError`, `config.catalog.InvalidCatalog`,
+    `config.api_keys.UnusableKey`, and ValueError for a CA file that can't be read. Redis may be away.
+    """
+    settings = get_settings()
+    catalog = load_catalog(settings.catalog)
+    ring = KeyRing.read(catalog)
+    _warn_without_keys(catalog, ring)
+    async with (
+        _redis(settings) as redis,
+        _announced(catalog, settings),
+        LimiterRegistry(
+            redis,
+            now=redis_clock,
+            key_prefix=settings.key_prefix,
+            when_away=settings.limit.when_redis_is_away,
+            degraded_for_s=settings.limit.degraded_for_s,
+            tenant_weights=settings.limit.tenant_weights,
+            organisations=_organisations(catalog),
+            named=catalog.models.keys(),
+        ) as limits,
+        Http(settings.http) as http,
+        _offered(catalog, ring),
+    ):
+        pipeline = Pipeline(
+            catalog=catalog,
+            http=http,
+            keys=ring,
+            limits=limits,
+            park_after_s=settings.limit.park_after_s,
+            retry=_retry_policy(settings.retry),
+            patience_s=settings.breaker.patience_s,
+            compresses=settings.result_compress_from_bytes > 0,
+            now=redis_clock,
+            stamps=redis_clock,
+            sleep=asyncio.sleep,
+            rng=random.Random(),
+            offers=offers,
+            others=Elsewhere(redis, key_prefix=settings.key_prefix),
+            time_limit=SoftTimeLimitExceeded,
+        )
+        _pipelines.append(pipeline)
+        try:
+            yield
+        finally:
+            _pipelines.remove(pipeline)
+
+
+@asynccontextmanager
+async def _redis(settings: Settings) -> AsyncIterator[Redis]:
+    """The limiter's connections: to the broker's Redis, which all workers share."""
+    redis = _client(settings)
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
+
+
+def _client(settings: Settings) -> Redis:
+    return Address.of(settings.broker).async_client(
+        socket_timeout=REDIS_TIMEOUT_S, socket_connect_timeout=REDIS_TIMEOUT_S
+    )
+
+
+@asynccontextmanager
+async def _announced(catalog: Catalog, settings: Settings) -> AsyncIterator[None]:
+    """Tell the clients which models there are, now and every hour."""
+    redis = _client(settings)
+    key = settings.key_prefix + redis_keys.MODELS
+    done = await _announce(redis, key, catalog)
+    repeating = asyncio.create_task(_keep_announcing(redis, key, catalog, done=done))
+    try:
+        yield
+    finally:
+        await stop(repeating)
+        await redis.aclose()
+
+
+@asynccontextmanager
+async def _offered(catalog: Catalog, ring: KeyRing) -> AsyncIterator[None]:
+    """Have the heartbeat tell the other workers what this one can call."""
+    models: dict[str, list[str]] = {}
+    for alias in catalog.aliases():
+        provider = catalog.provider_of(alias)
+        if provider.name in ring.usable:
+            models.setdefault(provider.name, []).append(alias)
+    offers.announce(models)
+    try:
+        yield
+    finally:
+        offers.announce({})
+
+
+async def _keep_announcing(redis: Redis, key: str, catalog: Catalog, *, done: bool) -> None:
+    while True:
+        await asyncio.sleep(ANNOUNCE_EVERY_S if done else ANNOUNCE_AGAIN_S)
+        done = await _announce(redis, key, catalog)
+
+
+async def _announce(redis: Redis, key: str, catalog: Catalog) -> bool:
+    """Whether Redis took it. Nothing depends on it but the client's early refusal of unknown models."""
+    try:
+        # redis-py tries several times, each within its own time-out.
+        async with asyncio.timeout(REDIS_TIMEOUT_S):
+            asked_at = redis_clock.asked()
+            seconds, microseconds = await redis.time()
+            redis_clock.learn(seconds + microseconds / 1e6, asked_at=asked_at)
+            await _write_models(redis, key, catalog.aliases(), seconds)
+    except (RedisError, OSError) as error:
+        logger.warning(
+            "Redis did not take the list of models (%s), so clients can't refuse unknown ones; trying again in %g s",
+            failure(error),
+            ANNOUNCE_AGAIN_S,
+        )
+        return False
+    return True
+
+
+async def _write_models(redis: Redis, key: str, aliases: list[str], now: float) -> None:
+    async with redis.pipeline(transaction=False) as commands:
+        if aliases:
+            commands.zadd(key, dict.fromkeys(aliases, now))
+        commands.zremrangebyscore(key, "-inf", now - redis_keys.MODELS_TTL_S)
+        commands.expire(key, redis_keys.MODELS_TTL_S)
+        await commands.execute()
+
+
+def _organisations(catalog: Catalog) -> dict[str, Limits]:
+    """By provider, what all its keys may do together."""
+    limits = {name: provider.organisation_limits for name, provider in catalog.providers.items()}
+    return {name: stated for name, stated in limits.items() if stated is not None}
+
+
+def _warn_without_keys(catalog: Catalog, ring: KeyRing) -> None:
+    if ring.usable:
+        return
+    variables = sorted({name for provider in catalog.providers.values() for name in provider.api_keys})
+    logger.warning(
+        "NO PROVIDER HAS A KEY: every job will fail with `auth`. Set one of %s, in the environment or in .env, "
+        "and start the worker again.",
+        ", ".join(variables) or "the variables that your catalogue's api_keys name",
+    )
+
+
+def _retry_policy(retry: Retry) -> RetryPolicy:
+    return RetryPolicy(
+        max_attempts=retry.max_attempts, attempts_cap=retry.attempts_cap, base_s=retry.base_s, cap_s=retry.cap_s
+    )

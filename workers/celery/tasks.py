@@ -1,0 +1,97 @@
+"""The tasks that make up the queue. Their names and arguments are promises to producers (`workers.prompt.job`)."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from celery.exceptions import Ignore
+from celery.states import READY_STATES
+
+from tasks.errors import JobFailed
+from tasks.wire.redis_keys import QUEUE
+
+from ..broker.messages import MARKS
+from ..pipeline.pipeline import Parked
+from ..pool.bridge import Postponed
+from ..pool.task_pool import shutdown_has_begun
+from ..redis.patience import OUR_REDIS, patiently
+from ..results.backend import JSONResult
+from ..telemetry.failure_log import FailureLog
+from .app import app
+from .runtime import current
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ..pool.bridge import Task
+    from ..prompt.job import JobKind
+
+__all__ = ["chat", "embed"]
+
+
+failure_log = FailureLog()
+
+# `is_prompt`: workers/celery/request.py.
+_OPTIONS: dict[str, Any] = {"bind": True, "acks_late": True, "throws": (JobFailed,), "is_prompt": True}
+
+
+@app.task(name="prompts.chat", **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
+async def chat(self: Task, *args: Any, **kwargs: Any) -> JSONResult:
+    """Answer a chat prompt. Returns `PromptResult.to_dict()`, or raises the `JobFailed` that names the error's code."""
+    return await _answer(self, "chat", args, kwargs)
+
+
+@app.task(name="prompts.embed", **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
+async def embed(self: Task, *args: Any, **kwargs: Any) -> JSONResult:
+    """Embed a text or a list of texts. As `chat`; the vectors are in the result's `response`."""
+    return await _answer(self, "embed", args, kwargs)
+
+
+async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> JSONResult:
+    pipeline = current()
+    request = task.request
+    if request.delivery_info and request.delivery_info.get("redelivered"):
+        await _stop_if_ended(task, request)
+    queue = (request.delivery_info or {}).get("routing_key") or QUEUE
+    held: list[object] = []
+    try:
+        result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group, queue=queue, held=held)
+    except Parked as parked:
+        raise Postponed(parked.until_s, gap_s=parked.gap_s, for_others=parked.for_others) from None
+    if (request.properties or {}).get(MARKS, {}).get("suspected_double_payment"):
+        result = replace(result, suspected_double_payment=True)
+    if not result.ok:
+        failure_log.note(result)
+        raise JobFailed.of(result)
+    # Our client alone sends positional arguments. Who reads the results of other producers, nobody knows.
+    return JSONResult(result.to_dict(), compressible=bool(args), held=held or None)
+
+
+async def _stop_if_ended(task: Task, request: Any) -> None:
+    """A job that comes again may have ended: its worker died between storing the result and saying so.
+
+    The stored result is the journal of what was paid for, so the job waits until Redis shows it. Raises Ignore, and so
+    takes the message off the queue; Postponed when the worker is to stop before Redis has answered.
+    """
+    backend = task.backend
+    meta = await _asked("a question about results", backend.get_task_meta, request.id, cache=False)
+    if meta["status"] not in READY_STATES:
+        return
+    if request.chord:
+        # Its chord may not have been told; told twice, Celery counts it once.
+        await _asked("a chord's part", backend.on_chord_part_return, request, meta["status"], meta["result"])
+    raise Ignore("the job had ended already")
+
+
+async def _asked(wanted: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    async def ask() -> Any:
+        try:
+            return await asyncio.to_thread(call, *args, **kwargs)
+        except OUR_REDIS:
+            if shutdown_has_begun():
+                raise Postponed(0.0) from None  # due at once, for another worker
+            raise
+
+    return await patiently(ask, wanted)

@@ -1,0 +1,135 @@
+"""`promptmill limits`: the shared limiters as they stand, read from Redis without changing anything."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, NoReturn
+
+import typer
+from redis.exceptions import RedisError
+from rich.console import Console
+from rich.table import Table
+
+from config.settings import get_settings
+from tasks.redis.address import Address, failure
+
+from ..limiter import LimiterView, snapshot
+from ..telemetry.terminal import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = ["limits"]
+
+TIMEOUT_S = 5.0
+LEAST_NAME_WIDTH = 16
+
+
+def limits(
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each limiter, a line each.")] = False,
+    redis: Annotated[
+        str | None, typer.Option("--redis", help="Redis URL of the queue.", show_default="settings")
+    ] = None,
+) -> None:
+    """Show what is permitted and used, who waits and how long, for each model and key.
+
+    First line: the last minute's requests and tokens, calls in flight, requests waiting for their turn, 429s, and the
+    tokens estimated for all calls so far.
+
+    Second line: what is permitted, how long a request that came now would wait, how much longer a 429 holds everybody
+    up, and the tokens that the calls really took. A `?` is not known.
+
+    A key is shown by its fingerprint; `all keys` are the organisation's limits above them. Limiters that nobody has
+    used for two days are left out.
+    """
+    try:
+        settings = get_settings()
+        address = Address.of(redis or settings.broker)
+    except ValueError as error:  # SettingsError is one too
+        _fail(str(error))
+    try:
+        views = asyncio.run(_read(address, settings.key_prefix))
+    except (RedisError, OSError) as error:
+        _fail(f"Redis can't be asked: {failure(error)}. Check that it runs, and PROMPTMILL_REDIS_URL or --redis.")
+    if as_json:
+        for view in views:
+            typer.echo(json.dumps(asdict(view)))
+    else:
+        Console(markup=False).print(_table(views) if views else "No worker has used a limiter yet.")
+
+
+async def _read(address: Address, key_prefix: str) -> list[LimiterView]:
+    redis = address.async_client(socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
+    try:
+        return await snapshot(redis, key_prefix=key_prefix)
+    finally:
+        await redis.aclose()
+
+
+def _table(views: Iterable[LimiterView]) -> Table:
+    """Two lines for each limiter, so that it fits into 80 columns."""
+    table = Table(box=None, pad_edge=False)
+    table.add_column("model\nkey", overflow="fold", min_width=LEAST_NAME_WIDTH)
+    headings = (
+        "requests\na minute",
+        "tokens\na minute",
+        "in\nflight",
+        "waiting\nwait",
+        "429s\npaused",
+        "estimated\nactual",
+    )
+    for heading in headings:
+        table.add_column(heading, justify="right", no_wrap=True)
+    views = list(views)
+    for view, after in zip(views, [*views[1:], None], strict=True):
+        if table.rows:
+            table.add_row()
+        table.add_row(
+            f"{printable(f'{view.provider}/{view.model}')}\n{view.fingerprint}",
+            *_figures(view.used_last_minute, view.permitted_per_minute),
+            f"{view.in_flight:,}\n" + (f"of {view.max_in_flight:,}" if view.max_in_flight else ""),
+            f"{view.waiting:,}\n{_duration(view.wait_s)}",
+            f"{view.refused:,}\n{_duration(view.paused_for_s)}",
+            f"{_count(view.estimated_tokens)}\n{_count(view.actual_tokens)}",
+        )
+        is_last_key = after is None or (after.provider, after.model) != (view.provider, view.model)
+        if is_last_key and view.organisation_permitted_per_minute:
+            table.add_row()
+            figures = _figures(view.organisation_used_last_minute, view.organisation_permitted_per_minute)
+            table.add_row(f"{printable(f'{view.provider}/{view.model}')}\nall keys", *figures)
+    return table
+
+
+def _figures(used: Mapping[str, float], permitted: Mapping[str, float]) -> tuple[str, str]:
+    """Requests, and tokens."""
+    return (
+        f"{_count(used['requests'])}\n{_permitted(permitted, 'requests')}",
+        f"{_count(used['tokens'])}\n{_permitted(permitted, 'tokens', 'input', 'output')}",
+    )
+
+
+def _permitted(permitted: Mapping[str, float], *dimensions: str) -> str:
+    known = [permitted[each] for each in dimensions if each in permitted]
+    return "of " + ("\n+ ".join(map(_count, known)) if known else "?")
+
+
+def _count(figure: float) -> str:
+    return f"{figure:,.0f}" if figure < 1_000_000 else f"{figure / 1_000_000:,.1f}M"
+
+
+def _duration(seconds: float | None) -> str:
+    """`?`: nobody can tell. `-`: none worth speaking of."""
+    if seconds is None:
+        return "?"
+    if seconds < 0.05:
+        return "-"
+    if seconds >= 3_600:
+        return f"{seconds / 3_600:,.1f} h"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
+
+
+def _fail(text: str) -> NoReturn:
+    typer.echo(f"Error: {text}", err=True)
+    raise typer.Exit(2)

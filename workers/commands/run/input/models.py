@@ -1,0 +1,49 @@
+"""Whether the models that rows name can be used, asked once for each."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+from config.api_keys import KeyProblem, read_keys
+from config.catalog import Catalog, UnknownModel
+
+__all__ = ["ModelCheck", "ModelProblem"]
+
+
+class ModelProblem(NamedTuple):
+    """Why a model can't be used. `code` is one of `tasks.errors.ERROR_CODES`."""
+
+    code: Literal["not_found", "auth"]
+    text: str
+
+
+class ModelCheck:
+    """Looks a model up in the catalogue and, with `with_keys`, reads its provider's keys.
+
+    Without a catalogue everything passes: workers that run already have one of their own, and the queue knows
+    which models they offer.
+    """
+
+    def __init__(self, catalog: Catalog | None, *, with_keys: bool) -> None:
+        self._catalog = catalog
+        self._with_keys = with_keys
+        self._known: dict[str, ModelProblem | None] = {}
+
+    def problem(self, model: str) -> ModelProblem | None:
+        if self._catalog is None:
+            return None
+        if model not in self._known:
+            self._known[model] = _problem(self._catalog, model, with_keys=self._with_keys)
+        return self._known[model]
+
+
+def _problem(catalog: Catalog, alias: str, *, with_keys: bool) -> ModelProblem | None:
+    try:
+        provider = catalog.provider(catalog.model(alias))
+        if with_keys:
+            read_keys(provider)
+    except UnknownModel as error:
+        return ModelProblem("not_found", str(error))
+    except KeyProblem as error:
+        return ModelProblem("auth", str(error))
+    return None

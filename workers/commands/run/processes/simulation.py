@@ -1,0 +1,177 @@
+"""`--simulate`: the simulated provider as a process, and a catalogue that sends everything to it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from config.catalog import Catalog, Limits, Model, Price, Provider
+from workers.simulator.faults import parse_fault
+from workers.simulator.options import SimulatorOptions
+
+from ..errors import RunError, UnusableInput
+from ..output.state import RunState
+from .environ import engine_environ
+from .lifeline import Child, Lifeline, log_tail
+
+__all__ = ["Simulation", "Simulator", "simulated_catalog"]
+
+PROVIDER = "simulator"
+READY_TIMEOUT_S = 30.0
+STOP_GRACE_S = 2.0
+READY_LOOK_S = 0.01
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Simulation:
+    """How the simulated provider is to behave: the options of `promptmill simulate` that `run` takes too.
+
+    None leaves the simulator's own default.
+    """
+
+    latency_ms: float | None = None
+    jitter: float | None = None
+    rpm: int | None = None
+    tpm: int | None = None
+    algorithm: str | None = None
+    burst: int | None = None
+    faults: tuple[str, ...] = ()
+    seed: int | None = None
+
+    def given(self) -> dict[str, Any]:
+        """The options that were given, but for the faults."""
+        values = {name: getattr(self, name) for name in self.__slots__ if name != "faults"}
+        return {name: value for name, value in values.items() if value is not None}
+
+    def check(self) -> None:
+        """Raises `UnusableInput` for what the simulator would refuse."""
+        try:
+            SimulatorOptions(**self.given(), faults=dict(map(parse_fault, self.faults)))
+        except ValueError as error:
+            raise UnusableInput(f"The simulated provider can't do that: {error}.") from None
+
+    def command(self) -> list[str]:
+        command = [sys.executable, "-P", "-m", "workers.simulator", "--port", "0"]
+        for name, value in self.given().items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        for fault in self.faults:
+            command += ["--fault", fault]
+        return command
+
+    def limits(self) -> Limits:
+        """What a limiter is told of it."""
+        if self.rpm is None and self.tpm is None:
+            return Limits()
+        algorithm = self.algorithm or SimulatorOptions().algorithm
+        return Limits.model_validate({"rpm": self.rpm, "tpm": self.tpm, "algorithm": algorithm})
+
+
+class Simulator:
+    """The running simulated provider."""
+
+    def __init__(self, child: Child, url: str) -> None:
+        self._child = child
+        self.url = url
+
+    @classmethod
+    async def start(cls, simulation: Simulation, *, lifeline: Lifeline, state: RunState) -> Simulator:
+        """Start it and wait for its address. Raises `RunError` if it ends instead."""
+        log = state.log("simulator")
+        log.unlink(missing_ok=True)
+        child = lifeline.start(simulation.command(), kind="server", log=log, environ=engine_environ())
+        try:
+            url = await asyncio.wait_for(_address(child), READY_TIMEOUT_S)
+        except TimeoutError:
+            url = None
+        if url is None:
+            raise RunError(f"The simulated provider did not start. Its last words:\n{log_tail(log)}")
+        return cls(child, url)
+
+    async def wait(self) -> None:
+        """Returns never as long as it runs; raises `RunError` when it has ended by itself."""
+        code = await self._child.wait()
+        raise RunError(
+            f"The simulated provider stopped by itself (exit code {code}). Its last words:\n{log_tail(self._child.log)}"
+        )
+
+    async def stop(self) -> None:
+        await self._child.stop(grace_s=STOP_GRACE_S)
+
+
+async def _address(child: Child) -> str | None:
+    """The URL that it prints when it listens; None if it ends instead."""
+    while not child.has_ended:
+        if found := re.search(r"^listening on (\S+)\n", child.log.read_text(encoding="utf-8"), re.MULTILINE):
+            return found[1]
+        await asyncio.sleep(READY_LOOK_S)
+    return None
+
+
+def simulated_catalog(catalog: Catalog, *, url: str, limits: Limits) -> str:
+    """The catalogue's models, with their prices, as a TOML file in which all of them are the simulator's.
+
+    The real providers stand in it without keys and at the simulator's address: a simulated run must be unable to
+    send anything elsewhere, and must not stop at a key that is missing.
+    """
+    tables = [_provider_table(provider, url) for provider in catalog.providers.values()]
+    tables.append(_table("providers", PROVIDER, {"base_url": url, "api_keys": []}))
+    tables += [_model_table(model, limits, catalog.repeats_timeouts(model)) for model in catalog.models.values()]
+    return "\n".join(tables)
+
+
+def _provider_table(provider: Provider, url: str) -> str:
+    values = {
+        "base_url": url,
+        "api_keys": [],
+        "any_model": provider.any_model,
+        "timeout": provider.timeout.model_dump(),
+        "repeat_timeouts": provider.repeat_timeouts,
+    }
+    return _table("providers", provider.name, values)
+
+
+def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
+    values: dict[str, Any] = {
+        "provider": PROVIDER,
+        "upstream": model.upstream,
+        "limits": limits.model_dump(exclude_none=True),
+        "fallbacks": list(model.fallbacks),
+        "timeout": model.timeout.model_dump(),
+        "repeat_timeouts": repeat_timeouts,
+    }
+    if model.price is not None:
+        values["price"] = _price(model.price)
+    return _table("models", model.name, values)
+
+
+def _price(price: Price) -> dict[str, Any]:
+    amounts = price.model_dump(include={"input", "output", "cached_input"}, exclude_none=True)
+    return {
+        **{name: float(amount) for name, amount in amounts.items()},
+        **price.model_dump(mode="json", include={"currency", "date", "source"}),
+    }
+
+
+def _table(section: str, name: str, values: dict[str, Any]) -> str:
+    return "\n".join([f"[{section}.{_toml(name)}]", *_lines(values), ""])
+
+
+def _lines(values: dict[str, Any]) -> Iterator[str]:
+    for name, value in values.items():
+        yield f"{name} = {_toml(value)}"
+
+
+def _toml(value: Any) -> str:
+    match value:
+        case dict():
+            return "{ " + ", ".join(_lines(value)) + " }"
+        case list():
+            return "[" + ", ".join(map(_toml, value)) + "]"
+        case _:
+            # JSON's texts, numbers and booleans are TOML's too, but for escaped surrogate pairs.
+            return json.dumps(value, ensure_ascii=False)

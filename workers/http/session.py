@@ -1,0 +1,264 @@
+"""HTTP to the providers: one pooled session for each connection profile, owned by the worker's lifecycle.
+
+Only this module and `exchange` know aiohttp. What it lets out is a `RawResponse` or a `Failure`: foreign exceptions are
+translated at this border, once, because they carry the request's headers, and so the key.
+
+Redirects are never followed (aiohttp would send the key along on the same host), no cookie is kept, and the body
+is counted after decompression, so that neither 200 MB nor a gzip bomb of it gets into memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+import aiohttp
+
+from ..prompt.failure import Failure
+from ..providers import ProviderRequest, RawResponse
+from .errors import FOREIGN, translate
+from .exchange import Exchanges, Response, reuse_traces, watched_socket
+from .timeouts import Timeouts
+from .unstored import UNCOUNTED_BYTES, Share, Unstored
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from config.catalog import Profile, Timeout
+    from config.settings import Http as HttpSettings
+
+__all__ = ["Http"]
+
+ERROR_BODY_BYTES = 64 * 1024
+"""So much of an error's body is read. Its status is what counts, however much follows."""
+
+ERROR_BODY_S = 5.0
+"""So long an error's body is waited for."""
+
+FIRST_SHARE_BYTES = 1024 * 1024
+"""What an answer of unknown length takes at first of the memory for large ones; then it takes as much again."""
+
+FRAGILE_LIMIT = 10
+"""Connections of the profile for upstreams that break under load: few of them, each used for one call."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Lane:
+    """A session, and the wait for one of its connections.
+
+    aiohttp's connector can wait too, but its wait counts as time of the call, and the call's time-out is the
+    provider's, not ours.
+    """
+
+    session: aiohttp.ClientSession
+    exchanges: Exchanges
+    free: asyncio.Semaphore | None
+    """None: without a limit, the pool's concurrency is one, because a job makes one call at a time."""
+
+
+class Http:
+    """Sends requests to providers. Open it on the loop that uses it: `async with Http(...) as http`."""
+
+    def __init__(self, settings: HttpSettings) -> None:
+        self._settings = settings
+        self._lanes: dict[Profile, _Lane] = {}
+
+    async def __aenter__(self) -> Self:
+        self._timeouts = Timeouts()
+        self._unstored = Unstored(self._settings.max_unstored_bytes)
+        limit, tls = self._settings.limit, _tls_context(self._settings)
+        self._lanes["default"] = self._lane(limit, tls, force_close=self._settings.force_close)
+        self._lanes["fragile"] = self._lane(min(limit or FRAGILE_LIMIT, FRAGILE_LIMIT), tls, force_close=True)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for lane in self._lanes.values():
+            await lane.session.close()
+        # A TLS transport closes in the loop's next turns; without them its socket outlives the session.
+        await asyncio.sleep(0)
+        self._lanes.clear()
+
+    async def post(self, request: ProviderRequest, *, timeout: Timeout, profile: Profile = "default") -> RawResponse:
+        """Send a request and read the whole answer, of any status.
+
+        `timeout.total_s` counts from when a connection may be used, without the wait for memory for a large answer.
+        That memory is there for others again when the response's `held` is let go. Raises `Failure` (`timeout`,
+        `connection`, `bad_response`, `too_large`). Cancelling closes the connection at once.
+        """
+        lane = self._lanes[profile]
+        if lane.free is None:
+            return await self._post(lane, request, timeout)
+        async with lane.free:
+            return await self._post(lane, request, timeout)
+
+    async def _post(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> RawResponse:
+        limit = self._timeouts.after(timeout.total_s)
+        most = max(self._settings.max_response_bytes, request.answer_bytes)
+        try:
+            with limit:
+                response = await lane.exchanges.post(
+                    request,
+                    # So that it is the first to pass: what can't be reached is not a call that took too long.
+                    connect_s=min(timeout.connect_s, timeout.total_s / 2),
+                    read_s=timeout.read_s,
+                    proxy=self._proxy(request.url),
+                )
+                try:
+                    body = await self._beginning(response, most)
+                except BaseException:
+                    response.close()
+                    raise
+            if response.at_eof() or response.status >= 300:
+                return RawResponse(response.status, response.headers, body)
+            return await self._large(response, body, limit.expires_at - asyncio.get_running_loop().time(), most)
+        except FOREIGN as error:
+            failure = translate(error, stage=request.stage)
+        try:
+            # Outside of `except`, so that the foreign exception does not ride along.
+            raise failure
+        finally:
+            # An exception that its own frame holds waits for the garbage collector, with the prompt in it.
+            del failure
+
+    async def _beginning(self, response: Response, most: int) -> bytes:
+        """All of a small answer, or what there is of an error's body; of a large answer the first part."""
+        if response.status >= 300:
+            return await _error_body(response)
+        body = await _read(response, min(UNCOUNTED_BYTES, most))
+        _check_size(response, body, most)
+        return body
+
+    async def _large(self, response: Response, beginning: bytes, left_s: float, most: int) -> RawResponse:
+        share = self._unstored.open()
+        try:
+            body = await _rest(response, beginning, share, left_s, most)
+            _check_size(response, body, most)
+        except BaseException:
+            response.close()
+            raise
+        await self._unstored.turn()
+        return RawResponse(response.status, response.headers, body, held=share)
+
+    def _proxy(self, url: str) -> str | None:
+        if self._settings.proxy is not None or not self._settings.trust_env:
+            return self._settings.proxy
+        scheme, host = _origin(url)
+        return _environment_proxy(scheme, host)
+
+    def _lane(self, limit: int, tls: ssl.SSLContext | bool, *, force_close: bool) -> _Lane:
+        # aiohttp refuses a keep-alive time together with force_close.
+        reuse: dict[str, Any] = {} if force_close else {"keepalive_timeout": self._settings.keepalive_s}
+        connector = aiohttp.TCPConnector(
+            limit=limit,
+            limit_per_host=self._settings.limit_per_host,
+            ttl_dns_cache=self._settings.ttl_dns_cache_s,
+            force_close=force_close,
+            ssl=tls,
+            socket_factory=watched_socket,
+            **reuse,
+        )
+        session = aiohttp.ClientSession(
+            connector=connector,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            max_line_size=self._settings.max_header_bytes,
+            max_field_size=self._settings.max_header_bytes,
+            headers={"User-Agent": "promptmill"},
+            trace_configs=reuse_traces(),
+        )
+        exchanges = Exchanges(session, max_header_bytes=self._settings.max_header_bytes)
+        return _Lane(session, exchanges, asyncio.Semaphore(limit) if limit else None)
+
+
+async def _read(response: Response, limit: int) -> bytes:
+    """The body, whole if it fits into `limit` bytes; else more than `limit` of it, and the rest is left unread."""
+    body = await response.read_some()
+    if response.at_eof() or len(body) > limit:
+        return body
+    chunks = [body]
+    size = len(body)
+    while size <= limit and (chunk := await response.read_some()):
+        chunks.append(chunk)
+        size += len(chunk)
+    return b"".join(chunks)
+
+
+async def _rest(response: Response, beginning: bytes, share: Share, left_s: float, most: int) -> bytes:
+    """The whole body. More than `most` of it where it is larger, and the rest is left unread."""
+    loop = asyncio.get_running_loop()
+    chunks, size = [beginning], len(beginning)
+    room = _stated_length(response) or FIRST_SHARE_BYTES
+    while size <= most:
+        await share.grow(min(room, most))  # the provider's time does not run: it is we who don't read
+        began_at = loop.time()
+        async with asyncio.timeout(left_s):
+            while size <= min(room, most) and (chunk := await response.read_some()):
+                chunks.append(chunk)
+                size += len(chunk)
+        if response.at_eof():
+            break
+        left_s -= loop.time() - began_at
+        room *= 2
+    return b"".join(chunks)
+
+
+def _check_size(response: Response, body: bytes, most: int) -> None:
+    if len(body) > most:
+        raise Failure(
+            "too_large",
+            f"the provider's answer is larger than {most:,} bytes; raise PROMPTMILL_HTTP__MAX_RESPONSE_BYTES, or ask "
+            "for fewer answers in one job",
+            http_status=response.status,
+            suspected_payment=True,
+        )
+
+
+def _stated_length(response: Response) -> int | None:
+    """How long the answer is, where its head says so. Of a compressed one it tells another length."""
+    length = response.headers.get("Content-Length", "")
+    return int(length) if length.isdecimal() and "Content-Encoding" not in response.headers else None
+
+
+async def _error_body(response: Response) -> bytes:
+    """What there is of an error's body. That it is cut, late or broken must not hide the status."""
+    body = b""
+    with suppress(*FOREIGN):
+        async with asyncio.timeout(ERROR_BODY_S):
+            body = await _read(response, ERROR_BODY_BYTES)
+    if not response.at_eof():
+        response.close()
+    return body[:ERROR_BODY_BYTES]
+
+
+@lru_cache(maxsize=256)
+def _origin(url: str) -> tuple[str, str]:
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+@lru_cache(maxsize=256)
+def _environment_proxy(scheme: str, host: str) -> str | None:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY mean for a host.
+
+    aiohttp's own `trust_env` asks the environment and .netrc in a thread for each request.
+    """
+    return None if proxy_bypass(host) else getproxies().get(scheme)
+
+
+def _tls_context(settings: HttpSettings) -> ssl.SSLContext | bool:
+    if settings.ca_file is None:
+        return True
+    context = ssl.create_default_context()
+    try:
+        context.load_verify_locations(settings.ca_file)
+    except OSError as error:
+        reason = error.strerror or "it holds no certificate in PEM format"
+        raise ValueError(f"PROMPTMILL_HTTP__CA_FILE can't be used: {settings.ca_file}: {reason}") from None
+    return context

@@ -1,0 +1,5 @@
+"""The words that the engine speaks of one prompt with.
+
+job.py       a prompt job, read from a Celery message
+failure.py   what goes wrong with it, as a value
+"""

@@ -1,0 +1,62 @@
+"""What goes wrong with one prompt job.
+
+`Failure` is both the exception that the pipeline's rungs raise and the value that `retry.decide` looks at.
+It never carries a key or a piece of a prompt: its text is written where it is raised and in the codecs, from the
+error's class, the host and the provider's short error names. The provider's own words stay in `provider_body`,
+which goes into the job's result and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tasks.errors import ErrorCode
+
+__all__ = ["Failure", "Incapable"]
+
+
+class Failure(Exception):
+    """One named failure of a job or of one of its attempts.
+
+    `retryable` says whether the same request may succeed later; `retry_after_s` is what the provider asked us
+    to wait, in seconds; `provider_body` is its own text, already cut. `suspected_payment`: the request had been sent
+    whole when the call ended without an answer. `unreachable`: no connection to the provider came to stand.
+    """
+
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str,
+        *,
+        http_status: int | None = None,
+        retryable: bool = False,
+        retry_after_s: float | None = None,
+        provider_body: str | None = None,
+        request_id: str | None = None,
+        suspected_payment: bool = False,
+        unreachable: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.code: ErrorCode = code
+        self.message = message
+        self.http_status = http_status
+        self.retryable = retryable
+        self.retry_after_s = retry_after_s
+        self.provider_body = provider_body
+        self.request_id = request_id
+        self.suspected_payment = suspected_payment
+        self.unreachable = unreachable
+
+    def hide(self, secret: str) -> None:
+        """Strike `secret` from every text: gateways are known to echo the key that they refuse."""
+        self.message = self.message.replace(secret, "[key]")
+        self.args = (self.message,)
+        if self.provider_body is not None:
+            self.provider_body = self.provider_body.replace(secret, "[key]")
+        if self.request_id is not None:
+            self.request_id = self.request_id.replace(secret, "[key]")
+
+
+class Incapable(Failure):
+    """This worker lacks the model, or a key for it; another worker may have both."""

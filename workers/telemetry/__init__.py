@@ -1,0 +1,7 @@
+"""What a worker says of itself.
+
+logs.py          log lines, for people or as JSON
+failure_log.py   a line and a count for each failed job
+counts.py        counters of rare events, for `promptmill metrics`
+terminal.py      no control character of others reaches a terminal or begins a line
+"""
