@@ -1,4 +1,23 @@
-"""Promptmill's engine: `celery -A workers worker`."""
+"""Promptmill's engine: `celery -A workers worker`.
+
+The rooms, top to bottom; each imports only what stands below it, and its `__init__` lists its files in reading order:
+
+    cli          registers the commands
+    commands/    faces for people: run, metrics, doctor, limits, status, cancel, dead
+    celery/      our place in Celery: app, tasks, request, consumer, heartbeat, and how a worker is put together
+    pipeline/    one prompt's life; no Celery, no Redis
+    broker/      Redis -> worker: messages under leases
+    limiter/     requests wait here until the provider will take them
+    http/        HTTP to the providers
+    results/     worker -> Redis: results in batches
+    providers/   their wire formats; no I/O
+    prompt/      the words: a job, a failure
+    pool/        hundreds of jobs on one loop
+    checks       what is looked at before a worker takes jobs
+    redis/       our own Redis: its clock, and patience with it
+    telemetry/   logs and counters
+    simulator/   a provider for tests, trials and benchmarks, which knows nothing of the rest
+"""
 
 from __future__ import annotations
 

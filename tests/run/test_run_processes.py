@@ -28,7 +28,7 @@ from workers.commands.run.processes.redis_server import RedisServer
 DOOMED = """
 import asyncio, os, signal, sys
 from pathlib import Path
-from workers.run.lifeline import Lifeline
+from workers.commands.run.processes.lifeline import Lifeline
 
 async def main():
     here = Path(sys.argv[1])

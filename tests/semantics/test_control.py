@@ -49,7 +49,7 @@ def test_inspect(side: Side) -> None:
     assert all(request["time_start"] for request in active)
     assert ids(side.ask("reserved")) == {reserved}
     stats = side.ask("stats")
-    assert stats["pool"]["implementation"] == "workers.pool:TaskPool"
+    assert stats["pool"]["implementation"] == "workers.pool.task_pool:TaskPool"
     assert stats["pool"]["running"] == 4
     assert stats["pool"]["free"] == 0
     side.wait_results(*running, reserved)
