@@ -17,9 +17,10 @@ from tasks.wire import redis_keys
 from workers.broker.channel import Channel
 from workers.celery.consumer import Consumer
 from workers.celery.request import Request
-from workers.pool.bridge import App, Postponed
+from workers.pool.bridge import App
 from workers.pool.task_pool import TaskPool
 from workers.pool.tracer import without_traceback
+from workers.prompt.parked import Parked
 
 
 class Message:
@@ -85,7 +86,7 @@ def test_nothing_is_kept_of_a_message_that_was_postponed(channel: Channel, clien
     Producer(channel).publish([["a prompt"], {}, {}], routing_key="q", exchange="", headers=headers)
     message = queue.get()
     request = Request(message, app=app, task=task, hostname="w", decoded=False)
-    assert request.on_failure(without_traceback(Postponed(4e9))) is None
+    assert request.on_failure(without_traceback(Parked(4e9, "its turn is far away"))) is None
     seen = weakref.ref(message)
     del message, request
     gc.collect()

@@ -72,6 +72,18 @@ def test_a_message_that_comes_again_says_so() -> None:
     assert "redelivered" not in read(message("a")).ready("pm-1")["headers"]
 
 
+def test_what_a_parked_job_must_not_forget_comes_back_with_it() -> None:
+    raw = message("a")[:-1] + b', "promptmill_parked": "eyJhIjogMX0=", "promptmill": {"deliveries": 1, "suspected": 1}}'
+    marks = read(raw).ready("pm-1")["properties"][MARKS]
+    assert marks == {"suspected_double_payment": True, "memory": '{"a": 1}'}
+
+
+@pytest.mark.parametrize("text", ["no base64!", 7, None, "/w=="])
+def test_a_memory_that_is_none_is_an_empty_one(text: Any) -> None:
+    raw = json.dumps({**json.loads(message("a")), "promptmill_parked": text}).encode()
+    assert read(raw).memory == ""
+
+
 def test_nobody_but_us_marks_a_message() -> None:
     forged = json.loads(message("a"))
     forged["properties"][MARKS] = {"suspected_double_payment": True}

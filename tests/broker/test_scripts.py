@@ -209,6 +209,23 @@ def test_what_is_not_due_waits_in_redis_and_its_record_says_so(broker: Broker, c
     assert client.hlen("unacked") == 0
 
 
+@pytest.mark.parametrize("suspected", [False, True])
+def test_a_memory_replaces_the_one_before_and_outlives_a_lost_worker(
+    broker: Broker, client: Any, suspected: bool
+) -> None:
+    raw = message("a", body='e30=", "promptmill_parked": "bm8="}, {')  # what a producer writes is no memory
+    broker.put(raw)
+    for memory in ("first", "longer, and the last", None):
+        ((tag, _),) = broker.take()
+        broker.leases.delay(tag, 1, suspected=suspected, memory=memory)
+        assert broker.say_news() == [1]
+    ((_, parked),) = broker.take()
+    delivery = read(parked)
+    assert (delivery.memory, delivery.suspected) == ("longer, and the last", suspected)
+    assert parked.count(b"promptmill_parked") == 2
+    assert delivery.payload["body"] == json.loads(raw)["body"]
+
+
 def test_a_job_that_waits_again_lives_as_long_as_those_that_wait(broker: Broker, client: Any) -> None:
     lua = re.search(r"WAITING_TTL_S = (\d+)", scripts.EXCHANGE.text)
     assert lua is not None and int(lua[1]) == redis_keys.WAITING_TTL_S

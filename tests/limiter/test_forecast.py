@@ -11,12 +11,12 @@ import pytest
 from config.catalog import Limits
 from tasks.results import Usage
 from workers.limiter.cost import Cost
-from workers.limiter.errors import MustPark
 from workers.limiter.estimate import Estimator
 from workers.limiter.forecast import Forecast
 from workers.limiter.line import Line, Waiter
 from workers.limiter.pauses import Pauses
 from workers.limiter.rate import plan
+from workers.prompt.parked import Parked
 
 NOW_S = 1_000.0
 TOKENS = plan(Limits(tpm=60_000, algorithm="bucket"))
@@ -40,7 +40,7 @@ class Scene:
         """When so many jobs come back that are parked now, in seconds from now."""
         for _ in range(count):
             parked = self.forecast.parked(wait_s, 5.0, gap_s=gap_s)
-            assert isinstance(parked, MustPark) and parked.gap_s == gap_s
+            assert isinstance(parked, Parked) and parked.gap_s == gap_s
             yield parked.until_s - NOW_S
 
 

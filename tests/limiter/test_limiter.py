@@ -15,7 +15,7 @@ import pytest
 from config.catalog import Limits
 from tasks.results import Usage
 from workers.limiter.cost import UNKNOWN, Cost
-from workers.limiter.errors import MustPark, TooLate
+from workers.limiter.errors import TooLate
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import ToldLimit
 from workers.limiter.limiter import Limiter, LimiterOptions
@@ -23,6 +23,7 @@ from workers.limiter.line import Line, Priority, Waiter
 from workers.limiter.permit import Permit
 from workers.limiter.rate import BIN_S, Plan, plan
 from workers.limiter.schedule import Grant
+from workers.prompt.parked import Parked
 
 from .ledger import Ledger
 from .plain import PlainSchedule, VirtualLoop, run_virtually
@@ -170,7 +171,7 @@ async def test_a_far_slot_is_parked_and_parked_jobs_come_back_one_by_one() -> No
         await asyncio.sleep(0.5)
         untils = []
         for _ in range(5):
-            with pytest.raises(MustPark) as parked:
+            with pytest.raises(Parked) as parked:
                 await admit(limiter, park_after_s=3.0)
             untils.append(parked.value.until_s)
         assert untils == sorted(untils) and len(set(untils)) == 5
@@ -225,7 +226,7 @@ async def test_a_pause_longer_than_a_waiter_s_patience_sends_it_to_park() -> Non
         await asyncio.sleep(0.2)
         limiter.overhear_pause(2, 60.0)
         results = await asyncio.gather(*others, return_exceptions=True)
-        parked = [each for each in results if isinstance(each, MustPark)]
+        parked = [each for each in results if isinstance(each, Parked)]
         assert len(parked) > 20
         now = asyncio.get_running_loop().time()
         assert all(each.until_s >= now + 59.0 for each in parked)

@@ -15,9 +15,10 @@ from redis.asyncio import Redis
 from config.catalog import Limits, Model
 from tasks.redis.cancellation import stop
 from tasks.results import Usage
-from workers.limiter import Cost, LimiterRegistry, MustPark, Permit, TooLargeForLimit, snapshot
+from workers.limiter import Cost, LimiterRegistry, Permit, TooLargeForLimit, snapshot
 from workers.limiter.limiter import Limiter
 from workers.limiter.rate import plan
+from workers.prompt.parked import Parked
 
 from .conftest import RedisServer
 from .ledger import Ledger
@@ -109,7 +110,7 @@ async def test_a_pause_is_seen_from_outside(client: Redis, redis_server: RedisSe
     async with registries(redis_server.url, count=1) as (registry,):
         permit = await registry.admit(model(), [SecretStr("sk-canary")], cost=Cost())
         permit.rate_limited(30.0, {})
-        with pytest.raises(MustPark, match="asked for a pause"):
+        with pytest.raises(Parked, match="asked for a pause"):
             await once(registry, model(), keys=[SecretStr("sk-canary")], park_after_s=5.0)
         view = None
         while view is None or view.paused_until is None:

@@ -80,7 +80,8 @@ class FreeLimits:
         self.asked: list[dict[str, Any]] = []
         self.settled: list[Any] = []
         self.refused: list[float | None] = []
-        self.raises: Exception | None = None
+        self.raises: list[BaseException | None] = []
+        """For each request, in turn."""
 
     def estimate(self, model: Any, **size: Any) -> Cost:
         return Cost()
@@ -90,8 +91,8 @@ class FreeLimits:
 
     async def admit(self, model: Any, keys: Sequence[Any], **options: Any) -> Permit:
         self.asked.append(options)
-        if self.raises is not None:
-            raise self.raises
+        if self.raises and (why := self.raises.pop(0)) is not None:
+            raise why
         permit = Permit(self, Cost(), epoch=0)
         permit.key = keys[self.turn % len(keys)] if keys else None
         self.turn += 1

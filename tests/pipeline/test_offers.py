@@ -9,9 +9,9 @@ import pytest
 from pydantic import SecretStr
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from workers.pipeline.offers import MOST_WITHDRAWN_S, WITHDRAWN_S, Elsewhere, Offers
-from workers.pipeline.pipeline import Parked
+from workers.pipeline.offers import MOST_WITHDRAWN_S, WITHDRAWN_S, Offers, OtherWorkers
 from workers.prompt.job import PromptJob
+from workers.prompt.parked import Parked
 from workers.providers.keyring import KeyRing
 
 NO_KEY = KeyRing({}, {"p": "P_KEY is not set"})
@@ -174,7 +174,7 @@ async def test_only_what_others_offer_counts_and_only_in_time(
     offers = Offers()
     offers.announce({"p": mine})
     redis: Any = Redis(ends)
-    assert await Elsewhere(redis, mine=offers).offered("m", queue="q") is expected
+    assert await OtherWorkers(redis, mine=offers).offered("m", queue="q") is expected
 
 
 async def test_while_redis_is_away_the_job_waits() -> None:
@@ -184,11 +184,11 @@ async def test_while_redis_is_away_the_job_waits() -> None:
         slept.append(delay_s)
 
     redis: Any = Redis(None, None, {"m": 200_000})
-    assert await Elsewhere(redis, mine=Offers(), sleep=sleep).offered("m", queue="q")
+    assert await OtherWorkers(redis, mine=Offers(), sleep=sleep).offered("m", queue="q")
     assert len(slept) == 2
 
 
 async def test_hundreds_of_jobs_ask_once() -> None:
     redis: Any = Redis({"m": 200_000})
-    elsewhere = Elsewhere(redis, mine=Offers())
+    elsewhere = OtherWorkers(redis, mine=Offers())
     assert all(await asyncio.gather(*(elsewhere.offered("m", queue="q") for _ in range(300))))

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from workers.pipeline import outages, pipeline
+from workers.pipeline import outages
 from workers.pipeline.outages import Outages, Reason
-from workers.pipeline.pipeline import Parked
+from workers.pipeline.rungs import reach
+from workers.prompt.parked import Parked
 
 REFUSED = Reason("connection", "can't connect")
 COMPLETION = json.dumps({"choices": [{"message": {"role": "assistant", "content": "here"}}]}).encode()
@@ -34,7 +35,7 @@ def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses in hundredths of a second."""
     monkeypatch.setattr(outages, "FIRST_PAUSE_S", 0.05)
     monkeypatch.setattr(outages, "LONGEST_PAUSE_S", 0.2)
-    monkeypatch.setattr(pipeline, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(reach, "LOOK_EVERY_S", 0.02)
 
 
 # -- the schedule
@@ -93,7 +94,7 @@ async def test_row_48_no_job_fails_by_a_short_outage(
 ) -> None:
     async with pipeline_to(f"http://127.0.0.1:{port}/v1", real_time=True) as line:
         jobs = [asyncio.create_task(line.run(chat_job(f"job-{n}"))) for n in range(60)]
-        name, known = "p", line._outages
+        name, known = "p", line.outages
         await wait_until(
             lambda: (outage := known.of(name)) is not None and outage.pause_s == 0.2, description="pauses grow"
         )
@@ -102,7 +103,7 @@ async def test_row_48_no_job_fails_by_a_short_outage(
         results = await asyncio.gather(*jobs)
     assert {(result.status, result.attempts, result.failed_attempts) for result in results} == {("succeeded", 1, ())}
     assert simulator.stats()["calls"] == 60
-    assert not line._outages
+    assert not line.outages
 
 
 @pytest.mark.usefixtures("hurried")
@@ -111,7 +112,7 @@ async def test_those_that_wait_go_when_one_has_a_connection_not_when_it_has_an_a
 ) -> None:
     async with pipeline_to(f"http://127.0.0.1:{port}/v1", real_time=True) as line:
         jobs = [asyncio.create_task(line.run(chat_job(f"job-{n}"))) for n in range(10)]
-        await wait_until(lambda: bool(line._outages), description="the first connection is refused")
+        await wait_until(lambda: bool(line.outages), description="the first connection is refused")
         simulator = await simulate("hang", port=port)
         await wait_until(lambda: simulator.stats()["in_flight"] == 10, description="all have been sent")
         for job in jobs:
@@ -181,23 +182,29 @@ async def test_a_far_try_parks_a_job(pipeline_to: Any, chat_job: Any, clock: Any
     assert parked.value.gap_s > 0.0, "or each of those behind it would be started to be told the same"
 
 
-async def test_a_job_that_has_made_an_attempt_is_not_parked(
-    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, clock: Any, simulate: Any
+async def test_a_job_that_is_parked_after_an_attempt_remembers_it(
+    pipeline_to: Any, chat_job: Any, clock: Any, simulate: Any
 ) -> None:
-    """Parking would forget the attempt."""
     simulator = await simulate("500")
+    clock.sleep = stop_first(simulator, clock.sleep)
     async with pipeline_to(simulator.url, park_after_s=5.0, patience_s=60.0) as line:
-        line._sleep = stop_first(simulator, clock)
-        result = await line.run(chat_job())
+        began_at = clock.now_s
+        with pytest.raises(Parked) as parked:
+            await line.run(chat_job(submitted_at=began_at))
+        clock.now_s += 100.0
+        result = await line.run(chat_job(submitted_at=began_at), parked=parked.value.memory)
     assert (result.error.code, result.attempts) == ("connection", 1)
     assert [attempt.code for attempt in result.failed_attempts] == ["server_error"]
 
 
-def stop_first(simulator: Any, clock: Any) -> Any:
+def stop_first(simulator: Any, slept: Any) -> Any:
+    stopped: list[bool] = []
+
     async def sleep(delay_s: float) -> None:
-        if simulator is not None and not clock.slept_s:
+        if not stopped:
+            stopped.append(True)
             await simulator.stop()
-        await clock.sleep(delay_s)
+        await slept(delay_s)
 
     return sleep
 

@@ -13,11 +13,12 @@ from celery.exceptions import SoftTimeLimitExceeded
 from pydantic import SecretStr
 
 from tasks.results import PromptResult, Usage
-from workers.limiter import MustPark, TooLargeForLimit, TooLate
-from workers.pipeline.pipeline import Parked, Pipeline
+from workers.limiter import TooLargeForLimit, TooLate
+from workers.pipeline.pipeline import Pipeline
 from workers.pipeline.retry import RetryPolicy
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
+from workers.prompt.parked import Parked
 from workers.providers.keyring import KeyRing
 from workers.telemetry.counts import counts
 
@@ -616,27 +617,51 @@ async def test_a_broken_call_keeps_its_reservation(
 async def test_a_job_that_can_never_be_sent_fails_at_once(
     pipeline_to: Any, chat_job: Any, free_limits: Any, raised: Exception, code: str
 ) -> None:
-    free_limits.raises = raised
+    free_limits.raises = [raised]
     async with pipeline_to("http://127.0.0.1:9/v1", limits=free_limits) as pipeline:
         result = await pipeline.run(chat_job())
     assert (result.error.code, result.attempts) == (code, 0)
 
 
 async def test_a_job_whose_turn_is_far_away_is_parked(pipeline_to: Any, chat_job: Any, free_limits: Any) -> None:
-    free_limits.raises = MustPark(1_000_060.0, reason="the limit is used up for now")
+    free_limits.raises = [Parked(1_000_060.0, "the limit is used up for now")]
     async with pipeline_to("http://127.0.0.1:9/v1", limits=free_limits) as pipeline:
         with pytest.raises(Parked) as parked:
             await pipeline.run(chat_job())
-    assert parked.value.until_s == 1_000_060.0
+    assert (parked.value.until_s, parked.value.memory) == (1_000_060.0, None)
 
 
-async def test_a_job_that_has_made_an_attempt_waits_in_its_place(
+async def test_a_parked_job_forgets_nothing_of_its_attempts(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
 ) -> None:
-    server = await raw_server(reply(500, b"{}"), reply(200, completion()))
-    async with pipeline_to(server.url, limits=free_limits, park_after_s=5.0) as pipeline:
-        await pipeline.run(chat_job())
-    assert [asked["park_after_s"] for asked in free_limits.asked] == [5.0, None]
+    """The first call breaks off after it was sent, so it may have been paid for; then the limit is far away."""
+    cut_off = b"HTTP/1.1 200 OK\r\nContent-Length: 999\r\n\r\n{"
+    server = await raw_server(cut_off, reply(500, b"{}"), reply(200, completion()))
+    far = Parked(1_000_060.0, "the limit is used up for now")
+    free_limits.raises = [None, far, far]
+    job = chat_job(max_attempts=3)
+    async with pipeline_to(server.url, limits=free_limits) as pipeline:
+        with pytest.raises(Parked):
+            await pipeline.run(job)
+        once = far.memory
+        with pytest.raises(Parked):
+            await pipeline.run(job, parked=once)
+        assert far.memory == once
+        result = await pipeline.run(job, parked=once)
+    assert (result.ok, result.attempts, result.suspected_double_payment) == (True, 3, True)
+    assert [attempt.code for attempt in result.failed_attempts] == ["connection", "server_error"]
+
+
+@pytest.mark.parametrize(
+    "memory", ["", "{", "[]", "null", '{"attempts": 1}', '{"attempts": "x", "failed": [{"a": 1}]}']
+)
+async def test_an_unreadable_memory_leaves_the_suspicion(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, memory: str
+) -> None:
+    server = await raw_server(reply(200, completion()))
+    async with pipeline_to(server.url) as pipeline:
+        result = await pipeline.run(chat_job(), parked=memory)
+    assert result.ok and result.suspected_double_payment
 
 
 async def test_a_request_that_went_twice_is_one_attempt_and_flagged(pipeline_to: Any, chat_job: Any) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -305,6 +306,7 @@ class Commands:
         args = (
             *_evalsha(scripts.DELAY, *delay_keys),
             *(lease.tag, due_ms, self.key(redis_keys.job("")), now_ms, int(lease.is_suspected)),
+            b"" if lease.memory is None else b64encode(lease.memory.encode()),
         )
         return Command(args, partial(_or_again, self._leases.delays, [(lease, due_ms)]))
 

@@ -37,7 +37,7 @@ class Lanes:
     def __init__(self) -> None:
         self._lanes: dict[str, _Lane] = {}
 
-    def postponed(self, name: str, until_ms: int, *, gap_ms: float, now_ms: int) -> None:
+    def parked(self, name: str, until_ms: int, *, gap_ms: float, now_ms: int) -> None:
         """A job of this lane was started, and told to come back."""
         lane = self._fresh(name, now_ms)
         if lane is None:

@@ -43,6 +43,8 @@ class Lease:
     is_stray: bool = False
     """Its worker had lost sight of it: counts as a delivery that has ended badly."""
     is_suspected: bool = False
+    memory: str | None = None
+    """What the job must not forget that is parked."""
     """It is delayed although its call may have been paid for."""
     deliveries: int = 0
     """How often its worker died: it has one of the places for such messages (`Channel._has_portion`)."""
@@ -200,11 +202,14 @@ class Leases:
         self.returns += strays
         return len(strays)
 
-    def delay(self, tag: str, due_ms: int, *, suspected: bool = False) -> None:
-        """Keep the message in Redis until it is due. `suspected`: its call may have been paid for."""
+    def delay(self, tag: str, due_ms: int, *, suspected: bool = False, memory: str | None = None) -> None:
+        """Keep the message in Redis until it is due. `suspected`: its call may have been paid for.
+
+        `memory` is what the job must not forget until then; it comes back with the message.
+        """
         lease = self._let_go(tag)
         if lease is not None:
-            lease.is_suspected = suspected
+            lease.is_suspected, lease.memory = suspected, memory
             self.delays.append((lease, due_ms))
 
     def _let_go(self, tag: str) -> Lease | None:

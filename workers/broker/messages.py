@@ -20,6 +20,9 @@ __all__ = ["MARKS", "Delivery", "Unreadable", "context", "dead_letter", "id_of",
 HISTORY = "promptmill"
 """The field that the scripts append to a message that was given back (message.lua)."""
 
+MEMORY = "promptmill_parked"
+"""The field with what a parked job must not forget, in base64 (message.lua)."""
+
 MARKS = "promptmill"
 """The property in which a delivered message carries what we know of it to its task (`task.request.properties`).
 
@@ -37,6 +40,8 @@ class Delivery(NamedTuple):
     deliveries: int = 0
     suspected: bool = False
     due_ms: int | None = None
+    memory: str | None = None
+    """What the job must not forget that was parked."""
 
     @property
     def lane(self) -> str | None:
@@ -55,6 +60,8 @@ class Delivery(NamedTuple):
             headers["redelivered"] = True
             properties.setdefault("delivery_info", {})["redelivered"] = True
             marks["suspected_double_payment"] = self.suspected
+        if self.memory is not None:
+            marks["memory"] = self.memory
         properties[MARKS] = marks
         properties["delivery_tag"] = tag
         return self.payload
@@ -71,7 +78,15 @@ def read(raw: bytes) -> Delivery:
         case _:
             raise Unreadable("its history is not one of ours")
     due_ms = _due_ms(payload["headers"].get("eta"))
-    return Delivery(payload, deliveries=deliveries, suspected=bool(suspected), due_ms=due_ms)
+    memory = _memory(payload.pop(MEMORY)) if MEMORY in payload else None
+    return Delivery(payload, deliveries, bool(suspected), due_ms, memory)
+
+
+def _memory(text: Any) -> str:
+    try:
+        return base64.b64decode(text, validate=True).decode()
+    except (ValueError, TypeError):
+        return ""  # which no job can have written, so the pipeline suspects the worst
 
 
 _ID = re.compile(rb'"headers": ?\{.*?"id": ?"([^"\\]*)"')

@@ -19,7 +19,8 @@ from redis.exceptions import RedisError
 
 from ..broker.messages import MARKS
 from ..broker.qos import Message
-from ..pool.bridge import Postponed
+from ..prompt.parked import Parked
+from ..redis.clock import redis_clock
 from ..results.endings import endings
 from .events import EventDispatcher
 
@@ -176,22 +177,26 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         super().on_accepted(pid, time_accepted)
 
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
-        """As Celery's; a postponed job's message goes back to Redis, not off the queue."""
+        """As Celery's; a parked job's message goes back to Redis, not off the queue."""
         channel = self.message.channel
-        if isinstance(exc_info.exception, Postponed) and hasattr(channel, "leases"):
-            task_ready(self)
-            until_ms = int(exc_info.exception.until_s * 1000)
-            channel.qos.delay(self.message.delivery_tag, until_ms)
-            if exc_info.exception.for_others:
-                channel.lookout.left()
-                return None
-            lane = self.message.headers.get("lane")
-            if isinstance(lane, str):
-                gap_ms = exc_info.exception.gap_s * 1000
-                channel.leases.lanes.postponed(lane, until_ms, gap_ms=gap_ms, now_ms=channel.lookout.redis_ms)
+        if isinstance(exc_info.exception, Parked) and hasattr(channel, "leases"):
+            self._park(exc_info.exception)
             return None
         if isinstance(exc_info.exception, (Ignore, Retry)) and hasattr(channel, "leases") and not self.is_prompt:
             # Only a prompt that had ended already is ignored: its result is there.
             channel.leases.set_result(self.message.delivery_tag, self.id, expected=False)
         with self._tried_again():
             return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _park(self, parked: Parked) -> None:
+        channel = self.message.channel
+        task_ready(self)
+        until_ms = int(redis_clock.to_redis(parked.until_s) * 1000)
+        channel.qos.delay(self.message.delivery_tag, until_ms, memory=parked.memory)
+        if parked.for_others:
+            channel.lookout.left()
+            return
+        lane = self.message.headers.get("lane")
+        if isinstance(lane, str):
+            gap_ms = parked.gap_s * 1000
+            channel.leases.lanes.parked(lane, until_ms, gap_ms=gap_ms, now_ms=channel.lookout.redis_ms)

@@ -23,7 +23,7 @@ from tasks.wire import redis_keys
 
 from ..http.session import Http
 from ..limiter import LimiterRegistry
-from ..pipeline.offers import Elsewhere, offers
+from ..pipeline.offers import OtherWorkers, offers
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.retry import RetryPolicy
 from ..providers.keyring import KeyRing
@@ -35,10 +35,14 @@ if TYPE_CHECKING:
     from celery import Celery
     from redis.asyncio import Redis
 
-    from config.catalog import Catalog, Limits
+    from config.catalog import Catalog
+    from config.catalog import Limits as CatalogLimits
     from config.settings import Retry, Settings
 
-__all__ = ["current", "lifespan"]
+    from ..pipeline.rungs.admission import Limits
+    from ..pipeline.rungs.elsewhere import Others
+
+__all__ = ["current", "lifespan", "pipeline_of"]
 
 logger = logging.getLogger("promptmill.runtime")
 
@@ -85,28 +89,42 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
         Http(settings.http) as http,
         _offered(catalog, ring),
     ):
-        pipeline = Pipeline(
-            catalog=catalog,
+        pipeline = pipeline_of(
+            settings,
+            catalog,
+            ring,
             http=http,
-            keys=ring,
             limits=limits,
-            park_after_s=settings.limit.park_after_s,
-            retry=_retry_policy(settings.retry),
-            patience_s=settings.breaker.patience_s,
-            compresses=settings.result_compress_from_bytes > 0,
-            now=redis_clock,
-            stamps=redis_clock,
-            sleep=asyncio.sleep,
-            rng=random.Random(),
-            offers=offers,
-            others=Elsewhere(redis, key_prefix=settings.key_prefix),
-            time_limit=SoftTimeLimitExceeded,
+            others=OtherWorkers(redis, key_prefix=settings.key_prefix),
         )
         _pipelines.append(pipeline)
         try:
             yield
         finally:
             _pipelines.remove(pipeline)
+
+
+def pipeline_of(
+    settings: Settings, catalog: Catalog, ring: KeyRing, *, http: Http, limits: Limits, others: Others
+) -> Pipeline:
+    """A worker's pipeline, as its settings want it."""
+    return Pipeline(
+        catalog=catalog,
+        http=http,
+        keys=ring,
+        limits=limits,
+        park_after_s=settings.limit.park_after_s,
+        retry=_retry_policy(settings.retry),
+        patience_s=settings.breaker.patience_s,
+        compresses=settings.result_compress_from_bytes > 0,
+        now=redis_clock,
+        read_stamp=redis_clock.from_redis,
+        sleep=asyncio.sleep,
+        rng=random.Random(),
+        offers=offers,
+        others=others,
+        time_limit=SoftTimeLimitExceeded,
+    )
 
 
 @asynccontextmanager
@@ -188,7 +206,7 @@ async def _write_models(redis: Redis, key: str, aliases: list[str], now: float) 
         await commands.execute()
 
 
-def _organisations(catalog: Catalog) -> dict[str, Limits]:
+def _organisations(catalog: Catalog) -> dict[str, CatalogLimits]:
     """By provider, what all its keys may do together."""
     limits = {name: provider.organisation_limits for name, provider in catalog.providers.items()}
     return {name: stated for name, stated in limits.items() if stated is not None}

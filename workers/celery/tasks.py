@@ -13,9 +13,8 @@ from tasks.errors import JobFailed
 from tasks.wire.redis_keys import QUEUE
 
 from ..broker.messages import MARKS
-from ..pipeline.pipeline import Parked
-from ..pool.bridge import Postponed
 from ..pool.task_pool import shutdown_has_begun
+from ..prompt.parked import Parked
 from ..redis.patience import OUR_REDIS, patiently
 from ..results.backend import JSONResult
 from ..telemetry.failure_log import FailureLog
@@ -56,11 +55,11 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
         await _stop_if_ended(task, request)
     queue = (request.delivery_info or {}).get("routing_key") or QUEUE
     held: list[object] = []
-    try:
-        result = await pipeline.handle(kind, request.id, args, kwargs, group=request.group, queue=queue, held=held)
-    except Parked as parked:
-        raise Postponed(parked.until_s, gap_s=parked.gap_s, for_others=parked.for_others) from None
-    if (request.properties or {}).get(MARKS, {}).get("suspected_double_payment"):
+    marks = (request.properties or {}).get(MARKS, {})
+    result = await pipeline.handle(
+        kind, request.id, args, kwargs, group=request.group, queue=queue, parked=marks.get("memory"), held=held
+    )
+    if marks.get("suspected_double_payment"):
         result = replace(result, suspected_double_payment=True)
     if not result.ok:
         failure_log.note(result)
@@ -73,7 +72,7 @@ async def _stop_if_ended(task: Task, request: Any) -> None:
     """A job that comes again may have ended: its worker died between storing the result and saying so.
 
     The stored result is the journal of what was paid for, so the job waits until Redis shows it. Raises Ignore, and so
-    takes the message off the queue; Postponed when the worker is to stop before Redis has answered.
+    takes the message off the queue; Parked when the worker is to stop before Redis has answered.
     """
     backend = task.backend
     meta = await _asked("a question about results", backend.get_task_meta, request.id, cache=False)
@@ -91,7 +90,7 @@ async def _asked(wanted: str, call: Callable[..., Any], *args: Any, **kwargs: An
             return await asyncio.to_thread(call, *args, **kwargs)
         except OUR_REDIS:
             if shutdown_has_begun():
-                raise Postponed(0.0) from None  # due at once, for another worker
+                raise Parked(0.0, "Redis is away, and the worker stops") from None  # due at once, for another
             raise
 
     return await patiently(ask, wanted)

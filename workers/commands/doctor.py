@@ -19,6 +19,7 @@ from config.settings import SettingsError, get_settings
 
 from ..celery.flower import ADVICE, OPEN
 from ..checks import Finding, Level, check_file_limit, check_settings_redis
+from .ladders import show_ladders
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -40,12 +41,19 @@ _WORDS: dict[Level, str] = {"ok": "ok", "warning": "look", "refused": "FAILS"}
 
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    ladder: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="Show instead what a job of this model passes through in a worker."),
+    ] = None,
 ) -> None:
     """Check Redis, the file limit, Flower, the catalogue, and each provider's keys and models.
 
     Asks each provider for its list of models (GET /models), which costs nothing. Exits 1 if something would keep jobs
     from being done.
     """
+    if ladder is not None:
+        show_ladders(ladder, as_json=as_json)
+        return
     findings = asyncio.run(examine())
     healthy = all(finding.level != "refused" for finding in findings)
     if as_json:

@@ -15,7 +15,7 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
 """
 
 from .cost import Cost
-from .errors import MustPark, NotAdmitted, TooLargeForLimit, TooLate
+from .errors import NotAdmitted, TooLargeForLimit, TooLate
 from .permit import Permit
 from .registry import LimiterRegistry, snapshot
 from .view import LimiterView
@@ -24,7 +24,6 @@ __all__ = [
     "Cost",
     "LimiterRegistry",
     "LimiterView",
-    "MustPark",
     "NotAdmitted",
     "Permit",
     "TooLargeForLimit",

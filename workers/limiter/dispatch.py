@@ -77,7 +77,7 @@ class Dispatcher:
         if not slot.is_local:
             self._tally.refund(slot.cost, slot.instant)
 
-    def dismiss(self, waiter: Waiter, why: Exception) -> None:
+    def dismiss(self, waiter: Waiter, why: BaseException) -> None:
         """It goes without a permit."""
         self._line.leave(waiter)
         if not waiter.answer.done():

@@ -1,14 +1,13 @@
-"""Why a request was not admitted::
+"""Why a request was not admitted; one whose slot is far away is `Parked` instead::
 
 NotAdmitted
 ├── TooLargeForLimit     no wait would help
-├── MustPark             its slot is far away; come back at `until_s`
 └── TooLate              its deadline comes before its slot
 """
 
 from __future__ import annotations
 
-__all__ = ["MustPark", "NotAdmitted", "TooLargeForLimit", "TooLate"]
+__all__ = ["NotAdmitted", "TooLargeForLimit", "TooLate"]
 
 _WORDS = {"tokens": "tokens", "input": "input tokens", "output": "output tokens"}
 
@@ -29,19 +28,6 @@ class TooLargeForLimit(NotAdmitted):
         self.dimension = dimension
         self.cost = cost
         self.limit = limit
-
-
-class MustPark(NotAdmitted):
-    """The slot is further away than the caller wanted to wait. `until_s`: epoch seconds when to ask again.
-
-    `gap_s`: how much later the next of its kind would have to.
-    """
-
-    def __init__(self, until_s: float, *, reason: str, gap_s: float = 0.0) -> None:
-        super().__init__(reason)
-        self.until_s = until_s
-        self.gap_s = gap_s
-        self.reason = reason
 
 
 class TooLate(NotAdmitted):

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ..prompt.parked import Parked
 from .cost import Cost
-from .errors import MustPark, TooLate
+from .errors import TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -81,7 +82,7 @@ class Forecast:
         return self._pauses.left_s(self._time()) + self._line.ahead_of(priority) * turn_s
 
     def check(self, waiter: Waiter, *, wait_s: float, gap_s: float) -> None:
-        """Raises `TooLate` or `MustPark` where the wait is more than the waiter can take."""
+        """Raises `TooLate` or `Parked` where the wait is more than the waiter can take."""
         if waiter.until_s is not None and self._now() + wait_s > waiter.until_s:
             raise TooLate("the job's deadline passes before the provider's limits let it be sent")
         if waiter.park_after_s is not None and wait_s > waiter.park_after_s:
@@ -90,7 +91,7 @@ class Forecast:
     def is_too_late(self, waiter: Waiter) -> bool:
         return waiter.until_s is not None and self._now() >= waiter.until_s
 
-    def parked(self, wait_s: float, park_after_s: float, *, gap_s: float) -> MustPark:
+    def parked(self, wait_s: float, park_after_s: float, *, gap_s: float) -> Parked:
         """Parked jobs come back one by one, before their turns, so that the line never dries."""
         now = self._time()
         paused_s = self._pauses.until - now
@@ -101,8 +102,8 @@ class Forecast:
             back_at = soonest_at
         self._next_return_at = back_at + gap_s
         reason = "the provider has asked for a pause" if paused_s > 0 else "the limit is used up for now"
-        return MustPark(
+        return Parked(
             self._now() + back_at - now,
-            reason=f"{reason}; the next slot is about {wait_s:.0f} s away",
+            f"{reason}; the next slot is about {wait_s:.0f} s away",
             gap_s=gap_s,
         )

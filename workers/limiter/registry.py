@@ -184,7 +184,7 @@ class LimiterRegistry:
     ) -> Permit:
         """Wait until one of `keys` may send this request; the permit names the key.
 
-        Raises `TooLargeForLimit` at once, `TooLate` when `deadline_at` (epoch seconds) comes first, and `MustPark` when
+        Raises `TooLargeForLimit` at once, `TooLate` when `deadline_at` (epoch seconds) comes first, and `Parked` when
         the slot is more than `park_after_s` seconds away (None: wait for ever). Safe to cancel.
         """
         for _, limiter in self._pool(model, keys):

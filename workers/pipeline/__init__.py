@@ -1,8 +1,11 @@
 """The life of one prompt, from a message to its result; no Celery and no Redis.
 
-pipeline.py      the rungs, outermost first: start reading here
+pipeline.py      the ladder, and what comes of a job's way down: start reading here
+trip.py          a job under way; the shape that decides its rungs
+rungs/           one worry each
 retry.py         whether and when to try again: decisions are values
 outages.py       providers that can't be reached from this process
 offers.py        which models this worker can call, and whether another can
 record_size.py   how large a result's record may be
+outcome.py       the job's result
 """

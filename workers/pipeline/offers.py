@@ -22,7 +22,7 @@ from tasks.wire import redis_keys
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["AGAIN_S", "Elsewhere", "Offers", "offers"]
+__all__ = ["AGAIN_S", "Offers", "OtherWorkers", "offers"]
 
 logger = logging.getLogger("promptmill.offers")
 
@@ -93,7 +93,7 @@ offers: Final = Offers()
 """This process's."""
 
 
-class Elsewhere:
+class OtherWorkers:
     """Asks Redis which models other workers offer. Belongs to one event loop."""
 
     def __init__(

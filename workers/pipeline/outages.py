@@ -12,10 +12,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
+from ..prompt.failure import Failure
+
 if TYPE_CHECKING:
     from tasks.errors import ErrorCode
 
-__all__ = ["Outage", "Outages", "Reason"]
+__all__ = ["Outage", "Outages", "Reason", "out_of_reach", "patience_over"]
 
 FIRST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 30.0
@@ -35,7 +37,7 @@ class Reason(NamedTuple):
 
 
 class Probe(Protocol):
-    """The request of the job that tries. Its connection stands when its stage has moved on."""
+    """The job that tries (`trip.Trip`). Its connection stands when its stage has moved on."""
 
     @property
     def stage(self) -> str: ...
@@ -107,3 +109,19 @@ class Outages:
         if outage is None or began_at < outage.failed_at:
             return None
         return self._by_name.pop(name)
+
+
+def out_of_reach(last: Reason) -> Failure:
+    """The end of a job whose provider could not be reached before its deadline."""
+    return Failure(
+        "expired", f"the job's deadline passed while its provider could not be reached; the last: {last.message}"
+    )
+
+
+def patience_over(last: Reason, patience_s: float) -> Failure:
+    """The end of a job without a deadline, which waits for `patience_s`."""
+    return Failure(
+        last.code,
+        f"{last.message}; the job waited for {patience_s:g} s (PROMPTMILL_BREAKER__PATIENCE_S)",
+        retryable=True,
+    )

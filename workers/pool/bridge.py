@@ -42,7 +42,6 @@ __all__ = [
     "AMQP",
     "App",
     "Interruptible",
-    "Postponed",
     "Task",
     "TaskCancelled",
     "in_job",
@@ -61,23 +60,6 @@ _job_token: ContextVar[object | None] = ContextVar("promptmill_job", default=Non
 
 class TaskCancelled(RuntimeError):
     """The task's own code cancelled it; nobody asked Celery to. Celery records it as a failure."""
-
-
-class Postponed(BaseException):
-    """Raised by a task that wants to be run again later, as if it had not been run: no state, no retry counted.
-
-    Its message waits in Redis until `until_s` (epoch seconds, Redis's clock) and takes up no place in any worker.
-    `gap_s`: how much later the next of its lane is to come back (workers/broker/lanes.py); 0: nobody knows.
-    `for_others`: this worker can't do it, another can.
-    Not an `Exception`, as `CancelledError` is none: it passes through Celery's tracer, which would render the
-    traceback of an `Ignore` twice, its own long frame included (over 1 ms of CPU a job; thousands are parked in a row).
-    """
-
-    def __init__(self, until_s: float, *, gap_s: float = 0.0, for_others: bool = False) -> None:
-        super().__init__(f"postponed until {until_s:.3f}")
-        self.until_s = until_s
-        self.gap_s = gap_s
-        self.for_others = for_others
 
 
 def job_ident() -> object:

@@ -35,7 +35,8 @@ from celery.exceptions import ImproperlyConfigured, SoftTimeLimitExceeded, Worke
 from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
-from .bridge import Cancellable, Postponed, Task, run_job, task_threads
+from ..prompt.parked import Parked
+from .bridge import Cancellable, Task, run_job, task_threads
 from .tracer import forget_frames, without_traceback
 
 if TYPE_CHECKING:
@@ -445,9 +446,9 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         except asyncio.CancelledError:
             # The pool's own doing, through `_cancel`: Celery has recorded the job's end, and wants no callback.
             job.cancelled = True
-        except Postponed as postponed:
+        except Parked as parked:
             if job.error_callback is not None:
-                job.outcome = partial(job.error_callback, without_traceback(postponed))
+                job.outcome = partial(job.error_callback, without_traceback(parked))
         except BaseException as exc:  # noqa: BLE001 - a job must not end the loop; SystemExit is a lost worker to Celery
             if job.error_callback is not None:
                 job.outcome = partial(job.error_callback, _worker_lost(exc))

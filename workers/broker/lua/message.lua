@@ -44,6 +44,19 @@ local function with_history(raw, deliveries, suspected)
   return string.sub(without_history(raw), 1, -2) .. string.format(TRAILER, deliveries, suspected)
 end
 
+-- What a job must not forget while it is parked stands before its history, in base64. Workers that know nothing of it
+-- leave it where it is.
+local MEMORY = ', "promptmill_parked": "%s"}'
+local MEMORY_PATTERN = ', "promptmill_parked": "[%w+/=]*"}$'
+
+local function with_memory(raw, memory)
+  local deliveries, suspected = history(raw)
+  raw = without_history(raw)
+  local start = string.find(raw, MEMORY_PATTERN)
+  raw = string.sub(raw, 1, start and start - 1 or -2) .. string.format(MEMORY, memory)
+  return (deliveries > 0 or suspected > 0) and with_history(raw, deliveries, suspected) or raw
+end
+
 -- A record of `unacked` is kombu's: [message, "exchange", "routing key"], in JSON. Ours have no exchange, and the
 -- queue's name as the routing key.
 local function record_end(queue) -- what follows "[" and the message

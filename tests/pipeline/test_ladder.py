@@ -1,0 +1,108 @@
+"""Which rungs a job meets, by its shape."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from config.settings import get_settings
+from tasks.results import Usage
+from workers.cli import app
+from workers.pipeline.rungs.record_size import RecordSize
+from workers.pipeline.rungs.retry import Retries
+from workers.pipeline.trip import Shape, Trip
+from workers.prompt.failure import Failure, Incapable
+from workers.prompt.parked import Parked
+from workers.providers import Answer
+
+ALWAYS = ["Elsewhere", "Reach", "Retries", "Admission"]
+
+LADDERS = {
+    Shape("chat", "m", has_deadline=False): ALWAYS,
+    Shape("chat", "m", has_deadline=True): ["Elsewhere", "Deadline", "Reach", "Retries", "Admission"],
+    Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", "Reach", "Retries", "Admission"],
+    Shape("embed", "m", has_deadline=True): ["Elsewhere", "RecordSize", "Deadline", "Reach", "Retries", "Admission"],
+}
+
+
+async def test_the_rungs_of_each_shape(pipeline_to: Any) -> None:
+    async with pipeline_to("http://127.0.0.1:9/v1") as pipeline:
+        built = {shape: [type(rung).__name__ for rung in pipeline.ladder(shape).rungs] for shape in LADDERS}
+        assert built == LADDERS
+        again = Shape("chat", "m", has_deadline=True)
+        assert pipeline.ladder(again) is pipeline.ladder(again)
+        with pytest.raises(Incapable):
+            pipeline.ladder(Shape("chat", "unknown", has_deadline=False))
+
+
+def test_doctor_shows_the_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_REDIS_URL", "redis://127.0.0.1:1/0")  # nothing is asked
+    get_settings.cache_clear()
+    shown = CliRunner().invoke(app, ["doctor", "--ladder", "gpt-4o-mini"])
+    assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) < 100
+    as_json = CliRunner().invoke(app, ["doctor", "--ladder", "gpt-4o-mini", "--json"])
+    assert json.loads(as_json.stdout)["chat with a deadline"] == [*LADDERS["chat", "m", True], "Call"]
+    unknown = CliRunner().invoke(app, ["doctor", "--ladder", "nope"])
+    assert unknown.exit_code == 1 and "no model is named 'nope'" in unknown.stderr
+    get_settings.cache_clear()
+
+
+# -- a rung alone, above a ladder of three lines
+
+
+def answer() -> Answer:
+    return Answer(text="x", response={}, usage=Usage())
+
+
+@pytest.fixture
+def trip(chat_job: Any, pipeline: Any) -> Trip:
+    made = Trip(chat_job(), 0.0)
+    made.route = pipeline.ladder(Shape.of(made.job)).route
+    return made
+
+
+@pytest.fixture
+async def pipeline(pipeline_to: Any) -> Any:
+    async with pipeline_to("http://127.0.0.1:9/v1") as made:
+        yield made
+
+
+def rung_of(pipeline: Any, kind: type) -> Any:
+    [found] = [rung for rung in pipeline._rungs if isinstance(rung, kind)]
+    return found
+
+
+@pytest.mark.parametrize("passing", [Parked(1.0, "far away"), KeyboardInterrupt()])
+async def test_parked_and_the_like_pass_through_every_rung(pipeline: Any, trip: Trip, passing: BaseException) -> None:
+    trip.job.options.deadline_at = 1e12
+
+    async def down(trip: Trip) -> Answer:
+        raise passing
+
+    for rung in pipeline._rungs:
+        if not isinstance(rung, RecordSize):
+            with pytest.raises(type(passing)):
+                await rung(trip, down)
+
+
+async def test_retries_try_again_and_wait_between(pipeline: Any, trip: Trip, clock: Any) -> None:
+    async def down(trip: Trip) -> Answer:
+        trip.attempts += 1
+        if trip.attempts < 3:
+            raise Failure("server_error", "busy", retryable=True)
+        return answer()
+
+    assert (await rung_of(pipeline, Retries)(trip, down)).text == "x"
+    assert (trip.attempts, len(clock.slept_s)) == (3, 2)
+
+
+async def test_what_was_no_attempt_is_not_for_retries(pipeline: Any, trip: Trip, clock: Any) -> None:
+    async def down(trip: Trip) -> Answer:
+        raise Failure("connection", "nobody there", retryable=True, unreachable=True)
+
+    with pytest.raises(Failure):
+        await rung_of(pipeline, Retries)(trip, down)
+    assert clock.slept_s == []

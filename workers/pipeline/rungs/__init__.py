@@ -1,0 +1,10 @@
+"""The rungs of the ladder, one worry and one file each, outermost first.
+
+elsewhere.py     what only this worker can't do is left to another
+record_size.py   an answer that no record holds is refused before it is paid for
+deadline.py      the job's own limit
+reach.py         not while the provider can't be reached
+retry.py         again, and when
+admission.py     leave to send, from the limit that all workers share
+call.py          at the bottom: one counted call, through codec, HTTP and codec
+"""

@@ -1,0 +1,127 @@
+"""At the bottom of the ladder: one counted call, through codec, HTTP and codec."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from tasks.results import Attempt
+
+from ...prompt.failure import Failure
+from ...telemetry.counts import counts
+from ..record_size import check_answer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...http.session import Http
+    from ...providers import Answer, ProviderRequest, RawResponse
+    from ..trip import Trip
+
+__all__ = ["Call"]
+
+SECRET_CHARS = 12
+"""A shorter key is no secret, and may be a word of an answer."""
+
+LARGE_BYTES = 1024 * 1024
+"""An answer from this size on is measured: it may not fit into a record, or the next of its kind may not."""
+
+
+class Call:
+    """Sends the request once, and writes down what has become of it."""
+
+    def __init__(self, http: Http, *, now: Callable[[], float], compresses: bool, time_limit: type[Exception]) -> None:
+        """`now` gives epoch seconds. `compresses`: whether large results of our client's jobs are stored compressed.
+        `time_limit` is what is raised in a job whose time in the worker is over.
+        """
+        self._http = http
+        self._now = now
+        self._compresses = compresses
+        self._stops = (asyncio.CancelledError, time_limit)
+
+    async def __call__(self, trip: Trip) -> Answer:
+        route = trip.route
+        request = route.codec.request(trip.job, model=route.model, provider=route.provider, key=trip.key)
+        trip.request, trip.called_at = request, self._now()
+        trip.attempts += 1
+        try:
+            answer = await self._send(trip, request)
+        except Failure as failure:
+            if request.was_resent:
+                _count_resent(trip)
+            if trip.key is not None:
+                failure.hide(trip.key.get_secret_value())
+            if failure.unreachable:
+                trip.attempts -= 1  # nothing was sent, so it was none
+                raise
+            self._note(trip, failure)
+            if failure.suspected_payment:
+                counts.add("suspected_payments_total", _cause(failure))
+            raise
+        except self._stops:
+            # The job's deadline or time limit, or a cancel; the history is only read in the first two cases.
+            trip.was_cut = request.stage == "sent"
+            self._note(trip, Failure("timeout", "stopped before there was an answer", suspected_payment=trip.was_cut))
+            raise
+        if request.was_resent:
+            _count_resent(trip)
+        trip.paid_twice = trip.may_be_paid
+        return answer
+
+    async def _send(self, trip: Trip, request: ProviderRequest) -> Answer:
+        route = trip.route
+        raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
+        trip.headers = raw.headers
+        if trip.key is not None:
+            raw.body = _without(raw.body, trip.key.get_secret_value())
+        try:
+            answer = await self._read(trip, raw)
+        except Failure as failure:
+            failure.suspected_payment = 200 <= raw.status < 300
+            raise
+        if trip.held is not None and raw.held is not None:
+            trip.held.append(raw.held)
+        return answer
+
+    async def _read(self, trip: Trip, raw: RawResponse) -> Answer:
+        route, job = trip.route, trip.job
+        answer = route.codec.response(job, raw, now=self._now())
+        if len(raw.body) >= LARGE_BYTES:
+            if job.kind == "embed":
+                route.sizes.learn(route.codec.answer_size(job), answer)
+            await check_answer(answer, len(raw.body), compresses=self._compresses and job.is_clients)
+        return answer
+
+    def _note(self, trip: Trip, failure: Failure) -> None:
+        attempt = Attempt(
+            code=failure.code,
+            message=failure.message,
+            http_status=failure.http_status,
+            answered_by=trip.route.answered_by,
+            request_id=failure.request_id,
+            at=trip.called_at,
+            duration_s=self._now() - trip.called_at,
+            retry_after_s=failure.retry_after_s,
+            suspected_payment=failure.suspected_payment,
+        )
+        trip.failed.append(attempt)
+        trip.paid_twice = trip.may_be_paid
+        trip.may_be_paid = trip.may_be_paid or failure.suspected_payment
+
+
+def _count_resent(trip: Trip) -> None:
+    """The first of two requests of one attempt: the server closed an idle connection, or died after reading it."""
+    trip.may_be_paid = True
+    counts.add("suspected_payments_total", "connection")
+
+
+def _cause(failure: Failure) -> str:
+    return failure.code if failure.code in {"timeout", "connection"} else "bad_response"
+
+
+def _without(body: bytes, key: str) -> bytes:
+    """The body of an answer without the key, which gateways are known to echo: answers are stored, and shown."""
+    if len(key) < SECRET_CHARS:
+        return body  # such as "none", for a server that needs no key
+    secret = key.encode()
+    return body.replace(secret, b"[key]") if secret in body else body

@@ -1,0 +1,42 @@
+"""The job's own limit."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from ...prompt.failure import Failure
+from ...telemetry.counts import counts
+from ..outages import out_of_reach
+
+if TYPE_CHECKING:
+    from ...providers import Answer
+    from ..trip import Down, Shape, Trip
+
+__all__ = ["Deadline"]
+
+
+class Deadline:
+    """Ends a job at its deadline, with the reason why it was not answered by then."""
+
+    def serves(self, shape: Shape) -> bool:
+        return shape.has_deadline
+
+    async def __call__(self, trip: Trip, down: Down) -> Answer:
+        deadline_at = trip.job.options.deadline_at
+        if deadline_at is None:
+            raise ValueError("a job without a deadline met this rung")
+        left_s = deadline_at - trip.started_at
+        if left_s <= 0:
+            raise Failure("expired", "the job's deadline passed before a worker could start it")
+        try:
+            async with asyncio.timeout(left_s) as limit:
+                return await down(trip)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+        if trip.unreached is not None and not trip.was_cut:
+            raise out_of_reach(trip.unreached)
+        if trip.was_cut:
+            counts.add("suspected_payments_total", "timeout")
+        raise Failure("expired", f"the job's deadline passed in the middle of attempt {trip.attempts}")

@@ -1,0 +1,92 @@
+"""Again, and when: `retry.RetryPolicy` decides, this waits."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...prompt.failure import Failure
+from ..retry import GiveUp, Retry
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+    from random import Random
+
+    from ...providers import Answer
+    from ..retry import Decision, RetryPolicy
+    from ..trip import Down, Shape, Trip
+
+__all__ = ["Retries"]
+
+
+class Retries:
+    """Tries a job again while that may help. One counter of attempts serves every cause of failure."""
+
+    def __init__(
+        self,
+        policy: RetryPolicy,
+        *,
+        now: Callable[[], float],
+        sleep: Callable[[float], Awaitable[object]],
+        rng: Random,
+    ) -> None:
+        """`now` gives epoch seconds; `sleep` takes seconds."""
+        self._policy = policy
+        self._now = now
+        self._sleep = sleep
+        self._rng = rng
+
+    def serves(self, shape: Shape) -> bool:
+        return True
+
+    async def __call__(self, trip: Trip, down: Down) -> Answer:
+        while True:
+            try:
+                return await down(trip)
+            except Failure as failure:
+                if failure.unreachable:
+                    raise  # it was no attempt
+                match self._decide(trip, failure):
+                    case Retry() if failure.code == "rate_limited":
+                        pause_s = 0.0  # the limiter makes everybody wait, and this job in its turn
+                    case Retry(after_s):
+                        pause_s = after_s
+                    case GiveUp("deadline"):
+                        raise _no_time_left(failure) from None
+                    case GiveUp("payment"):
+                        raise _not_repeated(failure) from None
+                    case GiveUp():
+                        raise
+            await self._sleep(pause_s)
+
+    def _decide(self, trip: Trip, failure: Failure) -> Decision:
+        options = trip.job.options
+        asked = options.repeat_timeouts
+        return self._policy.decide(
+            failure,
+            attempt=trip.attempts,
+            max_attempts=options.max_attempts,
+            now=self._now(),
+            deadline_at=options.deadline_at,
+            rng=self._rng,
+            repeat_timeouts=trip.route.repeat_timeouts if asked is None else asked,
+        )
+
+
+def _no_time_left(last: Failure) -> Failure:
+    return Failure(
+        "expired",
+        f"the job's deadline leaves no time to try again; the last: {last.code}: {last.message}",
+        http_status=last.http_status,
+        provider_body=last.provider_body,
+    )
+
+
+def _not_repeated(timeout: Failure) -> Failure:
+    return Failure(
+        "timeout",
+        f"{timeout.message}; the call may have been paid for, so it was not repeated: raise the model's `timeout` in "
+        "the catalogue, or set `repeat_timeouts` (provider, model or job) to have such calls repeated",
+        http_status=timeout.http_status,
+        retryable=True,
+        suspected_payment=True,
+    )
