@@ -16,7 +16,9 @@ from servers import RedisServer
 
 from tasks.wire import redis_keys
 from workers.pool.bridge import App, Cancellable, run_job
-from workers.results.backend import BATCH_BYTES, HUGE_BYTES, Backend, BatchWriter, Entry, JSONResult, Writer
+from workers.results.backend import Backend
+from workers.results.entry import Entry, JSONResult
+from workers.results.writer import BATCH_BYTES, HUGE_BYTES, BatchWriter, Writer
 
 from .conftest import stored
 
@@ -145,7 +147,7 @@ async def test_a_batch_ends_at_so_many_bytes(writer: BatchWriter, client: redis.
 
 def test_a_huge_answer_is_kept_as_its_record_alone_and_can_still_be_read(backend: Backend) -> None:
     answer = JSONResult({"text": "word " * HUGE_BYTES}, compressible=True)
-    made = backend._entry("j", answer, "SUCCESS", None, Context(id="j"))
+    made = backend.entry("j", answer, "SUCCESS", None, Context(id="j"))
     assert answer.record is made.record and "word" not in repr(answer)
     packed = made.packed()
     assert isinstance(packed.record, bytes) and packed.size < made.size / 10
@@ -156,5 +158,5 @@ def test_a_huge_answer_is_kept_as_its_record_alone_and_can_still_be_read(backend
 @pytest.mark.parametrize(("group_id", "counted"), [("pmg-a", True), ("pmg-a:jobs", False), ("pmg-a:done", False)])
 def test_a_group_whose_keys_are_another_groups_is_not_counted(app: App, group_id: str, counted: bool) -> None:
     """Of a stock producer; counting it would write into the list of the group pmg-a."""
-    outcome = app.backend._entry("j", 1, "SUCCESS", None, Context(group=group_id))
+    outcome = app.backend.entry("j", 1, "SUCCESS", None, Context(group=group_id))
     assert outcome.group_id == (group_id if counted else None)

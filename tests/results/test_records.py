@@ -14,7 +14,8 @@ from tasks.wire import redis_keys
 from tasks.wire.record import read_outcome
 from workers.pipeline.record_size import MOST_BYTES
 from workers.pool.bridge import App
-from workers.results.backend import Backend, JSONResult
+from workers.results.backend import Backend
+from workers.results.entry import JSONResult
 
 from .conftest import stored
 
@@ -180,7 +181,7 @@ def test_a_job_that_is_to_be_retried_may_be_cancelled(backend: Backend, client: 
 
 def test_of_two_workers_one_records_the_end(backend: Backend, client: redis.Redis) -> None:
     wait_in_queue(client, "a", "b")
-    assert backend._claim(["a", "b"]) == [("queued", "pmg-1")] * 2
+    assert backend._revocations.claim(["a", "b"]) == [("queued", "pmg-1")] * 2
     backend.revoke(["a", "b"])
     assert not client.exists(redis_keys.result("a"), redis_keys.result("b")), "the other worker is at it"
     client.hset(redis_keys.job("a"), "ending", 1)  # it has died

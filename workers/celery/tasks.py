@@ -16,7 +16,7 @@ from ..broker.messages import MARKS
 from ..pool.task_pool import shutdown_has_begun
 from ..prompt.parked import Parked
 from ..redis.patience import OUR_REDIS, patiently
-from ..results.backend import JSONResult
+from ..results.entry import JSONResult
 from ..telemetry.failure_log import FailureLog
 from .app import app
 from .runtime import current

@@ -23,7 +23,7 @@ MOST_BYTES = 31 * 1024 * 1024
 """Of a record as it is stored, with room for what surrounds the answer."""
 
 LIKELY_SHRINK = 0.5
-"""What compression leaves of vectors and of text: 0.43 and 0.40 were measured (workers/results/backend.py)."""
+"""What compression leaves of vectors and of text: 0.43 and 0.40 were measured (workers/results/entry.py)."""
 
 LEARN_FROM = 100
 """Answers of a job. Smaller jobs come nowhere near the limit, and need not be measured."""

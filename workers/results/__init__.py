@@ -1,8 +1,12 @@
 """Celery's result backend over Redis: the results of many jobs in one round trip.
 
-backend.py   the backend, and the writer that collects what the loop's jobs store
-endings.py   ends of jobs that do not run (cancelled or expired), stored on a thread
-lua/         store, claim, ended
+backend.py       the backend
+entry.py         one outcome on its way: value, record, compression
+writer.py        gathers outcomes on the loop, and writes them from a thread
+revocations.py   the ends of cancelled and expired jobs
+endings.py       a thread that records them while the consumer goes on
+place.py         which Redis that is
+lua/             store, claim, ended
 """
 
 from .backend import Backend, SentinelBackend, lifespan
