@@ -178,6 +178,14 @@ def _compressed(record: bytes) -> bytes:
     return compressed
 
 
+class Claim(NamedTuple):
+    """What the record says of a job that is to end without having run (claim.lua)."""
+
+    state: str
+    group: str | None
+    task: str
+
+
 class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     """Stores results in batches while a pool runs, and one by one elsewhere."""
 
@@ -229,34 +237,42 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
             self._record_ends([task_id], "expired" if reason == "expired" else CANCELLED)
 
-    def revoke(self, job_ids: Sequence[str], *, reason: str = "revoked", known_only: bool = True) -> None:
+    def revoke(
+        self, job_ids: Sequence[str], *, reason: str = "revoked", known_only: bool = True
+    ) -> list[tuple[str, str]]:
         """Record the end of cancelled jobs that still wait, blocking. Raises redis's errors.
 
         A job that runs is left to its worker, which ends its call, and one that another worker is ending to that.
-        `known_only`: those without a record are left too.
+        `known_only`: those without a record are left too. Returns id and task of each whose record says now how it
+        ended: no worker will take its message.
         """
+        recorded = []
         for start in range(0, len(job_ids), BATCH_SIZE):
             waiting = self._not_ended(job_ids[start : start + BATCH_SIZE])
+            claims = list(zip(waiting, self._claim(waiting), strict=True))
             ends = [
-                self._revoked(job_id, reason, group_id)
-                for job_id, (job_state, group_id) in zip(waiting, self._claim(waiting), strict=True)
-                if job_state == "queued" or (not job_state and not known_only)
+                self._revoked(job_id, reason, claim.group)
+                for job_id, claim in claims
+                if claim.state == "queued" or (not claim.state and not known_only)
             ]
             if ends:
                 self.write(ends)
                 self._record_ends([entry.job_id for entry in ends], CANCELLED)
+            recorded += [(job_id, claim.task) for job_id, claim in claims if claim.state == "queued"]
+        return recorded
 
     def _not_ended(self, job_ids: Sequence[str]) -> list[str]:
         return [job_id for job_id, has_ended in zip(job_ids, self.have_ended(job_ids), strict=True) if not has_ended]
 
-    def _claim(self, job_ids: Sequence[str]) -> list[tuple[str, str | None]]:
-        """State and group of each job, from its record; those that wait are this worker's to end."""
+    def _claim(self, job_ids: Sequence[str]) -> list[Claim]:
+        """What each job's record says; those that wait are this worker's to end."""
         if not job_ids:
             return []
         with self._broker_client() as client:
             reply = client.register_script(CLAIM_SCRIPT)(keys=self._records(job_ids), args=[CLAIM_MS])
         words = [word.decode() for word in reply]
-        return [(job_state, group_id or None) for job_state, group_id in zip(words[::2], words[1::2], strict=True)]
+        records = zip(words[::3], words[1::3], words[2::3], strict=True)
+        return [Claim(state, group or None, task) for state, group, task in records]
 
     def _record_ends(self, job_ids: Sequence[str], job_state: str) -> None:
         with self._broker_client() as client:
