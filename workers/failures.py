@@ -56,6 +56,11 @@ class Failure(Exception):
         self.suspected_payment = suspected_payment
         self.unreachable = unreachable
 
+    def advise(self, advice: str) -> None:
+        """Say what to do about it, after what is wrong."""
+        self.message = f"{self.message}; {advice}"
+        self.args = (self.message,)
+
     def hide(self, secret: str) -> None:
         """Strike `secret` from every text: gateways are known to echo the key that they refuse."""
         self.message = self.message.replace(secret, "[key]")

@@ -433,6 +433,8 @@ class Pipeline:
             _count_resent(trip, request)
             if key is not None:
                 failure.hide(key.get_secret_value())
+            if failure.code == "auth":
+                failure.advise(_advice_on_keys(route.provider))
             if failure.unreachable:
                 trip.attempts -= 1  # nothing was sent, so it was none
                 self._note_unreached(trip, route, failure, started_at)
@@ -545,6 +547,12 @@ class Pipeline:
 
 def _is_refused_key(failure: Failure) -> bool:
     return failure.code == "auth" and failure.http_status == HTTPStatus.UNAUTHORIZED
+
+
+def _advice_on_keys(provider: Provider) -> str:
+    if provider.api_keys:
+        return f"check {' and '.join(provider.api_keys)}"
+    return "it wants one: name its variable in the provider's `api_keys`"
 
 
 def _answered(trip: _Trip, route: _Route, answer: Answer, now: float) -> PromptResult:

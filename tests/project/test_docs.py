@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import httpx
 import pytest
-import yaml
 from typer.testing import CliRunner
 
 import tasks
-from config.catalog import load_catalog
 from tasks.testing import InMemoryQueue
 from workers.cli import app as promptmill
 
@@ -72,47 +69,3 @@ async def test_the_first_screens_app_runs(monkeypatch: pytest.MonkeyPatch) -> No
     async with httpx.AsyncClient(transport=transport, base_url="http://app") as http:
         reply = await http.post("/ask", params={"question": "How many?"})
     assert reply.json() == {"answer": "You asked: How many?"}
-
-
-def test_the_simulated_catalogue_sends_every_preset_to_the_simulator() -> None:
-    catalog = load_catalog(ROOT / "config" / "simulated.toml")
-    assert {provider.base_url for provider in catalog.providers.values()} == {"http://simulator:8000/v1"}
-    assert all(not provider.api_keys for provider in catalog.providers.values())
-    assert catalog.models.keys() == load_catalog().models.keys()
-    assert catalog.provider(catalog.model("whatever")).any_model
-
-
-@pytest.mark.parametrize("password", ["", "canary-4be1"])
-def test_compose_s_flower_always_has_a_password(tmp_path: Path, password: str) -> None:
-    """Its command, run by hand with a `celery` that shows what it is given."""
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    shell, option, script = compose["services"]["flower"]["command"]
-    celery = tmp_path / "celery"
-    celery.write_text('#!/bin/sh\necho "auth=$FLOWER_BASIC_AUTH left=$FLOWER_PASSWORD args=$*"\n')
-    celery.chmod(0o755)
-    (tmp_path / "python").symlink_to(sys.executable)
-    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "FLOWER_PASSWORD": password}
-    ran = subprocess.run(
-        [shell, option, script.replace("$$", "$")], env=environ, capture_output=True, text=True, check=True
-    )
-    shown = r"^auth=flower:(\S+) left= args=-A workers flower --address=0.0.0.0 --port=5555$"
-    found = re.search(shown, ran.stdout, re.MULTILINE)
-    assert found is not None, ran.stdout
-    assert len(found[1]) >= 8
-    assert found[1] == (password or found[1])
-    assert ("password " in ran.stdout) == (not password), "one that was chosen is not shown"
-
-
-def test_compose_starts_what_the_docs_say() -> None:
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    services = compose["services"]
-    assert set(services) == {"redis", "worker", "flower", "metrics", "simulator"}
-    redis = services["redis"]["command"]
-    assert redis[redis.index("--maxmemory-policy") + 1] == "noeviction"
-    assert redis[redis.index("--appendonly") + 1] == "yes"
-    assert services["worker"]["command"][:4] == ["celery", "-A", "workers", "worker"]
-    assert services["worker"]["environment"]["PROMPTMILL_CATALOG"] == "${PROMPTMILL_CATALOG:-}"
-    assert services["metrics"]["command"][:2] == ["promptmill", "metrics"]
-    published = [port for service in services.values() for port in service.get("ports", [])]
-    assert all(port.startswith("127.0.0.1:") for port in published), "nothing is open to the network by default"
-    assert all(service.get("depends_on") is not None for name, service in services.items() if name != "redis")
