@@ -46,6 +46,28 @@ def test_the_file_is_valid(schema: str, file: str) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
 
 
+def test_the_image_is_built_of_what_is_in_its_context(tmp_path: Path) -> None:
+    """Its second `pip install`, with the same options; the first is the Makefile's, which CI runs."""
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    wanted = {source for line in lines if line.startswith("COPY ") for source in line.split()[1:-1]}
+    ignored, *kept, _ = (ROOT / ".dockerignore").read_text().split()
+    assert ignored == "*" and {line.removeprefix("!") for line in kept} == wanted
+    (from_lock,) = re.findall(r"^RUN pip install --no-cache-dir (.*run\.lock)$", "\n".join(lines), re.M)
+    assert f"$(PIP) install {from_lock}" in (ROOT / "Makefile").read_text()
+    (options,) = re.findall(r"^RUN pip install (--no-cache-dir --no-deps .*) \. ", "\n".join(lines), re.M)
+    image, installed = Deployment(tmp_path, env_file=AS_IT_IS).image, tmp_path / "installed"
+    command = [sys.executable, "-m", "pip", "install", "--quiet", *options.split(), "--target", str(installed), "."]
+    ran = subprocess.run(command, cwd=image, capture_output=True, text=True, check=False, timeout=100)
+    assert ran.returncode == 0, ran.stderr
+    missing = [
+        str(file.relative_to(image))
+        for package in ("config", "tasks", "workers")
+        for file in (image / package).rglob("*.*")
+        if not (installed / file.relative_to(image)).exists()
+    ]
+    assert missing == []
+
+
 def test_env_example_as_it_is_starts_everything_and_a_job_says_what_is_missing(tmp_path: Path) -> None:
     with Deployment(tmp_path, env_file=AS_IT_IS) as deployment:
         deployment.start("redis")
