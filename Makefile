@@ -37,7 +37,7 @@ test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool"
 browser: $(VENV)/dev.stamp ## a headless Chromium, for the tests that open Flower's pages
 	@$(BIN)/python -m tests.browser >/dev/null 2>&1 \
 		|| { test "$$(id -u)" = 0 && apt-get update -q \
-			&& apt-get install -y -q --no-install-recommends chromium-headless-shell; } \
+			&& DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium-headless-shell; } \
 		|| $(BIN)/playwright install --only-shell chromium
 	@$(BIN)/python -m tests.browser
 

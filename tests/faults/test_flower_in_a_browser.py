@@ -16,6 +16,7 @@ from .test_flower import LOGIN, page, start_flower, status_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
+    from celery.result import AsyncResult
     from playwright.sync_api import BrowserContext, Page
 
     from tasks.blocking import SyncJob
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from .harness import World
 
 PROMPT = "a canary hums in the lamp room"
+MESSAGES = [{"role": "user", "content": PROMPT}]
 LATENCY_MS = {"quick": 20, "broken": 20, "endless": 600_000}
 FAULTS = {"broken": ["--fault", "400=1"]}
 NAME = "prompts.chat"
@@ -81,14 +83,17 @@ def _visit(visitor: Visitor, worker: str, states: Mapping[str, str]) -> None:
         visitor.read(path)
 
 
-def _a_job_in_each_state(world: World) -> dict[SyncJob, str]:
+def _a_job_in_each_state(world: World) -> dict[SyncJob | AsyncResult[object], str]:
     """With the states that Flower shows of those that a worker has taken. The worker has one place, and three wait."""
 
     def submit(model: str, **options: str) -> SyncJob:
-        return world.queue.submit(model=model, messages=[{"role": "user", "content": PROMPT}], **options)
+        return world.queue.submit(model=model, messages=MESSAGES, **options)
 
     done, failed = submit("quick"), submit("broken")
     assert [result.status for result in world.results([done, failed])] == ["succeeded", "failed"]
+    # A stock producer puts the arguments' repr into the headers, which events are made of.
+    stock = world.celery().send_task(NAME, kwargs={"model": "quick", "messages": MESSAGES})
+    stock.get(timeout=30)
     stopped = submit("endless")
     wait_until(lambda: stopped.status() == "running", "a job runs")
     never_run = submit("quick")
@@ -99,7 +104,14 @@ def _a_job_in_each_state(world: World) -> dict[SyncJob, str]:
     wait_until(lambda: running.status() == "running", "the next job runs")
     for priority in ("interactive", "normal", "bulk"):
         submit("quick", priority=priority)
-    return {done: "SUCCESS", failed: "FAILURE", stopped: "REVOKED", never_run: "REVOKED", running: "STARTED"}
+    return {
+        done: "SUCCESS",
+        stock: "SUCCESS",
+        failed: "FAILURE",
+        stopped: "REVOKED",
+        never_run: "REVOKED",
+        running: "STARTED",
+    }
 
 
 def _states_shown(url: str) -> dict[str, str]:
