@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test lint format lock bench soak clean
+.PHONY: help install run test browser lint format lock bench soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -33,6 +33,13 @@ run: $(VENV)/run.stamp ## the main job: 1,319 real questions through 2 workers a
 
 test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool"
 	$(BIN)/python -m pytest $(ARGS)
+
+browser: $(VENV)/dev.stamp ## a headless Chromium, for the tests that open Flower's pages
+	@$(BIN)/python -m tests.browser >/dev/null 2>&1 \
+		|| { test "$$(id -u)" = 0 && apt-get update -q \
+			&& DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium-headless-shell; } \
+		|| $(BIN)/playwright install --only-shell chromium
+	@$(BIN)/python -m tests.browser
 
 lint: $(VENV)/dev.stamp ## ruff, mypy --strict, the import contracts
 	$(BIN)/ruff check .

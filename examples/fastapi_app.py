@@ -1,4 +1,4 @@
-"""Prompts behind a FastAPI app: `uvicorn fastapi_app:app`, with a worker and Redis running elsewhere.
+"""Prompts behind a FastAPI app: `uvicorn --app-dir examples fastapi_app:app`, where Redis and a worker run.
 
 Ask and wait:      curl localhost:8000/ask  -d '{"question": "What is a queue?"}' -H 'content-type: application/json'
 Ask, look later:   the same to /jobs, then  curl localhost:8000/jobs/<id>

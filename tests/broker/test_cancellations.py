@@ -48,10 +48,11 @@ def test_ends_are_recorded_together_and_on_another_thread(cancellations: Cancell
         def __init__(self) -> None:
             self.may_go_on, self.calls = threading.Event(), list[set[str]]()
 
-        def revoke(self, job_ids: list[str], *, known_only: bool) -> None:
+        def revoke(self, job_ids: list[str], *, known_only: bool) -> list[tuple[str, str]]:
             assert known_only and threading.current_thread() is not threading.main_thread()
             self.may_go_on.wait(10)
             self.calls.append(set(job_ids))
+            return [(job_id, "prompts.chat") for job_id in job_ids]
 
     backend: Any = Backend()
     for number in range(50):

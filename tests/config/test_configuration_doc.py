@@ -11,7 +11,7 @@ from dotenv import dotenv_values
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from config.catalog import Catalog, Limits, Model, Price, Provider, Timeout, load_catalog
+from config.catalog import Limits, Model, Price, Provider, Timeout, load_catalog
 from config.settings import get_settings, settings_variables
 
 ROOT = Path(__file__).parents[2]
@@ -93,22 +93,6 @@ def preset_row(model: Model) -> list[str]:
 
 def test_the_presets_are_listed_as_they_are() -> None:
     assert table_under("## The presets") == {alias: preset_row(model) for alias, model in load_catalog().models.items()}
-
-
-def example_catalogs(tmp_path: Path) -> list[Catalog]:
-    catalogs = []
-    for example in re.findall(r"```toml\n(.*?)```", DOC, re.DOTALL):
-        path = tmp_path / "example.toml"
-        path.write_text(example, encoding="utf-8")
-        catalogs.append(load_catalog(path))
-    return catalogs
-
-
-def test_the_example_catalogues_load(tmp_path: Path) -> None:
-    catalog, with_organisation = example_catalogs(tmp_path)
-    assert with_organisation.providers["openai"].organisation_limits == Limits(rpm=1000, tpm=200000)
-    assert catalog.model("gpt-4o-mini").timeout == Timeout(total_s=60, read_s=30)
-    assert catalog.provider(catalog.model("whatever")).name == "local"
 
 
 def test_the_example_environment_is_the_defaults(clean_environment: pytest.MonkeyPatch) -> None:

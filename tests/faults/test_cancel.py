@@ -9,8 +9,11 @@ import time
 from typing import TYPE_CHECKING
 
 from .harness import MESSAGES, ROOT, TESTS, promptmill, wait_until
+from .test_privacy import drained
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from tasks.blocking import SyncJob
 
     from .harness import World
@@ -232,3 +235,36 @@ def test_a_large_group_is_cancelled_in_bulk(world: World) -> None:
     results = world.redis.info("commandstats")["cmdstat_publish"]["calls"]
     assert results < 7_500, "each end is published once"
     world.wait_clean()
+
+
+def test_events_name_a_job_that_ends_without_having_run(world: World) -> None:
+    """Celery names a job when it is received, and these never are: Flower would show ends without names."""
+    world.start_redis()
+    client = world.celery()
+    revoked: dict[str, list[str]] = {}
+
+    def hear(event: dict[str, Any]) -> None:
+        revoked.setdefault(event["uuid"], []).append(event["name"])
+
+    with client.connection_for_read() as listening:
+        receiver = client.events.Receiver(listening, handlers={"task-revoked": hear})
+        with receiver.consumer_context() as (connection, *_):
+            drained(connection)  # it subscribes when it first listens
+            world.start_worker(concurrency=1, options=["-E"])
+            running = world.submit(1, model="slower")
+            world.wait_in_flight(running, model="slower")
+            (waiting,) = world.submit(1, model="quick")
+            (delayed,) = world.submit(1, model="quick", delay_s=600)
+            nap = {"args": [0], "expires": 0.1}
+            expired, unrecorded = (
+                client.send_task("faults.app.nap", **nap),
+                client.send_task("faults.app.nap", args=[0]),
+            )
+            for job in (waiting, delayed):
+                job.cancel()
+            client.control.revoke(unrecorded.id)
+            names = {waiting.id: "prompts.chat", delayed.id: "prompts.chat"}
+            names |= dict.fromkeys((expired.id, unrecorded.id), "faults.app.nap")
+            wait_until(lambda: drained(connection) and revoked.keys() >= names.keys(), "events arrive")
+    assert revoked == {job_id: [name] for job_id, name in names.items()}, "each is told of once"
+    assert world.results(running)[0].ok

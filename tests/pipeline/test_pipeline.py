@@ -464,6 +464,13 @@ async def test_a_missing_key_is_the_problem_of_the_job_that_needs_it(
     assert "P_KEY" in result.error.message
 
 
+async def test_a_refused_key_is_named_by_its_variable(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
+    simulator = await simulate("401")
+    for provider, advice in (({}, "; check P_KEY"), ({"api_keys": []}, "; it wants one: name its variable in")):
+        async with pipeline_to(simulator.url, provider=provider) as pipeline:
+            assert advice in (await pipeline.run(chat_job())).error.message
+
+
 async def test_a_providers_keys_take_turns(pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any) -> None:
     server = await raw_server(reply(200, completion()))
     ring = KeyRing({"p": [SecretStr("key-a"), SecretStr("key-b")]})

@@ -181,11 +181,12 @@ def test_a_job_that_is_to_be_retried_may_be_cancelled(backend: Backend, client: 
 
 def test_of_two_workers_one_records_the_end(backend: Backend, client: redis.Redis) -> None:
     wait_in_queue(client, "a", "b")
-    assert backend._revocations.claim(["a", "b"]) == [("queued", "pmg-1")] * 2
-    backend.revoke(["a", "b"])
+    client.hset(redis_keys.job("b"), "task", "prompts.embed")
+    assert backend._revocations.claim(["a", "b"]) == [("queued", "pmg-1", ""), ("queued", "pmg-1", "prompts.embed")]
+    assert backend.revoke(["a", "b"]) == []
     assert not client.exists(redis_keys.result("a"), redis_keys.result("b")), "the other worker is at it"
-    client.hset(redis_keys.job("a"), "ending", 1)  # it has died
-    backend.revoke(["a", "b"])
+    client.hset(redis_keys.job("a"), mapping={"ending": 1, "task": "prompts.chat"})  # it has died
+    assert backend.revoke(["a", "b"]) == [("a", "prompts.chat")]
     assert stored(client, "a")["status"] == "REVOKED" and not client.exists(redis_keys.result("b"))
     assert not client.hexists(redis_keys.job("a"), "ending")
 

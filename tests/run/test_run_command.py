@@ -390,6 +390,16 @@ def test_a_run_whose_first_rows_all_fail_alike_stops_and_says_the_provider_s_rea
     assert {row["error"]["code"] for row in rows.values()} == {"auth"}
 
 
+def test_a_run_that_waits_for_its_provider_says_so_once(promptmill_run: RunCommand, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", prompts(3))
+    (tmp_path / "own.toml").write_text('[providers.mute]\nbase_url = "http://127.0.0.1:1/v1"\nany_model = true\n')
+    options = {"PROMPTMILL_CATALOG": "own.toml", "PROMPTMILL_BREAKER__PATIENCE_S": "4"}
+    ended = promptmill_run("in.jsonl", "-o", "out.jsonl", "--model", "m", "--workers", "2", **options)
+    assert ended.code == 1
+    assert ended.stderr.count("Provider mute (127.0.0.1:1) can't be reached (") == 1, ended.stderr
+    assert "; its jobs wait. They go on by themselves." in ended.stderr and "PROMPTMILL_HTTP__PROXY" in ended.stderr
+
+
 def test_workers_0_without_workers_says_so(promptmill_run: RunCommand, tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", prompts(1))
     (tmp_path / "redis").mkdir()

@@ -7,18 +7,24 @@ import math
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from celery.worker import state as worker_state
 
 from tasks.redis.clock import steady_s
 
+from ..results.endings import endings
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
 __all__ = ["Cancellations", "cancellations"]
 
 logger = logging.getLogger("promptmill.broker")
+
+ENDED_AT_ONCE = 500
+"""Jobs whose ends are recorded, and then announced, together."""
 
 
 class Cancellations:
@@ -32,6 +38,8 @@ class Cancellations:
         self._ending: dict[tuple[int, bool], tuple[Any, set[str]]] = {}
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="promptmill-cancel")
         self._running = 0
+        self.announce: Callable[[list[tuple[str, str]]], None] | None = None
+        """Called on the hub's thread with id and task of jobs whose ends this worker has recorded."""
 
     def hear(self, job_ids: Iterable[str]) -> None:
         """Redis names these jobs as cancelled."""
@@ -84,19 +92,22 @@ class Cancellations:
             ending, self._ending = self._ending, {}
         try:
             for (_, known_only), (backend, job_ids) in ending.items():
-                _end(backend, list(job_ids), known_only=known_only)
+                # All workers hear of the same jobs at the same time; in different orders they share the work.
+                in_any_order = random.sample(list(job_ids), len(job_ids))
+                for start in range(0, len(in_any_order), ENDED_AT_ONCE):
+                    self._record(backend, in_any_order[start : start + ENDED_AT_ONCE], known_only=known_only)
         finally:
             with self._lock:
                 self._running -= 1
 
-
-def _end(backend: Any, job_ids: list[str], *, known_only: bool) -> None:
-    # All workers hear of the same jobs at the same time; in different orders they share the work.
-    random.shuffle(job_ids)
-    try:
-        backend.revoke(job_ids, known_only=known_only)
-    except Exception:
-        logger.exception("The ends of %d cancelled jobs could not be recorded yet", len(job_ids))
+    def _record(self, backend: Any, job_ids: list[str], *, known_only: bool) -> None:
+        try:
+            ended = backend.revoke(job_ids, known_only=known_only)
+        except Exception:
+            logger.exception("The ends of %d cancelled jobs could not be recorded yet", len(job_ids))
+        else:
+            if self.announce is not None and ended:
+                endings.tell(partial(self.announce, ended))
 
 
 cancellations: Final = Cancellations()

@@ -27,6 +27,7 @@ from ..results.endings import endings
 from ..telemetry.counts import counts
 from . import control  # noqa: F401 - registers `revoke`
 from .dead_letters import tell_end
+from .events import EventDispatcher
 from .sweep import Sweeper
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
         every_s = channel.lease_s / BEATS_PER_LEASE
         self._beat(consumer, channel, every_s)
         endings.attend(hub)
+        cancellations.announce = partial(_announce, consumer)
         hub.call_repeatedly(every_s, self._beat, consumer, channel, every_s)
         hub.call_repeatedly(every_s, self._hand_back_strays, consumer, channel, every_s)
         hub.call_repeatedly(REVOKED_LOOK_S, self._publish_revoked, channel)
@@ -184,6 +186,16 @@ class Heartbeat(bootsteps.StartStopStep):  # type: ignore[misc]  # Celery publis
             cancellations.not_told(news)
             raise reply
         cancellations.are_marked(news)
+
+
+def _announce(consumer: Any, ended: list[tuple[str, str]]) -> None:
+    """Tell Flower of cancelled jobs whose messages nobody will take: they have no request, whose part it would be."""
+    dispatcher = consumer.event_dispatcher
+    if not isinstance(dispatcher, EventDispatcher) or not dispatcher.sends("task"):
+        return
+    for job_id, task in ended:
+        if job_id not in worker_state.requests:
+            dispatcher.send("task-revoked", uuid=job_id, name=task, terminated=False, signum=None, expired=False)
 
 
 def _raise_errors(reply: Any) -> None:

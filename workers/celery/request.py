@@ -76,10 +76,27 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
             headers["argsrepr"] = headers["kwargsrepr"] = HIDDEN
 
     def send_event(self, type: str, **fields: Any) -> None:  # noqa: A002 - Celery's name
-        """As Celery's, which makes up the event of a task before it looks whether anybody wants it."""
+        """As Celery's, which makes up the event of a task before it looks whether anybody wants it.
+
+        Celery names a job in `task-received` alone, and one that is cancelled or expired before it runs is never
+        received: Flower would show an end without a name.
+        """
         eventer = self._eventer
         if not isinstance(eventer, EventDispatcher) or eventer.sends("task"):
+            if type == "task-revoked":
+                fields |= self._named()
             super().send_event(type, **fields)
+
+    def _named(self) -> dict[str, Any]:
+        """What `task-received` says of a job besides its times."""
+        return {
+            "name": self.name,
+            "args": self.argsrepr,
+            "kwargs": self.kwargsrepr,
+            "root_id": self.root_id,
+            "parent_id": self.parent_id,
+            "retries": self.request_dict.get("retries", 0),
+        }
 
     @property
     def is_prompt(self) -> bool:

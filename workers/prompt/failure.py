@@ -53,6 +53,11 @@ class Failure(Exception):
         """Whether the provider refused the request before a model saw it. 408 may say that the model was too slow."""
         return self.http_status is not None and 400 <= self.http_status < 500 and self.http_status != 408
 
+    def advise(self, advice: str) -> None:
+        """Say what to do about it, after what is wrong."""
+        self.message = f"{self.message}; {advice}"
+        self.args = (self.message,)
+
     def hide(self, secret: str) -> None:
         """Strike `secret` from every text: gateways are known to echo the key that they refuse."""
         self.message = self.message.replace(secret, "[key]")

@@ -30,7 +30,7 @@ class _Rule:
     retryable: bool = False
 
 
-_AUTH = _Rule("auth", "the provider refused the key; check the variables that the provider's api_keys names")
+_AUTH = _Rule("auth", "the provider refused the key")
 _QUOTA = _Rule("quota_exhausted", "the provider's account has no credit left; waiting does not help")
 _TOO_LARGE = _Rule("too_large", "the request is larger than the model's context or the provider's size limit")
 _RATE = _Rule("rate_limited", "the provider's rate limit was hit", retryable=True)

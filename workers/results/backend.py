@@ -101,9 +101,11 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             super().mark_as_revoked(task_id, reason, request=request, store_result=store_result, state=state)
             self._revocations.record_ends([task_id], "expired" if reason == "expired" else CANCELLED)
 
-    def revoke(self, job_ids: Sequence[str], *, reason: str = "revoked", known_only: bool = True) -> None:
+    def revoke(
+        self, job_ids: Sequence[str], *, reason: str = "revoked", known_only: bool = True
+    ) -> list[tuple[str, str]]:
         """As `Revocations.revoke`."""
-        self._revocations.revoke(job_ids, reason=reason, known_only=known_only)
+        return self._revocations.revoke(job_ids, reason=reason, known_only=known_only)
 
     @cached_property
     def _revocations(self) -> Revocations:

@@ -57,6 +57,11 @@ class Endings:
             self._thread.start()
         self._waiting.put((store, then))
 
+    def tell(self, report: Callable[[], None]) -> None:
+        """Have the hub's thread call `report` soon."""
+        self._done.append(report)
+        self.bell.ring()
+
     def deliver(self) -> None:
         """Report what is done, on the hub's thread."""
         self.bell.silence()
@@ -65,7 +70,7 @@ class Endings:
             try:
                 report()
             except Exception:
-                logger.exception("The end of a job that did not run could not be reported")
+                logger.exception("The end of jobs that did not run could not be reported")
 
     def _run(self) -> None:
         while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from celery import states
 from celery.app.task import Context
@@ -30,28 +30,43 @@ CLAIM_MS = 10_000
 CANCELLED = "cancelled"
 
 
+class Claim(NamedTuple):
+    """What the record says of a job that is to end without having run (claim.lua)."""
+
+    state: str
+    group: str | None
+    task: str
+
+
 class Revocations:
     """Ends jobs that do not run. Blocking; raises redis's errors."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
 
-    def revoke(self, job_ids: Sequence[str], *, reason: str = "revoked", known_only: bool = True) -> None:
+    def revoke(
+        self, job_ids: Sequence[str], *, reason: str = "revoked", known_only: bool = True
+    ) -> list[tuple[str, str]]:
         """Record the end of cancelled jobs that still wait.
 
         A job that runs is left to its worker, which ends its call, and one that another worker is ending to that.
-        `known_only`: those without a record are left too.
+        `known_only`: those without a record are left too. Returns id and task of each whose record says now how it
+        ended: no worker will take its message.
         """
+        recorded = []
         for start in range(0, len(job_ids), BATCH_SIZE):
             waiting = self._not_ended(job_ids[start : start + BATCH_SIZE])
+            claims = list(zip(waiting, self.claim(waiting), strict=True))
             ends = [
-                self._revoked(job_id, reason, group_id)
-                for job_id, (job_state, group_id) in zip(waiting, self.claim(waiting), strict=True)
-                if job_state == "queued" or (not job_state and not known_only)
+                self._revoked(job_id, reason, claim.group)
+                for job_id, claim in claims
+                if claim.state == "queued" or (not claim.state and not known_only)
             ]
             if ends:
                 self._backend.write(ends)
                 self.record_ends([entry.job_id for entry in ends], CANCELLED)
+            recorded += [(job_id, claim.task) for job_id, claim in claims if claim.state == "queued"]
+        return recorded
 
     def _not_ended(self, job_ids: Sequence[str]) -> list[str]:
         return [
@@ -60,14 +75,15 @@ class Revocations:
             if not has_ended
         ]
 
-    def claim(self, job_ids: Sequence[str]) -> list[tuple[str, str | None]]:
-        """State and group of each job, from its record; those that wait are this worker's to end."""
+    def claim(self, job_ids: Sequence[str]) -> list[Claim]:
+        """What each job's record says; those that wait are this worker's to end."""
         if not job_ids:
             return []
         with self._backend.broker_client() as client:
             reply = client.register_script(CLAIM_SCRIPT)(keys=self._records(job_ids), args=[CLAIM_MS])
         words = [word.decode() for word in reply]
-        return [(job_state, group_id or None) for job_state, group_id in zip(words[::2], words[1::2], strict=True)]
+        records = zip(words[::3], words[1::3], words[2::3], strict=True)
+        return [Claim(state, group or None, task) for state, group, task in records]
 
     def record_ends(self, job_ids: Sequence[str], job_state: str) -> None:
         """Write their ends into their records."""

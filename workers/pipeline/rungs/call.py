@@ -14,6 +14,8 @@ from ..record_size import check_answer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from config.catalog import Provider
+
     from ...http.session import Http
     from ...providers import Answer, ProviderRequest, RawResponse
     from ..trip import Trip
@@ -51,6 +53,8 @@ class Call:
                 _count_resent(trip)
             if trip.key is not None:
                 failure.hide(trip.key.get_secret_value())
+            if failure.code == "auth":
+                failure.advise(_advice_on_keys(trip.route.provider))
             if failure.unreachable:
                 trip.attempts -= 1  # nothing was sent, so it was none
                 raise
@@ -113,6 +117,12 @@ def _count_resent(trip: Trip) -> None:
     """The first of two requests of one attempt: the server closed an idle connection, or died after reading it."""
     trip.may_be_paid = True
     counts.add("suspected_payments_total", "connection")
+
+
+def _advice_on_keys(provider: Provider) -> str:
+    if provider.api_keys:
+        return f"check {' and '.join(provider.api_keys)}"
+    return "it wants one: name its variable in the provider's `api_keys`"
 
 
 def _cause(failure: Failure) -> str:
