@@ -696,6 +696,58 @@ async def test_what_a_lost_schedule_sold_is_not_refunded_by_the_next(client: Red
     assert later[-1] == pytest.approx(first + (6 * 600 - tokens.burst) / tokens.rate_per_s, abs=1e-3)
 
 
+# ---- another pace
+
+
+@pytest.mark.parametrize(("before", "after"), [(12_000, 6_000), (12_000, 600), (6_000, 60), (600, 12_000)])
+async def test_another_limit_makes_nothing_of_what_is_sold_already(client: Redis, before: int, after: int) -> None:
+    former, latter = (Limits(rpm=rpm, algorithm="sliding") for rpm in (before, after))
+    first = await schedule(client, former, now=1_000.0).acquire(ask("a", 1, 5))
+    await schedule(client, former, now=1_010.0).acquire(ask("a", 2, 9))  # a bucket that was full
+    second = await schedule(client, latter, now=1_010.0).acquire(ask("a", 3, 9, epoch=first.epoch))
+    (pace,) = plan(latter).dimensions
+    ledger = Ledger()
+    ledger.add([1_010.0] * 9)  # as if all had been sent at once
+    ledger.add(second.slots)
+    if after < before:
+        assert ledger.worst_excess(rate_per_s=pace.rate_per_s, burst=max(9, pace.burst)) <= 1e-6
+        assert second.slots == [] or second.slots[0] > 1_010.0
+    (old_pace,) = plan(former).dimensions
+    assert (second.slots or [1_060.0])[0] >= 1_010.0 + (9 - old_pace.burst) / old_pace.rate_per_s
+
+
+async def test_the_burst_of_another_limit_is_not_sold_beside_that_of_the_first(client: Redis) -> None:
+    former, latter = (Limits(rpm=rpm, algorithm="sliding") for rpm in (12_000, 6_000))
+    epoch = (await schedule(client, former, now=1_000.0).acquire(ask("a", 1, 1))).epoch
+    burst = await schedule(client, former, now=1_010.0).acquire(ask("a", 2, 4, epoch=epoch))
+    assert burst.slots == [1_010.0] * 4
+    lower = await schedule(client, latter, now=1_010.0).acquire(ask("b", 1, 2))
+    gap_s = 1 / plan(latter).dimensions[0].rate_per_s
+    assert lower.slots == pytest.approx([1_010.0 + gap_s, 1_010.0 + 2 * gap_s], abs=1e-5)
+    # Processes of two plans take turns, and neither is a gift to the other.
+    higher = await schedule(client, former, now=1_010.0).acquire(ask("a", 3, 1, epoch=epoch))
+    assert higher.slots[0] >= 1_010.0 + 2 * gap_s
+
+
+async def test_a_lower_limit_makes_no_pause_longer(client: Redis) -> None:
+    former, latter = (Limits(rpm=rpm, algorithm="sliding") for rpm in (6_000, 600))
+    epoch = (await schedule(client, former, now=1_000.0).acquire(ask("a", 1, 1))).epoch
+    pause = await paused(client, former, now=1_000.0, epoch=epoch, asked_s=30.0)
+    first = await schedule(client, latter, now=pause.until).acquire(ask("a", 2, 2, epoch=pause.epoch))
+    assert first.slots[0] - pause.until < 2 / plan(latter).dimensions[0].rate_per_s
+
+
+async def test_what_is_owed_at_a_lower_limit_of_tokens_is_owed_for_a_minute_at_most(client: Redis) -> None:
+    former, latter = (Limits(tpm=tpm, algorithm="bucket") for tpm in (60_000, 6_000))
+    took_more = Ask(process="a", seq=1, refunds=[Refund(0, output_tokens=-30_000)])
+    await schedule(client, former, now=1_000.0).acquire(took_more)
+    grant = await schedule(client, latter, now=1_000.0).acquire(
+        Ask(process="a", seq=2, epoch=1, costs=[Cost(0, 60)], longest_horizon_s=100.0)
+    )
+    assert grant.now + grant.wait_s + sum(grant.slots[:1]) >= 1_050.0
+    assert (grant.slots or [grant.now + grant.wait_s])[0] <= 1_061.0
+
+
 # ---- pauses
 
 

@@ -3,7 +3,8 @@
 --
 -- A schedule is, per dimension, the instant up to which its capacity is sold (`tat:<name>`, as in GCRA). A request of
 -- cost c may go at tat + (c - burst) / rate at the earliest, and moves tat on by c / rate. A lump larger than the burst
--- pays for the excess before it goes. So no instant is sold twice, whatever dies.
+-- pays for the excess before it goes. So no instant is sold twice, whatever dies. `pace:<name>` is the pace at which
+-- that was sold: what is sold ahead at one pace is more seconds of a lower one (carry_over in clock.lua).
 --
 -- The organisation's limits, which stand above several keys, have a calendar instead (calendar.lua): each key leases ahead
 -- at a pace of its own, and a single end would lose for the others what lies between its slots.
@@ -100,10 +101,14 @@ local was_lost = is_new and its_epoch > 0
 local lost_until = tonumber(state.lost_until or 0)
 if was_lost then lost_until = math.ceil((now + tonumber(ARGV[21])) / width) * width end
 local epoch = string.format('%.0f', math.max(tonumber(state.epoch or 1), its_epoch))
+local from = math.max(now, lost_until, tonumber(state.pause or 0))
 for _, dim in ipairs(dims) do
   local begins = math.max(now, lost_until) + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
-  dim.tat = tonumber(state['tat:' .. dim.name]) or begins
-  if is_lifted and dim.name == 'requests' then dim.tat = math.min(dim.tat, math.max(begins, now + dim.burst / dim.rate)) end
+  carry_over(state, dim, from)
+  dim.tat = dim.tat or begins
+  if is_lifted and dim.name == 'requests' then
+    dim.tat, dim.owed = math.min(dim.tat, math.max(begins, now + dim.burst / dim.rate)), nil
+  end
 end
 if cap and is_searched then longest_s = math.min(longest_s, capped_s) end -- a pace that doubles must not be leased far ahead
 local calendar = calendar_of(KEYS[7], levels.o, above, now)
@@ -327,7 +332,8 @@ redis.call('HSET', KEYS[2],
 if state.cap and not cap then redis.call('HDEL', KEYS[2], 'cap', 'cap_at') end
 if state.factor and factor >= 1 then redis.call('HDEL', KEYS[2], 'factor', 'factor_at') end
 for _, dim in ipairs(dims) do
-  redis.call('HSET', KEYS[2], 'tat:' .. dim.name, seconds(dim.tat))
+  note_density(dim, from)
+  redis.call('HSET', KEYS[2], 'tat:' .. dim.name, seconds(dim.tat), 'pace:' .. dim.name, pace_of(dim))
 end
 if #above > 0 then
   calendar.write()

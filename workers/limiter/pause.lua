@@ -76,8 +76,10 @@ end
 for _, dim in ipairs(dimensions_of(ARGV[6])) do
   if dim.level == 's' then
     local full = dim.name == 'requests' and dim.burst - 1 or dim.burst
-    local tat = tonumber(state['tat:' .. dim.name] or 0)
-    redis.call('HSET', KEYS[2], 'tat:' .. dim.name, seconds(math.max(tat, ends + full / dim.rate)))
+    local emptied = ends + full / dim.rate
+    if emptied > tonumber(state['tat:' .. dim.name] or 0) then
+      redis.call('HSET', KEYS[2], 'tat:' .. dim.name, seconds(emptied), 'pace:' .. dim.name, pace_of(dim))
+    end
   end
 end
 redis.call('EXPIRE', KEYS[2], 172800)
