@@ -24,7 +24,8 @@
 --       14 requests that went without a slot, 15 rate headers "what it tells:name:limit:remaining:reset s ...",
 --       16 the epoch that this process knows (0 = it has had no reply yet), 17 1 = it leaves, 18 instants to give back (us), descending,
 --       19 the told limits by which it made the dimensions, 20 width of a bin (s), 21 how far ahead any process leases (s),
---       22 tokens that one call may take beyond its reservation
+--       22 tokens that one call may take beyond its reservation, 23 slots that no request used, and requests that
+--       the provider refused
 -- Returns {now, epoch, paused until or 0, wait, live processes, horizon, 1 = an unstated limit is being felt,
 --          all processes, why it stopped, told limits "rpm=500,tpm=30000", slots ...}; instants and durations in us.
 
@@ -84,12 +85,14 @@ local knows_limits = told == ARGV[19]
 
 -- A limit that is known, if only by what answers tell, takes the place of what 429s have taught.
 local factor = factor_at(state, now)
-local cap, is_searched = cap_at(state, now)
 local has_requests = false
 for _, dim in ipairs(dims) do
   dim.rate = dim.rate * factor
   has_requests = has_requests or dim.name == 'requests'
 end
+local recent = not has_requests and recent_of(state)
+if recent then count_window(KEYS[2], state, recent, now) end
+local cap, is_searched = cap_at(state, now)
 local is_lifted = has_requests and cap ~= nil
 if has_requests then cap = nil end
 if cap then dims[#dims + 1] = { name = 'requests', rate = cap, burst = 1, span = 0 } end
@@ -143,7 +146,7 @@ for _, dim in ipairs(above) do back_above[dim.name] = math.max(back[dim.name], -
 -- What went without a slot is mostly past, and its capacity has come again. But processes find Redis again one after
 -- another, and the last still send for a moment while the first have slots: as much as that counts against the pace.
 local moment_s = 0.3
-local free = tonumber(ARGV[14])
+local free, unsent = tonumber(ARGV[14]), tonumber(ARGV[23])
 for _, dim in ipairs(dims) do
   local settled_tat = dim.tat - back[dim.name] / dim.rate
   if free > 0 and dim.name == 'requests' then
@@ -299,6 +302,7 @@ for count, input, output in string.gmatch(ARGV[11], '(%d+):(%d+):(%d+)') do
     vt = vt + unit
     tokens = tokens + cost.tokens
     slots[#slots + 1] = micros(at)
+    if recent then recent.add(at, 1) end
   end
   if why ~= 'done' then break end
 end
@@ -308,7 +312,7 @@ horizon = horizon or 0.1
 local settled, reserved, used = string.match(ARGV[13], '^(%d+):(%d+):(%d+)$')
 local flow, _, flow_from = flow_with(state, now, #slots + free)
 local function write_counts(key, level)
-  level.requests = tonumber(level.requests) + #slots + free - returned
+  level.requests = math.max(0, tonumber(level.requests) + #slots + free - returned - unsent)
   level.tokens = tonumber(level.tokens) + tokens - back.tokens
   local fields = { 'minute', minute }
   for _, name in ipairs(counters) do
@@ -321,6 +325,10 @@ local function write_counts(key, level)
   redis.call('EXPIRE', key, 172800)
 end
 write_counts(KEYS[2], state)
+if recent then
+  recent.add(now, free - unsent - returned)
+  redis.call('HSET', KEYS[2], 'recent', recent.text((state.counts and tonumber(state.struck_at) or now) - 60))
+end
 redis.call('HSET', KEYS[2],
   'epoch', epoch, 'vt', seconds(system_vt),
   'dimensions', knows_limits and ARGV[4] or state.dimensions or '',

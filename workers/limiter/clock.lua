@@ -83,26 +83,6 @@ local function factor_at(state, now)
   return math.min(1, tonumber(state.factor) + 0.01 * math.max(0, now - tonumber(state.factor_at)))
 end
 
--- The pace of a model whose limits nobody knows, after a 429, and whether it is still searched for. `cap` is that of the
--- instant `cap_at`; `cap_to` = "top seconds cap_at" says how it grows. With 0 seconds it doubles each second: nothing is
--- known of where the limit lies. Else it comes near `top`, where the 429s came, in so many seconds, stays there, and then
--- leaves it behind the faster the longer no 429 comes (as TCP's CUBIC). It is forgotten when nobody would feel it, at a
--- thousand or ten times what it was. (A process of an older version writes no `cap_to`, or leaves that of another `cap_at`.)
-local function cap_at(state, now)
-  if not state.cap then return nil, false end
-  local cap, age = tonumber(state.cap), math.max(0, now - tonumber(state.cap_at))
-  local top, seconds_to, its_at = string.match(state.cap_to or '', '^(%S+) (%S+) (%S+)$')
-  if its_at ~= state.cap_at then top, seconds_to = cap / 0.7, 60 end
-  top, seconds_to = tonumber(top), tonumber(seconds_to)
-  if seconds_to == 0 then
-    if age > 10 then return nil, true end
-    return cap * 2 ^ age, true
-  end
-  local grown = top + (top - cap) * (age / seconds_to - 1) ^ 3
-  if grown > 10 * cap then return nil, false end
-  return grown, false
-end
-
 -- Requests a second over the last seconds: a decaying sum, divided by how much of the decay has been seen.
 local function flow_with(state, now, count)
   local from = tonumber(state.flow_from or now)
