@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -153,13 +154,60 @@ async def test_a_429_at_the_pace_that_was_found_is_followed_by_little_less(clien
         free, now, epoch = Limits(), 1_000.0, 1
         await schedule(client, free, now=now).acquire(Ask(process="a", seq=1, went_free=600))
         epoch = (await paused(client, free, now=now, epoch=epoch, asked_s=30.0)).epoch
-        for seq in range(2, 700):
+        for seq in range(2, 1_000):
             now += 0.1
             if now > 1_030.0:
-                await schedule(client, free, now=now).acquire(Ask(process="a", seq=seq, went_free=1, epoch=epoch))
+                await schedule(client, free, now=now).acquire(ask("a", seq, 1, epoch=epoch))
         epoch = (await paused(client, free, now=now, epoch=epoch, asked_s=asked_s)).epoch
-        grant = await schedule(client, free, now=now + asked_s).acquire(ask("a", 999, 20, backlog=20, epoch=epoch))
+        grant = await schedule(client, free, now=now + asked_s + 5.0).acquire(
+            ask("a", 1_000, 20, backlog=20, epoch=epoch)
+        )
         assert 7.0 < pace_of(grant) < 10.0
+
+
+async def test_a_window_s_limit_is_what_was_let_through_before_a_long_pause(client: Redis) -> None:
+    """Other processes tell what they have sent, and what of it was refused, while the pause lasts."""
+    free = Limits()
+    for process in ("a", "b"):
+        await schedule(client, free, now=1_000.0).acquire(Ask(process=process, seq=1, went_free=20))
+    epoch = (await paused(client, free, now=1_000.5, epoch=1, asked_s=40.0)).epoch
+    await schedule(client, free, now=1_002.0).acquire(Ask(process="a", seq=2, went_free=90, unsent=10, epoch=epoch))
+    await schedule(client, free, now=1_003.0).acquire(Ask(process="b", seq=2, unsent=0, epoch=epoch))
+    grant = await schedule(client, free, now=1_040.5).acquire(ask("a", 3, 20, backlog=20, epoch=epoch))
+    assert pace_of(grant) == pytest.approx(0.9 * 120 / 60, rel=0.05)
+
+
+async def test_a_window_that_is_full_when_its_pause_ends_does_not_lower_what_was_counted(client: Redis) -> None:
+    free = Limits()
+    await schedule(client, free, now=1_000.0).acquire(Ask(process="a", seq=1, went_free=600))
+    epoch = (await paused(client, free, now=1_000.5, epoch=1, asked_s=40.0)).epoch
+    await schedule(client, free, now=1_040.5).acquire(ask("a", 2, 9, backlog=9, epoch=epoch))
+    epoch = (await paused(client, free, now=1_041.0, epoch=epoch, asked_s=0.5)).epoch
+    grant = await schedule(client, free, now=1_041.5).acquire(ask("a", 3, 20, backlog=20, epoch=epoch))
+    assert pace_of(grant) == pytest.approx(9.0, rel=0.05)
+
+
+async def test_a_ceiling_that_was_found_twice_is_looked_for_by_calls_and_not_by_seconds(client: Redis) -> None:
+    free, now, epoch, reached = Limits(), 1_000.0, 1, []
+    await schedule(client, free, now=now).acquire(Ask(process="a", seq=1, went_free=60))
+    epoch = (await paused(client, free, now=now, epoch=epoch, asked_s=40.0)).epoch
+    seq, now = 2, now + 40.0
+    for _ in range(3):
+        calls, gap_s = 0, math.inf
+        while gap_s > 1.0 and calls < 2_000:  # the provider's limit
+            grant = await schedule(client, free, now=now).acquire(ask("a", seq, 1, backlog=9, epoch=epoch))
+            gap_s = grant.slots[0] - now if calls else math.inf
+            seq, now, calls = seq + 1, grant.slots[0], calls + 1
+        reached.append(calls)
+        epoch = (await paused(client, free, now=now, epoch=epoch, asked_s=1.0)).epoch
+        now += 1.0
+    assert 60 < reached[0] < 200
+    assert min(reached[1:]) > 250
+    # A limit that was raised is found all the same.
+    for later in range(seq, seq + 1_500):
+        grant = await schedule(client, free, now=now).acquire(ask("a", later, 1, backlog=9, epoch=epoch))
+        gap_s, now = grant.slots[0] - now, grant.slots[0]
+    assert gap_s < 0.5
 
 
 async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(client: Redis) -> None:
@@ -694,6 +742,58 @@ async def test_what_a_lost_schedule_sold_is_not_refunded_by_the_next(client: Red
     later = await buyer.buys(1_001.0, *[600] * 5)
     tokens = buyer.plan.dimensions[0]
     assert later[-1] == pytest.approx(first + (6 * 600 - tokens.burst) / tokens.rate_per_s, abs=1e-3)
+
+
+# ---- another pace
+
+
+@pytest.mark.parametrize(("before", "after"), [(12_000, 6_000), (12_000, 600), (6_000, 60), (600, 12_000)])
+async def test_another_limit_makes_nothing_of_what_is_sold_already(client: Redis, before: int, after: int) -> None:
+    former, latter = (Limits(rpm=rpm, algorithm="sliding") for rpm in (before, after))
+    first = await schedule(client, former, now=1_000.0).acquire(ask("a", 1, 5))
+    await schedule(client, former, now=1_010.0).acquire(ask("a", 2, 9))  # a bucket that was full
+    second = await schedule(client, latter, now=1_010.0).acquire(ask("a", 3, 9, epoch=first.epoch))
+    (pace,) = plan(latter).dimensions
+    ledger = Ledger()
+    ledger.add([1_010.0] * 9)  # as if all had been sent at once
+    ledger.add(second.slots)
+    if after < before:
+        assert ledger.worst_excess(rate_per_s=pace.rate_per_s, burst=max(9, pace.burst)) <= 1e-6
+        assert second.slots == [] or second.slots[0] > 1_010.0
+    (old_pace,) = plan(former).dimensions
+    assert (second.slots or [1_060.0])[0] >= 1_010.0 + (9 - old_pace.burst) / old_pace.rate_per_s
+
+
+async def test_the_burst_of_another_limit_is_not_sold_beside_that_of_the_first(client: Redis) -> None:
+    former, latter = (Limits(rpm=rpm, algorithm="sliding") for rpm in (12_000, 6_000))
+    epoch = (await schedule(client, former, now=1_000.0).acquire(ask("a", 1, 1))).epoch
+    burst = await schedule(client, former, now=1_010.0).acquire(ask("a", 2, 4, epoch=epoch))
+    assert burst.slots == [1_010.0] * 4
+    lower = await schedule(client, latter, now=1_010.0).acquire(ask("b", 1, 2))
+    gap_s = 1 / plan(latter).dimensions[0].rate_per_s
+    assert lower.slots == pytest.approx([1_010.0 + gap_s, 1_010.0 + 2 * gap_s], abs=1e-5)
+    # Processes of two plans take turns, and neither is a gift to the other.
+    higher = await schedule(client, former, now=1_010.0).acquire(ask("a", 3, 1, epoch=epoch))
+    assert higher.slots[0] >= 1_010.0 + 2 * gap_s
+
+
+async def test_a_lower_limit_makes_no_pause_longer(client: Redis) -> None:
+    former, latter = (Limits(rpm=rpm, algorithm="sliding") for rpm in (6_000, 600))
+    epoch = (await schedule(client, former, now=1_000.0).acquire(ask("a", 1, 1))).epoch
+    pause = await paused(client, former, now=1_000.0, epoch=epoch, asked_s=30.0)
+    first = await schedule(client, latter, now=pause.until).acquire(ask("a", 2, 2, epoch=pause.epoch))
+    assert first.slots[0] - pause.until < 2 / plan(latter).dimensions[0].rate_per_s
+
+
+async def test_what_is_owed_at_a_lower_limit_of_tokens_is_owed_for_a_minute_at_most(client: Redis) -> None:
+    former, latter = (Limits(tpm=tpm, algorithm="bucket") for tpm in (60_000, 6_000))
+    took_more = Ask(process="a", seq=1, refunds=[Refund(0, output_tokens=-30_000)])
+    await schedule(client, former, now=1_000.0).acquire(took_more)
+    grant = await schedule(client, latter, now=1_000.0).acquire(
+        Ask(process="a", seq=2, epoch=1, costs=[Cost(0, 60)], longest_horizon_s=100.0)
+    )
+    assert grant.now + grant.wait_s + sum(grant.slots[:1]) >= 1_050.0
+    assert (grant.slots or [grant.now + grant.wait_s])[0] <= 1_061.0
 
 
 # ---- pauses

@@ -249,9 +249,10 @@ class Scripts(RuleBasedStateMachine):
         before, charged = self.tat(process.key, "tokens"), self.charged(process.key, bin_)
         self.acquire(process, refunds=[Refund(bin_, output_tokens=back)] if back else [])
         if (rate := self.token_rate(process.key)) is not None and before is not None:
-            assert self.tat(process.key, "tokens") == pytest.approx(before - back / rate, abs=1e-5), (
-                "not settled by what was told"
-            )
+            settled = before - back / rate
+            # What calls took beyond their reservations is owed for a minute at most.
+            settled = min(settled, max(before, self.schedule_now + 60))
+            assert self.tat(process.key, "tokens") == pytest.approx(settled, abs=1e-5), "not settled by what was told"
         if charged is not None and (bin_ + 1) * BIN_S > self.schedule_now - self.paces["tokens"].span_s:
             assert self.charged(process.key, bin_) == charged - back, "not settled in the bin of its slot"
 

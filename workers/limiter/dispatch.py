@@ -55,7 +55,6 @@ class Dispatcher:
                     self._tally.charge(waiter.cost, slot.instant)
                 else:
                     self._tally.adjust(slot.cost, waiter.cost, slot.instant)
-                self._tally.granted += 1
                 self._forecast.note_turn(now, is_last=len(self._line) == 1)
                 self._send(waiter, slot.instant)
 

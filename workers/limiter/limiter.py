@@ -234,7 +234,6 @@ class Limiter:
 
     def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> None:
         """See `Permit.rate_limited`."""
-        self.tally.refused += 1
         if asked_s is None:
             asked_s = wait_s(headers)
         until = self._loop.time() + (_DEFAULT_PAUSE_S if asked_s is None else asked_s)
@@ -405,6 +404,7 @@ class Limiter:
             reserved_tokens=said.reserved_tokens,
             used_tokens=said.used_tokens,
             went_free=said.went_free,
+            unsent=said.unsent,
             headers=self._told.say(),
             epoch=self._pauses.epoch if self._last is not None else 0,
             leaves=leaves,
@@ -441,7 +441,6 @@ class Limiter:
         self._last = grant
         if ask.costs:
             self._sold_ahead_s = grant.sold_ahead_s
-        self.tally.calls += 1
         self._note_pause(grant.epoch, self._clock.monotonic(grant.paused_until) if grant.paused_until else -math.inf)
         for position, instant in enumerate(grant.slots):
             owner = self._asked_for[position] if self._asked_for else None

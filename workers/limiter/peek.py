@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, cast
 
 from .cost import Cost
+from .rate import WINDOW_S
 
 if TYPE_CHECKING:
     from .cost import DimensionName
@@ -91,10 +92,21 @@ def sold(state: Hash, organisation: Hash, *, now: float) -> list[Sold]:
 def _with_instant(dimension: Sold, state: Hash, *, now: float) -> Sold:
     until = state.get(f"tat:{dimension.name}".encode())
     if until is not None:
-        return replace(dimension, until=float(until))
+        return replace(dimension, until=_carried_over(dimension, float(until), state, now=now))
     # Nothing was ever sold: a limiter that nobody has used starts with one permit.
     unused = (dimension.burst - 1) / dimension.rate_per_s if dimension.name == "requests" else 0.0
     return replace(dimension, until=now + unused)
+
+
+def _carried_over(dimension: Sold, until: float, state: Hash, *, now: float) -> float:
+    """As clock.lua's `carry_over`: what is sold ahead at one pace is more seconds of a lower one."""
+    pace = state.get(f"pace:{dimension.name}".encode())
+    if pace is None:
+        return until
+    density, burst = map(float, pace.split())
+    begins = max(now, *(float(state.get(field, 0)) for field in (b"lost_until", b"pause")))
+    owed = max(0.0, until - begins) * density + dimension.burst - burst
+    return max(until, begins + min(owed / dimension.rate_per_s, WINDOW_S)) if owed > 0 else until
 
 
 def _in_calendar(name: DimensionName, rate_per_s: float, burst: float, calendar: Hash, *, now: float) -> Sold:

@@ -63,6 +63,7 @@ class Ask:
     reserved_tokens: int = 0
     used_tokens: int = 0
     went_free: int = 0
+    unsent: int = 0
     headers: Sequence[RateHeader] = ()
     epoch: int = 0
     leaves: bool = False
@@ -196,6 +197,7 @@ class RedisSchedule:
             BIN_S,
             LONGEST_HORIZON_S,
             ask.beyond_tokens,
+            ask.unsent,
         )
 
     async def _run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:

@@ -24,5 +24,5 @@ def _script(*names: str) -> Script:
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-ACQUIRE = _script("clock", "calendar", "window", "told", "acquire")
-PAUSE = _script("clock", "pause")
+ACQUIRE = _script("clock", "unstated", "calendar", "window", "told", "acquire")
+PAUSE = _script("clock", "unstated", "pause")

@@ -43,14 +43,14 @@ class Tally:
     reserved_tokens: int = 0
     used_tokens: int = 0
     went_free: int = 0
+    unsent: int = 0
+    """Slots that no request used, and requests that the provider has not counted, because it refused them."""
+
     returned: list[float] = field(default_factory=list)
     unsaid_since: float = math.inf
     """Monotonic time of the first that has not been said."""
 
-    calls: int = 0
-    granted: int = 0
     stale: int = 0
-    refused: int = 0
 
     def settle(self, cost: Cost, usage: TokenUsage | None, instant: float | None) -> None:
         """An answer came. Without usage its reservation stands."""
@@ -65,7 +65,8 @@ class Tally:
         self.used_tokens += used
 
     def refund(self, cost: Cost, instant: float | None) -> None:
-        """A reservation of which nothing was used."""
+        """A slot or a reservation of which nothing was used."""
+        self.unsent += 1
         self._correct(instant, cost.input_tokens, cost.output_tokens)
 
     def adjust(self, leased: Cost, taken: Cost, instant: float | None) -> None:
@@ -81,7 +82,7 @@ class Tally:
         """All that is unsaid; from now on it counts as said."""
         said = replace(self)
         self.refunds = {}
-        self.settled = self.reserved_tokens = self.used_tokens = self.went_free = 0
+        self.settled = self.reserved_tokens = self.used_tokens = self.went_free = self.unsent = 0
         self.returned = []
         self.unsaid_since = math.inf
         return said

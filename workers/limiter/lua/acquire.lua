@@ -3,7 +3,8 @@
 --
 -- A schedule is, per dimension, the instant up to which its capacity is sold (`tat:<name>`, as in GCRA). A request of
 -- cost c may go at tat + (c - burst) / rate at the earliest, and moves tat on by c / rate. A lump larger than the burst
--- pays for the excess before it goes. So no instant is sold twice, whatever dies.
+-- pays for the excess before it goes. So no instant is sold twice, whatever dies. `pace:<name>` is the pace at which
+-- that was sold: what is sold ahead at one pace is more seconds of a lower one (carry_over in clock.lua).
 --
 -- The organisation's limits, which stand above several keys, have a calendar instead (calendar.lua): each key leases ahead
 -- at a pace of its own, and a single end would lose for the others what lies between its slots.
@@ -23,7 +24,8 @@
 --       14 requests that went without a slot, 15 rate headers "what it tells:name:limit:remaining:reset s ...",
 --       16 the epoch that this process knows (0 = it has had no reply yet), 17 1 = it leaves, 18 instants to give back (us), descending,
 --       19 the told limits by which it made the dimensions, 20 width of a bin (s), 21 how far ahead any process leases (s),
---       22 tokens that one call may take beyond its reservation
+--       22 tokens that one call may take beyond its reservation, 23 slots that no request used, and requests that
+--       the provider refused
 -- Returns {now, epoch, paused until or 0, wait, live processes, horizon, 1 = an unstated limit is being felt,
 --          all processes, why it stopped, told limits "rpm=500,tpm=30000", slots ...}; instants and durations in us.
 
@@ -83,12 +85,14 @@ local knows_limits = told == ARGV[19]
 
 -- A limit that is known, if only by what answers tell, takes the place of what 429s have taught.
 local factor = factor_at(state, now)
-local cap, is_searched = cap_at(state, now)
 local has_requests = false
 for _, dim in ipairs(dims) do
   dim.rate = dim.rate * factor
   has_requests = has_requests or dim.name == 'requests'
 end
+local recent = not has_requests and recent_of(state)
+if recent then count_window(KEYS[2], state, recent, now) end
+local cap, is_searched = cap_at(state, now)
 local is_lifted = has_requests and cap ~= nil
 if has_requests then cap = nil end
 if cap then dims[#dims + 1] = { name = 'requests', rate = cap, burst = 1, span = 0 } end
@@ -100,10 +104,14 @@ local was_lost = is_new and its_epoch > 0
 local lost_until = tonumber(state.lost_until or 0)
 if was_lost then lost_until = math.ceil((now + tonumber(ARGV[21])) / width) * width end
 local epoch = string.format('%.0f', math.max(tonumber(state.epoch or 1), its_epoch))
+local from = math.max(now, lost_until, tonumber(state.pause or 0))
 for _, dim in ipairs(dims) do
   local begins = math.max(now, lost_until) + (dim.name == 'requests' and (dim.burst - 1) / dim.rate or 0)
-  dim.tat = tonumber(state['tat:' .. dim.name]) or begins
-  if is_lifted and dim.name == 'requests' then dim.tat = math.min(dim.tat, math.max(begins, now + dim.burst / dim.rate)) end
+  carry_over(state, dim, from)
+  dim.tat = dim.tat or begins
+  if is_lifted and dim.name == 'requests' then
+    dim.tat, dim.owed = math.min(dim.tat, math.max(begins, now + dim.burst / dim.rate)), nil
+  end
 end
 if cap and is_searched then longest_s = math.min(longest_s, capped_s) end -- a pace that doubles must not be leased far ahead
 local calendar = calendar_of(KEYS[7], levels.o, above, now)
@@ -138,7 +146,7 @@ for _, dim in ipairs(above) do back_above[dim.name] = math.max(back[dim.name], -
 -- What went without a slot is mostly past, and its capacity has come again. But processes find Redis again one after
 -- another, and the last still send for a moment while the first have slots: as much as that counts against the pace.
 local moment_s = 0.3
-local free = tonumber(ARGV[14])
+local free, unsent = tonumber(ARGV[14]), tonumber(ARGV[23])
 for _, dim in ipairs(dims) do
   local settled_tat = dim.tat - back[dim.name] / dim.rate
   if free > 0 and dim.name == 'requests' then
@@ -294,6 +302,7 @@ for count, input, output in string.gmatch(ARGV[11], '(%d+):(%d+):(%d+)') do
     vt = vt + unit
     tokens = tokens + cost.tokens
     slots[#slots + 1] = micros(at)
+    if recent then recent.add(at, 1) end
   end
   if why ~= 'done' then break end
 end
@@ -303,7 +312,7 @@ horizon = horizon or 0.1
 local settled, reserved, used = string.match(ARGV[13], '^(%d+):(%d+):(%d+)$')
 local flow, _, flow_from = flow_with(state, now, #slots + free)
 local function write_counts(key, level)
-  level.requests = tonumber(level.requests) + #slots + free - returned
+  level.requests = math.max(0, tonumber(level.requests) + #slots + free - returned - unsent)
   level.tokens = tonumber(level.tokens) + tokens - back.tokens
   local fields = { 'minute', minute }
   for _, name in ipairs(counters) do
@@ -316,6 +325,10 @@ local function write_counts(key, level)
   redis.call('EXPIRE', key, 172800)
 end
 write_counts(KEYS[2], state)
+if recent then
+  recent.add(now, free - unsent - returned)
+  redis.call('HSET', KEYS[2], 'recent', recent.text((state.counts and tonumber(state.struck_at) or now) - 60))
+end
 redis.call('HSET', KEYS[2],
   'epoch', epoch, 'vt', seconds(system_vt),
   'dimensions', knows_limits and ARGV[4] or state.dimensions or '',
@@ -327,7 +340,8 @@ redis.call('HSET', KEYS[2],
 if state.cap and not cap then redis.call('HDEL', KEYS[2], 'cap', 'cap_at') end
 if state.factor and factor >= 1 then redis.call('HDEL', KEYS[2], 'factor', 'factor_at') end
 for _, dim in ipairs(dims) do
-  redis.call('HSET', KEYS[2], 'tat:' .. dim.name, seconds(dim.tat))
+  note_density(dim, from)
+  redis.call('HSET', KEYS[2], 'tat:' .. dim.name, seconds(dim.tat), 'pace:' .. dim.name, pace_of(dim))
 end
 if #above > 0 then
   calendar.write()

@@ -50,30 +50,37 @@ local function dimensions_of(spec)
   return found
 end
 
+-- How `pace:<name>` is written: how much is sold a second of what lies ahead, and the burst.
+local function pace_of(dim)
+  return string.format('%.9g %.9g', dim.density or dim.rate, dim.burst)
+end
+
+-- Where a dimension begins at its pace of now: `dim.tat`, the instant up to which it is sold, nil = nothing ever was.
+-- Where the pace has changed, what its bucket holds or owes stays as it was. A lower rate makes nothing of what is sold
+-- ahead of `from`, before which nothing goes, and no larger burst is given away. A higher rate brings nothing nearer: slots
+-- that are out keep their instants; so what lies ahead may be sold less densely (`dim.density`) than at the rate of now. No
+-- more is owed than a provider's window remembers.
+local function carry_over(state, dim, from)
+  dim.tat = tonumber(state['tat:' .. dim.name])
+  local pace = state['pace:' .. dim.name]
+  if not dim.tat or not pace or pace == pace_of(dim) then return end
+  local density, burst = string.match(pace, '^(%S+) (%S+)$')
+  local owed = math.max(0, dim.tat - from) * tonumber(density) + dim.burst - tonumber(burst)
+  owed = math.min(math.max(0, owed), 60 * dim.rate)
+  if owed > 0 then dim.tat = math.max(dim.tat, from + owed / dim.rate) end
+  dim.owed, dim.owed_tat = owed, dim.tat
+end
+
+-- After sales and settlements, all at the rate of now.
+local function note_density(dim, from)
+  if not dim.owed or dim.tat <= from or dim.owed_tat <= from then return end
+  dim.density = math.max(0, dim.owed + (dim.tat - dim.owed_tat) * dim.rate) / (dim.tat - from)
+end
+
 -- What a 429 has left of the stated pace; it comes back by 1 % of the whole each second.
 local function factor_at(state, now)
   if not state.factor then return 1 end
   return math.min(1, tonumber(state.factor) + 0.01 * math.max(0, now - tonumber(state.factor_at)))
-end
-
--- The pace of a model whose limits nobody knows, after a 429, and whether it is still searched for. `cap` is that of the
--- instant `cap_at`; `cap_to` = "top seconds cap_at" says how it grows. With 0 seconds it doubles each second: nothing is
--- known of where the limit lies. Else it comes near `top`, where the 429s came, in so many seconds, stays there, and then
--- leaves it behind the faster the longer no 429 comes (as TCP's CUBIC). It is forgotten when nobody would feel it, at a
--- thousand or ten times what it was. (A process of an older version writes no `cap_to`, or leaves that of another `cap_at`.)
-local function cap_at(state, now)
-  if not state.cap then return nil, false end
-  local cap, age = tonumber(state.cap), math.max(0, now - tonumber(state.cap_at))
-  local top, seconds_to, its_at = string.match(state.cap_to or '', '^(%S+) (%S+) (%S+)$')
-  if its_at ~= state.cap_at then top, seconds_to = cap / 0.7, 60 end
-  top, seconds_to = tonumber(top), tonumber(seconds_to)
-  if seconds_to == 0 then
-    if age > 10 then return nil, true end
-    return cap * 2 ^ age, true
-  end
-  local grown = top + (top - cap) * (age / seconds_to - 1) ^ 3
-  if grown > 10 * cap then return nil, false end
-  return grown, false
 end
 
 -- Requests a second over the last seconds: a decaying sum, divided by how much of the decay has been seen.

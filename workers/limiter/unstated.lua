@@ -1,0 +1,129 @@
+-- unstated.lua stands before acquire.lua and pause.lua: the pace of a model whose limit of requests nobody knows, as 429s
+-- have shown it.
+--
+-- The state holds `cap`, the pace of the instant `cap_at`, and `cap_to` = "hold seconds cap_at", how it grows from there:
+-- it comes near `hold` in so many seconds, stays there, and then leaves it behind the faster the longer no 429 comes (as
+-- TCP's CUBIC). With 0 seconds it doubles each second: nothing is known of where the limit lies. `hold` is a little below
+-- `ceiling` = "requests a second, how it was found, cap_at", where the 429 came. To look for the ceiling again costs a 429 or two. Of one
+-- that was found twice in the same place they are kept to a small share of the calls, however slow these are.
+--
+-- A long wait tells of windows: then what was let through in the minute before it is their limit. It is counted while the
+-- pause lasts (`counts` = "seconds, pace"), because what other processes have sent, and what of it was refused, is
+-- heard in that time. `recent` is what was let through, in bins of its slots: "bin:requests ...".
+--
+-- (A process of an older version writes no `cap_to`, or leaves that of another `cap_at`.)
+
+local least_cap, margin = 0.05, 0.95
+local first_look_s, look_calls = 60, 250
+local long_wait_s, few_requests = 5, 30
+local recent_bin_s = 2
+
+-- The pace at `now`, nil = none is felt, and whether nothing is known of where the limit lies. It is forgotten when nobody
+-- would feel it, at a thousand or ten times what it was.
+local function cap_at(state, now)
+  if not state.cap then return nil, false end
+  local cap, age = tonumber(state.cap), math.max(0, now - tonumber(state.cap_at))
+  local hold, seconds_to, its_at = string.match(state.cap_to or '', '^(%S+) (%S+) (%S+)$')
+  if its_at ~= state.cap_at then hold, seconds_to = cap / 0.7, 60 end
+  hold, seconds_to = tonumber(hold), tonumber(seconds_to)
+  if seconds_to == 0 then
+    if age > 10 then return nil, true end
+    return cap * 2 ^ age, true
+  end
+  local grown = hold + (hold - cap) * (age / seconds_to - 1) ^ 3
+  if grown > 10 * cap then return nil, false end
+  return grown, false
+end
+
+-- What was let through of late.
+local function recent_of(state)
+  local recent, bins = {}, {}
+  for bin, requests in string.gmatch(state.recent or '', '(%d+):(-?%d+)') do bins[tonumber(bin)] = tonumber(requests) end
+
+  function recent.add(at, requests)
+    local bin = math.floor(at / recent_bin_s)
+    bins[bin] = (bins[bin] or 0) + requests
+  end
+
+  -- Between two instants; of the first bin as much as lies behind the first of them, the last bin is all of it.
+  function recent.sum(from, to)
+    local sum, last = 0, math.ceil(to / recent_bin_s)
+    for bin, requests in pairs(bins) do
+      if bin < last then sum = sum + requests * math.min(1, math.max(0, bin + 1 - from / recent_bin_s)) end
+    end
+    return math.max(0, sum)
+  end
+
+  function recent.text(from)
+    local words = {}
+    for bin, requests in pairs(bins) do
+      if (bin + 1) * recent_bin_s > from and requests ~= 0 then words[#words + 1] = bin .. ':' .. requests end
+    end
+    return table.concat(words, ' ')
+  end
+
+  return recent
+end
+
+-- From `ends` on, `cap`, which grows to `hold`.
+local function set_cap(key, ends, cap, hold, seconds_to)
+  ends = seconds(ends)
+  redis.call('HSET', key, 'cap', seconds(cap), 'cap_at', ends,
+    'cap_to', table.concat({ seconds(hold), seconds(seconds_to), ends }, ' '))
+end
+
+-- The same where a ceiling was found: `share` of it, but no less than most of what was let through, `known` a second.
+local function set_ceiling(key, before, ends, ceiling, found, share, known)
+  local cap = math.max(least_cap, share * ceiling, 0.85 * known)
+  local look_s = first_look_s
+  if before and math.abs(ceiling / before - 1) < 0.2 then look_s = math.max(look_s, look_calls / ceiling) end
+  set_cap(key, ends, cap, math.max(margin * ceiling, cap / margin), look_s)
+  redis.call('HSET', key, 'ceiling', table.concat({ seconds(ceiling), found, seconds(ends) }, ' '))
+end
+
+local function ceiling_before(state)
+  local ceiling, found, its_at = string.match(state.ceiling or '', '^(%S+) (%S+) (%S+)$')
+  if its_at and its_at == state.cap_at then return tonumber(ceiling), found end
+end
+
+-- After a 429 at `now` that asked for so many seconds (-1 = for none), and a pause until `ends`. `per_s` requests a second
+-- were sent of late, `unsaid` in the last second.
+local function cap_after(key, state, now, ends, asked_s, per_s, unsaid)
+  local in_force, searched = cap_at(state, now)
+  local known = math.max(0, recent_of(state).sum(now - 60, now) + unsaid - 1) / 60
+  local searched_before = now - tonumber(string.match(state.cap_to or '', '(%S+)$') or -math.huge) < 300
+  local before, found = ceiling_before(state)
+  local is_soon = state.cap_at and now - tonumber(state.cap_at) < 2
+  redis.call('HDEL', key, 'ceiling', 'counts')
+  if asked_s > long_wait_s then
+    redis.call('HSET', key, 'counts', table.concat({ in_force or 0, before or 0, searched_before and 1 or 0 }, ' '))
+  end
+  if found == 'counted' and is_soon then
+    -- The provider's window is full still, of what went before the pause.
+    set_ceiling(key, before, ends, before, found, 0.9, 0)
+  elseif not in_force and not searched_before and per_s < 1 then
+    set_cap(key, ends, 1, 1, 0) -- so slow a flow shows nothing of the limit
+  elseif not in_force or searched or is_soon then
+    -- Still too high where it began, or more than doubled on the way: the limit is somewhere below.
+    local top = in_force or per_s
+    local cap = math.max(least_cap, 0.5 * top, 0.85 * known)
+    set_cap(key, ends, cap, math.max(top, cap / 0.5), 20)
+  else
+    set_ceiling(key, before, ends, math.min(in_force, math.max(known, 0.9 * in_force)), 'felt', 0.88, known)
+  end
+end
+
+-- While a long pause lasts, and once after it: what was let through before it. The count after it is the last.
+local function count_window(key, state, recent, now)
+  local in_force, before, searched_before = string.match(state.counts or '', '^(%S+) (%S+) (%S+)$')
+  if not in_force or not state.cap then return end
+  local ends = tonumber(state.cap_at)
+  local count = recent.sum(tonumber(state.struck_at) - 60, ends - recent_bin_s)
+  if count >= few_requests or searched_before == '1' then
+    local known = count / 60
+    local ceiling = in_force == '0' and known or math.min(tonumber(in_force), known)
+    set_ceiling(key, before ~= '0' and tonumber(before) or nil, ends, ceiling, 'counted', 0.9, known)
+  end
+  if now >= ends then redis.call('HDEL', key, 'counts') end
+  for _, field in ipairs({ 'cap', 'cap_to', 'ceiling' }) do state[field] = redis.call('HGET', key, field) or nil end
+end
