@@ -46,6 +46,9 @@ _TOLD_AT_ONCE: Final = 100
 _CLOSED: Final = -1
 """What submit.lua returns for a closed group."""
 
+_WRONG_TIME: Final = -2
+"""What it returns to a client that takes Redis's clock for another than it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
@@ -160,7 +163,8 @@ class RedisStore:
         """Which of the jobs have ids of other tenants; if one has, none is enqueued."""
         if not jobs:
             return []
-        reply = await self._enqueue(jobs, group)
+        while (reply := await self._enqueue(jobs, group)) == _WRONG_TIME:
+            self._terms = None
         if reply == _CLOSED:
             raise InvalidJob(f"group: {group} is closed; open another one with queue.new_group()")
         return [number - 1 for number in reply] if isinstance(reply, list) else []
@@ -174,7 +178,7 @@ class RedisStore:
         ]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
         rows = json.dumps([*map(_row, jobs)])
-        ours: list[str | int] = [keys.WAITING_TTL_S, group or "", rows, self._result_prefix]
+        ours: list[str | int] = [keys.WAITING_TTL_S, group or "", rows, self._result_prefix, f"{now_s:.3f}"]
         reply: int | list[int] = await self._write(self._submit_script, script_keys, [*ours, *messages])
         return reply
 
