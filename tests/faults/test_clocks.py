@@ -86,9 +86,9 @@ def test_redis_clock_may_be_set(world: World, step: str) -> None:
     assert world.results([late])[0].status == "expired"
     # Of the client that knew the clock as it was, and of one that knows it as it is.
     fresh: SyncQueue = world.enter(PromptQueue(world.server.url).sync)
-    running = world.submit(2, model="slower")
-    world.wait_in_flight(running, model="slower")
     for queue in (world.queue, fresh):
+        running = world.submit(2, model="slower")  # the one worker has its hands full
+        world.wait_in_flight(running, model="slower")
         again = queue.submit(model="quick", messages=MESSAGES, deadline_s=30)
         too_late = queue.submit(model="quick", messages=MESSAGES, deadline_s=1)
         assert [result.status for result in world.results([again, too_late])] == ["succeeded", "expired"]
