@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from hashlib import sha1
 from pathlib import Path
 from typing import Any, Final
@@ -20,10 +21,14 @@ from .address import Address
 from .cancellation import within
 from .sentinel import MasterNotFound
 
-__all__ = ["RedisConnection", "Script"]
+__all__ = ["RedisConnection", "Script", "Unreplicated"]
 
 _MAX_CONNECTIONS: Final = 32
 """Commands beyond these wait for one to become free. Submissions of a loop share one (see `redis_store.py`)."""
+
+
+class Unreplicated(redis_errors.RedisError):
+    """A master has what was written, and no replica said in time that it has it too."""
 
 
 class RedisConnection:
@@ -97,17 +102,32 @@ class Script:
         self._redis = redis
         self._options: dict[str, Any] = {} if decodes else {NEVER_DECODE: True}
 
-    async def __call__(self, keys: Sequence[str], args: Sequence[str | int]) -> Any:
-        """Run it."""
+    async def __call__(self, keys: Sequence[str], args: Sequence[str | int], *, wait_ms: int = 0) -> Any:
+        """Run it. With `wait_ms`, raises Unreplicated unless a replica has by then what it wrote."""
+        run = partial(self._run_replicated, wait_ms=wait_ms) if wait_ms else self._run
+        command = ("EVALSHA", self._sha, len(keys), *keys, *args)
         try:
-            return await self._run(keys, args)
+            return await run(command)
         except redis_errors.NoScriptError:
             await self._redis.script_load(self._source)
-            return await self._run(keys, args)
+            return await run(command)
 
-    async def _run(self, keys: Sequence[str], args: Sequence[str | int]) -> Any:
-        command = ("EVALSHA", self._sha, len(keys), *keys, *args)
+    async def _run(self, command: Sequence[Any]) -> Any:
         return await self._redis.execute_command(*command, **self._options)  # type: ignore[no-untyped-call] # as redis-py
+
+    async def _run_replicated(self, command: Sequence[Any], *, wait_ms: int) -> Any:
+        async with self._redis.pipeline(transaction=False) as pipe:
+            pipe.execute_command(*command, **self._options)
+            pipe.wait(1, wait_ms)
+            # Not raised by the pipeline, which would write the command into the error's text, and so the prompt.
+            replies = await pipe.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        reply, replicas = replies
+        if not replicas:
+            raise Unreplicated
+        return reply
 
 
 # Each row: classes of redis-py, a word of Redis's own, what to say. The first row that fits counts: a later class may
@@ -141,6 +161,12 @@ _REASONS: Final[tuple[tuple[tuple[type[Exception], ...], str, str], ...]] = (
         "NOREPLICAS",
         "takes no writes, because too few replicas are in step with it (min-replicas-to-write). Check the replicas, or "
         "wait for them after a failover.",
+    ),
+    (
+        (Unreplicated,),
+        "",
+        "has it, but no replica said so in time, and min-replicas-to-write asks for one. Check the replicas (INFO "
+        "replication).",
     ),
     ((redis_errors.MaxConnectionsError,), "", "has more calls under way than connections. Call it less in parallel."),
     (

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple, TypeVar
+
+from redis.exceptions import ResponseError
 
 from ..errors import InvalidJob, PromptmillError, QueueUnavailable
 from ..redis.address import Address
 from ..redis.cancellation import within
 from ..redis.clock import steady_s
-from ..redis.connection import RedisConnection, Script
+from ..redis.connection import RedisConnection, Script, Unreplicated
 from ..results import PromptResult
 from ..wire import redis_keys
 from ..wire.message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
@@ -43,6 +46,9 @@ _TOLD_AT_ONCE: Final = 100
 _CLOSED: Final = -1
 """What submit.lua returns for a closed group."""
 
+_WRONG_TIME: Final = -2
+"""What it returns to a client that takes Redis's clock for another than it is."""
+
 
 @dataclass(frozen=True, slots=True)
 class StoreSettings:
@@ -58,10 +64,14 @@ class StoreSettings:
 
 @dataclass(slots=True)
 class _Terms:
-    """What a submission has to know: Redis's clock against our steady one, and the models offered (None: not known)."""
+    """What a submission has to know: Redis's clock against our steady one, and the models offered (None: not known).
+
+    `wants_replica`: Redis takes writes only while a replica follows it: what it says it has, a replica must have too.
+    """
 
     clock_offset_s: float
     models: frozenset[str] | None
+    wants_replica: bool
     read_at_s: float
 
 
@@ -121,10 +131,10 @@ class RedisStore:
         first = 0
         for part in _parts(jobs, job_of=lambda job: job):
             async with self._broker.border(advice=_again(part[0].id)):
-                terms = await self._current_terms()
+                models = (await self._current_terms()).models
                 for job in part:
-                    check_model(job, terms.models)
-                if taken := await self._send(part, group=group, terms=terms):
+                    check_model(job, models)
+                if taken := await self._send(part, group=group):
                     raise id_taken(part[taken[0]].id, index=first + taken[0])
             first += len(part)
 
@@ -139,8 +149,7 @@ class RedisStore:
         error: Exception | None = None
         try:
             with within(self._settings.timeout_s):
-                terms = await self._current_terms()
-                while taken := await self._send([submission.job for submission in part], group=group, terms=terms):
+                while taken := await self._send([submission.job for submission in part], group=group):
                     # The callers who share the call are not to blame.
                     for index in taken:
                         _reply(part[index], id_taken(part[index].job.id))
@@ -150,22 +159,41 @@ class RedisStore:
         for submission in part:
             _reply(submission, error)
 
-    async def _send(self, jobs: Sequence[NewJob], *, group: str | None, terms: _Terms) -> list[int]:
+    async def _send(self, jobs: Sequence[NewJob], *, group: str | None) -> list[int]:
         """Which of the jobs have ids of other tenants; if one has, none is enqueued."""
         if not jobs:
             return []
-        now_s = steady_s() + terms.clock_offset_s
+        while (reply := await self._enqueue(jobs, group)) == _WRONG_TIME:
+            self._terms = None
+        if reply == _CLOSED:
+            raise InvalidJob(f"group: {group} is closed; open another one with queue.new_group()")
+        return [number - 1 for number in reply] if isinstance(reply, list) else []
+
+    async def _enqueue(self, jobs: Sequence[NewJob], group: str | None) -> int | list[int]:
+        """What submit.lua returns."""
+        now_s = steady_s() + (await self._current_terms()).clock_offset_s
         script_keys = [
             *(*self._queues, *self._group_keys(group), self._key(redis_keys.CANCELLED)),
             *(self._record_key(job.id) for job in jobs),
         ]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
         rows = json.dumps([*map(_row, jobs)])
-        args: list[str | int] = [redis_keys.WAITING_TTL_S, group or "", rows, self._result_prefix, *messages]
-        reply = await self._submit_script(script_keys, args)
-        if reply == _CLOSED:
-            raise InvalidJob(f"group: {group} is closed; open another one with queue.new_group()")
-        return [number - 1 for number in reply] if isinstance(reply, list) else []
+        ours: list[str | int] = [redis_keys.WAITING_TTL_S, group or "", rows, self._result_prefix, f"{now_s:.3f}"]
+        reply: int | list[int] = await self._write(self._submit_script, script_keys, [*ours, *messages])
+        return reply
+
+    async def _write(self, script: Script, script_keys: Sequence[str], args: Sequence[str | int]) -> Any:
+        """Run a script, and have what it writes at a replica too before anybody is told, where Redis asks for one.
+
+        Waits for that a third of `timeout_s` at most, or a silent Redis would look alike: it may have to wait twice, if
+        Redis does not know the script.
+        """
+        wait_s = self._settings.timeout_s / 3 if (await self._current_terms()).wants_replica else 0.0
+        try:
+            return await script(script_keys, args, wait_ms=math.ceil(wait_s * 1000))
+        except Unreplicated:
+            self._terms = None  # somebody may have changed the setting
+            raise
 
     async def _current_terms(self) -> _Terms:
         terms = self._terms
@@ -183,12 +211,21 @@ class RedisStore:
             pipe.time()
             pipe.zrange(self._key(redis_keys.MODELS), 0, -1, withscores=True)
             (seconds, microseconds), offered = await pipe.execute()
+        read_s = (before_s + steady_s()) / 2
         redis_s = seconds + microseconds / 1e6
         return _Terms(
-            clock_offset_s=redis_s - (before_s + steady_s()) / 2,
+            clock_offset_s=redis_s - read_s,
             models=_fresh_models(offered, redis_s),
+            wants_replica=await self._wants_replica(),
             read_at_s=steady_s(),
         )
+
+    async def _wants_replica(self) -> bool:
+        try:
+            info = await _answer(self._broker.redis.info("replication"))
+        except ResponseError:
+            return False  # a user who may not ask
+        return "min_slaves_good_slaves" in info  # told where min-replicas-to-write is set
 
     # -- jobs
 
@@ -244,7 +281,7 @@ class RedisStore:
             return 0
         async with self._broker.border():
             script_keys = [self._key(redis_keys.CANCELLED), *map(self._record_key, going)]
-            cancelled, running = await self._cancel_script(script_keys, going)
+            cancelled, running = await self._write(self._cancel_script, script_keys, going)
             told = running if len(going) > _TOLD_AT_ONCE else going
             if cancelled and told:
                 channel = revoke_channel(self._settings.key_prefix, self._settings.broker.database)
@@ -274,9 +311,8 @@ class RedisStore:
     async def close_group(self, group_id: str) -> int:
         """Sets the total to the number of jobs submitted."""
         async with self._broker.border():
-            total = await self._close_group_script(
-                self._group_keys(group_id), [redis_keys.WAITING_TTL_S, redis_keys.RECORD_TTL_S]
-            )
+            lifetimes = [redis_keys.WAITING_TTL_S, redis_keys.RECORD_TTL_S]
+            total = await self._write(self._close_group_script, self._group_keys(group_id), lifetimes)
         return int(total)
 
     async def group_progress(self, group_id: str) -> GroupProgress | None:

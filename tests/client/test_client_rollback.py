@@ -193,7 +193,7 @@ class LosingStore:
 
 @pytest.mark.parametrize("seed", range(40))
 async def test_each_job_comes_once_whatever_is_lost(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.store.job_store.group_reader._LATE_RESULT_S", 0)
+    monkeypatch.setattr("tasks.store.group_reader._LATE_RESULT_S", 0)
     ids = [f"{number:02}" for number in range(40)]
     store: Any = LosingStore(ids, seed, losses=6)
     results = [result async for page in GroupReader("pmg-g", store).pages() for result in page]

@@ -19,6 +19,8 @@ import redis
 from celery import Celery
 
 from tasks import Job, JobCancelled, PromptQueue, PromptResult, UnknownModel
+from tasks.redis.clock import steady_s
+from tasks.store import redis_store
 from tasks.wire import redis_keys
 from tasks.wire.message import CELERY_PRIORITY, TASK_NAMES
 
@@ -100,6 +102,20 @@ async def test_a_delayed_job_carries_an_eta_by_rediss_clock(queue: PromptQueue, 
     eta = datetime.fromisoformat(message["headers"]["eta"])
     assert eta.tzinfo is UTC or eta.utcoffset() is not None
     assert 89 < eta.timestamp() - (seconds + microseconds / 1e6) < 110
+
+
+async def test_a_client_with_an_old_idea_of_rediss_clock_asks_again(
+    queue: PromptQueue, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    group = queue.new_group()
+    await group.submit(model="m", messages=MESSAGES)
+    popped(client, LISTS[1])
+    monkeypatch.setattr(redis_store, "steady_s", lambda: steady_s() - 600)  # as if Redis's were set ahead by so much
+    seconds, _ = client.time()
+    await group.submit(model="m", messages=MESSAGES, delay_s=90)
+    assert await group.close() == 2, "it was stored once"
+    eta = datetime.fromisoformat(popped(client, LISTS[1])["headers"]["eta"])
+    assert 89 < eta.timestamp() - seconds < 110
 
 
 async def test_a_stock_kombu_consumer_reads_our_message(queue: PromptQueue, redis_server: RedisServer) -> None:

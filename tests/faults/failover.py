@@ -38,7 +38,8 @@ class Row:
     min_replicas: bool
     submitted: int = 0
     ended: int = 0
-    lost: list[str] = field(default_factory=list)
+    lost: dict[str, int] = field(default_factory=dict)
+    """The provider's calls of each job that has no result."""
     failed: int = 0
     calls: int = 0
     flagged: int = 0
@@ -49,7 +50,8 @@ class Row:
 
     @property
     def promise_kept(self) -> bool:
-        is_whole = not (self.lost or self.unflagged) or not self.min_replicas
+        may_lose = not self.min_replicas and self.kind != "paused"
+        is_whole = may_lose or not (self.lost or self.unflagged)
         return is_whole and not self.failed and self.flow_s <= FLOW_S
 
 
@@ -81,7 +83,7 @@ def strike(
     servers.end(kind)
     calls = world.providers.calls(model)
     row.ended = len(results)
-    row.lost = sorted(set(ids) - results.keys())
+    row.lost = {job_id: calls[job_id] for job_id in ids if job_id not in results}
     row.failed = sum(not result.ok for result in results.values())
     row.calls = sum(calls[job_id] for job_id in ids)
     row.flagged = sum(result.suspected_double_payment for result in results.values())

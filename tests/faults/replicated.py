@@ -27,6 +27,9 @@ APP: Final = "app"
 MIN_REPLICAS: Final = ("min-replicas-to-write 1", "min-replicas-max-lag 10", "repl-diskless-sync-delay 0")
 """Without the delay, the other replica follows a new master at once, which takes no writes before."""
 
+PAUSE_MS: Final = 30_000
+"""Longer than a failover takes."""
+
 
 class Replicated:
     """`url` is for workers and clients; `replica` is the one that takes over.
@@ -76,8 +79,13 @@ class Replicated:
         with self.sentinel.client() as client:
             KINDS[kind](self, client)
             wait_until(lambda: _address(client) == ("127.0.0.1", self.replica.port), "the replica takes over")
+        replaced_at = time.monotonic()
         self.is_replaced = True
-        return time.monotonic()
+        if kind == "paused":
+            with self.master.client() as client:
+                client.replicaof("127.0.0.1", self.replica.port)
+                client.execute_command("CLIENT", "UNPAUSE")
+        return replaced_at
 
     def end(self, kind: str) -> None:
         """Let a master that is not dead come back."""
@@ -110,6 +118,14 @@ def _plan(_: Replicated, sentinel: redis.Redis) -> None:
     wait_until(begins, "the failover begins")
 
 
+def _pause(servers: Replicated, sentinel: redis.Redis) -> None:
+    with servers.master.client() as master, servers.replica.client() as replica:
+        master.execute_command("CLIENT", "PAUSE", PAUSE_MS, "WRITE")
+        written = master.info("replication")["master_repl_offset"]
+        wait_until(lambda: replica.info("replication")["slave_repl_offset"] >= written, "the replica has everything")
+    _plan(servers, sentinel)
+
+
 def _cut_off(servers: Replicated, _: redis.Redis) -> None:
     assert servers.proxy is not None
     servers.proxy.set("black_hole")
@@ -126,11 +142,13 @@ KINDS: Final[dict[str, Callable[[Replicated, redis.Redis], None]]] = {
     "kill": _kill,
     "stop": _stop,
     "planned": _plan,
+    "paused": _pause,
     "cut off": _cut_off,
     "split": _split,
 }
-"""What may happen to a master: it dies, freezes, is replaced as before a maintenance, can be reached by nobody, or by
-all but the replicas and the sentinel. All but the first leave it in the belief that it is the master."""
+"""What may happen to a master: it dies, freezes, is replaced as before a maintenance, without and with its writes
+paused before, can be reached by nobody, or by all but the replicas and the sentinel. All but the first leave it in the
+belief that it is the master."""
 
 
 def _address(sentinel: redis.Redis) -> tuple[str, int] | None:

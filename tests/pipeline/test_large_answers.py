@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from workers.pipeline.pipeline import record_size
+from workers.pipeline import record_size
 from workers.pipeline.record_size import MOST_BYTES
 from workers.prompt.job import PromptJob
 

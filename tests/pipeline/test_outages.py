@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from workers.pipeline import outages
 from workers.pipeline.outages import Outages, Reason
-from workers.pipeline.pipeline import outages
 from workers.pipeline.rungs import reach
 from workers.prompt.parked import Parked
 

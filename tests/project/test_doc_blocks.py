@@ -16,12 +16,12 @@ import yaml
 from doc_blocks import PAGES, ROOT, Block, Checkout, blocks_of
 from faults.harness import API_KEY, Provider, free_port, wait_until
 from servers import RedisServer
-from workers.metrics.command import DEFAULT_PORT
 
 from bench.command import ALL as BENCHMARKS
 from config.catalog import Catalog, Limits, Timeout, load_catalog
 from tasks import PromptQueue
 from tests.soak.__main__ import SOAKS
+from workers.commands.metrics.command import DEFAULT_PORT
 
 PICTURES = {"", "text"}
 """What nobody pastes: pictures, and the output of the block before."""

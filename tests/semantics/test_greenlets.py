@@ -13,8 +13,8 @@ import pytest
 from celery import Celery
 from greenlet import getcurrent
 
+from workers.pool import bridge
 from workers.pool.bridge import App, Cancellable, in_job, run_job, wait
-from workers.pool.task_pool import bridge
 
 
 class Thing:

@@ -2,8 +2,9 @@
 
 Each kind of failover, with and without `min-replicas-to-write 1`, strikes two real workers in the middle of their jobs,
 which a client submits all the while. The simulated provider's ledger is the judge: every job that was accepted must
-end, and every second call for one be flagged `suspected_double_payment`. Without `min-replicas` what a master had
-confirmed that the others did not hear of may be lost; it is counted. Exit code 1 if a promise was broken.
+end, and every second call for one be flagged `suspected_double_payment`. Without `min-replicas`, unless its writes were
+paused, what a master had confirmed that the others did not hear of may be lost; it is counted. Exit code 1 if a promise
+was broken.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ def _print_row(row: Row) -> None:
     print(
         f"{row.kind:<10}{'with' if row.min_replicas else 'without':<14}"
         + "".join(f"{number:>11}" for number in numbers)
-        + f"{row.flow_s:>11.2f}{row.wall_s:>11.1f}{kept:>11}",
+        + f"{row.flow_s:>11.2f}{row.wall_s:>11.1f}{kept:>11}"
+        + "".join(f"\n  lost: {job_id}, {calls} calls" for job_id, calls in row.lost.items()),
         flush=True,
     )

@@ -17,14 +17,22 @@ ARGV
          1 if its id may be known]; one argument for all, because packing arguments is what a bulk submission spends
          most on
   4      what stands before the ids in the keys of results, or "" where results are kept in another Redis
-  5...   each job's message
+  5      what the client takes for the time, in seconds: the messages' own times were reckoned from it
+  6...   each job's message
 
-Returns how many jobs are new. Where nothing was written: -1 when the group is closed and one of them is new, or a list
-of those whose ids are another tenant's.
+Returns how many jobs are new. Where nothing was written: -2 when the client's time is not Redis's (it was set, or the
+submission was long on its way), -1 when the group is closed and one of them is new, or a list of those whose ids are
+another tenant's.
 ]]
+local WRONG_BY_S = 5
+local time = redis.call("TIME")
+if math.abs(time[1] - tonumber(ARGV[5])) > WRONG_BY_S then
+  return -2
+end
+
 local ttl, group, result_prefix = tonumber(ARGV[1]), ARGV[2], ARGV[4]
 local jobs = cjson.decode(ARGV[3])
-local first_record, first_message = 7, 5
+local first_record, first_message = 7, 6
 local priorities = { "interactive", "normal", "bulk" }
 
 local fresh, taken, owners = {}, {}, {}
@@ -56,7 +64,6 @@ if group ~= "" and #fresh > 0 then
   end
 end
 
-local time = redis.call("TIME")
 local now = string.format("%d.%06d", time[1], time[2])
 
 local messages, ids = { {}, {}, {} }, {}
