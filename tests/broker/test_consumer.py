@@ -17,7 +17,7 @@ from tasks.wire import redis_keys
 from workers.broker.channel import Channel
 from workers.celery.consumer import Consumer
 from workers.celery.request import Request
-from workers.pool.bridge import App
+from workers.pool.app import App
 from workers.pool.task_pool import TaskPool
 from workers.pool.tracer import without_traceback
 from workers.prompt.parked import Parked

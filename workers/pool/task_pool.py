@@ -6,7 +6,7 @@ the hub once. No Celery callback runs on the loop's thread, because the hub has 
 (celery/worker/components.py, Hub._patch_thread_primitives).
 
     hub thread                                          loop thread
-    on_apply ──▶ inbox ── call_soon_threadsafe ──▶ _start_jobs ──▶ asyncio task ──▶ bridge.run_job
+    on_apply ──▶ inbox ── call_soon_threadsafe ──▶ _start_jobs ──▶ asyncio task ──▶ greenlets.run_job
     _deliver ◀── outbox ◀── Bell ───────────────────────────────── _ended
 
 Selected by `worker_pool = "workers.pool:TaskPool"`, so that a bare `celery -A workers worker` uses it.
@@ -36,7 +36,9 @@ from celery.worker import state as worker_state
 from kombu.utils.imports import symbol_by_name
 
 from ..prompt.parked import Parked
-from .bridge import Cancellable, Task, run_job, task_threads
+from .app import Task
+from .greenlets import Cancellable, run_job
+from .threads import task_threads
 from .tracer import forget_frames, without_traceback
 
 if TYPE_CHECKING:
