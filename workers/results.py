@@ -32,9 +32,10 @@ from celery.exceptions import BackendStoreError, TaskRevokedError
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.url import url_to_parts
 from redis import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from tasks import keys
+from tasks.connection import Unreplicated
 from tasks.errors import JobFailed
 from tasks.outcome import is_end
 from tasks.sentinel import MasterPool
@@ -86,6 +87,11 @@ get to 0.38 and 0.34."""
 
 _COMPRESSED = COMPRESSED_PAYLOAD_MAGIC + b"application/x-gzip\0"
 """How Celery 5.7 marks a compressed record (celery/backends/base.py, `compress_payload`); kombu's name for zlib."""
+
+REPLICA_MS = 2_000
+"""How long a replica may take to say that it has results, before they are written again."""
+
+SETTING_TTL_S = 30.0
 
 CANCELLED = "cancelled"
 _COUNTERS = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: CANCELLED}
@@ -185,6 +191,9 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     writer: Writer | None = None
     may_be_reclaimed: Callable[[str], bool] = staticmethod(lambda tag: False)
     """Whether the worker holds a tag still: a lease that Redis does not know may be one that it has lost."""
+    _asked_at = -math.inf
+    _is_replica_wanted = False
+    """Whether Redis takes writes only while a replica follows it, as of `_asked_at` (monotonic clock, s)."""
 
     def write(self, entries: Iterable[Entry]) -> list[Entry]:
         """Store outcomes, blocking. Raises redis's errors.
@@ -196,7 +205,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         prefix = self._key_prefix
         ks = [key for entry in entries for key in entry.script_keys(prefix)]
         args = [arg for entry in entries for arg in entry.packed().script_args()]
-        refused = self._script(keys=[self._leases_key, *ks], args=[*self._lifetimes, *args])
+        refused = self._run_script([self._leases_key, *ks], [*self._lifetimes, *args])
         early = []
         for number in refused:
             entry = entries[abs(number) - 1]
@@ -206,6 +215,45 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             if entry.counter != CANCELLED:  # the first to hear of a cancellation records it, the others come too late
                 logger.warning("Result of %s refused: it has ended already, or is another worker's", entry.job_id)
         return early
+
+    def _run_script(self, ks: list[str], args: list[Any]) -> list[int]:
+        """Run results.lua, and raise Unreplicated unless a replica has the results too, where one is asked for.
+
+        What the broker's own Redis has lost its workers see there (verify.lua). For results in another Redis it is too
+        late then: the queue has forgotten the messages, which alone could bring them back.
+        """
+        if self._leases_key or not self._wants_replica():
+            refused: list[int] = self._script(keys=ks, args=args)
+            return refused
+        try:
+            return self._run_replicated(ks, args)
+        except NoScriptError:
+            self.client.script_load(SCRIPT)
+            return self._run_replicated(ks, args)
+
+    def _run_replicated(self, ks: list[str], args: list[Any]) -> list[int]:
+        with self.client.pipeline(transaction=False) as pipe:
+            pipe.evalsha(self._script.sha, len(ks), *ks, *args)
+            pipe.wait(1, REPLICA_MS)
+            # Not raised by the pipeline, which would write the command into the error's text.
+            replies = pipe.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        refused, replicas = replies
+        if not replicas:
+            self._asked_at = -math.inf  # somebody may have changed the setting
+            raise Unreplicated
+        return list(refused)
+
+    def _wants_replica(self) -> bool:
+        if time.monotonic() - self._asked_at > SETTING_TTL_S:
+            try:
+                self._is_replica_wanted = "min_slaves_good_slaves" in self.client.info("replication")
+            except ResponseError:
+                self._is_replica_wanted = False  # a user who may not ask
+            self._asked_at = time.monotonic()
+        return self._is_replica_wanted
 
     def have_ended(self, job_ids: Sequence[str]) -> list[bool]:
         """Which of these jobs have a result, blocking. Raises redis's errors."""
