@@ -27,7 +27,7 @@ _MAX_CONNECTIONS: Final = 32
 """Commands beyond these wait for one to become free. Submissions of a loop share one (see `redis_store.py`)."""
 
 
-class Unreplicated(redis_errors.RedisError):
+class Unreplicated(redis_errors.ConnectionError):
     """A master has what was written, and no replica said in time that it has it too."""
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .harness import RedisServer, wait_until
+from .proxy import Proxy
 
 if TYPE_CHECKING:
     from .harness import World
@@ -79,4 +80,28 @@ def test_results_that_a_replica_missed_are_not_acknowledged(world: World) -> Non
     results = world.results(jobs)
     assert [(result.status, result.suspected_double_payment) for result in results] == [("succeeded", True)] * 20
     assert world.calls(jobs, model="slower") == [2] * 20
+    world.wait_clean()
+
+
+def test_results_in_another_redis_are_acknowledged_when_a_replica_has_them(world: World) -> None:
+    """It is behind when it takes over, and would have no results of jobs whose messages the queue has forgotten."""
+    world.start_redis()
+    master: RedisServer = world.enter(RedisServer(world.directory / "results"))
+    address, link = world.enter(Proxy(master.port)), world.enter(Proxy(master.port))
+    replica = world.enter(RedisServer(world.directory / "replica", f"replicaof 127.0.0.1 {link.port}"))
+    with master.client() as client:
+        wait_until(lambda: client.info("replication").get("slave0", {}).get("state") == "online", "the replica follows")
+        client.config_set("min-replicas-to-write", 1)
+    worker = world.start_worker(environ={"PROMPTMILL_RESULT_URL": f"redis://127.0.0.1:{address.port}/0"})
+    link.set("black_hole")
+    jobs = world.submit(8, model="quick")
+    world.wait_in_flight(jobs, model="quick")
+    worker.wait_logged("Redis does not take results (network:Unreplicated)")
+    assert world.redis.hlen("unacked") == 8
+    with replica.client() as promoted:
+        promoted.replicaof("NO", "ONE")
+        address.move(replica.port)
+        results = [f"celery-task-meta-{job.id}" for job in jobs]
+        wait_until(lambda: promoted.exists(*results) == 8, "all results are there")
+    assert world.calls(jobs, model="quick") == [1] * 8
     world.wait_clean()

@@ -2,6 +2,7 @@
 
 backend.py       the backend
 entry.py         one outcome on its way: value, record, compression
+script.py        stores outcomes (lua/store.lua), at a replica too where that is wanted
 writer.py        gathers outcomes on the loop, and writes them from a thread
 revocations.py   the ends of cancelled and expired jobs
 endings.py       a thread that records them while the consumer goes on

@@ -14,7 +14,6 @@ import math
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -34,6 +33,7 @@ from ..pool.threads import offload, offload_patiently
 from .entry import Entry, JSONResult
 from .place import Place, place_behind, place_of
 from .revocations import CANCELLED, Revocations
+from .script import StoreScript
 from .writer import HUGE_BYTES, Writer
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ if TYPE_CHECKING:
 __all__ = ["Backend", "SentinelBackend", "lifespan"]
 
 logger = logging.getLogger("promptmill.results")
-
-SCRIPT = Path(__file__).with_name("lua").joinpath("store.lua").read_text(encoding="utf-8")
 
 _COUNTERS = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: CANCELLED}
 
@@ -69,7 +67,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         prefix = self._key_prefix
         ks = [key for entry in entries for key in entry.script_keys(prefix)]
         args = [arg for entry in entries for arg in entry.packed().script_args()]
-        refused = self._script(keys=[self._leases_key, *ks], args=[*self._lifetimes, *args])
+        refused = self._script([self._leases_key, *ks], [*self._lifetimes, *args])
         early = []
         for number in refused:
             entry = entries[abs(number) - 1]
@@ -127,8 +125,8 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         return self.app.tasks
 
     @cached_property
-    def _script(self) -> Any:
-        return self.client.register_script(SCRIPT)
+    def _script(self) -> StoreScript:
+        return StoreScript(self.client, may_be_replicated=not self._leases_key)
 
     @cached_property
     def _lifetimes(self) -> tuple[int | str, ...]:
