@@ -106,7 +106,7 @@ class IdTaken(InvalidJob):
 
 
 class QueueUnavailable(PromptmillError, ConnectionError):
-    """Redis can't be reached, or did not answer, within the queue's time-out."""
+    """Redis can't be reached, or did not answer, within the queue's time-out; or no replica did that it is to have."""
 
 
 class QueueFull(QueueUnavailable):
