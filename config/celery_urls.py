@@ -49,7 +49,7 @@ def result_backend_of(address: Address) -> CeleryUrl:
 
 def _behind_sentinels(name: str, address: Address, sentinels: Sentinels) -> CeleryUrl:
     # With all of them in the URL they would be alternates, to which kombu goes on with a transport of its own
-    # (workers/broker/channel.py); and where Celery shows its settings, it hides the password of the first alone.
+    # (workers/broker/kombu/channel.py); and where Celery shows its settings, it hides the password of the first alone.
     host, port = sentinels.hosts[0]
     url = f"sentinel://{_login(address)}{_bracketed(host)}:{port}/{address.database}"
     return CeleryUrl(name=name, url=url, options={"master_name": sentinels.master_name, "sentinels": sentinels})

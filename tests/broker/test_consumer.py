@@ -14,10 +14,10 @@ from kombu import Connection, Producer, Queue
 from kombu.transport.redis import Channel as KombuChannel
 
 from tasks.wire import redis_keys
-from workers.broker.channel import Channel
+from workers.broker.kombu.channel import Channel
 from workers.celery.consumer import Consumer
 from workers.celery.request import Request
-from workers.pool.bridge import App
+from workers.pool.app import App
 from workers.pool.task_pool import TaskPool
 from workers.pool.tracer import without_traceback
 from workers.prompt.parked import Parked
@@ -68,7 +68,7 @@ def test_an_acknowledgement_waits_for_the_hub_unless_all_is_ours(pool: Any, chan
 
 @pytest.fixture
 def channel(server: RedisServer, client: Any) -> Iterator[Channel]:
-    with Connection(f"redis://127.0.0.1:{server.port}/0", transport="workers.broker.transport:Transport") as connection:
+    with Connection(f"redis://127.0.0.1:{server.port}/0", transport="workers.broker:Transport") as connection:
         yield connection.default_channel
         connection.default_channel.pool.disconnect()  # kombu leaves it to the garbage collector
 

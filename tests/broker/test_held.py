@@ -18,8 +18,8 @@ from kombu import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tasks.wire import redis_keys
-from workers.broker.channel import Channel
 from workers.broker.compression import MAX_BODY_BYTES
+from workers.broker.kombu.channel import Channel
 from workers.broker.leases import Lease, Leases
 from workers.broker.messages import read
 from workers.celery.heartbeat import Heartbeat
@@ -48,7 +48,7 @@ def consume(channel: Channel, callback: Any) -> None:
 def take(channel: Channel) -> None:
     channel._has_taken = True
     command = channel.commands.exchange(["q"], channel._lists, room=10, then=channel._on_taken_alone)
-    channel._run_now(command)
+    channel.direct.run(command)
 
 
 def waiting(client: Any) -> list[str]:
@@ -245,7 +245,7 @@ def test_what_its_worker_died_of_comes_in_smaller_portions(
     seen: list[Any] = []
     consume(channel, seen.append)
     channel._has_taken = True
-    channel._run_now(channel.commands.exchange(["q"], channel._lists, room=40, then=channel._on_taken_alone))
+    channel.direct.run(channel.commands.exchange(["q"], channel._lists, room=40, then=channel._on_taken_alone))
     channel._deliver_taken()
     assert len([each for each in seen if not each.headers["id"].startswith("fresh")]) == together
     assert len(seen) == together + 9
@@ -256,7 +256,7 @@ def test_what_its_worker_died_of_comes_in_smaller_portions(
     channel.flush()
     client.zadd(redis_keys.delayed("q"), dict.fromkeys(client.zrange(redis_keys.delayed("q"), 0, -1), 1))
     seen.clear()
-    channel._run_now(channel.commands.exchange(["q"], channel._lists, room=40, then=channel._on_taken_alone))
+    channel.direct.run(channel.commands.exchange(["q"], channel._lists, room=40, then=channel._on_taken_alone))
     channel._deliver_taken()
     assert len(seen) == min(together, 30 - together), "the next portion"
     channel.close()

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from kombu.asynchronous import Hub
 
-from workers.broker.poller import HubOfPoller, Poller
+from workers.broker.kombu.poller import HubOfPoller, Poller
 
 Turn = Callable[[], list[int]]
 

@@ -55,7 +55,7 @@ def test_a_connection_that_fails_stays_with_our_transport() -> None:
     with set_up(SENTINELS).connection_for_read() as connection:
         for _ in range(3):
             connection.maybe_switch_next()
-            assert type(connection.transport).__module__ == "workers.broker.transport"
+            assert type(connection.transport).__module__ == "workers.broker.kombu.transport"
 
 
 @pytest.mark.parametrize("url", [SENTINELS, f"redis://:{SECRET}@a/0", f"unix://:{SECRET}@/run/redis.sock"])

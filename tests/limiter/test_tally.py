@@ -16,7 +16,7 @@ AT_12 = int(12.0 / BIN_S)
 
 
 def spelt(tally: Tally) -> list[str]:
-    return [refund.spelt() for refund in tally.say().refunds.values()]
+    return [f"{each.bin}:{each.input_tokens}:{each.output_tokens}" for each in tally.say().refunds.values()]
 
 
 def test_what_was_not_taken_goes_back_to_the_bin_of_its_slot() -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -38,10 +39,10 @@ class VirtualSchedule(RedisSchedule):
         self._client = client
         self._rng = rng
 
-    async def _run(self, script: Any, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
+    async def _run(self, script: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> list[bytes]:
         await asyncio.sleep(self._rng.uniform(0.0004, 0.002))
         now = f"{1_790_000_000 + asyncio.get_running_loop().time():.6f}"
-        reply: Any = self._client.eval(script.text, len(names), *names, now, *args[1:])
+        reply: Any = self._client.eval(script.text, len(names), *names, json.dumps({**arguments, "now": now}))
         await asyncio.sleep(self._rng.uniform(0.0004, 0.002))
         return list(reply)
 

@@ -8,7 +8,7 @@ import pytest
 import redis
 from servers import RedisServer
 
-from workers.pool.bridge import App
+from workers.pool.app import App
 from workers.results.backend import Backend
 
 

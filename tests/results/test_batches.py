@@ -15,7 +15,8 @@ from celery.exceptions import BackendStoreError
 from servers import RedisServer
 
 from tasks.wire import redis_keys
-from workers.pool.bridge import App, Cancellable, run_job
+from workers.pool.app import App
+from workers.pool.greenlets import Cancellable, run_job
 from workers.results.backend import Backend
 from workers.results.entry import Entry, JSONResult
 from workers.results.writer import BATCH_BYTES, HUGE_BYTES, BatchWriter, Writer

@@ -13,7 +13,7 @@ from tasks.results import PromptResult
 from tasks.wire import redis_keys
 from tasks.wire.record import read_outcome
 from workers.pipeline.record_size import MOST_BYTES
-from workers.pool.bridge import App
+from workers.pool.app import App
 from workers.results.backend import Backend
 from workers.results.entry import JSONResult
 

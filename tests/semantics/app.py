@@ -44,7 +44,7 @@ def _make_app() -> Celery:
         return stock
     from config import celeryconfig
     from workers.celery.heartbeat import Heartbeat
-    from workers.pool.bridge import App
+    from workers.pool.app import App
 
     ours = App("semantics")
     # What makes a worker ours, as the product sets it; the rest is the same on both sides.

@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from celery import chain, current_task
 
-from workers.pool.bridge import App, offload, wait
+from workers.pool.app import App
+from workers.pool.greenlets import wait
+from workers.pool.threads import offload
 
 app = App("eager", set_as_current=False)
 app.conf.update(task_always_eager=True, task_eager_propagates=False, result_backend="cache+memory://")

@@ -13,8 +13,9 @@ import pytest
 from celery import Celery
 from greenlet import getcurrent
 
-from workers.pool import bridge
-from workers.pool.bridge import App, Cancellable, in_job, run_job, wait
+from workers.pool import greenlets
+from workers.pool.app import App
+from workers.pool.greenlets import Cancellable, in_job, run_job, wait
 
 
 class Thing:
@@ -24,7 +25,7 @@ class Thing:
 @pytest.fixture(autouse=True)
 def nothing_of_before() -> Iterator[None]:
     """No greenlets, and no collector: what is gone must be gone without it, because it comes seldom."""
-    bridge._idle.stack.clear()
+    greenlets._idle.stack.clear()
     gc.collect()
     gc.disable()
     yield
@@ -84,7 +85,7 @@ async def test_nor_is_the_exception_that_ended_it() -> None:
 
 
 async def test_one_that_nobody_has_any_more_is_freed_with_the_job_that_waits_in_it() -> None:
-    idle, waiting = bridge.JobGreenlet(), bridge.JobGreenlet()
+    idle, waiting = greenlets.JobGreenlet(), greenlets.JobGreenlet()
     ended: list[str] = []
 
     def sleep_for_ever(thing: Thing) -> None:

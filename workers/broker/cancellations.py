@@ -15,9 +15,12 @@ from celery.worker import state as worker_state
 from tasks.redis.clock import steady_s
 
 from ..results.endings import endings
+from .messages import id_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+
+    from .commands import Exchanged
 
 __all__ = ["Cancellations", "cancellations"]
 
@@ -45,6 +48,17 @@ class Cancellations:
         """Redis names these jobs as cancelled."""
         worker_state.revoked.update(job_ids)
         self.are_marked(job_ids)
+
+    def hear_taken(self, exchanged: Exchanged) -> None:
+        """Of the jobs just taken Redis's word counts: an id that was cancelled may have been submitted again."""
+        self.hear(exchanged.cancelled)
+        if not worker_state.revoked:
+            return
+        named = set(exchanged.cancelled)
+        for _, _, raw in exchanged.taken:
+            job_id = id_of(raw)
+            if job_id is not None and job_id not in named:
+                self.not_named(job_id, asked_at=exchanged.asked_at)
 
     def are_marked(self, job_ids: Iterable[str]) -> None:
         """Redis has a mark of each of these."""

@@ -47,7 +47,7 @@ class Lease:
     """What the job must not forget that is parked."""
     """It is delayed although its call may have been paid for."""
     deliveries: int = 0
-    """How often its worker died: it has one of the places for such messages (`Channel._has_portion`)."""
+    """How often its worker died: it has one of the places for such messages (triage.py)."""
     job_id: str = ""
     """Known when its job has begun, like the next two."""
     has_record: bool = False

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from celery.signals import import_modules, setup_logging
 
-from ..pool.bridge import App
+from ..pool.app import App
 from ..telemetry import logs
 from .flower import refuse_open_flower, show_queue_lengths
 from .heartbeat import Heartbeat

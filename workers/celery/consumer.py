@@ -15,7 +15,7 @@ from celery.app.trace import build_tracer
 from celery.exceptions import CPendingDeprecationWarning
 from celery.worker.consumer import Consumer as CeleryConsumer
 
-from ..broker.channel import Channel
+from ..broker.kombu.channel import Channel
 from ..pool.tracer import PromptInfo
 
 __all__ = ["Consumer"]

@@ -18,7 +18,7 @@ from celery.worker import state as worker_state
 from tasks.wire import redis_keys
 
 from ..broker.cancellations import cancellations
-from ..broker.channel import Channel
+from ..broker.kombu.channel import Channel
 from ..broker.leases import Lease, Leases
 from ..broker.messages import MARKS
 from ..pipeline.offers import offers

@@ -17,8 +17,8 @@ from celery.worker.state import task_ready
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from ..broker.kombu.qos import Message
 from ..broker.messages import MARKS
-from ..broker.qos import Message
 from ..prompt.parked import Parked
 from ..redis.clock import redis_clock
 from ..results.endings import endings

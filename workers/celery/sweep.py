@@ -12,7 +12,7 @@ from ..redis.clock import redis_clock
 if TYPE_CHECKING:
     from kombu.asynchronous import Hub
 
-    from ..broker.channel import Channel
+    from ..broker.kombu.channel import Channel
 
 __all__ = ["Sweeper"]
 

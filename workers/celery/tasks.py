@@ -24,7 +24,7 @@ from .runtime import current
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..pool.bridge import Task
+    from ..pool.app import Task
     from ..prompt.job import JobKind
 
 __all__ = ["chat", "embed"]

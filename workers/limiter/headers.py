@@ -54,9 +54,15 @@ class RateHeader:
             return None if self.is_daily else "tpm"
         return "rpd" if self.is_daily else "rpm"
 
-    def spelt(self) -> str:
+    def as_map(self) -> dict[str, str | int | float]:
         """As acquire.lua reads it."""
-        return f"{self.tells or 'none'}:{self.name}:{self.limit}:{self.remaining}:{self.reset_s:.3f}"
+        return {
+            "tells": self.tells or "none",
+            "name": self.name,
+            "limit": self.limit,
+            "remaining": self.remaining,
+            "reset_s": round(self.reset_s, 3),
+        }
 
 
 def reset_s(text: str) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
@@ -146,62 +147,68 @@ class RedisSchedule:
         self.fixed_now = fixed_now
         self._link = Link(redis) if link is None else link
         self._name = name
-        self._states_requests = plan.limits_requests
+        self._knows_requests = plan.limits_requests
         self._max_in_flight = plan.max_in_flight or 0
         self._requests_per_day = plan.requests_per_day or 0
         self._dimensions = " ".join(map(_spelt, plan.dimensions))
-        self._told = _spelt_limits(told or {})
+        self._learned = _spelt_limits(told or {})
         self._keys = [key_prefix + key for key in redis_keys.limiter(name.provider, name.model, name.fingerprint)]
         self._channel = key_prefix + redis_keys.LIMITER_PAUSES
 
     async def acquire(self, ask: Ask) -> Grant:
         """Settle, report and lease, in one round trip."""
-        return _grant(await self._run(ACQUIRE, self._keys, self._acquire_args(ask)))
+        return _grant(await self._run(ACQUIRE, self._keys, self._arguments(ask)))
 
     async def pause(self, report: PauseReport) -> Pause:
         """Stop everybody."""
-        args = (
-            self.fixed_now,
-            self._channel,
-            str(self._name),
-            report.epoch,
-            -1 if report.asked_s is None else report.asked_s,
-            self._dimensions,
-            int(self._states_requests),
-            report.went_free,
-        )
-        now, epoch, until = await self._run(PAUSE, self._keys[:2], args)
+        arguments = {
+            "now": self.fixed_now,
+            "channel": self._channel,
+            "name": str(self._name),
+            "epoch": report.epoch,
+            "asked_s": -1 if report.asked_s is None else report.asked_s,
+            "dimensions": self._dimensions,
+            "knows_requests": self._knows_requests,
+            "went_free": report.went_free,
+        }
+        now, epoch, until = await self._run(PAUSE, self._keys[:2], arguments)
         return Pause(int(now) / _US, int(epoch), int(until) / _US)
 
-    def _acquire_args(self, ask: Ask) -> tuple[str | int | float, ...]:
-        return (
-            self.fixed_now,
-            ask.process,
-            ask.seq,
-            self._dimensions,
-            ask.lease_s,
-            ask.longest_horizon_s,
-            ask.backlog,
-            ask.held,
-            self._max_in_flight,
-            self._requests_per_day,
-            _spelt_costs(ask.costs),
-            " ".join(refund.spelt() for refund in ask.refunds),
-            f"{ask.settled}:{ask.reserved_tokens}:{ask.used_tokens}",
-            ask.went_free,
-            " ".join(header.spelt() for header in ask.headers),
-            ask.epoch,
-            int(ask.leaves),
-            " ".join(f"{instant * _US:.0f}" for instant in sorted(ask.returned, reverse=True)),
-            self._told,
-            BIN_S,
-            LONGEST_HORIZON_S,
-            ask.beyond_tokens,
-            ask.unsent,
-        )
+    def _arguments(self, ask: Ask) -> dict[str, Any]:
+        """As acquire.lua names them."""
+        return {
+            "now": self.fixed_now,
+            "process": ask.process,
+            "seq": ask.seq,
+            "epoch": ask.epoch,
+            "leaves": ask.leaves,
+            "lease_s": ask.lease_s,
+            "longest_s": ask.longest_horizon_s,
+            "furthest_s": LONGEST_HORIZON_S,
+            "backlog": ask.backlog,
+            "held": ask.held,
+            "dimensions": self._dimensions,
+            "learned": self._learned,
+            "max_in_flight": self._max_in_flight,
+            "requests_per_day": self._requests_per_day,
+            "costs": _runs(ask.costs),
+            "beyond_tokens": ask.beyond_tokens,
+            "refunds": [(each.bin, each.input_tokens, each.output_tokens) for each in ask.refunds],
+            "bin_s": BIN_S,
+            "settled": ask.settled,
+            "reserved_tokens": ask.reserved_tokens,
+            "used_tokens": ask.used_tokens,
+            "went_free": ask.went_free,
+            "unsent": ask.unsent,
+            "returned_us": [round(instant * _US) for instant in sorted(ask.returned, reverse=True)],
+            "headers": [header.as_map() for header in ask.headers],
+        }
 
-    async def _run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
-        return await self._link.run(script, names, args)
+    async def _run(self, script: Script, names: Sequence[str], arguments: Mapping[str, Any]) -> list[bytes]:
+        return await self._link.run(script, names, [_compact(arguments)])
+
+
+_compact = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def _spelt(dimension: Dimension) -> str:
@@ -219,9 +226,10 @@ def _told(spelt: str) -> dict[ToldLimit, int]:
     return {name: int(limits[name]) for name in TOLD_LIMITS if name in limits}
 
 
-def _spelt_costs(costs: Sequence[Cost]) -> str:
+def _runs(costs: Sequence[Cost]) -> list[tuple[int, int, int]]:
+    """Count, input tokens and output tokens of each run of equal costs."""
     runs = ((cost, len(list(run))) for cost, run in groupby(costs))
-    return " ".join(f"{count}:{cost.input_tokens}:{cost.output_tokens}" for cost, count in runs)
+    return [(count, cost.input_tokens, cost.output_tokens) for cost, count in runs]
 
 
 def _grant(reply: Sequence[bytes]) -> Grant:

@@ -1,7 +1,8 @@
-"""The limiter's Lua scripts: each is a file beside this one, with what it stands on put before it."""
+"""The limiter's Lua scripts: each is a file beside this one, with those that it includes put before it."""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from hashlib import sha1
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 __all__ = ["ACQUIRE", "PAUSE", "Script"]
 
 _HERE = Path(__file__).with_name("lua")
+_INCLUDE = re.compile(r"^--- @include (.+)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,10 +21,16 @@ class Script:
     sha: str
 
 
-def _script(*names: str) -> Script:
-    text = "".join((_HERE / f"{name}.lua").read_text(encoding="utf-8") for name in names)
+def _script(name: str) -> Script:
+    own = _read(name)
+    included = [_read(part) for names in _INCLUDE.findall(own) for part in names.split()]
+    text = "".join([*included, own])
     return Script(text, sha1(text.encode(), usedforsecurity=False).hexdigest())
 
 
-ACQUIRE = _script("clock", "unstated", "calendar", "window", "told", "acquire")
-PAUSE = _script("clock", "unstated", "pause")
+def _read(name: str) -> str:
+    return (_HERE / f"{name}.lua").read_text(encoding="utf-8")
+
+
+ACQUIRE = _script("acquire")
+PAUSE = _script("pause")

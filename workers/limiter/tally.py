@@ -26,10 +26,6 @@ class Refund:
     input_tokens: int = 0
     output_tokens: int = 0
 
-    def spelt(self) -> str:
-        """For acquire.lua."""
-        return f"{self.bin}:{self.input_tokens}:{self.output_tokens}"
-
 
 @dataclass(slots=True)
 class Tally:

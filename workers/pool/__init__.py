@@ -1,7 +1,12 @@
-"""Celery's worker pool: hundreds of jobs on one asyncio loop. Knows nothing of prompts.
+"""Celery's worker pool: hundreds of jobs on one asyncio loop. Knows nothing of prompts but that a job may be parked.
 
-task_pool.py   the loop's thread, its jobs, their limits and their end
-bridge.py      Celery's synchronous tracer, in greenlets on that loop
+task_pool.py   what Celery asks of a pool, on the hub's thread
+job_loop.py    the loop's thread, and the jobs on it (job.py)
+outbox.py      from the loop's thread to the hub's
+greenlets.py   Celery's synchronous tracer, in greenlets on that loop
+threads.py     blocking calls of jobs
+app.py         app and task classes whose tasks may be coroutines
+job_stack.py   `current_task` and `task.request` for jobs that share a thread
 tracer.py      how failures pass through the tracer
 """
 

@@ -29,7 +29,8 @@ from tasks.redis.sentinel import MasterPool
 from tasks.wire import redis_keys
 from tasks.wire.record import is_end
 
-from ..pool.bridge import in_job, offload, offload_patiently, wait
+from ..pool.greenlets import in_job, wait
+from ..pool.threads import offload, offload_patiently
 from .entry import Entry, JSONResult
 from .place import Place, place_behind, place_of
 from .revocations import CANCELLED, Revocations

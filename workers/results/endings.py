@@ -13,7 +13,7 @@ from functools import cached_property
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from ..pool.task_pool import Bell
+from ..pool.outbox import Bell
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,4 +1,6 @@
--- calendar.lua stands before acquire.lua: what is sold of the limits that stand above several keys.
+-- calendar.lua: what is sold of the limits that stand above several keys.
+-- Needs: clock.
+-- Gives: calendar_of(key, fields, dimensions, now) = { place, sell, settle, give_back, write }.
 --
 -- Time is cut into bins, and each is sold up to its capacity: of requests one in each 1 / rate seconds, of tokens half the
 -- burst in each half burst / rate. So no time T holds more than rate * T and one request; or the burst of tokens, or the

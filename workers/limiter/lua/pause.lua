@@ -4,18 +4,25 @@
 -- else with its next reply. The buckets are emptied, so that the first after the pause is followed at the pace, not by a
 -- herd. Calls that were under way when the pause began (an older epoch) make it longer at most: they tell nothing new.
 --
+--- @include clock pace recent unstated
+--
 -- KEYS  1 clock, 2 state
--- ARGV  1 now (s; '' = Redis's TIME), 2 channel, 3 the limiter's name, 4 epoch in which the refused request was sent,
---       5 seconds the provider asks for (-1 = it does not say), 6 dimensions, 7 1 = the limit of requests is stated,
---       8 requests that went without a slot and were not yet reported
+-- ARGV  1 a JSON map:
+--       now              seconds; '' = Redis's TIME
+--       channel, name    where it is published, and the limiter's name
+--       epoch            in which the refused request was sent
+--       asked_s          what the provider asks for; -1 = it does not say
+--       dimensions       as for acquire.lua; knows_requests  whether the limit of requests is stated or learned
+--       went_free        requests that went without a slot and were not yet reported
 -- Returns {now, epoch, paused until} (us)
 
-local now = limiter_now(KEYS[1], ARGV[1])
+local report = cjson.decode(ARGV[1])
+local now = limiter_now(KEYS[1], report.now)
 local state = hash(KEYS[2])
-local epoch = math.max(tonumber(state.epoch or 1), tonumber(ARGV[4]))
+local epoch = math.max(tonumber(state.epoch or 1), report.epoch)
 local pause = tonumber(state.pause or 0)
-local asked_s = tonumber(ARGV[5])
-local is_news = tonumber(ARGV[4]) >= epoch and pause <= now
+local asked_s = report.asked_s
+local is_news = report.epoch >= epoch and pause <= now
 
 local strikes = tonumber(state.strikes or 0)
 if now - tonumber(state.struck_at or 0) > 60 then strikes = 0 end
@@ -25,21 +32,21 @@ if asked_s < 0 then asked_s = math.min(60, 2 ^ (math.max(1, strikes) - 1)) end
 local ends = math.max(pause, now + asked_s)
 if is_news or ends > pause + 0.001 then epoch = epoch + 1 end
 
-local unsaid = tonumber(ARGV[8])
+local unsaid = report.went_free
 local _, per_s = flow_with(state, now, unsaid)
 redis.call('HSET', KEYS[2], 'epoch', epoch, 'pause', seconds(ends), 'strikes', strikes)
 if is_news then
   redis.call('HSET', KEYS[2], 'struck_at', seconds(now))
   redis.call('HINCRBY', KEYS[2], 'refused', 1)
-  if ARGV[7] ~= '1' then
-    cap_after(KEYS[2], state, now, ends, tonumber(ARGV[5]), per_s, unsaid)
+  if not report.knows_requests then
+    cap_after(KEYS[2], state, now, ends, report.asked_s, per_s, unsaid)
   elseif strikes > 1 then
     -- The first may be the network's doing. The second says that the limit is lower than stated, or shared.
     redis.call('HSET', KEYS[2], 'factor', seconds(math.max(0.05, factor_at(state, now) * 0.7)), 'factor_at', seconds(ends))
   end
 end
 
-for _, dim in ipairs(dimensions_of(ARGV[6])) do
+for _, dim in ipairs(dimensions_of(report.dimensions)) do
   if dim.level == 's' then
     local full = dim.name == 'requests' and dim.burst - 1 or dim.burst
     local emptied = ends + full / dim.rate
@@ -51,5 +58,5 @@ end
 redis.call('EXPIRE', KEYS[2], 172800)
 
 local reply = { micros(now), tostring(epoch), micros(ends) }
-redis.call('PUBLISH', ARGV[2], table.concat({ ARGV[3], epoch, micros(ends - now) }, ' '))
+redis.call('PUBLISH', report.channel, table.concat({ report.name, epoch, micros(ends - now) }, ' '))
 return reply

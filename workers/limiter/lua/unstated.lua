@@ -1,5 +1,6 @@
--- unstated.lua stands before acquire.lua and pause.lua: the pace of a model whose limit of requests nobody knows, as 429s
--- have shown it.
+-- unstated.lua: the pace of a model whose limit of requests nobody knows, as 429s have shown it.
+-- Needs: clock, recent.
+-- Gives: cap_at(state, now); cap_after(...) for a 429; count_window(key, state, recent, now) for the time after it.
 --
 -- The state holds `cap`, the pace of the instant `cap_at`, and `cap_to` = "hold seconds cap_at", how it grows from there:
 -- it comes near `hold` in so many seconds, stays there, and then leaves it behind the faster the longer no 429 comes (as
@@ -9,14 +10,13 @@
 --
 -- A long wait tells of windows: then what was let through in the minute before it is their limit. It is counted while the
 -- pause lasts (`counts` = "seconds, pace"), because what other processes have sent, and what of it was refused, is
--- heard in that time. `recent` is what was let through, in bins of its slots: "bin:requests ...".
+-- heard in that time.
 --
 -- (A process of an older version writes no `cap_to`, or leaves that of another `cap_at`.)
 
 local least_cap, margin = 0.05, 0.95
 local first_look_s, look_calls = 60, 250
 local long_wait_s, few_requests = 5, 30
-local recent_bin_s = 2
 
 -- The pace at `now`, nil = none is felt, and whether nothing is known of where the limit lies. It is forgotten when nobody
 -- would feel it, at a thousand or ten times what it was.
@@ -33,36 +33,6 @@ local function cap_at(state, now)
   local grown = hold + (hold - cap) * (age / seconds_to - 1) ^ 3
   if grown > 10 * cap then return nil, false end
   return grown, false
-end
-
--- What was let through of late.
-local function recent_of(state)
-  local recent, bins = {}, {}
-  for bin, requests in string.gmatch(state.recent or '', '(%d+):(-?%d+)') do bins[tonumber(bin)] = tonumber(requests) end
-
-  function recent.add(at, requests)
-    local bin = math.floor(at / recent_bin_s)
-    bins[bin] = (bins[bin] or 0) + requests
-  end
-
-  -- Between two instants; of the first bin as much as lies behind the first of them, the last bin is all of it.
-  function recent.sum(from, to)
-    local sum, last = 0, math.ceil(to / recent_bin_s)
-    for bin, requests in pairs(bins) do
-      if bin < last then sum = sum + requests * math.min(1, math.max(0, bin + 1 - from / recent_bin_s)) end
-    end
-    return math.max(0, sum)
-  end
-
-  function recent.text(from)
-    local words = {}
-    for bin, requests in pairs(bins) do
-      if (bin + 1) * recent_bin_s > from and requests ~= 0 then words[#words + 1] = bin .. ':' .. requests end
-    end
-    return table.concat(words, ' ')
-  end
-
-  return recent
 end
 
 -- From `ends` on, `cap`, which grows to `hold`.

@@ -1,4 +1,6 @@
--- window.lua stands before acquire.lua: what the last minute has taken of the limits of tokens.
+-- window.lua: what the last minute has taken of the limits of tokens.
+-- Needs: clock.
+-- Gives: window_of(key, dimensions, width, reserve, now) = { presume, settle, place, sell, write }.
 --
 -- A schedule alone knows what it sold, not what is left of it in a provider's window of a minute: what calls under way
 -- will have taken is unknown. Here that is known but for the calls under way now. Time is cut into bins; a slot is charged

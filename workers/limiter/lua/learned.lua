@@ -1,4 +1,6 @@
--- told.lua stands before acquire.lua: which of the limits that answers have told are believed.
+-- learned.lua: which of the limits that answers' headers state are believed.
+-- Needs: nothing.
+-- Gives: learned_limits(key, state, ask, dims, now) = "rpm=500,tpm=30000".
 --
 -- One answer may be odd, so a limit that is told once stops nobody for long:
 --
@@ -31,16 +33,16 @@ local function limit_and_instant(text)
 end
 
 -- The limit that is believed of one field after these headers; nil = none.
-local function told_limit(key, state, field, headers, reference, ended, now)
+local function learned_limit(key, state, field, headers, reference, ended, now)
   local limit, at = limit_and_instant(state['told:' .. field])
   local doubt, doubt_at = limit_and_instant(state['doubt:' .. field])
   local is_sure = limit ~= nil and tonumber(state['sure:' .. field]) == limit
-  local was_told = false
+  local was_stated = false
   if doubt and now - doubt_at > kept_s then doubt = nil end
 
   for _, header in ipairs(headers) do
     if header.tells == field then
-      was_told = true
+      was_stated = true
       local lower = header.limit
       if limit and lower == limit then
         is_sure = is_sure or now - at >= apart_s
@@ -56,7 +58,7 @@ local function told_limit(key, state, field, headers, reference, ended, now)
       end
     end
   end
-  if limit and not is_sure and not was_told and ended > 0 and now - at > unsure_s then limit = nil end
+  if limit and not is_sure and not was_stated and ended > 0 and now - at > unsure_s then limit = nil end
 
   local function keep(name, text)
     if text and text ~= state[name] then redis.call('HSET', key, name, text) end
@@ -68,3 +70,15 @@ local function told_limit(key, state, field, headers, reference, ended, now)
   return limit
 end
 
+-- Those of all fields, as they are kept for all processes.
+local function learned_limits(key, state, ask, dims, now)
+  local said = { requests = ask.went_free, tokens = 0 }
+  for _, refund in ipairs(ask.refunds) do said.tokens = said.tokens - refund[2] - refund[3] end
+  local found = {}
+  for _, field in ipairs({ 'rpm', 'tpm', 'rpd' }) do
+    local reference = reference_of(state, dims, ask.requests_per_day, said, field)
+    local limit = learned_limit(key, state, field, ask.headers, reference, ask.settled, now)
+    if limit then found[#found + 1] = string.format('%s=%.0f', field, limit) end
+  end
+  return table.concat(found, ',')
+end

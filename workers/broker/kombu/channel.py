@@ -20,45 +20,42 @@ from typing import TYPE_CHECKING, Any
 
 import redis as redis_py
 from celery import current_app
-from celery.worker.state import active_requests, revoked
+from celery.worker.state import active_requests
 from kombu.transport import redis as kombu_redis
-from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
-from tasks.redis.sentinel import MasterConnection, MasterPool
 from tasks.wire import redis_keys
 
-from ..results.endings import endings
-from . import scripts
-from .cancellations import cancellations
-from .commands import TAKE_LIMIT, Command, Commands, Exchanged, Reply
-from .compression import why_unreadable
-from .leases import SETTLE_S, Lease, Leases
-from .link import Link, server_of
-from .lookout import Lookout
-from .messages import Delivery, Unreadable, id_of, read
+from ...results.endings import endings
+from .. import scripts
+from ..cancellations import cancellations
+from ..commands import TAKE_LIMIT, Command, Commands, Exchanged, Reply
+from ..direct import Direct
+from ..leases import SETTLE_S, Lease, Leases
+from ..link import Link
+from ..lookout import Lookout
+from ..triage import Triage
 from .qos import Message, QoS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from tasks.redis.sentinel import Sentinels
-
     from .poller import Poller
 
-__all__ = ["Channel", "SentinelChannel", "SocketChannel"]
+__all__ = ["OPTIONS", "Channel"]
 
 logger = logging.getLogger("promptmill.broker")
 
-PORTION_WAIT_MS = 500
-"""A message that is one too many of those whose workers died is looked at again after this, and up to a second more."""
-
-_OPTIONS = ("lease_s", "max_deliveries", "record_ttl_s", "loop_patience_s", "other_steps", "other_separator")
+OPTIONS = ("lease_s", "max_deliveries", "record_ttl_s", "loop_patience_s", "other_steps", "other_separator")
 
 _leases: dict[tuple[Any, ...], Leases] = {}
 
 
 class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no types
-    """A channel that takes messages under leases."""
+    """A channel that takes messages under leases.
+
+    It has many methods, because kombu asks one class for all: a third are kombu's own.
+    """
 
     QoS = QoS
     Message = Message
@@ -77,7 +74,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     socket_timeout = 10.0
     socket_connect_timeout = 5.0
 
-    from_transport_options = (*kombu_redis.Channel.from_transport_options, *_OPTIONS)
+    from_transport_options = (*kombu_redis.Channel.from_transport_options, *OPTIONS)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._no_ack_queues: set[str] = set()
@@ -85,7 +82,8 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         self._said: list[Command] = []
         self._taken: deque[Lease] = deque()
         self._has_taken = False
-        self.link = Link(load_scripts=self._load_scripts)
+        self.direct = Direct(lambda: self.pool)
+        self.link = Link(load_scripts=self.direct.load_scripts)
         self.lookout = Lookout()
         super().__init__(*args, **kwargs)
         client = self.connection.client
@@ -103,6 +101,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             lease_s=self.lease_s,
             record_ttl_s=self.record_ttl_s,
         )
+        self.triage = Triage(
+            self.leases,
+            self.lookout,
+            max_deliveries=self.max_deliveries,
+            capacity=lambda: int(self.qos.prefetch_count or TAKE_LIMIT),
+            decode_body=self.decode_body,
+        )
         self.handlers["TAKE"] = self._on_reply
         self.handlers["WAKE"] = self._on_wake
 
@@ -119,9 +124,9 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         if no_ack:
             return super().basic_get(queue, no_ack=True, **kwargs)
         self._has_taken = True
-        self._run_now(self.commands.exchange([queue], self._lists, room=1, then=self._on_taken_alone))
+        self.direct.run(self.commands.exchange([queue], self._lists, room=1, then=self._on_taken_alone))
         while (lease := self._next_taken()) is not None:
-            payload = self._readable(lease)
+            payload = self.triage.readable(lease)
             if payload is not None:
                 message = self.Message(payload, channel=self)
                 self.qos.append(message, message.delivery_tag)
@@ -183,16 +188,16 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
         backend = current_app.backend
         if not hasattr(backend, "revoke"):
             return int(super()._purge(queue))
-        self._load_scripts()
+        self.direct.load_scripts()
         purged, replies = 0, list[Any]()
         lists = self._lists(queue)
         while True:
-            self._run_now(self.commands.purge(queue, lists, job_ids=(), on_reply=replies.append))
+            self.direct.run(self.commands.purge(queue, lists, job_ids=(), on_reply=replies.append))
             ids = [job_id.decode() for job_id in replies.pop()]
             if not ids:
                 return purged
             backend.revoke([job_id for job_id in ids if job_id], known_only=False)
-            self._run_now(self.commands.purge(queue, lists, job_ids=ids, on_reply=replies.append))
+            self.direct.run(self.commands.purge(queue, lists, job_ids=ids, on_reply=replies.append))
             purged += replies.pop()
 
     def _get_client(self) -> Any:
@@ -216,39 +221,13 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def flush(self) -> None:
         """Say what is to be said now, waiting for Redis's replies. Raises redis's errors; nothing is lost by them."""
         if self.leases.has_news:
-            self._meet(self._server_of_pool())
+            self._meet(self.direct.server())
         while self.leases.has_news:
             self._ask_for_results()
             for command in self.commands.news(now_ms=self.lookout.redis_ms):
-                self._run_now(command)
+                self.direct.run(command)
             if self.leases.acks or self.leases.started_jobs:
-                self._run_now(self.commands.exchange([], self._lists, room=0, then=self._on_taken_alone))
-
-    def _server_of_pool(self) -> str | None:
-        connection = self.pool.get_connection()
-        try:
-            return server_of(connection)
-        finally:
-            self.pool.release(connection)
-
-    def _run_now(self, command: Command) -> None:
-        client: Any = redis_py.Redis(connection_pool=self.pool)
-        try:
-            try:
-                reply = client.execute_command(*command.args)
-            except NoScriptError:
-                self._load_scripts()
-                reply = client.execute_command(*command.args)
-        except (RedisError, OSError) as exc:
-            command.on_reply(exc)
-            raise
-        command.on_reply(reply)
-
-    def _load_scripts(self) -> None:
-        # Not kombu's `client`: on its connection a BRPOP for a reply queue may be waiting.
-        client: Any = redis_py.Redis(connection_pool=self.pool)
-        for script in scripts.ALL:
-            client.execute_command("SCRIPT", "LOAD", script.text)
+                self.direct.run(self.commands.exchange([], self._lists, room=0, then=self._on_taken_alone))
 
     # -- saying and hearing things when it is their turn; the poller drives it -----------------------------------------
 
@@ -349,12 +328,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             lease = self.leases.held[tag] = Lease(tag, queue, raw)
             self._taken.append(lease)
         # Celery discards a job that it knows to be revoked, and records its end.
-        cancellations.hear(exchanged.cancelled)
-        if revoked:
-            _forget_revoked(exchanged)
+        cancellations.hear_taken(exchanged)
 
     def _on_exists(self, reply: Reply) -> None:
-        _raise_errors(reply)
+        if isinstance(reply, Exception):
+            raise reply
         if reply:
             self.lookout.now()
 
@@ -382,7 +360,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def _deliver_taken(self) -> bool:
         delivered = False
         while (lease := self._next_taken()) is not None:
-            payload = self._readable(lease)
+            payload = self.triage.readable(lease)
             if payload is not None:
                 self._deliver(payload, lease)
                 delivered = True
@@ -402,69 +380,6 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
             self.leases.condemn(tag, "undeliverable", f"its consumer raised {type(exc).__name__}")
             self.qos.reject(tag)
 
-    def _readable(self, lease: Lease) -> dict[str, Any] | None:
-        """The message as kombu wants it; None where it was buried, or is kept until it is due."""
-        tag = lease.tag
-        try:
-            delivery = read(lease.raw)
-        except Unreadable as exc:
-            self._bury(tag, "garbage", f"it is not a Celery message: {exc}")
-            return None
-        if self._is_buried(tag, delivery):
-            return None
-        due_ms = self._not_before_ms(lease, delivery)
-        if due_ms is not None:
-            self.leases.delay(tag, due_ms)
-            return None
-        return delivery.ready(tag)
-
-    def _is_buried(self, tag: str, delivery: Delivery) -> bool:
-        if delivery.deliveries >= self.max_deliveries:
-            self._bury(tag, "poison", f"its worker died {delivery.deliveries} times while it had this message")
-            return True
-        if (reason := self._why_unreadable(delivery.payload)) is not None:
-            self._bury(tag, "unreadable", reason)
-            return True
-        return False
-
-    def _not_before_ms(self, lease: Lease, delivery: Delivery) -> int | None:
-        """When the message may be started; None: now."""
-        now_ms = self.lookout.redis_ms
-        if delivery.due_ms is not None and delivery.due_ms > now_ms:
-            self.lookout.within((delivery.due_ms - now_ms) / 1000)
-            return delivery.due_ms
-        if delivery.lane and (turn_ms := self.leases.lanes.turn_ms(delivery.lane, now_ms=now_ms)) is not None:
-            return turn_ms
-        if delivery.deliveries and not self._has_portion(lease, delivery.deliveries):
-            return now_ms + PORTION_WAIT_MS + int(lease.tag[-3:])  # not all of them in the same moment
-        return None
-
-    def _why_unreadable(self, payload: dict[str, Any]) -> str | None:
-        method = payload["headers"].get("compression")
-        if not isinstance(method, str):
-            return None
-        try:
-            body = self.decode_body(payload["body"], payload["properties"].get("body_encoding"))
-        except ValueError:
-            return None  # kombu meets the same error
-        return why_unreadable(body if isinstance(body, bytes) else body.encode(), method)
-
-    def _has_portion(self, lease: Lease, deliveries: int) -> bool:
-        """Whether this worker may have one more of the messages whose workers died, `deliveries` times in this one's
-        case. What has killed a worker, together, is to be fewer each time, until the one that does it is alone."""
-        lease.deliveries = deliveries
-        limit = int(self.qos.prefetch_count or TAKE_LIMIT)
-        portion = max(limit >> (2 * deliveries), 1)
-        together = sum(1 for each in self.leases.held.values() if each.deliveries and each is not lease)
-        if together < portion:
-            return True
-        lease.deliveries = 0
-        return False
-
-    def _bury(self, tag: str, kind: str, reason: str) -> None:
-        self.leases.condemn(tag, kind, reason)
-        self.leases.bury(tag)
-
 
 class _Client(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]  # kombu publishes no types
     """A full Redis refuses even reads inside MULTI, with which kombu begins a pipeline unless told otherwise."""
@@ -473,49 +388,5 @@ class _Client(kombu_redis.PrefixedStrictRedis):  # type: ignore[misc]  # kombu p
         return super().pipeline(transaction, shard_hint)
 
 
-class SocketChannel(Channel):
-    """The same through a Unix socket.
-
-    kombu reads the login from the socket's URL, and shows that URL to all who inspect the worker. Here it is the
-    connection's own, which kombu shows without the password.
-    """
-
-    def _connparams(self, asynchronous: bool = False) -> dict[str, Any]:
-        client = self.connection.client
-        params: dict[str, Any] = super()._connparams(asynchronous)
-        return params | {"username": client.userid, "password": client.password}
-
-
-class SentinelChannel(Channel, kombu_redis.SentinelChannel):  # type: ignore[misc]  # kombu publishes no types
-    """The same, with the master found through Sentinel.
-
-    kombu reads the sentinels from the URL, as its alternates. After a failed attempt it would go on to the next one by
-    its URL alone: with kombu's own transport, without leases. Here the URL names one, and an option all of them.
-    """
-
-    from_transport_options = (*kombu_redis.SentinelChannel.from_transport_options, *_OPTIONS, "sentinels")
-    sentinels: Sentinels
-    connection_class = MasterConnection
-
-    def _sentinel_managed_pool(self, asynchronous: bool = False) -> MasterPool:
-        params = self._connparams(asynchronous)
-        del params["host"], params["port"]
-        return MasterPool(self.sentinels, **params)
-
-
-def _forget_revoked(exchanged: Exchanged) -> None:
-    """Of the jobs just taken Redis's word counts: an id that was cancelled may have been submitted again."""
-    named = set(exchanged.cancelled)
-    for _, _, raw in exchanged.taken:
-        job_id = id_of(raw)
-        if job_id is not None and job_id not in named:
-            cancellations.not_named(job_id, asked_at=exchanged.asked_at)
-
-
 def _running_tags() -> set[str]:
     return {request.message.delivery_tag for request in active_requests}
-
-
-def _raise_errors(reply: Reply) -> None:
-    if isinstance(reply, Exception):
-        raise reply

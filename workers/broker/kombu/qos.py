@@ -10,10 +10,10 @@ from kombu.transport import virtual
 
 from tasks.wire import redis_keys
 
-from .commands import TAKE_LIMIT
+from ..commands import TAKE_LIMIT
 
 if TYPE_CHECKING:
-    from .leases import Leases
+    from ..leases import Leases
 
 __all__ = ["Message", "QoS"]
 
