@@ -1,7 +1,7 @@
 """Settings from the environment (`PROMPTMILL_*`, nested with `__`) and from `.env` in the working directory.
 
 A variable of the environment stands over the same variable in `.env`; an empty variable counts as unset.
-docs/configuration.md lists them all.
+docs/reference/configuration.md lists them all.
 """
 
 from __future__ import annotations
@@ -341,5 +341,5 @@ def _misspelt(names: Iterable[str]) -> Iterator[str]:
 def _no_such_setting(variable: str) -> str:
     known = {name.removeprefix(PREFIX): name for name in settings_variables()}
     near = difflib.get_close_matches(variable.removeprefix(PREFIX), known, n=1)
-    advice = f"Did you mean {known[near[0]]}?" if near else "docs/configuration.md lists the settings."
+    advice = f"Did you mean {known[near[0]]}?" if near else "docs/reference/configuration.md lists the settings."
     return f"{variable}: there is no such setting. {advice}"

@@ -115,10 +115,10 @@ class PromptQueue:
         an answer this long after submission, the job expires. `delay_s`: not before this long after submission.
         `tenant`: whom limits, budgets and costs count for; another tenant's id is refused. `metadata`: any JSON,
         comes back in the result.
-        `cache_ttl_s`: how long an answer may be reused. `max_attempts`: calls to providers, at most. `fallbacks`:
-        models to try when this one can't answer. `repeat_timeouts`: whether a call that was sent and timed out, and so
-        may be paid for, is made again; None leaves it to the workers' catalogue. All else goes to the provider
-        untouched; `extra_body` is for fields of the provider's that are named like ours (`metadata`).
+        `max_attempts`: calls to providers, at most. `repeat_timeouts`: whether a call that was sent and timed out, and
+        so may be paid for, is made again; None leaves it to the workers' catalogue. `cache_ttl_s` and `fallbacks` are
+        checked and carried, and workers do not act on them. All else goes to the provider untouched; `extra_body` is
+        for fields of the provider's that are named like ours (`metadata`).
 
         Raises InvalidJob, UnknownModel, IdTaken, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks
         the event loop.
@@ -161,7 +161,7 @@ class PromptQueue:
         return group
 
     def new_group(self, id: str | None = None) -> Group:  # noqa: A002 - the name that the interface promises
-        """A group to fill step by step: `submit` and `extend`, then `close`. With an id, going on with an old one."""
+        """A group to fill step by step: `submit` and `extend`, then `close`. With an id, continues an existing one."""
         return self.group(uuid4().hex if id is None else id)
 
     def group(self, id: str) -> Group:  # noqa: A002 - the name that the interface promises

@@ -1,4 +1,4 @@
-"""docs/configuration.md and .env.example name every setting and key, with the defaults that hold."""
+"""docs/reference/configuration.md and .env.example name every setting and key, with the defaults that hold."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from config.catalog import Limits, Model, Price, Provider, Timeout, load_catalog
 from config.settings import get_settings, settings_variables
 
 ROOT = Path(__file__).parents[2]
-DOC = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+DOC = (ROOT / "docs" / "reference" / "configuration.md").read_text(encoding="utf-8")
 
 # What the reader is told instead of a value.
 DEFAULTS_IN_WORDS: Mapping[tuple[type[BaseModel], str], str] = {

@@ -21,7 +21,8 @@ __all__ = ["PAGES", "ROOT", "Block", "Checkout", "blocks_of"]
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
-    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "CONTRIBUTING.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "examples" / "README.md",
     ROOT / "packaging" / "client" / "README.md",
 ]

@@ -22,8 +22,10 @@ from config.catalog import Catalog, Limits, Timeout, load_catalog
 from tasks import PromptQueue
 from tests.soak.__main__ import SOAKS
 from workers.commands.metrics.command import DEFAULT_PORT
+from workers.commands.run.input.input_file import Line
+from workers.commands.run.input.rows import Row, RowReader
 
-PICTURES = {"", "text"}
+PICTURES = {"", "text", "mermaid"}
 """What nobody pastes: pictures, and the output of the block before."""
 
 BLOCKS = {block.name: block for page in PAGES for block in blocks_of(page)}
@@ -36,6 +38,11 @@ def block(page: str, first_line: str) -> Block:
     """One that the test of this module that names it runs."""
     RUN.add((page, first_line))
     return BLOCKS[page, first_line]
+
+
+def same_block(page: str, first_line: str, other: Block) -> None:
+    """One that says the same as another, which a test runs."""
+    assert block(page, first_line).text == other.text
 
 
 README_APP = block("README.md", "from fastapi import FastAPI")
@@ -52,8 +59,8 @@ README_WORKER = block(
     "$ OPENAI_API_KEY=sk-... PROMPTMILL_REDIS_URL=redis://localhost:6379/0 celery -A workers worker --concurrency 200",
 )
 README_TASK = block("README.md", "# summaries.py")
-CATALOGS = block("docs/configuration.md", "[providers.openai]")
-REDIS_SETTINGS = block("docs/operations.md", "min-replicas-to-write 1")
+CATALOGS = block("docs/reference/configuration.md", "[providers.openai]")
+REDIS_SETTINGS = block("docs/guides/failover.md", "min-replicas-to-write 1")
 EXAMPLE_RUN = block("examples/README.md", "$ promptmill run examples/gsm8k.jsonl --simulate -o out/gsm8k.jsonl")
 EXAMPLE_FAULTS = block(
     "examples/README.md", "$ promptmill run examples/gsm8k.jsonl --simulate --fault 400=0.1 -o out/faults.jsonl"
@@ -70,7 +77,25 @@ CLIENT_MANY = block(
 )
 CLIENT_SYNC = block(CLIENT, 'answer = queue.sync.submit(model="gpt-4o-mini", messages=messages).result(timeout_s=30)')
 CLIENT_TESTING = block(CLIENT, "from promptmill_client.testing import InMemoryQueue")
-PROMETHEUS = BLOCKS["docs/operations.md", "# prometheus.yml"]
+START = "docs/start/ten-minutes.md"
+START_INSTALL = block(START, "$ make install")
+START_JOB = block(START, "import asyncio")
+START_PARTS = block(START, "$ redis-server &")
+WEB_APP_ASK = block(
+    "docs/guides/web-app.md",
+    "from promptmill_client import JobExpired, JobFailed, PromptQueue, QueueUnavailable, ResultTimeout",
+)
+WEB_APP_TEST = block("docs/guides/web-app.md", "from promptmill_client.testing import InMemoryQueue")
+CELERY_PRODUCER = block("docs/guides/celery-producers.md", "from celery import Celery")
+[ROWS] = [found for found in BLOCKS.values() if found.language == "json"]
+RUN.add(ROWS.name)
+CONTRIBUTING_SETUP = block("CONTRIBUTING.md", "$ make install")
+same_block(START, EXAMPLE_RUN.name[1], EXAMPLE_RUN)
+same_block("docs/guides/file-of-prompts.md", EXAMPLE_RUN.name[1], EXAMPLE_RUN)
+same_block("docs/guides/web-app.md", README_GROUP.name[1], README_GROUP)
+same_block("docs/guides/own-tasks.md", README_TASK.name[1], README_TASK)
+PLANNED_FAILOVER = BLOCKS["docs/guides/failover.md", "$ redis-cli -h MASTER CLIENT PAUSE 30000 WRITE"]
+PROMETHEUS = BLOCKS["docs/guides/monitoring.md", "# prometheus.yml"]
 MEASURING = next(found for found in BLOCKS.values() if found.text.startswith("make bench"))
 
 
@@ -79,7 +104,7 @@ def test_no_block_is_unaccounted_for() -> None:
     for_pasting = [found.name for found in every if found.language not in PICTURES and found.reason is None]
     assert set(for_pasting) == RUN
     assert len(for_pasting) == len(RUN) + 1, "the two catalogues begin alike"
-    assert {found.name for found in every if found.reason} == {PROMETHEUS.name, MEASURING.name}
+    assert {found.name for found in every if found.reason} == {PROMETHEUS.name, MEASURING.name, PLANNED_FAILOVER.name}
     assert not [found for found in every if found.language in PICTURES and re.search(r"^\$ ", found.text, re.M)]
 
 
@@ -234,6 +259,45 @@ def test_the_other_runs_go_through(place: Place) -> None:
         assert re.search(r"^kept +\d+ from an earlier run", mended.result(), re.M)
 
 
+def test_the_first_ten_minutes(tmp_path: Path) -> None:
+    checkout = Checkout(tmp_path)
+    redis_port, provider_port = free_port(), str(free_port())
+    checkout.redis(redis_port)
+    catalog = tmp_path / "config" / "simulated.toml"
+    catalog.write_text(catalog.read_text().replace("8000", provider_port))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "first_job.py").write_text(START_JOB.text)
+    checkout.run(START_INSTALL.commands)
+    commands = START_PARTS.commands.replace("8000", provider_port)
+    printed = checkout.run(commands, PROMPTMILL_REDIS_URL=f"redis://127.0.0.1:{redis_port}/0")
+    assert re.search(r"^accepted \S+\nsucceeded \w", printed, re.M), printed
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_web_apps_guide(place: Place) -> None:
+    asked = python(place, "import asyncio\n" + WEB_APP_ASK.text + "print(asyncio.run(ask('How many?'))[0])\n")
+    assert asked == "200\n"
+    python(place, WEB_APP_TEST.text)
+
+
+@pytest.mark.usefixtures("worker")
+def test_the_celery_producers_guide(place: Place) -> None:
+    assert python(place, CELERY_PRODUCER.text).strip()
+
+
+def test_each_row_of_the_files_guide_can_be_sent() -> None:
+    lines = enumerate(ROWS.text.encode().splitlines(), start=1)
+    rows = [RowReader().read(Line(number, text)) for number, text in lines]
+    assert [row.kind for row in rows if isinstance(row, Row)] == ["chat", "chat", "chat", "embed"]
+
+
+def test_contributing_says_how_to_set_up(tmp_path: Path) -> None:
+    install, *checks = CONTRIBUTING_SETUP.commands.splitlines()
+    Checkout(tmp_path).run(install)
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+    assert checks and all(check.split()[1] in targets for check in checks)
+
+
 def test_the_example_apps_answer(place: Place, tmp_path: Path) -> None:
     checkout = Checkout(tmp_path)
     redis_port, provider_port, fastapi_port, django_port = (str(free_port()) for _ in range(4))
@@ -255,7 +319,7 @@ def test_the_catalogues_load(tmp_path: Path) -> None:
         file.write_text(example.text)
         return load_catalog(file)
 
-    page = blocks_of(ROOT / "docs" / "configuration.md")
+    page = blocks_of(ROOT / "docs" / "reference" / "configuration.md")
     catalog, with_organisation = (loaded(example) for example in page if example.name == CATALOGS.name)
     assert with_organisation.providers["openai"].organisation_limits == Limits(rpm=1000, tpm=200000)
     assert catalog.model("gpt-4o-mini").timeout == Timeout(total_s=60, read_s=30)

@@ -150,7 +150,7 @@ def test_workers_see_our_settings_and_not_celerys(monkeypatch: pytest.MonkeyPatc
     assert environ["PROMPTMILL_REDIS_URL"] == "redis://here"
     assert not {"CELERY_BROKER_URL", "BROKER_URL"} & environ.keys()
     engine, here = environ["PYTHONPATH"].split(os.pathsep)[:2]
-    assert (Path(engine) / "workers" / "run").is_dir()
+    assert (Path(engine) / "workers" / "commands").is_dir()
     assert here == str(tmp_path)
 
 

@@ -270,7 +270,7 @@ def _flag(tags: set[str]) -> None:
 
 
 def _abandon(consumer: Any, channel: Channel, tags: list[str]) -> None:
-    """End jobs whose messages other workers have by now. What they still store is refused (results.lua)."""
+    """End jobs whose messages other workers have by now. What they still store is refused (store.lua)."""
     lost = {lease.tag for lease in channel.leases.lose(tags)}
     if not lost:
         return

@@ -3,6 +3,7 @@
 run/        every row of a file through the queue
 metrics/    the exporter for Prometheus
 doctor.py   everything that a worker needs
+ladders.py  `doctor --ladder`
 limits.py   the shared limiters as they stand
 jobs.py     `status` and `cancel`
 dead.py     the dead letters

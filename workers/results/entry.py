@@ -97,13 +97,13 @@ class Entry(NamedTuple):
         return self._replace(record=_compressed(record), is_large=False)
 
     def script_keys(self, prefix: str) -> tuple[str, str, str]:
-        """The KEYS of results.lua. `prefix` stands before our own keys; Celery's has it already."""
+        """The KEYS of store.lua. `prefix` stands before our own keys; Celery's has it already."""
         if self.group_id is None:
             return self.key, "", ""
         return self.key, prefix + redis_keys.group(self.group_id), prefix + redis_keys.group_done(self.group_id)
 
     def script_args(self) -> tuple[bytes | str, int, str, str, str]:
-        """The ARGV of results.lua."""
+        """The ARGV of store.lua."""
         return self.record, int(self.is_end), self.counter, self.job_id, self.tag
 
 

@@ -4,7 +4,7 @@
 -- ARGV  1 how long a claim holds (ms): then the worker that made it has died
 -- Returns for each job its state ("" = it has no record, "claimed" = another worker is at it), its group and its task.
 
-redis.call('DEL', 'pm:none') -- see results.lua
+redis.call('DEL', 'pm:none') -- see store.lua
 
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)

@@ -6,7 +6,7 @@
 -- ARGV  1 the state
 -- Returns how many there were.
 
-redis.call('DEL', 'pm:none') -- see results.lua
+redis.call('DEL', 'pm:none') -- see store.lua
 
 local count = 0
 for _, record in ipairs(KEYS) do

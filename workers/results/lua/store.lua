@@ -1,4 +1,4 @@
--- results.lua: record the outcome of many jobs.
+-- store.lua: record the outcome of many jobs.
 --
 -- An outcome is written, published and counted once. Nothing overwrites SUCCESS or REVOKED, and nothing that is not an
 -- end overwrites an end. A worker whose lease of the message was lost writes nothing: another worker has the job by now.

@@ -34,7 +34,7 @@ INSTEAD_OF_WAITING = (
     "Behind a proxy, set PROMPTMILL_HTTP__PROXY and start again."
 )
 WAITING = re.compile(rb"Provider \S+ \(\S*\) can't be reached \(.*\); its jobs wait")
-"""What a worker logs (workers/pipeline.py) when nothing fails and nothing moves, maybe for an hour."""
+"""What a worker logs (workers/pipeline/rungs/reach.py) when nothing fails and nothing moves, maybe for an hour."""
 
 REMOTE_CONTROL_BINDINGS = "_kombu.binding.celery.pidbox"
 """kombu's set of the workers that listen for remote control. A worker enters it once it takes jobs
