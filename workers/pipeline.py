@@ -51,7 +51,7 @@ if TYPE_CHECKING:
 
     from .http import Http
     from .limiter import Cost, Permit
-    from .limiter.line import Priority
+    from .limiter.wait_queue import Priority
     from .outages import Outage
     from .providers.keyring import KeyRing
 

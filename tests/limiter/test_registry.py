@@ -90,7 +90,9 @@ async def test_calls_without_an_answer_count_as_no_tokens(client: Redis, redis_s
     cost = Cost(900, 100)
 
     async def used(registry: LimiterRegistry) -> tuple[int, int, float]:
-        await wait_until(lambda: registry._by_model["p", "m"][0].tally.unsaid_since == float("inf"), description="said")
+        await wait_until(
+            lambda: registry._by_model["p", "m"][0].settlements.unsaid_since == float("inf"), description="said"
+        )
         (view,) = await snapshot(client)
         return view.settled, view.actual_tokens, view.used_last_minute["tokens"]
 

@@ -8,9 +8,13 @@ NotAdmitted
 
 from __future__ import annotations
 
-__all__ = ["MustPark", "NotAdmitted", "TooLargeForLimit", "TooLate"]
+__all__ = ["Moved", "MustPark", "NotAdmitted", "TooLargeForLimit", "TooLate"]
 
 _WORDS = {"tokens": "tokens", "input": "input tokens", "output": "output tokens"}
+
+
+class Moved(Exception):
+    """The waiter may find another key free."""
 
 
 class NotAdmitted(Exception):
