@@ -381,15 +381,14 @@ class Pipeline:
         permit = self._limits.admit_free(route.model, keys, priority=options.priority, tenant=options.tenant)
         if permit is None:
             permit = await self._admit(trip, route, keys)
-        try:
-            answer = await self._call(trip, route, permit)
+        async with permit:
+            try:
+                answer = await self._call(trip, route, permit)
+            except Failure as failure:
+                if failure.unreachable or _is_refusal(failure):
+                    permit.give_back()
+                raise
             permit.settle(answer.usage)
-        except Failure as failure:
-            if failure.unreachable or _is_refusal(failure):
-                permit.give_back()
-            raise
-        finally:
-            permit.give_up()
         return answer
 
     async def _admit(self, trip: _Trip, route: _Route, keys: Sequence[SecretStr | None]) -> Permit:

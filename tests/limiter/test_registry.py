@@ -101,9 +101,11 @@ async def test_calls_without_an_answer_count_as_no_tokens(client: Redis, redis_s
             (await registry.admit(counted, [None], cost=cost)).give_back()
         assert await used(registry) == (0, 0, 0.0)
         for _ in range(2):
-            (await registry.admit(counted, [None], cost=cost)).give_up()
+            async with await registry.admit(counted, [None], cost=cost):
+                pass
         assert await used(registry) == (0, 0, 2_000.0)
-        (await registry.admit(counted, [None], cost=cost)).settle(Usage(900, 10))
+        async with await registry.admit(counted, [None], cost=cost) as permit:
+            permit.settle(Usage(900, 10))
         assert await used(registry) == (1, 910, 2_910.0)
 
 

@@ -8,6 +8,7 @@ from .headers import rate_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Self
 
     from .cost import Cost, TokenUsage
     from .limiter import Limiter
@@ -16,7 +17,14 @@ __all__ = ["Permit"]
 
 
 class Permit:
-    """One request may be sent, now, with `key`. Settle it when the call is over, in whatever way it ended."""
+    """One request may be sent, now, with `key`. Settle it when the call is over::
+
+        async with permit:
+            answer = await send(permit.key)
+            permit.settle(answer.usage)
+
+    A call that ends in another way is given up. Of `settle`, `give_up` and `give_back` the first counts.
+    """
 
     __slots__ = ("_is_open", "_limiter", "cost", "epoch", "instant", "key", "owner")
 
@@ -31,6 +39,12 @@ class Permit:
         """When the schedule has charged it, in the schedule's time; None where that is not known."""
         self._limiter = limiter
         self._is_open = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.give_up()
 
     def __repr__(self) -> str:
         return f"<Permit {'open' if self._is_open else 'settled'}, {self.cost}>"
