@@ -212,7 +212,7 @@ async def test_a_ceiling_that_was_found_twice_is_looked_for_by_calls_and_not_by_
 
 async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(client: Redis) -> None:
     limits = Limits(rpm=600, algorithm="fixed")
-    told: Any = {"told": {"rpm": 600}}
+    told: Any = {"learned": {"rpm": 600}}
     await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 5))
     own = RateHeader("requests", 600, 595, 50.0)
     calm = await schedule(client, limits, now=1_010.0, **told).acquire(
@@ -274,8 +274,8 @@ async def test_a_limit_that_one_process_was_told_binds_the_others(client: Redis)
     await schedule(client, unknown, now=1_000.0).acquire(Ask(process="a", seq=1, headers=[header]))
     refused = await schedule(client, unknown, now=1_000.1).acquire(ask("b", 1, 5))
     assert (refused.reason, refused.wait_s, refused.slots) == ("limits", 0.0, [])
-    assert refused.told == {"rpm": 600}
-    knows = schedule(client, Limits(rpm=600), now=1_000.2, learned=refused.told)
+    assert refused.learned == {"rpm": 600}
+    knows = schedule(client, Limits(rpm=600), now=1_000.2, learned=refused.learned)
     granted = await knows.acquire(ask("b", 2, 5))
     assert gaps(granted) == pytest.approx([1 / plan(Limits(rpm=600)).dimensions[0].rate_per_s] * 4, abs=1e-5)
 
@@ -284,7 +284,7 @@ async def test_the_lowest_limit_that_was_told_counts_for_ten_minutes(client: Red
     async def told(seq: int, limit: int, now: float) -> Any:
         header = RateHeader("tokens", limit, limit, 0.0)
         call = Ask(process="a", seq=seq, headers=[header], epoch=int(seq > 1))
-        return (await schedule(client, Limits(), now=now).acquire(call)).told
+        return (await schedule(client, Limits(), now=now).acquire(call)).learned
 
     assert await told(1, 30_000, 998.0) == {"tpm": 30_000}
     assert await told(2, 30_000, 1_000.0) == {"tpm": 30_000}
@@ -301,7 +301,7 @@ async def test_a_limit_far_below_what_is_known_counts_from_its_second_telling_on
 
     async def told(seq: int, limit: int, now: float) -> Any:
         call = Ask(process="a", seq=seq, headers=[RateHeader("requests", limit, limit, 0.0)], epoch=int(seq > 1))
-        return (await schedule(client, limits, now=now).acquire(call)).told
+        return (await schedule(client, limits, now=now).acquire(call)).learned
 
     assert await told(1, 600, 1_000.0) == {"rpm": 600}
     assert await told(2, 1, 1_010.0) == {"rpm": 600}
@@ -328,7 +328,7 @@ async def test_the_first_limit_that_is_told_counts_until_an_answer_contradicts_i
         seq += 1
         headers = [RateHeader(field, limit, 0, 60.0)] if limit else []
         call = Ask(process="a", seq=seq, headers=headers, epoch=int(seq > 1), **fields)
-        return (await schedule(client, Limits(), now=now).acquire(call)).told
+        return (await schedule(client, Limits(), now=now).acquire(call)).learned
 
     name = "rpm" if field == "requests" else "tpm"
     assert await told(1, 1_000.0) == {name: 1}
@@ -345,7 +345,7 @@ async def test_the_first_limit_that_is_told_counts_until_an_answer_contradicts_i
 async def test_a_limit_of_a_day_that_is_not_stated_is_told_twice(client: Redis) -> None:
     async def told(seq: int, now: float) -> Any:
         call = Ask(process="a", seq=seq, headers=[RateHeader("requests", 600, 0, 86_000.0)], epoch=int(seq > 1))
-        return (await schedule(client, Limits(), now=now).acquire(call)).told
+        return (await schedule(client, Limits(), now=now).acquire(call)).learned
 
     assert await told(1, 86_400.0 * 100) == {}
     assert await told(2, 86_400.0 * 100 + 2) == {"rpd": 600}

@@ -226,7 +226,7 @@ class LimiterRegistry:
         """See the function `snapshot`."""
         return await snapshot(self._redis, key_prefix=self._key_prefix)
 
-    # ---- the channel's ears
+    # ---- for the channel
 
     def pause_heard(self, limiter: str, epoch: int, left_s: float) -> None:
         if (found := self._by_text.get(limiter)) is not None:
