@@ -74,9 +74,9 @@ OURS = (
     SLOW,
     replace(SLOW, algorithm="sliding", time_s=WINDOWS_S),
     replace(SLOW, algorithm="fixed", time_s=WINDOWS_S),
-    replace(TOKENS, learned="bucket"),
-    replace(TOKENS, algorithm="sliding", learned="sliding"),
-    replace(TOKENS, algorithm="fixed", learned="fixed"),
+    replace(TOKENS, told="bucket"),
+    replace(TOKENS, algorithm="sliding", told="sliding"),
+    replace(TOKENS, algorithm="fixed", told="fixed"),
     replace(FAST, algorithm="sliding", time_s=WINDOWS_S, strike="kill", strike_after_s=35.0),
     replace(FAST, time_s=25.0, strike="refuse", strike_after_s=10.0),
 )
