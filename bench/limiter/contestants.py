@@ -66,7 +66,7 @@ async def promptmill(part: Part) -> AsyncIterator[Once]:
 
         yield once
         # The benchmark alone looks inside. A process without waiters has no limiter.
-        part.stale = sum(limiter.tally.stale for limiter in registry._limiters.values())
+        part.stale = sum(limiter.settlements.stale for limiter in registry._limiters.values())
 
 
 @asynccontextmanager

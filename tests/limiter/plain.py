@@ -11,7 +11,7 @@ from typing import Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from workers.limiter.cost import Cost, DimensionName
-from workers.limiter.headers import ToldLimit
+from workers.limiter.headers import LearnedLimit
 from workers.limiter.rate import BIN_S, Dimension, Plan
 from workers.limiter.schedule import Ask, Grant, Pause, PauseReport
 
@@ -60,7 +60,7 @@ class PlainSchedule:
         self.live = live
         self.is_away = False
         self.reply_is_lost = False
-        self.told: Mapping[ToldLimit, int] = {}
+        self.learned: Mapping[LearnedLimit, int] = {}
         self.asks: list[Ask] = []
         self.pauses: list[PauseReport] = []
         self.sold: list[float] = []
@@ -128,7 +128,7 @@ class PlainSchedule:
             slots=slots,
             live=self.live,
             processes=self.live,
-            told=self.told,
+            learned=self.learned,
         )
 
     def _settle(self, bin_: int, back: Cost) -> None:

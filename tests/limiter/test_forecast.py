@@ -13,9 +13,9 @@ from tasks.results import Usage
 from workers.limiter.cost import Cost
 from workers.limiter.estimate import Estimator
 from workers.limiter.forecast import Forecast
-from workers.limiter.line import Line, Waiter
 from workers.limiter.pauses import Pauses
 from workers.limiter.rate import plan
+from workers.limiter.wait_queue import Waiter, WaitQueue
 from workers.prompt.parked import Parked
 
 NOW_S = 1_000.0
@@ -27,14 +27,14 @@ class Scene:
     """A line with its forecast, and an estimator that has learned so many answers of 200 tokens."""
 
     def __init__(self, *, answers: int = 0) -> None:
-        self.line, self.pauses, self.estimator = Line(), Pauses(), Estimator()
+        self.queue, self.pauses, self.estimator = WaitQueue(), Pauses(), Estimator()
         for _ in range(answers):
             self.estimator.learn(Cost(), Usage(output_tokens=200))
-        self.forecast = Forecast(self.line, self.pauses, self.estimator, now=lambda: NOW_S, time=lambda: 0.0)
+        self.forecast = Forecast(self.queue, self.pauses, self.estimator, now=lambda: NOW_S, time=lambda: 0.0)
 
     def wait(self, cost: Cost, *, count: int = 1) -> None:
         for _ in range(count):
-            self.line.join(Waiter(cost, asyncio.get_running_loop().create_future()))
+            self.queue.join(Waiter(cost, asyncio.get_running_loop().create_future()))
 
     def returns_s(self, count: int, *, wait_s: float, gap_s: float) -> Iterator[float]:
         """When so many jobs come back that are parked now, in seconds from now."""

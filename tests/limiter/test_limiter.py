@@ -17,12 +17,12 @@ from tasks.results import Usage
 from workers.limiter.cost import UNKNOWN, Cost
 from workers.limiter.errors import TooLate
 from workers.limiter.estimate import Estimator
-from workers.limiter.headers import ToldLimit
+from workers.limiter.headers import LearnedLimit
 from workers.limiter.limiter import Limiter, LimiterOptions
-from workers.limiter.line import Line, Priority, Waiter
 from workers.limiter.permit import Permit
 from workers.limiter.rate import BIN_S, Plan, plan
 from workers.limiter.schedule import Grant
+from workers.limiter.wait_queue import Priority, Waiter, WaitQueue
 from workers.prompt.parked import Parked
 
 from .ledger import Ledger
@@ -242,7 +242,7 @@ async def test_a_stalled_loop_drops_its_slots_instead_of_sending_a_burst() -> No
         loop.skip(3.0)  # nothing ran in the meantime, as after SIGSTOP
         resumed_at = loop.time()
         times = await asyncio.gather(*others)
-    assert limiter.tally.stale > 0
+    assert limiter.settlements.stale > 0
     assert sum(resumed_at <= each < resumed_at + 0.2 for each in times) <= TEN_A_SECOND.dimensions[0].burst + 4
 
 
@@ -256,7 +256,7 @@ async def test_a_lost_reply_loses_and_doubles_nothing() -> None:
         seqs = [ask.seq for ask in schedule.asks]
     assert len(times) == 40
     assert seqs == sorted(set(seqs)), "a call was counted twice"
-    assert sum(ask.settled for ask in schedule.asks) == 40 - limiter.tally.settled
+    assert sum(ask.settled for ask in schedule.asks) == 40 - limiter.settlements.settled
 
 
 @virtually
@@ -518,17 +518,19 @@ async def test_a_request_larger_than_a_limit_that_was_told_goes_as_all_of_its_wi
     wide = plan(Limits(tpm=600_000, algorithm="sliding"))
     schedule = PlainSchedule(wide)
 
-    def learn(limits: Mapping[ToldLimit, int]) -> None:
+    def learn(limits: Mapping[LearnedLimit, int]) -> None:
         schedule.plan = plan(Limits(tpm=limits["tpm"], algorithm="sliding"))
         limiter.replan(schedule.plan, schedule)
 
-    limiter = Limiter(wide, schedule, options=LimiterOptions("p"), estimator=Estimator(), now=loop.time, on_told=learn)
+    limiter = Limiter(
+        wide, schedule, options=LimiterOptions("p"), estimator=Estimator(), now=loop.time, on_learned=learn
+    )
     first = await admit(limiter, Cost(10, 10))
     limiter.overhear_pause(2, 1.0)  # so that the others still wait
     large = asyncio.create_task(admit(limiter, Cost(10, 90_000)))
     small = asyncio.create_task(admit(limiter, Cost(10, 90)))
     await asyncio.sleep(0.01)
-    schedule.told = {"tpm": 60_000}
+    schedule.learned = {"tpm": 60_000}
     first.observe(told(60_000, 59_000, "1s", "tokens"))
     assert (await large).cost.of("tokens") == 60_000
     (await small).settle(Usage())
@@ -595,7 +597,7 @@ async def test_a_limit_that_is_not_believed_is_told_at_once_but_once() -> None:
 
 @virtually
 async def test_limits_that_another_process_was_told_are_taken_over() -> None:
-    heard: list[Mapping[ToldLimit, int]] = []
+    heard: list[Mapping[LearnedLimit, int]] = []
     schedule = PlainSchedule(TEN_A_SECOND)
     limiter = Limiter(
         TEN_A_SECOND,
@@ -603,10 +605,10 @@ async def test_limits_that_another_process_was_told_are_taken_over() -> None:
         options=LimiterOptions("p"),
         estimator=Estimator(),
         now=asyncio.get_running_loop().time,
-        on_told=heard.append,
+        on_learned=heard.append,
     )
     await sent_at(limiter)
-    schedule.told = {"rpm": 300}
+    schedule.learned = {"rpm": 300}
     await asyncio.gather(*(sent_at(limiter) for _ in range(3)))
     assert heard == [{"rpm": 300}]
     await limiter.close()
@@ -614,7 +616,7 @@ async def test_limits_that_another_process_was_told_are_taken_over() -> None:
 
 @virtually
 async def test_the_line_that_is_given_is_the_one_that_waits() -> None:
-    line = Line({"heavy": 3.0})
+    queue = WaitQueue({"heavy": 3.0})
     schedule = PlainSchedule(TEN_A_SECOND)
     limiter = Limiter(
         TEN_A_SECOND,
@@ -622,7 +624,7 @@ async def test_the_line_that_is_given_is_the_one_that_waits() -> None:
         options=LimiterOptions("p"),
         estimator=Estimator(),
         now=asyncio.get_running_loop().time,
-        line=line,
+        queue=queue,
     )
     order: list[str] = []
 

@@ -126,7 +126,7 @@ async def test_idle_limiters_are_closed_and_opened_again(
         await wait_until(lambda: not limits._closing, description="those that were closed have taken leave")
         assert len(limits._limiters) == len(limits._pools) == len(limits._by_text) == 20
         assert len(asyncio.all_tasks()) - tasks_before <= 20
-        assert held._issuer in limits._limiters.values()  # in use
+        assert held._limiter in limits._limiters.values()  # in use
         held.settle(Usage())
         await asyncio.wait_for(asyncio.gather(*(once(limits, each) for each in limited)), 5.0)
         await wait_until(lambda: idle() == 60, description="Redis knows all of it again")

@@ -91,7 +91,9 @@ async def test_calls_without_an_answer_count_as_no_tokens(client: Redis, redis_s
     cost = Cost(900, 100)
 
     async def used(registry: LimiterRegistry) -> tuple[int, int, float]:
-        await wait_until(lambda: registry._by_model["p", "m"][0].tally.unsaid_since == float("inf"), description="said")
+        await wait_until(
+            lambda: registry._by_model["p", "m"][0].settlements.unsaid_since == float("inf"), description="said"
+        )
         (view,) = await snapshot(client)
         return view.settled, view.actual_tokens, view.used_last_minute["tokens"]
 
@@ -100,9 +102,11 @@ async def test_calls_without_an_answer_count_as_no_tokens(client: Redis, redis_s
             (await registry.admit(counted, [None], cost=cost)).give_back()
         assert await used(registry) == (0, 0, 0.0)
         for _ in range(2):
-            (await registry.admit(counted, [None], cost=cost)).give_up()
+            async with await registry.admit(counted, [None], cost=cost):
+                pass
         assert await used(registry) == (0, 0, 2_000.0)
-        (await registry.admit(counted, [None], cost=cost)).settle(Usage(900, 10))
+        async with await registry.admit(counted, [None], cost=cost) as permit:
+            permit.settle(Usage(900, 10))
         assert await used(registry) == (1, 910, 2_910.0)
 
 

@@ -18,7 +18,7 @@ from workers.limiter.cost import Cost
 from workers.limiter.headers import RateHeader
 from workers.limiter.rate import BIN_S, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
-from workers.limiter.tally import Refund
+from workers.limiter.settlements import Refund
 from workers.limiter.view import look
 
 from .ledger import Ledger
@@ -212,7 +212,7 @@ async def test_a_ceiling_that_was_found_twice_is_looked_for_by_calls_and_not_by_
 
 async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(client: Redis) -> None:
     limits = Limits(rpm=600, algorithm="fixed")
-    told: Any = {"told": {"rpm": 600}}
+    told: Any = {"learned": {"rpm": 600}}
     await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 5))
     own = RateHeader("requests", 600, 595, 50.0)
     calm = await schedule(client, limits, now=1_010.0, **told).acquire(
@@ -234,7 +234,7 @@ async def test_somebody_else_s_use_takes_its_share_of_the_pace_once(client: Redi
     async def wait_after(seq: int, used: int, now: float) -> float:
         header = RateHeader("requests", 600, 600 - used, 60.0)
         call = Ask(process="a", seq=seq, headers=[header], costs=[Cost()], epoch=int(seq > 1), longest_horizon_s=0.1)
-        grant = await schedule(client, limits, now=now, told=told).acquire(call)
+        grant = await schedule(client, limits, now=now, learned=told).acquire(call)
         return grant.slots[0] - now if grant.slots else grant.wait_s
 
     assert await wait_after(1, 100, 1_000.0) == pytest.approx(100 / rate, abs=0.7)
@@ -248,7 +248,7 @@ async def test_after_a_lost_state_our_own_forgotten_calls_are_nobody_else_s(clie
 
     async def first_slot(seq: int, now: float) -> float:
         call = Ask(process="a", seq=seq, headers=[used], costs=[Cost()], epoch=3)
-        grant = await schedule(client, limits, now=now, told=told).acquire(call)
+        grant = await schedule(client, limits, now=now, learned=told).acquire(call)
         return grant.slots[0] if grant.slots else now + grant.wait_s
 
     assert await first_slot(1, 1_000.0) == pytest.approx(1_004.0, abs=BIN_S)
@@ -274,8 +274,8 @@ async def test_a_limit_that_one_process_was_told_binds_the_others(client: Redis)
     await schedule(client, unknown, now=1_000.0).acquire(Ask(process="a", seq=1, headers=[header]))
     refused = await schedule(client, unknown, now=1_000.1).acquire(ask("b", 1, 5))
     assert (refused.reason, refused.wait_s, refused.slots) == ("limits", 0.0, [])
-    assert refused.told == {"rpm": 600}
-    knows = schedule(client, Limits(rpm=600), now=1_000.2, told=refused.told)
+    assert refused.learned == {"rpm": 600}
+    knows = schedule(client, Limits(rpm=600), now=1_000.2, learned=refused.learned)
     granted = await knows.acquire(ask("b", 2, 5))
     assert gaps(granted) == pytest.approx([1 / plan(Limits(rpm=600)).dimensions[0].rate_per_s] * 4, abs=1e-5)
 
@@ -284,7 +284,7 @@ async def test_the_lowest_limit_that_was_told_counts_for_ten_minutes(client: Red
     async def told(seq: int, limit: int, now: float) -> Any:
         header = RateHeader("tokens", limit, limit, 0.0)
         call = Ask(process="a", seq=seq, headers=[header], epoch=int(seq > 1))
-        return (await schedule(client, Limits(), now=now).acquire(call)).told
+        return (await schedule(client, Limits(), now=now).acquire(call)).learned
 
     assert await told(1, 30_000, 998.0) == {"tpm": 30_000}
     assert await told(2, 30_000, 1_000.0) == {"tpm": 30_000}
@@ -301,7 +301,7 @@ async def test_a_limit_far_below_what_is_known_counts_from_its_second_telling_on
 
     async def told(seq: int, limit: int, now: float) -> Any:
         call = Ask(process="a", seq=seq, headers=[RateHeader("requests", limit, limit, 0.0)], epoch=int(seq > 1))
-        return (await schedule(client, limits, now=now).acquire(call)).told
+        return (await schedule(client, limits, now=now).acquire(call)).learned
 
     assert await told(1, 600, 1_000.0) == {"rpm": 600}
     assert await told(2, 1, 1_010.0) == {"rpm": 600}
@@ -316,7 +316,7 @@ async def test_a_limit_below_what_was_just_used_is_not_believed_at_once(client: 
     await schedule(client, Limits(), now=1_000.0).acquire(used)
     odd = [RateHeader("requests", 1, 0, 60.0), RateHeader("tokens", 1, 0, 60.0)]
     grant = await schedule(client, Limits(), now=1_001.0).acquire(Ask(process="a", seq=2, headers=odd, epoch=1))
-    assert grant.told == {}
+    assert grant.learned == {}
 
 
 @pytest.mark.parametrize("field", ["requests", "tokens"])
@@ -328,7 +328,7 @@ async def test_the_first_limit_that_is_told_counts_until_an_answer_contradicts_i
         seq += 1
         headers = [RateHeader(field, limit, 0, 60.0)] if limit else []
         call = Ask(process="a", seq=seq, headers=headers, epoch=int(seq > 1), **fields)
-        return (await schedule(client, Limits(), now=now).acquire(call)).told
+        return (await schedule(client, Limits(), now=now).acquire(call)).learned
 
     name = "rpm" if field == "requests" else "tpm"
     assert await told(1, 1_000.0) == {name: 1}
@@ -345,7 +345,7 @@ async def test_the_first_limit_that_is_told_counts_until_an_answer_contradicts_i
 async def test_a_limit_of_a_day_that_is_not_stated_is_told_twice(client: Redis) -> None:
     async def told(seq: int, now: float) -> Any:
         call = Ask(process="a", seq=seq, headers=[RateHeader("requests", 600, 0, 86_000.0)], epoch=int(seq > 1))
-        return (await schedule(client, Limits(), now=now).acquire(call)).told
+        return (await schedule(client, Limits(), now=now).acquire(call)).learned
 
     assert await told(1, 86_400.0 * 100) == {}
     assert await told(2, 86_400.0 * 100 + 2) == {"rpd": 600}
@@ -356,7 +356,7 @@ async def test_one_odd_remaining_does_not_end_the_day(client: Redis) -> None:
 
     async def acquire(seq: int, now: float, *headers: RateHeader) -> Grant:
         call = Ask(process="a", seq=seq, headers=headers, costs=[Cost()], epoch=int(seq > 1))
-        return await schedule(client, limits, now=now, told={"rpd": 200}).acquire(call)
+        return await schedule(client, limits, now=now, learned={"rpd": 200}).acquire(call)
 
     usual, odd = RateHeader("requests", 200, 190, 64_800.0), RateHeader("requests", 200, 0, 64_800.0)
     assert (await acquire(1, begins, usual)).slots
@@ -383,13 +383,13 @@ async def test_what_was_used_of_the_day_elsewhere_counts_and_does_not_slow_the_m
     limits, told = Limits(rpm=600, rpd=200, algorithm="fixed"), {"rpd": 200}
     header = RateHeader("requests", 200, 50, 64_800.0)
     begins = 86_400.0 * 100
-    await schedule(client, limits, now=begins, told=told).acquire(Ask(process="a", seq=1, headers=[header]))
-    first = await schedule(client, limits, now=begins, told=told).acquire(
+    await schedule(client, limits, now=begins, learned=told).acquire(Ask(process="a", seq=1, headers=[header]))
+    first = await schedule(client, limits, now=begins, learned=told).acquire(
         Ask(process="a", seq=2, headers=[header], costs=[Cost()] * 3, epoch=1)
     )
     assert first.slots[0] == pytest.approx(begins)
-    rest = await schedule(client, limits, now=begins + 60, told=told).acquire(ask("a", 3, 100, epoch=1))
-    more = await schedule(client, limits, now=begins + 120, told=told).acquire(ask("a", 4, 100, epoch=1))
+    rest = await schedule(client, limits, now=begins + 60, learned=told).acquire(ask("a", 3, 100, epoch=1))
+    more = await schedule(client, limits, now=begins + 120, learned=told).acquire(ask("a", 4, 100, epoch=1))
     assert len(first.slots) + len(rest.slots) + len(more.slots) == 50
     assert more.reason == "day"
 
@@ -974,7 +974,7 @@ async def test_a_header_never_makes_a_schedule_earlier(client: Redis) -> None:
     first = await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 20, backlog=20))
     used_by_others = RateHeader("requests", 600, 500, 10.0)
     call = Ask(process="a", seq=2, epoch=1, headers=[used_by_others], costs=[Cost()])
-    second = await schedule(client, limits, now=1_000.0, told=told).acquire(call)
+    second = await schedule(client, limits, now=1_000.0, learned=told).acquire(call)
     assert second.slots[0] > first.slots[-1]
 
 
@@ -990,7 +990,7 @@ async def test_a_header_that_tells_of_nobody_else_slows_nobody_down(client: Redi
     await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 12))
     told = {header.tells: header.limit} if header.tells else {}
     call = Ask(process="a", seq=2, epoch=1, headers=[header], costs=[Cost()])
-    grant = await schedule(client, limits, now=1_005.0, told=told).acquire(call)
+    grant = await schedule(client, limits, now=1_005.0, learned=told).acquire(call)
     assert grant.slots == [1_005.0]
 
 

@@ -26,7 +26,7 @@ from tasks.wire import redis_keys
 from workers.limiter.cost import Cost
 from workers.limiter.rate import BIN_S, Dimension, Plan, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
-from workers.limiter.tally import Refund
+from workers.limiter.settlements import Refund
 
 from .conftest import RedisServer
 from .ledger import Ledger

@@ -17,9 +17,9 @@ from config.catalog import Limits
 from tasks.results import Usage
 from workers.limiter.estimate import Estimator
 from workers.limiter.limiter import Limiter, LimiterOptions
-from workers.limiter.line import Waiter
 from workers.limiter.rate import Plan, plan
 from workers.limiter.schedule import LimiterName, RedisSchedule
+from workers.limiter.wait_queue import Waiter
 from workers.simulator.limits import Allowance
 
 from .conftest import RedisServer

@@ -16,9 +16,9 @@ from tasks.results import Usage
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned
 from workers.limiter.limiter import Limiter, LimiterOptions
-from workers.limiter.line import Waiter
 from workers.limiter.rate import Plan, plan
 from workers.limiter.schedule import Pause, PauseReport
+from workers.limiter.wait_queue import Waiter
 from workers.simulator.limits import Allowance
 
 from .conftest import RedisServer
@@ -75,11 +75,11 @@ async def keep_asking(client: redis.Redis, provider: Provider, limits: Limits, m
     def limiter_of(number: int) -> Limiter:
         def learn(told: Any) -> None:
             terms = plan(learned(limits, told))
-            limiter.replan(terms, schedule_of(terms, told=told))
+            limiter.replan(terms, schedule_of(terms, learned=told))
 
         terms, options = plan(limits), LimiterOptions(f"process {number}")
         limiter = Limiter(
-            terms, schedule_of(terms), options=options, estimator=Estimator(), now=loop.time, on_told=learn
+            terms, schedule_of(terms), options=options, estimator=Estimator(), now=loop.time, on_learned=learn
         )
         return limiter
 

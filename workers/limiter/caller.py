@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
@@ -13,9 +13,11 @@ from .schedule import PauseReport
 from .slots import EARLY_S
 
 if TYPE_CHECKING:
-    from .schedule import Ask, Grant, Pause, Schedule
+    from .leases import Leases
+    from .outage import Outage
+    from .schedule import Ask, Schedule
 
-__all__ = ["CALL_TIMEOUT_S", "LEAST_GAP_S", "RETRY_S", "Caller", "Client"]
+__all__ = ["CALL_TIMEOUT_S", "LEAST_GAP_S", "RETRY_S", "Caller"]
 
 logger = logging.getLogger("promptmill.limiter")
 
@@ -25,35 +27,15 @@ LEAST_GAP_S = 0.005
 """Between two calls, so that arrivals of one moment share a call."""
 
 
-class Client(Protocol):
-    """On whose behalf the caller speaks. Instants are of the monotonic clock."""
-
-    def calls_at(self) -> float:
-        """When it wants the next call."""
-
-    def ask(self, seq: int, *, leaves: bool) -> Ask:
-        """What it has to say and wants to know now."""
-
-    def hear(self, grant: Grant, ask: Ask, *, asked_at: float) -> None: ...
-    def hear_pause(self, pause: Pause, *, asked_at: float) -> None: ...
-
-    def lose(self, error: Exception) -> None:
-        """The schedule went away."""
-
-    def go_without(self) -> None:
-        """It is away, still."""
-
-    def find_again(self, away_s: float) -> None: ...
-
-
 class Caller:
-    """Sleeps until its client wants a call or a pause has to be told, and tells the client what was answered."""
+    """Sleeps until `leases` wants a call or a pause has to be reported, and hands on what was answered."""
 
-    def __init__(self, schedule: Schedule, client: Client, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, schedule: Schedule, leases: Leases, outage: Outage, loop: asyncio.AbstractEventLoop) -> None:
         self.schedule = schedule
         self.called_at = -math.inf
         self.is_closing = False
-        self._client = client
+        self._leases = leases
+        self._outage = outage
         self._loop = loop
         self._seq = 0
         self._pending: Ask | None = None
@@ -76,7 +58,7 @@ class Caller:
         return self.is_away or self._pending is not None or self._report is not None
 
     def nudge(self, at: float) -> None:
-        """The client may want a call at `at` already."""
+        """`leases` may want a call at `at` already."""
         if at < self._sleeps_until:
             self._wake.set()
 
@@ -125,7 +107,7 @@ class Caller:
             return self._retry_at
         if self._report is not None:
             return max(self._retry_at, self.called_at)
-        return max(self._retry_at, self._client.calls_at())
+        return max(self._retry_at, self._leases.calls_at())
 
     async def _call(self) -> None:
         # A call without an answer is made again as it was: the schedule knows whether it has done it.
@@ -140,11 +122,11 @@ class Caller:
         self._pending = None
         self._has_spoken = True
         self._reach()
-        self._client.hear(grant, ask, asked_at=asked_at)
+        self._leases.hear(grant, ask, asked_at=asked_at)
 
     def _next_ask(self) -> Ask:
         self._seq += 1
-        return self._client.ask(self._seq, leaves=self.is_closing)
+        return self._leases.ask(self._seq, leaves=self.is_closing)
 
     async def _tell_pause(self) -> None:
         report, self._report = self._report, None
@@ -158,21 +140,21 @@ class Caller:
             self._report = _joined(report, self._report)
             self._miss(error)
             return
-        self._client.hear_pause(pause, asked_at=asked_at)
+        self._leases.hear_pause(pause, asked_at=asked_at)
 
     def _miss(self, error: Exception) -> None:
         now = self._loop.time()
         self._retry_at = now + RETRY_S
         if self._away_since is None:
             self._away_since = now
-            self._client.lose(error)
-        self._client.go_without()
+            self._outage.begin(self._leases, error)
+        self._outage.go_without(self._leases)
 
     def _reach(self) -> None:
         if self._away_since is not None:
             away_s = self._loop.time() - self._away_since
             self._away_since = None
-            self._client.find_again(away_s)
+            self._outage.end(self._leases, away_s)
 
 
 def _joined(first: PauseReport | None, second: PauseReport | None) -> PauseReport | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from redis.exceptions import RedisError
 
@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.client import PubSub
 
-__all__ = ["Ears", "PauseChannel"]
+    from .registry import LimiterRegistry
+
+__all__ = ["PauseChannel"]
 
 logger = logging.getLogger("promptmill.limiter")
 
@@ -24,19 +26,12 @@ DEAF_AFTER_S = 5.0
 AGAIN_S = 0.25
 
 
-class Ears(Protocol):
-    """Who wants to hear. `left_s` counts from the arrival: late, never early."""
-
-    def pause_heard(self, limiter: str, epoch: int, left_s: float) -> None: ...
-    def hears_again(self) -> None: ...
-
-
 class PauseChannel:
     """The subscription. It comes back by itself; while it is gone, `hears` is false."""
 
-    def __init__(self, redis: Redis, ears: Ears, *, key_prefix: str = "") -> None:
+    def __init__(self, redis: Redis, registry: LimiterRegistry, *, key_prefix: str = "") -> None:
         self._redis = redis
-        self._ears = ears
+        self._registry = registry
         self._name = key_prefix + redis_keys.LIMITER_PAUSES
         self._heard_at = float("-inf")
         self._task: asyncio.Task[None] | None = None
@@ -81,13 +76,13 @@ class PauseChannel:
             return
         self._heard_at = asyncio.get_running_loop().time()
         if message["type"] == "subscribe":
-            self._ears.hears_again()
+            self._registry.hears_again()
         elif message["type"] == "message":
             self._take(message)
 
     def _take(self, message: dict[str, Any]) -> None:
         try:
             limiter, epoch, left_us = message["data"].decode().rsplit(" ", 2)
-            self._ears.pause_heard(limiter, int(epoch), int(left_us) / 1e6)
+            self._registry.pause_heard(limiter, int(epoch), int(left_us) / 1e6)
         except ValueError:
             logger.warning("A message on %s is not a pause; something else writes to our channel", self._name)

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import TooLate
+from .errors import Moved, TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from .cost import Cost
     from .forecast import Forecast
-    from .line import Line, Waiter
     from .permit import Permit
     from .rate import Plan
+    from .settlements import Settlements
     from .slots import Slot
-    from .tally import Tally
+    from .wait_queue import Waiter, WaitQueue
 
 __all__ = ["MOST_DIFFERENT_COSTS", "Dispatcher"]
 
@@ -24,20 +24,20 @@ MOST_DIFFERENT_COSTS = 64
 
 
 class Dispatcher:
-    """Takes waiters out of the line: with a permit, or with the reason why they get none."""
+    """Takes waiters out of the queue: with a permit, or with the reason why they get none."""
 
     def __init__(
         self,
-        line: Line,
+        queue: WaitQueue,
         forecast: Forecast,
-        tally: Tally,
+        settlements: Settlements,
         *,
         issue: Callable[[Cost, float | None], Permit],
     ) -> None:
         """`issue` makes the permit of a cost and of its slot's instant in the schedule's time."""
-        self._line = line
+        self._queue = queue
         self._forecast = forecast
-        self._tally = tally
+        self._settlements = settlements
         self._issue = issue
 
     def dispatch(self, slots: Iterable[Slot], plan: Plan, *, now: float) -> None:
@@ -45,17 +45,17 @@ class Dispatcher:
         for slot in slots:
             waiter = None
             if now > slot.due + plan.use_by_s:
-                self._tally.stale += 1
+                self._settlements.stale += 1
             else:
                 waiter = self._taker(slot, plan)
             if waiter is None:
                 self.void(slot)
             else:
                 if slot.is_local:
-                    self._tally.charge(waiter.cost, slot.instant)
+                    self._settlements.charge(waiter.cost, slot.instant)
                 else:
-                    self._tally.adjust(slot.cost, waiter.cost, slot.instant)
-                self._forecast.note_turn(now, is_last=len(self._line) == 1)
+                    self._settlements.adjust(slot.cost, waiter.cost, slot.instant)
+                self._forecast.note_turn(now, is_last=len(self._queue) == 1)
                 self._send(waiter, slot.instant)
 
     def let_all_go(self, instant: float | None) -> None:
@@ -67,30 +67,39 @@ class Dispatcher:
         """Whether there was one."""
         if (waiter := self._first()) is None:
             return False
-        self._tally.charge(waiter.cost, instant)
+        self._settlements.charge(waiter.cost, instant)
         self._send(waiter, instant)
         return True
 
     def void(self, slot: Slot) -> None:
         """The request's instant is lost, or it would be sold twice; its tokens are not."""
         if not slot.is_local:
-            self._tally.refund(slot.cost, slot.instant)
+            self._settlements.refund(slot.cost, slot.instant)
 
     def dismiss(self, waiter: Waiter, why: BaseException) -> None:
         """It goes without a permit."""
-        self._line.leave(waiter)
+        self._queue.leave(waiter)
         if not waiter.answer.done():
             waiter.answer.set_exception(why)
+
+    def eject(self, *, wait_s: float, plan: Plan, live: int) -> None:
+        """Whoever may use another key, or be parked for so long a wait, waits here no longer."""
+        for waiter in list(self._queue):
+            if waiter.movable:
+                self.dismiss(waiter, Moved())
+            elif waiter.park_after_s is not None and wait_s > waiter.park_after_s:
+                gap_s = self._forecast.gap_s(plan, live=live)
+                self.dismiss(waiter, self._forecast.parked(wait_s, waiter.park_after_s, gap_s=gap_s))
 
     def abandon(self, waiter: Waiter) -> None:
         """Its task was cancelled, perhaps at the moment when it had its permit."""
         if waiter.answer.done() and not waiter.answer.cancelled() and waiter.answer.exception() is None:
             waiter.answer.result().give_back()
         else:
-            self._line.leave(waiter)
+            self._queue.leave(waiter)
 
     def _send(self, waiter: Waiter, instant: float | None) -> None:
-        self._line.take(waiter)
+        self._queue.take(waiter)
         waiter.answer.set_result(self._issue(waiter.cost, instant))
 
     def _taker(self, slot: Slot, plan: Plan) -> Waiter | None:
@@ -100,12 +109,12 @@ class Dispatcher:
             return first
         if _fits(first, slot) and (owner is None or not _needs_much_more(owner, first)):
             return first
-        return owner or next((each for each in self._line.upcoming(MOST_DIFFERENT_COSTS) if _fits(each, slot)), None)
+        return owner or next((each for each in self._queue.upcoming(MOST_DIFFERENT_COSTS) if _fits(each, slot)), None)
 
     def _first(self) -> Waiter | None:
-        while (first := self._line.first()) is not None:
+        while (first := self._queue.first()) is not None:
             if first.answer.done():
-                self._line.leave(first)
+                self._queue.leave(first)
             elif self._forecast.is_too_late(first):
                 self.dismiss(first, TooLate("the job's deadline passed while it waited for the provider's limits"))
             else:

@@ -7,9 +7,13 @@ NotAdmitted
 
 from __future__ import annotations
 
-__all__ = ["NotAdmitted", "TooLargeForLimit", "TooLate"]
+__all__ = ["Moved", "NotAdmitted", "TooLargeForLimit", "TooLate"]
 
 _WORDS = {"tokens": "tokens", "input": "input tokens", "output": "output tokens"}
+
+
+class Moved(Exception):
+    """The waiter may find another key free."""
 
 
 class NotAdmitted(Exception):

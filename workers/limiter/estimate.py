@@ -120,7 +120,7 @@ class Estimator:
             self._remember(-(-usage.output_tokens // max(1, cost.answers)))
 
     def overhear(self, usage: TokenUsage) -> None:
-        """What a request took that had no estimate: should a limit be told later, the lengths of answers are known.
+        """What a request took that had no estimate: should a limit be learned later, the lengths of answers are known.
 
         Once enough are, one in so many will do: it is done for each request to a model without limits.
         """

@@ -1,4 +1,4 @@
-"""How long a request would wait for one limiter, and what it is told where that is too long."""
+"""How long a request would wait for one limiter, and the reason that it gets where that is too long."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from .estimate import Estimator
-    from .line import Line, Priority, Waiter
     from .pauses import Pauses
     from .rate import Plan
+    from .wait_queue import Priority, Waiter, WaitQueue
 
 __all__ = ["Forecast"]
 
@@ -25,7 +25,7 @@ _FORGET_S = 10.0
 
 _RETURN_SHARE = 0.75
 """A parked job comes back after this share of its wait. What is foretold of a minute from now is often wrong: who comes
-too early is sent away again, which costs little, but a line that has run dry leaves the limit unused."""
+too early is sent away again, which costs little, but a queue that has run dry leaves the limit unused."""
 
 
 class Forecast:
@@ -33,7 +33,7 @@ class Forecast:
 
     def __init__(
         self,
-        line: Line,
+        queue: WaitQueue,
         pauses: Pauses,
         estimator: Estimator,
         *,
@@ -41,7 +41,7 @@ class Forecast:
         time: Callable[[], float],
     ) -> None:
         """`now`: epoch seconds, as deadlines are told. `time`: the monotonic clock, as pauses are."""
-        self._line = line
+        self._queue = queue
         self._pauses = pauses
         self._estimator = estimator
         self._now = now
@@ -51,7 +51,7 @@ class Forecast:
         self._next_return_at = -math.inf
 
     def note_turn(self, at: float, *, is_last: bool) -> None:
-        """Somebody is sent. After the last in the line, the distance of the next turn tells nothing."""
+        """Somebody is sent. After the last in the queue, the distance of the next turn tells nothing."""
         if self._turn_at > at - _FORGET_S:
             self._interval_s += _LEARNING * (at - self._turn_at - self._interval_s)
         self._turn_at = -math.inf if is_last else at
@@ -74,12 +74,12 @@ class Forecast:
     def _unit_s(self, plan: Plan) -> float:
         if not plan.counts_tokens:
             return plan.unit_s(Cost())
-        first = self._line.first()
+        first = self._queue.first()
         return 0.0 if first is None else plan.unit_s(self._estimator.typical(first.cost))
 
     def wait_s(self, priority: Priority, *, turn_s: float) -> float:
         """About how long a request that came now would wait."""
-        return self._pauses.left_s(self._time()) + self._line.ahead_of(priority) * turn_s
+        return self._pauses.left_s(self._time()) + self._queue.ahead_of(priority) * turn_s
 
     def check(self, waiter: Waiter, *, wait_s: float, gap_s: float) -> None:
         """Raises `TooLate` or `Parked` where the wait is more than the waiter can take."""
@@ -92,7 +92,7 @@ class Forecast:
         return waiter.until_s is not None and self._now() >= waiter.until_s
 
     def parked(self, wait_s: float, park_after_s: float, *, gap_s: float) -> Parked:
-        """Parked jobs come back one by one, before their turns, so that the line never dries."""
+        """Parked jobs come back one by one, before their turns, so that the queue never runs dry."""
         now = self._time()
         paused_s = self._pauses.until - now
         soonest_s = min(max(_RETURN_SHARE * wait_s - park_after_s / 2, park_after_s / 2), _MOST_PARKED_S / 2)

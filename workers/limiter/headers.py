@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 
     from config.catalog import Limits
 
-__all__ = ["TOLD_LIMITS", "RateHeader", "ToldLimit", "learned", "rate_headers", "reset_s", "wait_s"]
+__all__ = ["LEARNED_LIMITS", "LearnedLimit", "RateHeader", "learned", "rate_headers", "reset_s", "wait_s"]
 
-ToldLimit = Literal["rpm", "tpm", "rpd"]
+LearnedLimit = Literal["rpm", "tpm", "rpd"]
 """The limits of the catalogue that headers can tell."""
 
-TOLD_LIMITS: tuple[ToldLimit, ...] = ("rpm", "tpm", "rpd")
+LEARNED_LIMITS: tuple[LearnedLimit, ...] = ("rpm", "tpm", "rpd")
 
 _PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)(ms|s|m|h|d)", re.ASCII)
 _WHOLE = re.compile(rf"(?:{_PART.pattern})+", re.ASCII)
@@ -48,7 +48,7 @@ class RateHeader:
         return self.reset_s > WINDOW_S + _ROUNDING_S
 
     @property
-    def tells(self) -> ToldLimit | None:
+    def tells(self) -> LearnedLimit | None:
         """The limit of the catalogue that it tells; none for the tokens of a day."""
         if self.name == "tokens":
             return None if self.is_daily else "tpm"
@@ -84,10 +84,10 @@ def rate_headers(headers: Mapping[str, str]) -> list[RateHeader]:
     return [found for name in _NAMES if (found := _one(name, headers)) is not None]
 
 
-def learned(limits: Limits, told: Mapping[ToldLimit, int]) -> Limits:
-    """`limits` with what answers have told: limits that the catalogue does not state, and lower ones than it states."""
+def learned(limits: Limits, stated: Mapping[LearnedLimit, int]) -> Limits:
+    """`limits` with what answers have stated: limits that the catalogue lacks, and lower ones than it states."""
     news: dict[str, int] = {
-        field: limit for field, limit in told.items() if (known := getattr(limits, field)) is None or limit < known
+        field: limit for field, limit in stated.items() if (known := getattr(limits, field)) is None or limit < known
     }
     return limits.model_copy(update=news) if news else limits
 

@@ -16,7 +16,7 @@ from .rate import WINDOW_S
 if TYPE_CHECKING:
     from .cost import DimensionName
 
-__all__ = ["Hash", "Line", "Sold", "expected_wait_s", "flow_per_s", "pace_share", "sold", "split_tokens"]
+__all__ = ["Ahead", "Hash", "Sold", "expected_wait_s", "flow_per_s", "pace_share", "sold", "split_tokens"]
 
 Hash = Mapping[bytes, bytes]
 
@@ -57,7 +57,7 @@ class Sold:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Line:
+class Ahead:
     """Who stands before the request: `waiting` others of a `typical` cost, and what keeps it from the schedule.
 
     `max_in_flight` and `requests_per_day` are None where nothing is limited; `flow_per_s` is the requests a second that
@@ -122,39 +122,39 @@ def _in_calendar(name: DimensionName, rate_per_s: float, burst: float, calendar:
 
 
 def expected_wait_s(
-    dimensions: Sequence[Sold], cost: Cost, *, line: Line, now: float, nothing_until: float = 0.0
+    dimensions: Sequence[Sold], cost: Cost, *, ahead: Ahead, now: float, nothing_until: float = 0.0
 ) -> float | None:
     """About how long a request of this cost that came at `now` would wait (s); none goes before `nothing_until`.
 
     None: too many calls are in flight, and none has ended of late, so nobody can tell when one will.
     """
-    calls_s = _until_a_call_ends_s(line)
+    calls_s = _until_a_call_ends_s(ahead)
     if calls_s is None:
         return None
     start = max(now, nothing_until)
-    if line.waiting:
-        first_at = _first_instant(dimensions, line.typical, start=start)
-        dimensions = [each.after(line.waiting, line.typical, first_at=first_at) for each in dimensions]
+    if ahead.waiting:
+        first_at = _first_instant(dimensions, ahead.typical, start=start)
+        dimensions = [each.after(ahead.waiting, ahead.typical, first_at=first_at) for each in dimensions]
         start = first_at
-    return max(_first_instant(dimensions, cost, start=start) - now, calls_s, _until_tomorrow_s(line, now=now))
+    return max(_first_instant(dimensions, cost, start=start) - now, calls_s, _until_tomorrow_s(ahead, now=now))
 
 
 def _first_instant(dimensions: Iterable[Sold], cost: Cost, *, start: float) -> float:
     return max([start, *(each.instant(cost) for each in dimensions)])
 
 
-def _until_a_call_ends_s(line: Line) -> float | None:
-    if line.max_in_flight is None:
+def _until_a_call_ends_s(ahead: Ahead) -> float | None:
+    if ahead.max_in_flight is None:
         return 0.0
-    must_end = line.in_flight + line.waiting + 1 - line.max_in_flight
+    must_end = ahead.in_flight + ahead.waiting + 1 - ahead.max_in_flight
     if must_end <= 0:
         return 0.0
     # While the places are full, calls are sent as others end.
-    return must_end / line.flow_per_s if line.flow_per_s > 0 else None
+    return must_end / ahead.flow_per_s if ahead.flow_per_s > 0 else None
 
 
-def _until_tomorrow_s(line: Line, *, now: float) -> float:
-    if line.requests_per_day is None or line.used_today + line.waiting < line.requests_per_day:
+def _until_tomorrow_s(ahead: Ahead, *, now: float) -> float:
+    if ahead.requests_per_day is None or ahead.used_today + ahead.waiting < ahead.requests_per_day:
         return 0.0
     return 86_400 - now % 86_400
 
@@ -181,9 +181,9 @@ def _cap_per_s(state: Hash, *, now: float) -> float | None:
         return None
     cap, age_s = float(state[b"cap"]), max(0.0, now - float(state[b"cap_at"]))
     top, seconds_to = cap / 0.7, 60.0
-    told = state.get(b"cap_to", b"").split()
-    if told and told[2] == state[b"cap_at"]:
-        top, seconds_to = float(told[0]), float(told[1])
+    growth = state.get(b"cap_to", b"").split()
+    if growth and growth[2] == state[b"cap_at"]:
+        top, seconds_to = float(growth[0]), float(growth[1])
     if not seconds_to:
         return cap * 2**age_s if age_s <= _DOUBLES_S else None
     grown = top + (top - cap) * (age_s / seconds_to - 1) ** 3

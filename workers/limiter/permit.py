@@ -2,44 +2,49 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from .headers import rate_headers
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import Self
 
     from .cost import Cost, TokenUsage
+    from .limiter import Limiter
 
-__all__ = ["Issuer", "Permit"]
-
-
-class Issuer(Protocol):
-    """The limiter behind a permit."""
-
-    def settle(self, permit: Permit, usage: TokenUsage | None) -> None: ...
-    def give_up(self, permit: Permit) -> None: ...
-    def give_back(self, permit: Permit) -> None: ...
-    def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> None: ...
-    def observe(self, headers: Mapping[str, str]) -> None: ...
+__all__ = ["Permit"]
 
 
 class Permit:
-    """One request may be sent, now, with `key`. Settle it when the call is over, in whatever way it ended."""
+    """One request may be sent, now, with `key`. Settle it when the call is over::
 
-    __slots__ = ("_is_open", "_issuer", "cost", "epoch", "instant", "key", "owner")
+        async with permit:
+            answer = await send(permit.key)
+            permit.settle(answer.usage)
 
-    def __init__(self, issuer: Issuer, cost: Cost, *, epoch: int, instant: float | None = None) -> None:
+    A call that ends in another way is given up. Of `settle`, `give_up` and `give_back` the first counts.
+    """
+
+    __slots__ = ("_is_open", "_limiter", "cost", "epoch", "instant", "key", "owner")
+
+    def __init__(self, limiter: Limiter, cost: Cost, *, epoch: int, instant: float | None = None) -> None:
         self.key: Any = None
         """Of the keys that were offered, the one to send with."""
-        self.owner: Callable[[], Issuer] | None = None
-        """Opens the model's own limiter, where the issuer is one that models share of whose limits nothing is known."""
+        self.owner: Callable[[], Limiter] | None = None
+        """Opens the model's own limiter, where this one is shared by models of whose limits nothing is known."""
         self.cost = cost
         self.epoch = epoch
         self.instant = instant
         """When the schedule has charged it, in the schedule's time; None where that is not known."""
-        self._issuer = issuer
+        self._limiter = limiter
         self._is_open = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.give_up()
 
     def __repr__(self) -> str:
         return f"<Permit {'open' if self._is_open else 'settled'}, {self.cost}>"
@@ -48,32 +53,32 @@ class Permit:
         """An answer came. `usage` is what the provider counted; None keeps the reservation. Once; more do nothing."""
         if self._is_open:
             self._is_open = False
-            self._issuer.settle(self, usage)
+            self._limiter.settle(self, usage)
 
     def give_up(self) -> None:
         """The call broke. What it took nobody knows: its reservation stands, and does not count as used."""
         if self._is_open:
             self._is_open = False
-            self._issuer.give_up(self)
+            self._limiter.give_up(self)
 
     def give_back(self) -> None:
         """Nothing was sent, or the provider refused it: no tokens were taken."""
         if self._is_open:
             self._is_open = False
-            self._issuer.give_back(self)
+            self._limiter.give_back(self)
 
     def rate_limited(self, retry_after_s: float | None, headers: Mapping[str, str]) -> None:
         """The provider answered 429: everybody stops, for `retry_after_s` or what `headers` (lower-case names) say.
 
         Settles the permit too: a refused request took no tokens.
         """
-        issuer = self._issuer if self.owner is None else self.owner()
-        issuer.rate_limited(self, retry_after_s, headers)
+        limiter = self._limiter if self.owner is None else self.owner()
+        limiter.rate_limited(self, retry_after_s, headers)
         self.give_back()
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """Learn from the rate headers of any answer. Cheap; header names are looked up in lower case."""
         if self.owner is None:
-            self._issuer.observe(headers)
+            self._limiter.observe(headers)
         elif rate_headers(headers):
             self.owner().observe(headers)

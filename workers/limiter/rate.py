@@ -66,7 +66,7 @@ _BELOW = 1.0 - 1e-6
 class Dimension:
     """One limited quantity: `limit` a minute as the provider states it, and the safe pace below it.
 
-    `stated` is the catalogue's limit; None where only answers have told one. `shared_by` says how many keys have it
+    `stated` is the catalogue's limit; None where it is learned from answers. `shared_by` says how many keys have it
     together, where it is an organisation's; 0 where it is the key's own.
     `span_s` is how far back what was taken counts against the limit, beside the pace; 0 where the pace says it all.
     """
@@ -125,7 +125,7 @@ class Plan:
     def within(self, cost: Cost) -> Cost:
         """The cost with no more than fits into one window of each limit.
 
-        A guess must not make a request impossible, nor a limit that an answer has told: the request goes alone, as all
+        A guess must not make a request impossible, nor a limit that is learned: the request goes alone, as all
         that its window holds. Nor must what a provider counts for one call take more than that window.
         """
         input_tokens, output_tokens = cost.input_tokens, cost.output_tokens
@@ -158,7 +158,7 @@ class Plan:
 def plan(limits: Limits, *, stated: Limits | None = None, organisation: Limits | None = None, keys: int = 1) -> Plan:
     """The safe pace for one key's limits, and for those that its organisation's `keys` have together.
 
-    `stated` are the catalogue's, where answers have told others. Of the organisation's, only what is counted by the
+    `stated` are the catalogue's, where others are learned. Of the organisation's, only what is counted by the
     minute: the others have no schedule above the keys.
     """
     own = _plan(limits, stated=limits if stated is None else stated)

@@ -19,14 +19,15 @@ from tasks.redis.cancellation import stop
 
 from .channel import PauseChannel
 from .cost import UNKNOWN, Cost
+from .errors import Moved
 from .estimate import Estimator
 from .headers import learned
-from .limiter import Limiter, LimiterOptions, Moved
-from .line import Line, Waiter
+from .limiter import Limiter, LimiterOptions
 from .link import Link
 from .rate import plan
 from .schedule import LimiterName, RedisSchedule
 from .view import LimiterView, listed, look, mark_listed
+from .wait_queue import Waiter, WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -39,10 +40,10 @@ if TYPE_CHECKING:
     from config.catalog import Limits, Model
 
     from .degraded import WhenAway
-    from .headers import ToldLimit
-    from .line import Priority
+    from .headers import LearnedLimit
     from .permit import Permit
     from .rate import Plan
+    from .wait_queue import Priority
 
 __all__ = ["LimiterRegistry", "fingerprint", "snapshot"]
 
@@ -225,7 +226,7 @@ class LimiterRegistry:
         """See the function `snapshot`."""
         return await snapshot(self._redis, key_prefix=self._key_prefix)
 
-    # ---- the channel's ears
+    # ---- for the channel
 
     def pause_heard(self, limiter: str, epoch: int, left_s: float) -> None:
         if (found := self._by_text.get(limiter)) is not None:
@@ -241,9 +242,9 @@ class LimiterRegistry:
     # ----
 
     def _soonest(self, pool: list[tuple[Any, Limiter]], priority: Priority, tenant: str) -> tuple[Any, Limiter]:
-        """The key that is free first; among equals, that with the fewest of the tenant in its line; then each in turn.
+        """The key that is free first; among equals, that with the fewest of the tenant in its queue; then each in turn.
 
-        Tenants take turns key by key, so each has to wait in all the lines.
+        Tenants take turns key by key, so each has to wait in all the queues.
         """
         if len(pool) == 1:
             return pool[0]
@@ -328,8 +329,8 @@ class LimiterRegistry:
             self._close_idle(for_s=IDLE_S, most=0)
 
     def _open(self, name: LimiterName, model: Model, *, keys: int) -> Limiter:
-        def learn(told: Mapping[ToldLimit, int]) -> None:
-            limiter.replan(*self._terms(name, model, told, keys=keys))
+        def learn(limits: Mapping[LearnedLimit, int]) -> None:
+            limiter.replan(*self._terms(name, model, limits, keys=keys))
 
         first_plan, schedule = self._terms(name, model, {}, keys=keys)
         limiter = Limiter(
@@ -339,19 +340,20 @@ class LimiterRegistry:
             options=replace(self._options, process=f"{self._options.process}-{next(self._opened)}"),
             estimator=self._estimator(model),
             now=self._now,
-            line=Line(self._weights),
+            queue=WaitQueue(self._weights),
             hears_pauses=lambda: self._channel.hears,
-            on_told=learn,
+            on_learned=learn,
         )
         return limiter
 
     def _terms(
-        self, name: LimiterName, model: Model, told: Mapping[ToldLimit, int], *, keys: int
+        self, name: LimiterName, model: Model, found: Mapping[LearnedLimit, int], *, keys: int
     ) -> tuple[Plan, RedisSchedule]:
-        """The plan for what the catalogue states and answers have told, and the schedule that sells by it."""
-        limits, above = learned(model.limits, told), self._organisation(model)
+        """The plan for what the catalogue states and answers have taught, and the schedule that sells by it."""
+        limits, above = learned(model.limits, found), self._organisation(model)
         terms = plan(limits, stated=model.limits, organisation=above, keys=keys)
-        return terms, RedisSchedule(self._redis, name, terms, told=told, key_prefix=self._key_prefix, link=self._link)
+        schedule = RedisSchedule(self._redis, name, terms, learned=found, key_prefix=self._key_prefix, link=self._link)
+        return terms, schedule
 
     def _organisation(self, model: Model) -> Limits | None:
         return model.organisation_limits or self._organisations.get(model.provider)

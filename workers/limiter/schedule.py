@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from tasks.wire import redis_keys
 
 from .cost import Cost
-from .headers import TOLD_LIMITS, ToldLimit
+from .headers import LEARNED_LIMITS, LearnedLimit
 from .link import Link
 from .rate import BIN_S
 from .scripts import ACQUIRE, PAUSE
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .headers import RateHeader
     from .rate import Dimension, Plan
     from .scripts import Script
-    from .tally import Refund
+    from .settlements import Refund
 
 __all__ = ["LONGEST_HORIZON_S", "Ask", "Grant", "LimiterName", "Pause", "PauseReport", "RedisSchedule", "Schedule"]
 
@@ -78,8 +78,8 @@ class Ask:
 class Grant:
     """The answer. `now`, `paused_until` (0 = no pause) and `slots` are instants of the schedule's time, in seconds.
 
-    `reason` says why there are no more slots: `done, far, fair, calls, day` or, where `told` is news, `limits`;
-    `wait_s` is how far the next is. `told` is what answers have told of the limits, to any process.
+    `reason` says why there are no more slots: `done, far, fair, calls, day` or, where `learned` is news, `limits`;
+    `wait_s` is how far the next is. `learned` are the limits that answers to any process have stated.
     """
 
     now: float
@@ -91,7 +91,7 @@ class Grant:
     is_capped: bool = False
     processes: int = 1
     reason: str = "done"
-    told: Mapping[ToldLimit, int] = field(default_factory=dict)
+    learned: Mapping[LearnedLimit, int] = field(default_factory=dict)
     slots: Sequence[float] = field(default=())
 
     @property
@@ -128,7 +128,7 @@ class Schedule(Protocol):
 
 
 class RedisSchedule:
-    """One limiter's schedule, in Redis. `told` are the limits by which `plan` was made, beside the catalogue's."""
+    """One limiter's schedule, in Redis. `learned` are the limits by which `plan` was made, beside the catalogue's."""
 
     def __init__(
         self,
@@ -136,7 +136,7 @@ class RedisSchedule:
         name: LimiterName,
         plan: Plan,
         *,
-        told: Mapping[ToldLimit, int] | None = None,
+        learned: Mapping[LearnedLimit, int] | None = None,
         key_prefix: str = "",
         fixed_now: str = "",
         link: Link | None = None,
@@ -151,7 +151,7 @@ class RedisSchedule:
         self._max_in_flight = plan.max_in_flight or 0
         self._requests_per_day = plan.requests_per_day or 0
         self._dimensions = " ".join(map(_spelt, plan.dimensions))
-        self._learned = _spelt_limits(told or {})
+        self._learned = _spelt_limits(learned or {})
         self._keys = [key_prefix + key for key in redis_keys.limiter(name.provider, name.model, name.fingerprint)]
         self._channel = key_prefix + redis_keys.LIMITER_PAUSES
 
@@ -217,13 +217,13 @@ def _spelt(dimension: Dimension) -> str:
     return f"{level}:{dimension.name}:{dimension.limit}:{pace}"
 
 
-def _spelt_limits(told: Mapping[ToldLimit, int]) -> str:
-    return ",".join(f"{name}={told[name]}" for name in TOLD_LIMITS if name in told)
+def _spelt_limits(learned: Mapping[LearnedLimit, int]) -> str:
+    return ",".join(f"{name}={learned[name]}" for name in LEARNED_LIMITS if name in learned)
 
 
-def _told(spelt: str) -> dict[ToldLimit, int]:
+def _limits(spelt: str) -> dict[LearnedLimit, int]:
     limits = dict(part.split("=") for part in spelt.split(",") if part != "-")
-    return {name: int(limits[name]) for name in TOLD_LIMITS if name in limits}
+    return {name: int(limits[name]) for name in LEARNED_LIMITS if name in limits}
 
 
 def _runs(costs: Sequence[Cost]) -> list[tuple[int, int, int]]:
@@ -233,7 +233,7 @@ def _runs(costs: Sequence[Cost]) -> list[tuple[int, int, int]]:
 
 
 def _grant(reply: Sequence[bytes]) -> Grant:
-    *numbers, reason, told = reply[:_FIXED_FIELDS]
+    *numbers, reason, learned = reply[:_FIXED_FIELDS]
     now, epoch, pause, wait, live, horizon, capped, processes = map(int, numbers)
     return Grant(
         now=now / _US,
@@ -245,6 +245,6 @@ def _grant(reply: Sequence[bytes]) -> Grant:
         is_capped=bool(capped),
         processes=processes,
         reason=reason.decode(),
-        told=_told(told.decode()),
+        learned=_limits(learned.decode()),
         slots=[int(slot) / _US for slot in reply[_FIXED_FIELDS:]],
     )

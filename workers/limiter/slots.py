@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from .cost import Cost
-    from .line import Waiter
+    from .wait_queue import Waiter
 
 __all__ = ["EARLY_S", "Slot", "Slots"]
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from tasks.wire import redis_keys
 
-from .peek import Hash, Line, Sold, expected_wait_s, flow_per_s, pace_share, sold, split_tokens
+from .peek import Ahead, Hash, Sold, expected_wait_s, flow_per_s, pace_share, sold, split_tokens
 from .rate import WINDOW_S
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class LimiterView:
     Redis's clock, `paused_for_s` needs no clock.
 
     `wait_s` is about how long a request of the usual size would wait that came now and stood behind all others; in a
-    worker with a short line of its own it goes sooner. None: nobody can tell.
+    worker with a short queue of its own it goes sooner. None: nobody can tell.
 
     The `organisation_...` figures are of all keys of the model together, and empty where no limit stands above them.
     """
@@ -109,19 +109,19 @@ def view_of(name: tuple[str, str, str], hashes: LimiterHashes, *, redis_now: flo
     lost_until = _number(state, b"lost_until")  # from when on the schedule that took the place of a lost one sells
     alive = [record for record in map(bytes.split, hashes.processes.values()) if float(record[0]) >= now]
     dimensions = sold(state, hashes.organisation, now=now)
-    line, usual = _line(hashes, alive, dimensions, now=now), _usual(state, b"reserved_tokens", dimensions)
+    ahead, usual = _ahead(hashes, alive, dimensions, now=now), _usual(state, b"reserved_tokens", dimensions)
     return LimiterView(
         provider=name[0],
         model=name[1],
         fingerprint=name[2],
         permitted_per_minute=_permitted(dimensions, shared=False),
         used_last_minute=_used(state, now),
-        requests_per_day=line.requests_per_day,
-        used_today=line.used_today,
-        max_in_flight=line.max_in_flight,
-        in_flight=line.in_flight,
-        waiting=line.waiting,
-        wait_s=expected_wait_s(dimensions, usual, line=line, now=now, nothing_until=max(pause, lost_until)),
+        requests_per_day=ahead.requests_per_day,
+        used_today=ahead.used_today,
+        max_in_flight=ahead.max_in_flight,
+        in_flight=ahead.in_flight,
+        waiting=ahead.waiting,
+        wait_s=expected_wait_s(dimensions, usual, ahead=ahead, now=now, nothing_until=max(pause, lost_until)),
         processes=len(alive),
         paused_until=redis_now + pause - now if pause > now else None,
         paused_for_s=max(0.0, pause - now),
@@ -143,9 +143,9 @@ def _used(counts: Hash, now: float) -> dict[str, float]:
     return {each: _last_minute(counts, each, now) for each in ("requests", "tokens")}
 
 
-def _line(hashes: LimiterHashes, alive: Sequence[Sequence[bytes]], dimensions: Sequence[Sold], *, now: float) -> Line:
+def _ahead(hashes: LimiterHashes, alive: Sequence[Sequence[bytes]], dimensions: Sequence[Sold], *, now: float) -> Ahead:
     state = hashes.state
-    return Line(
+    return Ahead(
         waiting=sum(int(record[2]) for record in alive),
         # What they don't use comes back to the schedule, so those before us cost what they take in the end.
         typical=_usual(state, b"used_tokens", dimensions),

@@ -1,7 +1,7 @@
 -- acquire.lua: everything that a process says and hears about one limiter, in one round trip. It settles what ended,
 -- reports what waits, and is given the next run of dispatch slots: instants at which it may send.
 --
---- @include clock pace recent unstated calendar window learned counts headers processes replies schedule settlement sale
+--- @include clock pace recent unstated places calendar window learned counts headers processes replies schedule settlement sale
 --
 -- KEYS  1 clock (hash), 2 state (hash), 3 processes (hash), 4 replies (hash), 5 day (hash: count of each day), 6 window (hash),
 --       7 state of the organisation's limiter, 8 the organisation's window

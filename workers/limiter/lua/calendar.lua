@@ -1,22 +1,12 @@
 -- calendar.lua: what is sold of the limits that stand above several keys.
--- Needs: clock.
+-- Needs: clock, places.
 -- Gives: calendar_of(key, fields, dimensions, now) = { place, sell, settle, give_back, write }.
 --
 -- Time is cut into bins, and each is sold up to its capacity: of requests one in each 1 / rate seconds, of tokens half the
 -- burst in each half burst / rate. So no time T holds more than rate * T and one request; or the burst of tokens, or the
 -- largest lump.
 --
--- An amount that fits into one bin goes at any instant of it. A lump takes part of a bin, whole bins and part of another, and
--- goes when its place has lasted for as long as a burst takes, the part of the first bin counted back from that bin's end
--- (the whole lump, if that is less): what was sold before it went earlier, so less of a burst would come too near to
--- that, and more too near to the next lump. Whole bins, because what others have in them may go at any of their instants.
---
 -- The hash `key` holds `<dimension>:<bin>` = sold, beside the organisation's counters.
-
-local function bins_of(dim)
-  local capacity = dim.name == 'requests' and 1 or dim.burst / 2
-  return { name = dim.name, capacity = capacity, width = capacity / dim.rate, sold = {} }
-end
 
 local function calendar_of(key, fields, dimensions, now)
   local by_name, all, changed, passed = {}, {}, {}, {}
@@ -41,54 +31,6 @@ local function calendar_of(key, fields, dimensions, now)
     changed[string.format('%s:%.0f', bins.name, bin)] = bins.sold[bin]
   end
 
-  local function left(bins, bin) return bins.capacity - (bins.sold[bin] or 0) end
-
-  -- Where an amount fits that may go at `from` at the earliest: its instant, how long the place holds, its first bin and
-  -- how much it takes of that.
-  local function find_request(bins, amount, from)
-    -- A request goes when its bin begins, or two could be nearer than 1 / rate. Instants are told in microseconds.
-    local bin = math.ceil((from - 0.000002) / bins.width)
-    while left(bins, bin) < amount do bin = bin + 1 end
-    return { at = bin * bins.width, until_s = bin * bins.width, bins = bins, first = bin, head = amount, amount = amount }
-  end
-
-  local function fits_from(bins, bin, amount)
-    while amount > left(bins, bin) do
-      if (bins.sold[bin] or 0) > 0.000001 then return false end
-      amount = amount - bins.capacity
-      bin = bin + 1
-    end
-    return true
-  end
-
-  local function find_tokens(bins, amount, from)
-    local burst, rate = 2 * bins.capacity, bins.capacity / bins.width
-    -- The place of a lump that goes at `from` can begin one bin before.
-    local first = math.max(math.floor(now / bins.width), math.floor(from / bins.width) - 1)
-    while true do
-      local begins, room = first * bins.width, left(bins, first)
-      local place = { bins = bins, first = first, amount = amount }
-      if amount <= room then
-        place.head, place.at, place.until_s = amount, math.max(from, begins), begins + bins.width
-      else
-        -- What others have in the first bin may go as late as this.
-        place.head = math.min(room, burst - (from - begins) * rate - (bins.sold[first] or 0))
-        place.at = math.max(from, begins + (math.min(amount, burst) - place.head) / rate)
-        place.until_s = begins + (burst - place.head) / rate
-      end
-      if place.head > 0.000001 and place.until_s > from - 0.0000005
-        and fits_from(bins, first + 1, amount - place.head) then
-        return place
-      end
-      first = first + 1
-    end
-  end
-
-  local function find(bins, amount, from)
-    if amount <= 0 then return { at = from, until_s = math.huge, bins = bins, amount = 0 } end
-    return (bins.name == 'requests' and find_request or find_tokens)(bins, amount, from)
-  end
-
   local calendar = {}
 
   -- The first instant from `from` on at which the cost fits everywhere, and its places.
@@ -99,7 +41,7 @@ local function calendar_of(key, fields, dimensions, now)
       moved = false
       for position, bins in ipairs(all) do
         if not places[position] or places[position].until_s < at - 0.0000005 then
-          places[position] = find(bins, cost[bins.name], at)
+          places[position] = find_place(bins, cost[bins.name], at, now)
           if places[position].at > at then at, moved = places[position].at, true end
         end
       end

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from config.catalog import Model, Provider
 
     from ...limiter import Cost, Permit
-    from ...limiter.line import Priority
+    from ...limiter.wait_queue import Priority
     from ...providers import Answer
     from ..trip import Down, Shape, Trip
 
@@ -80,18 +80,16 @@ class Admission:
         if permit is None:
             permit = await self._admit(trip, keys)
         trip.key, trip.headers = permit.key, None
-        try:
-            answer = await down(trip)
-        except Failure as failure:
-            self._tell(permit, trip, failure)
-            raise
-        else:
+        async with permit:
+            try:
+                answer = await down(trip)
+            except Failure as failure:
+                self._tell(permit, trip, failure)
+                raise
             if trip.headers is not None:
                 permit.observe(trip.headers)
             permit.settle(answer.usage)
-            return answer
-        finally:
-            permit.give_up()
+        return answer
 
     def _tell(self, permit: Permit, trip: Trip, failure: Failure) -> None:
         if trip.headers is not None:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from .permit import Permit
 
-__all__ = ["LEAST_SHARES", "PRIORITIES", "Line", "Priority", "Waiter"]
+__all__ = ["LEAST_SHARES", "PRIORITIES", "Priority", "WaitQueue", "Waiter"]
 
 Priority = Literal["interactive", "normal", "bulk"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "normal", "bulk")
@@ -137,7 +137,7 @@ class _Class:
             del self._tenants[name]
 
 
-class Line:
+class WaitQueue:
     """Everybody who waits for one limiter in this process."""
 
     def __init__(self, tenant_weights: Mapping[str, float] | None = None) -> None:

@@ -12,7 +12,7 @@ from .rate import BIN_S
 if TYPE_CHECKING:
     from .cost import Cost, TokenUsage
 
-__all__ = ["Refund", "Tally"]
+__all__ = ["Refund", "Settlements"]
 
 
 @dataclass(slots=True)
@@ -28,7 +28,7 @@ class Refund:
 
 
 @dataclass(slots=True)
-class Tally:
+class Settlements:
     """The upper part is said once and begins anew; the lower part counts for as long as the process lives.
 
     Each `instant` is that of the slot, in the schedule's time; None where the schedule has not been heard of yet.
@@ -46,6 +46,7 @@ class Tally:
     unsaid_since: float = math.inf
     """Monotonic time of the first that has not been said."""
 
+    in_flight: int = 0
     stale: int = 0
 
     def settle(self, cost: Cost, usage: TokenUsage | None, instant: float | None) -> None:
@@ -74,7 +75,7 @@ class Tally:
         self.went_free += 1
         self._correct(instant, -cost.input_tokens, -cost.output_tokens)
 
-    def say(self) -> Tally:
+    def say(self) -> Settlements:
         """All that is unsaid; from now on it counts as said."""
         said = replace(self)
         self.refunds = {}
