@@ -9,7 +9,7 @@ from .client import PromptQueue
 from .errors import *  # noqa: F403 - its __all__ is part of ours
 from .jobs import Group, Job, JobStatus
 from .message import TASK_NAMES
-from .request import Priority
+from .options import Priority
 from .results import Attempt, JobError, PromptResult, Status, Usage
 from .store import GroupProgress
 

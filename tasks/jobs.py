@@ -13,6 +13,7 @@ from .patience import Patience
 from .request import NewJob
 from .results import PromptResult
 from .store import GroupProgress, Sighting, Store
+from .submission import submits
 from .waiting import unknown_job
 
 __all__ = ["Group", "Job", "JobStatus"]
@@ -94,6 +95,7 @@ class Group:
     def __repr__(self) -> str:
         return f"Group({self.id!r})"
 
+    @submits
     async def submit(self, **job: Any) -> Job:
         """As `PromptQueue.submit`, into this group. A job whose id is known stays where it is."""
         store, new_job = await self._store(), self._new_job(**job)

@@ -18,7 +18,8 @@ from typing import Final
 from uuid import uuid4
 
 from .keys import QUEUE, queue_list
-from .request import Kind, NewJob, Priority
+from .options import Priority
+from .request import Kind, NewJob
 
 __all__ = [
     "CELERY_PRIORITY",
