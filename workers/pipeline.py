@@ -182,6 +182,7 @@ class Pipeline:
         offers: Offers | None = None,
         others: Others | None = None,
         stamps: Stamps | None = None,
+        on_failure: Callable[[PromptResult, str | None], None] | None = None,
     ) -> None:
         """`now` gives epoch seconds; `sleep` takes seconds. `stamps` leads from the clock that stamps `submitted_at`,
         Redis's, to that of `now`, and back; None: they are the same.
@@ -190,6 +191,7 @@ class Pipeline:
         without a deadline waits `patience_s` for a provider that can't be reached. `compresses`: whether large results
         of our client's jobs are stored compressed.
         `offers` is what this worker announces; a job that it can't do is left to `others`, if there are any.
+        `on_failure` is called with each result of `handle` that is no answer, and the job's tenant.
         """
         self._catalog = catalog
         self._http = http
@@ -202,6 +204,7 @@ class Pipeline:
         self._rng = rng
         self._patience_s = patience_s
         self._compresses = compresses
+        self._on_failure = on_failure
         self._outages = Outages()
         self._offers = offers or Offers()
         self._others = others
@@ -231,9 +234,13 @@ class Pipeline:
         try:
             job = parse(kind, job_id, args, kwargs, group=group, now=now, read_stamp=self._from_redis)
         except Failure as refused:
-            unread = PromptJob(job_id, kind, model="", body={}, group=group)
-            return _without_answer(_Trip(unread, now), refused, now)
-        return await self.run(job, queue=queue, held=held)
+            job = PromptJob(job_id, kind, model="", body={}, group=group)
+            result = _without_answer(_Trip(job, now), refused, now)
+        else:
+            result = await self.run(job, queue=queue, held=held)
+        if not result.ok and self._on_failure is not None:
+            self._on_failure(result, job.options.tenant)
+        return result
 
     async def run(self, job: PromptJob, *, queue: str = QUEUE, held: list[object] | None = None) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""

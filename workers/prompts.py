@@ -15,7 +15,6 @@ from tasks.keys import QUEUE
 from .bridge import Postponed
 from .broker.messages import MARKS
 from .celery import app
-from .failure_log import FailureLog
 from .patience import OUR_REDIS, patiently
 from .pipeline import Parked
 from .pool import shutdown_has_begun
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 __all__ = ["chat", "embed"]
 
-
-failure_log = FailureLog()
 
 # `is_prompt`: workers/request.py.
 _OPTIONS: dict[str, Any] = {"bind": True, "acks_late": True, "throws": (JobFailed,), "is_prompt": True}
@@ -63,7 +60,6 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
     if (request.properties or {}).get(MARKS, {}).get("suspected_double_payment"):
         result = replace(result, suspected_double_payment=True)
     if not result.ok:
-        failure_log.note(result)
         raise JobFailed.of(result)
     # Our client alone sends positional arguments. Who reads the results of other producers, nobody knows.
     return JSONResult(result.to_dict(), compressible=bool(args), held=held or None)

@@ -21,6 +21,7 @@ from tasks.address import Address, failure
 from tasks.cancellation import stop
 
 from .clock import redis_clock
+from .failure_log import FailureLog
 from .http import Http
 from .limiter import LimiterRegistry
 from .offers import Elsewhere, offers
@@ -99,6 +100,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             rng=random.Random(),
             offers=offers,
             others=Elsewhere(redis, key_prefix=settings.key_prefix),
+            on_failure=FailureLog().note,
         )
         _pipelines.append(pipeline)
         try:
