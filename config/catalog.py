@@ -17,7 +17,6 @@ import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from decimal import Decimal
-from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -251,7 +250,6 @@ class Model(_Table):
     limits: Limits = Limits()
     organisation_limits: OrganisationLimits | None = None
     price: Price | None = None
-    fallbacks: Annotated[tuple[Name, ...], AfterValidator(_all_different)] = ()
     timeout: Timeout = Timeout()
     repeat_timeouts: Flag | None = None
 
@@ -260,6 +258,9 @@ class Model(_Table):
     def _upstream_is_the_alias_unless_told(cls, table: Any) -> Any:
         return {"upstream": table.get("name"), **table} if isinstance(table, dict) else table
 
+
+NOT_BUILT = {"fallbacks": "models have no fallbacks yet, so no other model would be asked. Leave the key out."}
+"""Keys that tables will have one day, and until then are refused, with the reason."""
 
 NESTED_TABLES: dict[str, type[BaseModel]] = {
     "limits": Limits,
@@ -306,7 +307,7 @@ class Catalog(_Table):
 
     @model_validator(mode="after")
     def _names_lead_somewhere(self) -> Catalog:
-        problems = [*_rivals_for_any_model(self.providers), *_dangling_names(self), *_fallback_cycles(self.models)]
+        problems = [*_rivals_for_any_model(self.providers), *_dangling_providers(self)]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -413,24 +414,11 @@ def _rivals_for_any_model(providers: Mapping[str, Provider]) -> Iterator[str]:
         yield f"{_heading(('providers', names[1]))} any_model: {' and '.join(names)} have it; only one can"
 
 
-def _dangling_names(catalog: Catalog) -> Iterator[str]:
-    any_alias = ANY_MODEL in catalog.aliases()
+def _dangling_providers(catalog: Catalog) -> Iterator[str]:
     for alias, model in catalog.models.items():
         if model.provider not in catalog.providers:
             advice = _advice(model.provider, catalog.providers)
             yield f"{_heading(('models', alias))} provider: no provider is named {model.provider!r}. {advice}"
-        for fallback in model.fallbacks:
-            if fallback not in catalog.models and not any_alias:
-                advice = _advice(fallback, catalog.models)
-                yield f"{_heading(('models', alias))} fallbacks: no model is named {fallback!r}. {advice}"
-
-
-def _fallback_cycles(models: Mapping[str, Model]) -> Iterator[str]:
-    try:
-        TopologicalSorter({alias: model.fallbacks for alias, model in models.items()}).prepare()
-    except CycleError as error:
-        cycle = error.args[1][::-1]
-        yield f"{_heading(('models', cycle[0]))} fallbacks: lead back to it: {' -> '.join(cycle)}"
 
 
 def _unknown_model(alias: str, models: Mapping[str, Model]) -> str:
@@ -468,6 +456,8 @@ def _problem(details: ErrorDetails) -> Iterator[str]:
 
 def _unknown_key(details: ErrorDetails) -> str:
     *parents, key = map(str, details["loc"])
+    if key in NOT_BUILT:
+        return NOT_BUILT[key]
     keys = _keys_of(parents)
     if near := difflib.get_close_matches(key, keys, n=1, cutoff=0.5):
         return f"there is no such key. Did you mean {near[0]}?"

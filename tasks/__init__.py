@@ -11,7 +11,7 @@ from .jobs import Group, Job, JobStatus
 from .results import Attempt, JobError, PromptResult, Status, Usage
 from .store.job_store import GroupProgress
 from .wire.message import TASK_NAMES
-from .wire.request import Priority
+from .wire.options import Priority
 
 __all__ = [
     "TASK_NAMES",

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .jobs import ROWS_A_CALL
 from .results import PromptResult
 from .store.job_store import GroupProgress
+from .submission import submits
 
 if TYPE_CHECKING:
     from .client import PromptQueue
@@ -137,6 +138,7 @@ class SyncGroup:
     def __repr__(self) -> str:
         return f"SyncGroup({self.id!r})"
 
+    @submits
     def submit(self, **job: Any) -> SyncJob:
         """See `Group.submit`."""
         return SyncJob(self._thread.run(self._group.submit(**job)), self._thread)
@@ -181,6 +183,7 @@ class SyncQueue:
     def __repr__(self) -> str:
         return f"{self._queue!r}.sync"
 
+    @submits
     def submit(self, **job: Any) -> SyncJob:
         """See `PromptQueue.submit`."""
         return SyncJob(self._thread.run(self._queue.submit(**job)), self._thread)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable
 from functools import cached_property
 from typing import Any, Final, Self
 from uuid import uuid4
@@ -24,8 +24,9 @@ from .jobs import Group, Job, Rows
 from .redis.address import Address
 from .store.job_store import Store
 from .store.redis_store import RedisStore, StoreSettings
+from .submission import submits
 from .wire.redis_keys import GROUP_ID_PREFIX
-from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, Priority, check_group_id, check_id, check_size, new_job
+from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_group_id, check_id, check_size, new_job
 
 __all__ = ["PromptQueue"]
 
@@ -90,59 +91,24 @@ class PromptQueue:
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._place})"
 
-    async def submit(
-        self,
-        *,
-        model: str,
-        messages: Sequence[Mapping[str, Any]] | None = None,
-        input: str | Sequence[Any] | None = None,  # noqa: A002 - the provider's own name for it
-        id: str | None = None,  # noqa: A002 - the name that the interface promises
-        priority: Priority = "normal",
-        deadline_s: float | None = None,
-        delay_s: float = 0.0,
-        tenant: str | None = None,
-        metadata: Any = None,
-        cache_ttl_s: float | None = None,
-        max_attempts: int | None = None,
-        fallbacks: Sequence[str] | None = None,
-        repeat_timeouts: bool | None = None,
-        extra_body: Mapping[str, Any] | None = None,
-        **body: Any,
-    ) -> Job:
+    @submits
+    async def submit(self, **job: Any) -> Job:
         """Store one job, a chat with `messages` or an embedding with `input`; returns when Redis has it.
 
-        `id`: your own, and then submitting again changes nothing and returns the same job. `deadline_s`: without
-        an answer this long after submission, the job expires. `delay_s`: not before this long after submission.
-        `tenant`: whom limits, budgets and costs count for; another tenant's id is refused. `metadata`: any JSON,
-        comes back in the result.
-        `max_attempts`: calls to providers, at most. `repeat_timeouts`: whether a call that was sent and timed out, and
-        so may be paid for, is made again; None leaves it to the workers' catalogue. `cache_ttl_s` and `fallbacks` are
-        checked and carried, and workers do not act on them. All else goes to the provider untouched; `extra_body` is
-        for fields of the provider's that are named like ours (`metadata`).
+        Our options: `id`, your own, and then submitting again changes nothing and returns the same job; `priority`;
+        `deadline_s`: without an answer this long after submission, the job expires; `delay_s`: not before this long
+        after submission; `tenant`: tenants whose jobs wait for a limit take turns, and another tenant's id is refused;
+        `metadata`: any JSON, comes back in the result; `max_attempts`: calls to the provider, at most;
+        `repeat_timeouts`: whether a call that was sent and timed out, and so may be paid for, is made again, None
+        leaves it to the workers' catalogue. All else goes to the provider untouched; `extra_body` is for fields of the
+        provider's that are named like ours (`metadata`).
 
         Raises InvalidJob, UnknownModel, IdTaken, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks
         the event loop.
         """
-        job = self._new_job(
-            model=model,
-            messages=messages,
-            input=input,
-            id=id,
-            priority=priority,
-            deadline_s=deadline_s,
-            delay_s=delay_s,
-            tenant=tenant,
-            metadata=metadata,
-            cache_ttl_s=cache_ttl_s,
-            max_attempts=max_attempts,
-            fallbacks=fallbacks,
-            repeat_timeouts=repeat_timeouts,
-            extra_body=extra_body,
-            **body,
-        )
-        store = await self._store()
-        await store.submit(job, group=None)
-        return Job(job.id, self._store, just_submitted=True)
+        new_job, store = self._new_job(**job), await self._store()
+        await store.submit(new_job, group=None)
+        return Job(new_job.id, self._store, just_submitted=True)
 
     def _new_job(self, **arguments: Any) -> NewJob:
         return check_size(new_job(**arguments), self._max_job_bytes)

@@ -237,7 +237,7 @@ class JobExpired(JobFailed):
 
 
 class BudgetExhausted(JobFailed):
-    """The budget of the key, tenant or group is spent."""
+    """Reserved: there are no budgets yet, so no worker ends a job with it."""
 
     code = "budget_exhausted"
 

@@ -13,6 +13,7 @@ from .store.group_reader import GroupReader, unknown_group
 from .store.job_store import GroupProgress, Sighting, Store
 from .store.patience import Patience
 from .store.waiting import unknown_job
+from .submission import submits
 from .wire.request import NewJob
 
 __all__ = ["Group", "Job", "JobStatus"]
@@ -94,6 +95,7 @@ class Group:
     def __repr__(self) -> str:
         return f"Group({self.id!r})"
 
+    @submits
     async def submit(self, **job: Any) -> Job:
         """As `PromptQueue.submit`, into this group. A job whose id is known stays where it is."""
         store, new_job = await self._store(), self._new_job(**job)

@@ -17,8 +17,9 @@ from json.encoder import encode_basestring_ascii
 from typing import Final
 from uuid import uuid4
 
+from .options import Priority
 from .redis_keys import QUEUE, queue_list
-from .request import Kind, NewJob, Priority
+from .request import Kind, NewJob
 
 __all__ = [
     "CELERY_PRIORITY",

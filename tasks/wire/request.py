@@ -8,19 +8,18 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, cast
 from uuid import uuid4
 
 from ..errors import IdTaken, InvalidJob, UnknownModel
+from .options import NOT_BUILT, Priority, names_read_by, problem
 
 __all__ = [
     "DEFAULT_MAX_JOB_BYTES",
     "Kind",
     "NewJob",
-    "Priority",
     "check_group_id",
     "check_id",
     "check_model",
@@ -30,18 +29,14 @@ __all__ = [
 ]
 
 Kind = Literal["chat", "embed"]
-Priority = Literal["interactive", "normal", "bulk"]
 
 DEFAULT_MAX_JOB_BYTES: Final = 8 * 1024 * 1024
 MAX_NESTING: Final = 100
-MAX_DELAY_S: Final = 366 * 86_400.0
-"""A later `eta` is a mistake in the unit, far more often than a plan."""
-
 MAX_NAME_CHARACTERS: Final = 200
 """Of a model's name, as in the catalogue: names are compared with all that are known when one is not."""
 
-_ID: Final = re.compile(r"[!-~]{1,200}")
-_PRIORITIES: Final = frozenset(get_args(Priority))
+_ARGUMENTS: Final = (*names_read_by("client"), *NOT_BUILT)
+_TRAVELLING: Final = frozenset(names_read_by("worker"))
 _encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
 
 # Where a value stands: (where its parent stands, its key or index). A linked tuple costs 30 ns a value, a ready
@@ -81,46 +76,27 @@ def new_job(
     model: str | None = None,
     messages: Any = None,
     input: Any = None,  # noqa: A002 - the provider's own name for it
-    id: str | None = None,  # noqa: A002 - the name that the interface promises
-    priority: Priority = "normal",
-    deadline_s: float | None = None,
-    delay_s: float | None = None,
-    tenant: str | None = None,
-    metadata: Any = None,
-    cache_ttl_s: float | None = None,
-    max_attempts: int | None = None,
-    fallbacks: list[str] | tuple[str, ...] | None = None,
-    repeat_timeouts: bool | None = None,
     extra_body: Mapping[str, Any] | None = None,
-    **body: Any,
+    **given: Any,
 ) -> NewJob:
     """Check the arguments of `submit`. Raises `InvalidJob`; `PromptQueue.submit` explains each argument."""
+    body = {name: value for name, value in given.items() if name not in _ARGUMENTS}
     kind = _check_body(model, messages, input, body, extra_body)
-    _check_choice(priority)
-    delay_s = _check_seconds("delay_s", delay_s, least=0.0, most=MAX_DELAY_S) or 0.0
-    options = _options(
-        tenant=_check_tenant(tenant),
-        priority=None if priority == "normal" else priority,
-        deadline_s=_check_deadline(deadline_s, delay_s),
-        metadata=metadata,
-        cache_ttl_s=_check_seconds("cache_ttl_s", cache_ttl_s, least=0.0),
-        max_attempts=_check_attempts(max_attempts),
-        fallbacks=_check_fallbacks(fallbacks),
-        repeat_timeouts=_check_flag("repeat_timeouts", repeat_timeouts),
-    )
+    options, options_json = _options({name: given[name] for name in _ARGUMENTS if given.get(name) is not None})
     body_json = _body_json(model, messages, input, body, extra_body)
+    priority: Priority = options.get("priority", "normal")
     return NewJob(
-        id=str(uuid4()) if id is None else check_id(id),
+        id=options["id"] if "id" in options else str(uuid4()),
         kind=kind,
         model=cast(str, model),
         priority=priority,
-        tenant=tenant or "",
-        delay_s=float(delay_s),
+        tenant=options.get("tenant", ""),
+        delay_s=float(options.get("delay_s", 0.0)),
         body=body_json,
-        options=options,
-        lane=f"{priority} {model}" if deadline_s is None and cache_ttl_s is None and not fallbacks else None,
-        size_bytes=len(body_json.encode()) + len(options.encode()),
-        may_be_known=id is not None,
+        options=options_json,
+        lane=None if "deadline_s" in options else f"{priority} {model}",
+        size_bytes=len(body_json.encode()) + len(options_json.encode()),
+        may_be_known="id" in options,
     )
 
 
@@ -155,10 +131,9 @@ def id_taken(job_id: str, *, index: int = 0) -> IdTaken:
 
 
 def check_id(job_id: object) -> str:
-    """An id goes into Redis keys and an HTTP header, hence visible ASCII."""
-    if isinstance(job_id, str) and _ID.fullmatch(job_id):
-        return job_id
-    raise InvalidJob("id: must be 1 to 200 visible ASCII characters without spaces, as in 'invoice-2026-0017'")
+    """Raises `InvalidJob` for what can't be an id."""
+    _check_option("id", job_id)
+    return cast(str, job_id)
 
 
 def check_group_id(group_id: str) -> str:
@@ -210,70 +185,28 @@ def _body_json(
 # -- our own options
 
 
-def _options(*, metadata: Any, **values: Any) -> str:
-    given = {name: value for name, value in values.items() if value is not None}
-    if metadata is not None:
-        given["metadata"] = metadata
-    return f",{_json(given, None)[1:-1]}" if given else ""
+def _options(given: dict[str, Any]) -> tuple[dict[str, Any], str]:
+    """The checked options, and as JSON those that travel: after `submitted_at`, with its comma."""
+    travelling = {name: value for name, value in given.items() if name in _TRAVELLING}
+    if travelling.get("priority") == "normal":
+        del travelling["priority"]
+    text = _json(travelling, None)
+    for name, value in given.items():
+        _check_option(name, value)
+    _check_deadline(given.get("deadline_s"), given.get("delay_s", 0.0))
+    return given, f",{text[1:-1]}" if travelling else ""
 
 
-def _check_choice(priority: object) -> None:
-    if not isinstance(priority, str) or priority not in _PRIORITIES:
-        raise InvalidJob("priority: must be 'interactive', 'normal' or 'bulk'")
+def _check_option(name: str, value: object) -> None:
+    if refusal := problem(name, value, reader="client"):
+        raise InvalidJob(f"{name}: {refusal}")
 
 
-def _check_seconds(
-    name: str, value: float | None, *, least: float, most: float = math.inf, above: bool = False
-) -> float | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise InvalidJob(f"{name}: must be a number of seconds, not {_type(value)}")
-    if value < least or value > most or (above and value == least):
-        bounds = f"more than {least:g}" if above else f"{least:g} or more"
-        raise InvalidJob(f"{name}: must be {bounds} seconds" + (f", at most {most:g}" if most < math.inf else ""))
-    return value
-
-
-def _check_deadline(deadline_s: float | None, delay_s: float) -> float | None:
-    _check_seconds("deadline_s", deadline_s, least=0.0, above=True)
+def _check_deadline(deadline_s: float | None, delay_s: float) -> None:
     if deadline_s is not None and deadline_s <= delay_s:
         raise InvalidJob(
             "deadline_s: counts from submission, so it must be more than delay_s or the job expires unsent"
         )
-    return deadline_s
-
-
-def _check_tenant(tenant: object) -> str | None:
-    if tenant is None:
-        return None
-    if not isinstance(tenant, str) or not tenant:
-        raise InvalidJob("tenant: must be a name, as in 'acme'")
-    return tenant
-
-
-def _check_attempts(max_attempts: object) -> int | None:
-    if max_attempts is None:
-        return None
-    if isinstance(max_attempts, bool) or not isinstance(max_attempts, int) or max_attempts < 1:
-        raise InvalidJob("max_attempts: must be a whole number, 1 or more")
-    return max_attempts
-
-
-def _check_flag(name: str, value: object) -> bool | None:
-    if value is None or isinstance(value, bool):
-        return value
-    raise InvalidJob(f"{name}: must be True or False, not {_type(value)}")
-
-
-def _check_fallbacks(fallbacks: object) -> list[str] | None:
-    if fallbacks is None:
-        return None
-    if not isinstance(fallbacks, list | tuple) or not all(isinstance(name, str) and name for name in fallbacks):
-        raise InvalidJob("fallbacks: must be a list of model names")
-    for index, name in enumerate(fallbacks):
-        _check_name_length(f"fallbacks[{index}]", name)
-    return list(fallbacks)
 
 
 def _check_name_length(where: str, name: str) -> None:

@@ -87,11 +87,8 @@ async def test_our_message_is_celerys(priority: Any, queue: PromptQueue, stock: 
     assert comparable(ours) == comparable(popped(client, name))
 
 
-@pytest.mark.parametrize("options", [{"deadline_s": 60}, {"cache_ttl_s": 60}, {"fallbacks": ["e"]}], ids=str)
-async def test_a_job_that_may_end_without_its_turn_is_in_no_lane(
-    options: dict[str, Any], queue: PromptQueue, client: redis.Redis
-) -> None:
-    await queue.submit(model="m", messages=MESSAGES, **options)
+async def test_a_job_that_may_end_without_its_turn_is_in_no_lane(queue: PromptQueue, client: redis.Redis) -> None:
+    await queue.submit(model="m", messages=MESSAGES, deadline_s=60)
     assert popped(client, LISTS[1])["headers"]["lane"] is None
 
 

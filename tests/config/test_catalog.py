@@ -51,7 +51,6 @@ def test_a_model_says_everything_that_is_known_about_it(load_text: Load) -> None
         upstream = "org/a.b:free"
         limits = { rpm = 3, tpm = 4_000, rpd = 5, max_in_flight = 6, input_tpm = 7, output_tpm = 8 }
         price = { input = 0.1, output = 0, cached_input = "0.01", date = "2026-01-02", source = "here" }
-        fallbacks = ["gpt-4o-mini", "deepseek-v3.2"]
         timeout = { total_s = 9, connect_s = 1.5 }
         """
     )
@@ -65,7 +64,6 @@ def test_a_model_says_everything_that_is_known_about_it(load_text: Load) -> None
         Decimal("0.01"),
     )
     assert model.price.date == dt.date(2026, 1, 2)
-    assert model.fallbacks == ("gpt-4o-mini", "deepseek-v3.2")
     assert model.timeout == Timeout(total_s=9, connect_s=1.5, read_s=60)
 
 
@@ -206,11 +204,12 @@ def provider_table(lines: str) -> str:
         (model_table('price = { source = "x" }'), "[models.m] price.date: is missing"),
         (model_table('price = { input = -1, date = 2026-01-01, source = "x" }'), "price.input: must be greater than"),
         (model_table('price = { currency = "eur", date = 2026-01-01, source = "x" }'), "such as USD"),
-        (model_table('fallbacks = "gpt-4o"'), "[models.m] fallbacks: must be a list"),
-        (model_table("fallbacks = [3]"), "[models.m] fallbacks[0]: must be text in quotes"),
-        (model_table('fallbacks = ["gpt-4o", "gpt-4o"]'), "[models.m] fallbacks: must not name the same twice"),
-        (model_table('fallbacks = ["gpt-4p"]'), "[models.m] fallbacks: no model is named 'gpt-4p'. Did you mean"),
-        (model_table('fallbacks = ["m"]'), "[models.m] fallbacks: lead back to it: m -> m"),
+        (
+            model_table('fallbacks = ["gpt-4o"]'),
+            "[models.m] fallbacks: models have no fallbacks yet, so no other model",
+        ),
+        (model_table("fallbacks = []"), "[models.m] fallbacks: models have no fallbacks yet"),
+        (provider_table('fallbacks = ["q"]'), "[providers.p] fallbacks: models have no fallbacks yet"),
         ("[providers.p]", "[providers.p] base_url: is missing."),
         ('[providers.p]\nbase_url = "api.test/v1"', "begins with https:// or http:// and names a host"),
         ('[providers.p]\nbase_url = "ftp://api.test"', "begins with https:// or http:// and names a host"),
@@ -243,24 +242,6 @@ def test_every_mistake_is_told_at_once(load_text: Load) -> None:
     with pytest.raises(InvalidCatalog) as caught:
         load_text(provider_table('kind = "x"') + model_table("limits = { rpm = 0, tpm = 0 }"))
     assert len(str(caught.value).splitlines()) == 3
-
-
-def test_fallbacks_in_a_circle_are_told_in_their_order(load_text: Load) -> None:
-    names = {"a": "b", "b": "c", "c": "b"}
-    text = "".join(f'[models.{name}]\nprovider = "openai"\nfallbacks = ["{to}"]\n' for name, to in names.items())
-    with pytest.raises(InvalidCatalog, match=r"lead back to it: (b -> c -> b|c -> b -> c)$"):
-        load_text(text)
-
-
-def test_fallbacks_that_meet_again_are_no_circle(load_text: Load) -> None:
-    names = {"a": '"b", "c"', "b": '"d"', "c": '"d"', "d": ""}
-    text = "".join(f'[models.{name}]\nprovider = "openai"\nfallbacks = [{to}]\n' for name, to in names.items())
-    assert load_text(text).model("a").fallbacks == ("b", "c")
-
-
-def test_a_fallback_may_be_any_name_where_a_provider_takes_any(load_text: Load) -> None:
-    catalog = load_text(LOCAL + "any_model = true\n" + model_table('fallbacks = ["unlisted"]'))
-    assert catalog.model(catalog.model("m").fallbacks[0]).provider == "local"
 
 
 def test_only_one_provider_takes_any_model(load_text: Load) -> None:
@@ -307,7 +288,7 @@ def test_endless_nesting_is_told(load_text: Load) -> None:
 
 _TEXTS = st.sampled_from(["", "*", "a", "a b", "openai", "https://h.test/v1", "2026-01-01", "\ud800"])
 _LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | _TEXTS
-_KEYS = st.sampled_from(["provider", "base_url", "limits", "price", "timeout", "fallbacks", "rpm", "a.b", "", "name"])
+_KEYS = st.sampled_from(["provider", "base_url", "limits", "price", "timeout", "rpm", "a.b", "", "name"])
 _VALUES = st.recursive(_LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_KEYS, inner, max_size=4))
 
 

@@ -87,8 +87,7 @@ def test_each_row_says_what_it_means() -> None:
 def preset_row(model: Model) -> list[str]:
     amounts = [getattr(model.price, key, None) for key in ("input", "cached_input", "output")]
     numbers = [model.limits.rpm, model.limits.tpm, *amounts]
-    fallbacks = ", ".join(f"`{alias}`" for alias in model.fallbacks) or "none"
-    return [f"`{model.provider}`", *("?" if number is None else str(number) for number in numbers), fallbacks]
+    return [f"`{model.provider}`", *("?" if number is None else str(number) for number in numbers)]
 
 
 def test_the_presets_are_listed_as_they_are() -> None:

@@ -61,13 +61,5 @@ def test_each_price_has_a_source_and_a_day_that_has_been() -> None:
     assert all(dt.date(2025, 1, 1) <= price.date <= dt.date(2026, 11, 20) for price in prices)
 
 
-def test_fallbacks_stay_with_the_provider_and_get_no_dearer() -> None:
-    for model in PRESETS.models.values():
-        chain = [model, *(PRESETS.model(alias) for alias in model.fallbacks)]
-        assert {link.provider for link in chain} == {model.provider}
-        prices = [link.price.output for link in chain if link.price is not None and link.price.output is not None]
-        assert prices == sorted(prices, reverse=True)
-
-
 def test_no_preset_takes_any_model() -> None:
     assert "*" not in PRESETS.aliases()

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tasks.results import JobError, PromptResult
+from tasks.results import Attempt, JobError, PromptResult
 from workers.telemetry.counts import counts
 from workers.telemetry.failure_log import FailureLog
 
@@ -21,15 +21,23 @@ def nothing_counted() -> Iterator[None]:
 
 
 def failed(job_id: str, code: str = "auth", model: str = "m") -> PromptResult:
-    error = JobError(code, "the key was refused", provider_body="PROVIDER'S BODY")  # type: ignore[arg-type] # one of the codes
-    return PromptResult(id=job_id, status="failed", model=model, error=error, attempts=1)
+    error = JobError(code, "the key was refused", http_status=401, provider_body="PROVIDER'S BODY")  # type: ignore[arg-type] # one of the codes
+    return PromptResult(
+        id=job_id,
+        status="failed",
+        model=model,
+        error=error,
+        attempts=1,
+        duration_s=2.5,
+        failed_attempts=(Attempt(code, "refused", answered_by="p/upstream-m"),),
+    )
 
 
 async def test_the_first_of_a_kind_is_logged_at_once_and_the_others_together(caplog: pytest.LogCaptureFixture) -> None:
     log = FailureLog(every_s=0.05)
     for number in range(100):
-        log.note(failed(f"job-{number}"))
-    log.note(failed("another", code="not_found"))
+        log.note(failed(f"job-{number}"), None)
+    log.note(failed("another", code="not_found"), None)
     assert [record.getMessage() for record in caplog.records] == [
         "Job job-0 failed: auth (model m): the key was refused",
         "Job another failed: not_found (model m): the key was refused",
@@ -45,13 +53,18 @@ async def test_the_first_of_a_kind_is_logged_at_once_and_the_others_together(cap
 
 async def test_a_line_has_fields_of_its_own_and_not_the_provider_s_words(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
-    FailureLog().note(failed("job-1"))
+    FailureLog().note(failed("job-1"), "acme")
     [record] = caplog.records
     fields = vars(record)
-    assert {name: fields[name] for name in ("job", "model", "code", "attempts")} == {
+    expected = {
         "job": "job-1",
+        "tenant": "acme",
         "model": "m",
+        "provider": "p/upstream-m",
         "code": "auth",
+        "http_status": 401,
+        "duration_s": 2.5,
         "attempts": 1,
     }
+    assert {name: fields[name] for name in expected} == expected
     assert "PROVIDER'S BODY" not in str(fields)

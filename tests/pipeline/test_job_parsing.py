@@ -56,12 +56,7 @@ def test_without_a_submission_time_the_deadline_counts_from_now() -> None:
 
 def test_no_options_mean_defaults() -> None:
     options = read(kwargs=BODY).options
-    assert (options.priority, options.deadline_at, options.max_attempts, options.fallbacks) == (
-        "normal",
-        None,
-        None,
-        (),
-    )
+    assert (options.priority, options.deadline_at, options.max_attempts) == ("normal", None, None)
 
 
 def test_an_option_that_is_null_is_not_given() -> None:
@@ -146,20 +141,24 @@ def test_many_brackets_alone_are_not_deep() -> None:
         ({"dedline_s": 5}, "did you mean `deadline_s`"),
         ({"zzz": 5}, "known are"),
         ({"tenant": 5}, "tenant"),
-        ({"priority": "urgent"}, "interactive, normal, bulk"),
-        ({"priority": []}, "interactive, normal, bulk"),
+        ({"priority": "urgent"}, "'interactive', 'normal' or 'bulk'"),
+        ({"priority": []}, "'interactive', 'normal' or 'bulk'"),
         ({"deadline_s": -1}, "deadline_s"),
+        ({"deadline_s": 0}, "deadline_s"),
         ({"deadline_s": True}, "deadline_s"),
         ({"deadline_s": "5"}, "deadline_s"),
         ({"deadline_s": 10**20}, "deadline_s"),
-        ({"cache_ttl_s": []}, "cache_ttl_s"),
+        (
+            {"cache_ttl_s": 60},
+            "`promptmill.cache_ttl_s`: answers are not cached yet, so it would change nothing; leave",
+        ),
         ({"submitted_at": {}}, "submitted_at"),
         ({"max_attempts": 0}, "max_attempts"),
         ({"max_attempts": 1.5}, "max_attempts"),
         ({"max_attempts": True}, "max_attempts"),
-        ({"fallbacks": "m2"}, "fallbacks"),
-        ({"fallbacks": [""]}, "fallbacks"),
-        ({"repeat_timeouts": 1}, "`promptmill.repeat_timeouts` must be true or false"),
+        ({"fallbacks": ["m2"]}, "`promptmill.fallbacks`: there are no fallbacks yet"),
+        ({"delay_s": 5}, "there is no such option"),
+        ({"repeat_timeouts": 1}, "`promptmill.repeat_timeouts`: must be true or false"),
         ({"repeat_timeouts": "yes"}, "repeat_timeouts"),
         ({"metadata": {"a": 2**70}}, "metadata"),
     ],
@@ -198,5 +197,5 @@ def test_names_are_bounded_before_they_are_compared() -> None:
     long = "x" * 8_000_000
     since_s = time.perf_counter()
     assert "model's name at most 200" in refused(kwargs={**BODY, "model": long})
-    assert "unknown option" in refused(kwargs={**BODY, "promptmill": {long: 1}})
+    assert "no such option" in refused(kwargs={**BODY, "promptmill": {long: 1}})
     assert time.perf_counter() - since_s < 0.5

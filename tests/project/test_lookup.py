@@ -118,3 +118,19 @@ def test_the_command_line_lists_what_the_interface_promises() -> None:
     shown = promptmill("--help").stdout
     for command in ("run", "simulate", "doctor", "limits", "metrics", "status", "cancel", "dead"):
         assert f" {command} " in shown
+
+
+@pytest.mark.parametrize("columns", [20, 80, 200])
+def test_dead_list_shows_ids_that_dead_show_takes(url: str, redis_server: RedisServer, columns: int) -> None:
+    ids = ["7c1a2c9e-3b5f-4f0e-9d2a-2f8f0c6f6a55", "invoice-" + "2026-" * 20, "x"]
+    reason = "no worker knows the task prompts.renamed; start one that does, or retry it later"
+    with redis_server.client() as client:
+        for job_id in ids:
+            letter = {"id": job_id, "at": 0, "task": "prompts.renamed", "kind": "unknown_task", "reason": reason}
+            client.lpush("pm:dead", json.dumps({**letter, "queue": "prompts", "message": "{}"}))
+    listed = promptmill("dead", "list", "--redis", url, columns=columns).stdout.splitlines()
+    assert listed[0].split() == ["id", "buried", "task", "kind", "reason"]
+    assert [line.split()[0] for line in listed[1:]] == ids[::-1]
+    assert all(line.endswith(reason) for line in listed[1:])
+    for line in listed[1:]:
+        assert promptmill("dead", "show", line.split()[0], "--redis", url).exit_code == 0

@@ -94,7 +94,7 @@ def test_answered_rows_are_kept_and_others_taken_out(path: Path) -> None:
     bad = refusal_line(BadRow(3, "row-3", "why"), job_id="job", input_path=Path("in"))
     output = reopened(path, row_of(succeeded(), line=1) + row_of(failed(), line=2) + bad + row_of(succeeded(), line=5))
     assert path.read_bytes() == kept
-    assert [output.finished.digest(line) for line in (1, 2, 3, 5, 99)] == [DIGEST, None, None, DIGEST, None]
+    assert [output.finished.digest(f"row-{line}") for line in (1, 2, 3, 5, 99)] == [DIGEST, None, None, DIGEST, None]
 
 
 def test_a_line_that_was_cut_is_taken_out(path: Path) -> None:
@@ -136,15 +136,15 @@ def test_any_prefix_of_an_output_can_be_continued(
 def test_job_ids_are_the_same_as_long_as_the_run_has_not_finished(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     first = RunState.open(output)
-    job_id = first.job_id(line=1, digest=DIGEST)
+    job_id = first.job_id(custom_id="row-1", digest=DIGEST)
     first.close(finished=False)
     again = RunState.open(output)
-    assert (again.job_id(line=1, digest=DIGEST), again.is_new, first.is_new) == (job_id, False, True)
-    assert again.job_id(line=2, digest=DIGEST) != job_id
+    assert (again.job_id(custom_id="row-1", digest=DIGEST), again.is_new, first.is_new) == (job_id, False, True)
+    assert again.job_id(custom_id="row-2", digest=DIGEST) != job_id
     again.close(finished=True)
     assert not again.directory.exists()
     new = RunState.open(output)
-    assert new.job_id(line=1, digest=DIGEST) != job_id
+    assert new.job_id(custom_id="row-1", digest=DIGEST) != job_id
     new.close(finished=True)
 
 
@@ -263,7 +263,7 @@ def test_simulated_catalog_keeps_names_and_prices_and_no_way_out(tmp_path: Path)
     assert simulated.models.keys() == real.models.keys()
     for name, model in simulated.models.items():
         assert (model.provider, model.price, model.limits) == ("simulator", real.models[name].price, limits)
-        assert (model.timeout, model.fallbacks) == (real.models[name].timeout, real.models[name].fallbacks)
+        assert model.timeout == real.models[name].timeout
     assert {(provider.base_url, provider.api_keys) for provider in simulated.providers.values()} == {(url, ())}
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tasks.wire.request import new_job
 from workers.commands.run.conveyor import _submission
 from workers.commands.run.errors import UnusableInput
-from workers.commands.run.input.custom_ids import CustomIds
+from workers.commands.run.input.custom_ids import CustomIds, DigestsById
 from workers.commands.run.input.input_file import MAX_LINE_BYTES, InputFile, Line
 from workers.commands.run.input.rows import PROMPT_NAMES, BadRow, Row, RowReader
 
@@ -77,7 +77,11 @@ def test_request_body_stands_over_the_named_field() -> None:
     ("data", "options"),
     [
         ({"input": ["a", "b"]}, {}),
+        ({"input": ["a", "b"], "model": "bge-m3"}, {}),
+        ({"input": [[1, 2], [3]]}, {}),
         ({"input": "a", "model": "embedding-v2"}, {}),
+        ({"body": {"model": "Qwen3-Embedding", "input": "a"}}, {}),
+        ({"input": "a", "instruction": "Represent it.", "model": "my-embedder"}, {}),
         ({"input": "a"}, {"model": "text-embedding-3-small"}),
     ],
 )
@@ -98,6 +102,49 @@ def test_usual_names_are_found(name: str) -> None:
 
 def test_named_field_is_the_prompt() -> None:
     assert good({"prompt": "no", "q": "Hello"}, field="q").body["messages"] == CHAT["messages"]
+
+
+@pytest.mark.parametrize(
+    ("row", "prompt"),
+    [
+        ({"instruction": "Sum up.", "input": "The mill.", "output": ""}, "Sum up.\n\nThe mill."),
+        ({"model": "gpt-4.1", "instruction": "Sum up.", "input": "The mill.", "output": ""}, "Sum up.\n\nThe mill."),
+        ({"instruction": "Name a river.", "input": "", "output": ""}, "Name a river."),
+    ],
+)
+def test_an_instruction_and_its_input_are_one_prompt(row: dict[str, str], prompt: str) -> None:
+    found = good(row)
+    assert (found.kind, found.field) == ("chat", "instruction")
+    assert found.body["messages"] == [{"role": "user", "content": prompt}]
+    assert found.model == row.get("model", "gpt-4o-mini")
+    assert good(row, field="instruction").body["messages"][0]["content"] == row["instruction"]
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ({"model": "gpt-4.1", "input": "hush"}, "a prompt of the Responses API"),
+        ({"body": {"model": "gpt-4.1", "input": "hush"}}, "a prompt of the Responses API"),
+        ({"model": "gpt-4.1", "input": [{"role": "user", "content": "hush"}]}, "holds messages, as in the Responses"),
+        ({"body": {"input": [{"role": "user", "content": "hush"}]}}, "holds messages, as in the Responses"),
+    ],
+)
+def test_a_request_of_the_responses_api_is_not_embedded(row: dict[str, object], part: str) -> None:
+    assert part in reason(row)
+    assert "hush" not in reason(row)
+
+
+def test_a_text_with_an_embeddings_url_is_embedded_whatever_its_model_is_called() -> None:
+    assert good({"url": "/v1/embeddings", "body": {"model": "bge-m3", "input": "text"}}).kind == "embed"
+
+
+def test_null_is_as_good_as_nothing() -> None:
+    assert good({"prompt": "Hello", "model": None}, model="ours").model == "ours"
+    assert good({**CHAT, "model": None}).model == "gpt-4o-mini"
+    assert good({"prompt": "Hello", "messages": None, "input": None, "promptmill": None}).field == "prompt"
+    row = good({"custom_id": None, "method": None, "url": None, "body": {**CHAT, "model": None}})
+    assert (row.custom_id, row.kind, row.model) == ("row-7", "chat", "gpt-4o-mini")
+    assert good({**CHAT, "promptmill": {"tenant": None}}).options == {"priority": "bulk"}
 
 
 def test_several_possible_prompts_are_refused() -> None:
@@ -173,7 +220,14 @@ def test_digest_does_not_see_how_a_row_is_written() -> None:
         (b'{"prompt": "x", "model": 3}', "`model` holds a number"),
         (b'{"prompt": "x", "custom_id": {}}', "`custom_id` holds an object"),
         (b'{"prompt": "x", "custom_id": "\\ud800"}', "lone surrogate"),
-        (b'{"prompt": "x", "promptmill": {"prioritty": 1}}', "'prioritty'"),
+        (
+            b'{"prompt": "x", "promptmill": {"prioritty": 1}}',
+            "`promptmill.prioritty`: there is no such option; did you",
+        ),
+        (b'{"prompt": "x", "promptmill": {"id": "a"}}', "`promptmill.id`: there is no such option"),
+        (b'{"prompt": "x", "promptmill": {"deadline_s": 0}}', "`promptmill.deadline_s`: must be more than 0 seconds"),
+        (b'{"prompt": "x", "promptmill": {"fallbacks": ["m"]}}', "`promptmill.fallbacks`: there are no fallbacks yet"),
+        (b'{"prompt": "x", "promptmill": {"cache_ttl_s": 60}}', "`promptmill.cache_ttl_s`: answers are not cached yet"),
     ],
 )
 def test_bad_rows_say_why(text: bytes, part: str) -> None:
@@ -262,3 +316,19 @@ def test_custom_ids_grow() -> None:
     ids = CustomIds()
     assert all(ids.add(f"row-{number}") for number in range(5_000))
     assert not any(ids.add(f"row-{number}") for number in range(5_000))
+
+
+@given(st.lists(st.tuples(st.text(max_size=3), st.integers(1, 2**64 - 1))))
+def test_digests_by_id_are_a_dict_that_keeps_the_first(pairs: list[tuple[str, int]]) -> None:
+    digests, known = DigestsById(), {}
+    for text, digest in pairs:
+        assert digests.add(text, digest) is (text not in known)
+        known.setdefault(text, digest)
+    assert {text: digests.get(text) for text in known} == known
+    assert (len(digests), digests.get("never added")) == (len(known), 0)
+
+
+def test_digests_by_id_grow() -> None:
+    digests = DigestsById()
+    assert all(digests.add(f"row-{number}", number + 1) for number in range(5_000))
+    assert [digests.get(f"row-{number}") for number in range(5_000)] == list(range(1, 5_001))

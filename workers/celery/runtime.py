@@ -28,9 +28,10 @@ from ..pipeline.pipeline import Pipeline
 from ..pipeline.retry import RetryPolicy
 from ..providers.keyring import KeyRing
 from ..redis.clock import redis_clock
+from ..telemetry.failure_log import FailureLog
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable
 
     from celery import Celery
     from redis.asyncio import Redis
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from config.catalog import Catalog
     from config.catalog import Limits as CatalogLimits
     from config.settings import Retry, Settings
+    from tasks.results import PromptResult
 
     from ..pipeline.rungs.admission import Limits
     from ..pipeline.rungs.elsewhere import Others
@@ -96,6 +98,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             http=http,
             limits=limits,
             others=OtherWorkers(redis, key_prefix=settings.key_prefix),
+            on_failure=FailureLog().note,
         )
         _pipelines.append(pipeline)
         try:
@@ -105,9 +108,16 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
 
 
 def pipeline_of(
-    settings: Settings, catalog: Catalog, ring: KeyRing, *, http: Http, limits: Limits, others: Others
+    settings: Settings,
+    catalog: Catalog,
+    ring: KeyRing,
+    *,
+    http: Http,
+    limits: Limits,
+    others: Others,
+    on_failure: Callable[[PromptResult, str | None], None] | None = None,
 ) -> Pipeline:
-    """A worker's pipeline, as its settings want it."""
+    """A worker's pipeline, as its settings want it. `on_failure`: as `Pipeline`'s."""
     return Pipeline(
         catalog=catalog,
         http=http,
@@ -124,6 +134,7 @@ def pipeline_of(
         offers=offers,
         others=others,
         time_limit=SoftTimeLimitExceeded,
+        on_failure=on_failure,
     )
 
 

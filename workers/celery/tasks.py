@@ -17,7 +17,6 @@ from ..pool.task_pool import shutdown_has_begun
 from ..prompt.parked import Parked
 from ..redis.patience import OUR_REDIS, patiently
 from ..results.entry import JSONResult
-from ..telemetry.failure_log import FailureLog
 from .app import app
 from .runtime import current
 
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["chat", "embed"]
 
-
-failure_log = FailureLog()
 
 # `is_prompt`: workers/celery/request.py.
 _OPTIONS: dict[str, Any] = {"bind": True, "acks_late": True, "throws": (JobFailed,), "is_prompt": True}
@@ -62,7 +59,6 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
     if marks.get("suspected_double_payment"):
         result = replace(result, suspected_double_payment=True)
     if not result.ok:
-        failure_log.note(result)
         raise JobFailed.of(result)
     # Our client alone sends positional arguments. Who reads the results of other producers, nobody knows.
     return JSONResult(result.to_dict(), compressible=bool(args), held=held or None)

@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import orjson
 import typer
 from redis.exceptions import RedisError
-from rich.console import Console
-from rich.table import Table
 
 from config.settings import get_settings
 from tasks.redis.address import Address
@@ -158,11 +156,24 @@ def list_(
         for letter in shown:
             typer.echo(json.dumps(letter))
         return
-    table = Table("buried", "id", "task", "kind", "reason", box=None, pad_edge=False)
-    for letter in shown:
-        at = datetime.fromtimestamp(letter["at"], UTC).isoformat(" ", "seconds")
-        table.add_row(at, *map(printable, (letter["id"], letter["task"] or "-", letter["kind"], letter["reason"])))
-    Console(markup=False).print(table if shown else "There are no dead letters.")
+    if not shown:
+        typer.echo("There are no dead letters.")
+        return
+    for line in _aligned([("id", "buried", "task", "kind", "reason"), *map(_row, shown)]):
+        typer.echo(line)
+
+
+def _row(letter: dict[str, Any]) -> tuple[str, ...]:
+    at = datetime.fromtimestamp(letter["at"], UTC).isoformat(" ", "seconds")
+    cells = (letter["id"], at, letter["task"] or "-", letter["kind"], letter["reason"])
+    return tuple(map(printable, cells))
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> Iterator[str]:
+    """Lines as long as they need to be: an id that is cut or broken can't be pasted into the next command."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 @dead.command()

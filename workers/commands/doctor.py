@@ -19,6 +19,7 @@ from config.settings import SettingsError, get_settings
 
 from ..celery.flower import ADVICE, OPEN
 from ..checks import Finding, Level, check_file_limit, check_settings_redis
+from ..http.session import tls_context
 from .ladders import show_ladders
 
 if TYPE_CHECKING:
@@ -122,7 +123,14 @@ async def _examine_flower(flower_url: str) -> Finding:
 
 async def _examine_providers(catalog: Catalog) -> list[Finding]:
     timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
-    async with aiohttp.ClientSession(timeout=timeout, trust_env=get_settings().http.trust_env) as session:
+    http = get_settings().http
+    try:
+        tls = tls_context(http)
+    except ValueError as error:
+        return [Finding("refused", "certificates", str(error))]
+    async with aiohttp.ClientSession(
+        timeout=timeout, connector=aiohttp.TCPConnector(ssl=tls), proxy=http.proxy, trust_env=http.trust_env
+    ) as session:
         found = await asyncio.gather(
             *(_examine_provider(catalog, provider, session) for provider in catalog.providers.values())
         )

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from config.catalog import Profile, Timeout
     from config.settings import Http as HttpSettings
 
-__all__ = ["Http"]
+__all__ = ["Http", "tls_context"]
 
 ERROR_BODY_BYTES = 64 * 1024
 """So much of an error's body is read. Its status is what counts, however much follows."""
@@ -72,7 +72,7 @@ class Http:
     async def __aenter__(self) -> Self:
         self._timeouts = Timeouts()
         self._unstored = Unstored(self._settings.max_unstored_bytes)
-        limit, tls = self._settings.limit, _tls_context(self._settings)
+        limit, tls = self._settings.limit, tls_context(self._settings)
         self._lanes["default"] = self._lane(limit, tls, force_close=self._settings.force_close)
         self._lanes["fragile"] = self._lane(min(limit or FRAGILE_LIMIT, FRAGILE_LIMIT), tls, force_close=True)
         return self
@@ -252,7 +252,8 @@ def _environment_proxy(scheme: str, host: str) -> str | None:
     return None if proxy_bypass(host) else getproxies().get(scheme)
 
 
-def _tls_context(settings: HttpSettings) -> ssl.SSLContext | bool:
+def tls_context(settings: HttpSettings) -> ssl.SSLContext | bool:
+    """What certificates are checked with. Raises ValueError for a CA file that can't be used."""
     if settings.ca_file is None:
         return True
     context = ssl.create_default_context()

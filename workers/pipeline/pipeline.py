@@ -95,6 +95,7 @@ class Pipeline:
         others: Others | None = None,
         read_stamp: Callable[[float], float] = float,
         time_limit: type[Exception] = _NoTimeLimit,
+        on_failure: Callable[[PromptResult, str | None], None] | None = None,
     ) -> None:
         """`now` gives epoch seconds; `sleep` takes seconds. `read_stamp` leads from the clock that stamps
         `submitted_at`, Redis's, to that of `now`.
@@ -103,11 +104,13 @@ class Pipeline:
         without a deadline waits `patience_s` for a provider that can't be reached. `compresses`: whether large results
         of our client's jobs are stored compressed. `offers` is what this worker announces; a job that it can't do is
         left to `others`, if there are any. `time_limit` is what is raised in a job whose time in the worker is over.
+        `on_failure` is called with each result of `handle` that is no answer, and the job's tenant.
         """
         self._catalog = catalog
         self._now = now
         self._read_stamp = read_stamp
         self._time_limit = time_limit
+        self._on_failure = on_failure
         self._elsewhere = Elsewhere(others or _NoOthers(), offers or Offers(), keys_of=keys.of, now=now)
         self.outages = Outages()
         # Outermost first: this order is the pipeline.
@@ -162,9 +165,13 @@ class Pipeline:
         try:
             job = parse(kind, job_id, args, kwargs, group=group, now=now, read_stamp=self._read_stamp)
         except Failure as refused:
-            unread = PromptJob(job_id, kind, model="", body={}, group=group)
-            return unanswered(Trip(unread, now), refused, now)
-        return await self.run(job, queue=queue, parked=parked, held=held)
+            job = PromptJob(job_id, kind, model="", body={}, group=group)
+            result = unanswered(Trip(job, now), refused, now)
+        else:
+            result = await self.run(job, queue=queue, parked=parked, held=held)
+        if not result.ok and self._on_failure is not None:
+            self._on_failure(result, job.options.tenant)
+        return result
 
     async def run(
         self, job: PromptJob, *, queue: str = QUEUE, parked: str | None = None, held: list[object] | None = None

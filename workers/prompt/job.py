@@ -11,7 +11,6 @@ Any stock Celery producer sends the provider's fields as keyword arguments::
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,21 +19,19 @@ from typing import Any, Literal
 
 import orjson
 
+from tasks.wire.options import MAX_SHOWN, Priority, problem
 from tasks.wire.request import MAX_NAME_CHARACTERS
 
 from .failure import Failure
 
-__all__ = ["MAX_DEPTH", "JobKind", "Options", "Priority", "PromptJob", "parse"]
+__all__ = ["MAX_DEPTH", "JobKind", "Options", "PromptJob", "parse"]
 
 JobKind = Literal["chat", "embed"]
-Priority = Literal["interactive", "normal", "bulk"]
 
 MAX_DEPTH = 100
 """How deep a body may nest. Celery's encoders recurse, and their stack is smaller than a parser's."""
 
-_PRIORITIES = ("interactive", "normal", "bulk")
 _PROMPT_FIELD: dict[JobKind, str] = {"chat": "messages", "embed": "input"}
-_MAX_NUMBER = 1e15
 _MAX_PATH_CHARS = 200
 # Beyond this, orjson reads an integer as a float and loses digits of the user's data.
 _FIRST_INEXACT_INT = 2.0**63
@@ -43,15 +40,13 @@ _FIRST_INEXACT_INT = 2.0**63
 # What is made once for each job is not frozen: that takes three times as long (0.6 us for three fields).
 @dataclass(slots=True)
 class Options:
-    """What a job asks of us, not of the provider. Times are in seconds; `*_at` are epoch seconds."""
+    """What a job asks of us, not of the provider: `tasks.wire.options`, with the deadline as an epoch time (s)."""
 
     tenant: str | None = None
     priority: Priority = "normal"
     deadline_at: float | None = None
     metadata: Any = field(default=None, repr=False)
-    cache_ttl_s: float | None = None
     max_attempts: int | None = None
-    fallbacks: tuple[str, ...] = ()
     repeat_timeouts: bool | None = None
     submitted_at: float | None = None
 
@@ -186,80 +181,15 @@ def _options(raw: Any, *, now: float, read_stamp: Callable[[float], float]) -> O
         return Options()
     if not isinstance(raw, dict):
         raise _refused("`promptmill` is not an object of options")
-    given = {name: _reader(name)(name, value) for name, value in raw.items() if value is not None}
+    given = {name: value for name, value in raw.items() if value is not None}
+    for name, value in given.items():
+        if refusal := problem(name, value, reader="worker"):
+            raise _refused(f"`promptmill.{name[:MAX_SHOWN]}`: {refusal}")
     if (submitted_at := given.get("submitted_at")) is not None:
         given["submitted_at"] = read_stamp(submitted_at)
     if (deadline_s := given.pop("deadline_s", None)) is not None:
         given["deadline_at"] = given.get("submitted_at", now) + deadline_s
     return Options(**given)
-
-
-def _reader(name: str) -> Callable[[str, Any], Any]:
-    if (reader := _READERS.get(name)) is not None:
-        return reader
-    # Silently dropping a misspelt `deadline_s` would cost money; refusing it costs a line of text.
-    near = difflib.get_close_matches(name[:50], _READERS, n=1)  # comparing takes time by length
-    hint = f"did you mean `{near[0]}`?" if near else f"known are {', '.join(_READERS)}"
-    raise _refused(f"`promptmill` has an unknown option {name[:50]!r}; {hint}")
-
-
-def _string(name: str, value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    raise _refused(f"`promptmill.{name}` must be a string")
-
-
-def _number(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MAX_NUMBER:
-        raise _refused(f"`promptmill.{name}` must be a number that is not negative")
-    return float(value)
-
-
-def _metadata(name: str, value: Any) -> Any:
-    try:
-        # It comes back in the result, which is stored by this encoder.
-        orjson.dumps(value)
-    except TypeError:
-        raise _refused(f"`promptmill.{name}` holds an integer of more than 64 bits; write it as a string") from None
-    return value
-
-
-def _priority(name: str, value: Any) -> Priority:
-    if value not in _PRIORITIES:
-        raise _refused(f"`promptmill.{name}` must be one of {', '.join(_PRIORITIES)}")
-    priority: Priority = value
-    return priority
-
-
-def _max_attempts(name: str, value: Any) -> int:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return value
-    raise _refused(f"`promptmill.{name}` must be a whole number of at least 1")
-
-
-def _flag(name: str, value: Any) -> bool:
-    if isinstance(value, bool):
-        return value
-    raise _refused(f"`promptmill.{name}` must be true or false")
-
-
-def _fallbacks(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, list | tuple) and all(isinstance(model, str) and model for model in value):
-        return tuple(value)
-    raise _refused(f"`promptmill.{name}` must be a list of models' names")
-
-
-_READERS: dict[str, Callable[[str, Any], Any]] = {
-    "tenant": _string,
-    "priority": _priority,
-    "deadline_s": _number,
-    "metadata": _metadata,
-    "cache_ttl_s": _number,
-    "max_attempts": _max_attempts,
-    "fallbacks": _fallbacks,
-    "repeat_timeouts": _flag,
-    "submitted_at": _number,
-}
 
 
 def _refused(message: str) -> Failure:

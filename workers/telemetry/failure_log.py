@@ -30,6 +30,8 @@ MOST_KINDS: Final = 1_000
 class _Kind:
     more: int = 0
     latest: PromptResult | None = None
+    tenant: str | None = None
+    """The latest's."""
 
 
 class FailureLog:
@@ -39,7 +41,7 @@ class FailureLog:
         self._every_s = every_s
         self._kinds: dict[tuple[str, str | None], _Kind] = {}
 
-    def note(self, result: PromptResult) -> None:
+    def note(self, result: PromptResult, tenant: str | None) -> None:
         """Count a failed job, and log it unless one like it was logged just now."""
         if result.error is None:
             return
@@ -47,10 +49,10 @@ class FailureLog:
         key = result.error.code, result.model
         if (kind := self._kinds.get(key)) is not None:
             kind.more += 1
-            kind.latest = result
+            kind.latest, kind.tenant = result, tenant
         elif len(self._kinds) < MOST_KINDS:
             self._kinds[key] = _Kind()
-            logger.warning("Job %s failed: %s", result.id, _reason(result), extra=_fields(result))
+            logger.warning("Job %s failed: %s", result.id, _reason(result), extra=_fields(result, tenant))
             self._look_again(key)
 
     def _look_again(self, key: tuple[str, str | None]) -> None:
@@ -67,7 +69,7 @@ class FailureLog:
             self._every_s,
             kind.latest.id,
             _reason(kind.latest),
-            extra=_fields(kind.latest),
+            extra=_fields(kind.latest, kind.tenant),
         )
         self._kinds[key] = _Kind()
         self._look_again(key)
@@ -79,12 +81,13 @@ def _reason(result: PromptResult) -> str:
     return f"{result.error.code}{model}: {result.error.message}"
 
 
-def _fields(result: PromptResult) -> dict[str, Any]:
+def _fields(result: PromptResult, tenant: str | None) -> dict[str, Any]:
     """Fields of their own in JSON lines. Neither the prompt nor the provider's body is among them."""
     assert result.error is not None
     last = result.failed_attempts[-1] if result.failed_attempts else None
     return {
         "job": result.id,
+        "tenant": tenant,
         "model": result.model,
         "provider": last.answered_by if last else None,
         "code": result.error.code,

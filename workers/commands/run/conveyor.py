@@ -302,7 +302,7 @@ class Conveyor:
     def _refuse(self, bad: BadRow) -> None:
         self._tally.refuse(bad)
         self._on_bad_row(bad)
-        job_id = self._state.job_id(line=bad.line, digest="")
+        job_id = self._state.job_id(custom_id=f"line-{bad.line}", digest="")  # its own may be another row's
         self._output.append(refusal_line(bad, job_id=job_id, input_path=self._input_path))
 
     async def _take_last_results(self) -> None:
@@ -319,7 +319,7 @@ class Conveyor:
     # -- what is where
 
     def _job_id(self, row: Row) -> str:
-        return self._state.job_id(line=row.line, digest=row.digest)
+        return self._state.job_id(custom_id=row.custom_id, digest=row.digest)
 
     def _expect(self, job_id: str, row: Row) -> None:
         self._waiting[job_id] = _Waiting(row.line, row.custom_id, row.digest, row.size_bytes)

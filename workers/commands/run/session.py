@@ -18,6 +18,7 @@ from workers.telemetry.terminal import printable
 from .beside import beside
 from .conveyor import Conveyor, Window
 from .errors import UnusableInput
+from .input.input_file import MAX_LINE_BYTES
 from .input.models import ModelCheck
 from .input.rows import BadRow, RowReader
 from .input.source import RowSource, count_rows
@@ -33,6 +34,8 @@ from .shelf import Shelf
 __all__ = ["Session"]
 
 DRAIN_S = 10.0
+MAX_JOB_BYTES = 2 * MAX_LINE_BYTES
+"""What is larger was a line too long to read; a job is at most a little longer than its line."""
 MIN_WINDOW_JOBS = 2_000
 WINDOW_PER_SLOT = 8
 SHOWN_BAD_ROWS = 10
@@ -131,7 +134,7 @@ class Session:
                 self._options, settings=self._settings, catalog=catalog, state=state, say=self._say
             )
             services = await beside(stack.enter_async_context(starting), self._until_interrupted())
-            queue = PromptQueue(services.redis_url, key_prefix=self._settings.key_prefix)
+            queue = PromptQueue(services.redis_url, key_prefix=self._settings.key_prefix, max_job_bytes=MAX_JOB_BYTES)
             stack.push_async_callback(queue.aclose)
             conveyor = self._conveyor(queue, services, source, output, state)
             return await self._convey(conveyor, services)

@@ -15,7 +15,7 @@ from ..errors import UnusableInput
 __all__ = ["MAX_LINE_BYTES", "InputFile", "Line"]
 
 MAX_LINE_BYTES = 16 * 1024 * 1024
-"""Longer lines are skipped without being held in memory. The queue's own cap on a job is lower still."""
+"""Longer lines are skipped without being held in memory."""
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 

@@ -5,9 +5,10 @@ The forms of a row, in the order in which they are looked for:
 1. `body` is an object: an OpenAI batch line (`custom_id`, `method`, `url`, `body`).
 2. `messages` is there: the body of a chat request.
 3. `--field NAME` was given and the row has that field: its text is the prompt.
-4. `input` is there, as a list, beside the row's own `model`, or for a model with `embed` in its name: the body of
-   an embedding request.
-5. Exactly one of the usual names `prompt`, `question`, `text`, `input`, `instruction` holds a text: that is the
+4. `input` is there, as a list, or as a text for a model with `embed` in its name: the body of an embedding request.
+   A text for another model may be a request of the Responses API as well, and is refused.
+5. `instruction` and `input` both hold a text, and no other usual name does: together they are the prompt.
+6. Exactly one of the usual names `prompt`, `question`, `text`, `input`, `instruction` holds a text: that is the
    prompt.
 
 `custom_id` and `promptmill` (our own options) may stand in any of them; what else a request holds goes to the
@@ -22,6 +23,8 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, NoReturn
 
+from tasks.wire.options import problem
+
 from .input_file import MAX_LINE_BYTES, Line
 
 __all__ = ["DEFAULT_MODEL", "PROMPT_NAMES", "BadRow", "Row", "RowReader"]
@@ -30,10 +33,8 @@ DEFAULT_MODEL = "gpt-4o-mini"
 """Answers rows that name no model when `--model` is not given either."""
 
 PROMPT_NAMES = ("prompt", "question", "text", "input", "instruction")
+INSTRUCTED = {"instruction", "input"}
 
-OPTION_NAMES = frozenset(
-    {"tenant", "priority", "deadline_s", "metadata", "cache_ttl_s", "max_attempts", "fallbacks", "repeat_timeouts"}
-)
 DEFAULT_PRIORITY = "bulk"
 """A file of prompts must not delay people who wait for an answer on the same Redis."""
 
@@ -114,26 +115,54 @@ class RowReader:
         )
 
     def _request(self, data: dict[str, Any]) -> tuple[Kind, dict[str, Any], str | None]:
+        data = {name: value for name, value in data.items() if value is not None or name not in SUBJECT.values()}
         if isinstance(data.get("body"), dict):
-            return *_batch_line(data), None
+            return *self._batch_line(data, data["body"]), None
         if "messages" in data:
             return "chat", data, None
         if self.field is not None and self.field in data:
             return self._prompt(data, self.field)
-        if self._is_embedding(data):
+        if _texts(data) == INSTRUCTED and not self._embeds(data):
+            return self._instructed(data)
+        if isinstance(data.get("input"), list) or ("input" in data and (self._embeds(data) or data.get("model"))):
+            self._check_embedding(data)
             return "embed", data, None
         return self._prompt(data, self._prompt_field(data))
 
-    def _is_embedding(self, data: dict[str, Any]) -> bool:
-        if "input" not in data:
-            return False
-        model = self.model or data.get("model")
-        return isinstance(data["input"], list) or "model" in data or "embed" in str(model)
+    def _batch_line(self, data: dict[str, Any], body: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
+        if (data.get("method") or "POST") != "POST":
+            raise _Unusable("its `method` is not POST")
+        url = data.get("url")
+        kind = _kind_of_url(url) if url is not None else _kind_of_body(body)
+        if SUBJECT[kind] not in body:
+            raise _Unusable(f"its `body` has no `{SUBJECT[kind]}`")
+        if url is None and kind == "embed":
+            self._check_embedding(body)
+        return kind, body
+
+    def _embeds(self, body: dict[str, Any]) -> bool:
+        return "embed" in str(self.model or body.get("model")).lower()
+
+    def _check_embedding(self, body: dict[str, Any]) -> None:
+        """Raise for a request of the Responses API, which has an `input` too: to embed it would be paid for nothing."""
+        texts = body["input"]
+        if isinstance(texts, list) and any(isinstance(item, dict) for item in texts):
+            raise _Unusable("its `input` holds messages, as in the Responses API; send a chat, with `messages`")
+        if isinstance(texts, str) and not self._embeds(body):
+            raise _Unusable(
+                "its `input` is a text to embed, or a prompt of the Responses API; to embed it make it a list, "
+                '"input": ["..."], and to have it answered use `messages`, or say --field input'
+            )
+
+    def _instructed(self, data: dict[str, Any]) -> tuple[Kind, dict[str, Any], str]:
+        """What fine-tuning sets hold: `input` is what the instruction speaks of, and may be empty."""
+        parts = [data[name] for name in ("instruction", "input") if data[name].strip()]
+        return self._prompt({**data, "instruction": "\n\n".join(parts)}, "instruction")
 
     def _prompt_field(self, data: dict[str, Any]) -> str:
         if self.field is not None:
             raise _Unusable(f"it has no field {self.field!r}, which --field names; it has {_names(data)}")
-        found = [name for name in PROMPT_NAMES if isinstance(data.get(name), str)]
+        found = [name for name in PROMPT_NAMES if name in _texts(data)]
         if not found:
             raise _Unusable(
                 "it has no prompt: neither `messages` nor `input` nor a text under a usual name; "
@@ -155,7 +184,8 @@ class RowReader:
         return "chat", body, name
 
     def _model(self, body: dict[str, Any]) -> str:
-        own = body.get("model", DEFAULT_MODEL)
+        own = body.get("model")
+        own = DEFAULT_MODEL if own is None else own
         if not isinstance(own, str) or not own:
             raise _Unusable(f"its `model` holds {_kind_of(own)}; a model is a name")
         return self.model or own
@@ -210,19 +240,15 @@ def _options(given: Any) -> dict[str, Any]:
         given = {}
     if not isinstance(given, dict):
         raise _Unusable(f"its `promptmill` holds {_kind_of(given)}; it must be an object of options")
-    if unknown := given.keys() - OPTION_NAMES:
-        raise _Unusable(f"its `promptmill` has options that are not known: {_names(dict.fromkeys(sorted(unknown)))}")
+    given = {name: value for name, value in given.items() if value is not None}
+    for name, value in given.items():
+        if refusal := problem(name, value, reader="run"):
+            raise _Unusable(f"its `promptmill.{_shown(name)}`: {refusal}")
     return {"priority": DEFAULT_PRIORITY, **given}
 
 
-def _batch_line(data: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
-    method, url, body = data.get("method", "POST"), data.get("url"), data["body"]
-    if method != "POST":
-        raise _Unusable("its `method` is not POST")
-    kind = _kind_of_url(url) if url is not None else _kind_of_body(body)
-    if SUBJECT[kind] not in body:
-        raise _Unusable(f"its `body` has no `{SUBJECT[kind]}`")
-    return kind, body
+def _texts(data: dict[str, Any]) -> set[str]:
+    return {name for name in PROMPT_NAMES if isinstance(data.get(name), str)}
 
 
 def _kind_of_url(url: Any) -> Kind:
@@ -252,6 +278,10 @@ def _kind_of(value: Any) -> str:
 
 
 def _names(data: dict[str, Any]) -> str:
-    names = [ascii(name[:SHOWN_NAME_LENGTH]) for name in list(data)[:SHOWN_NAMES]]
+    names = [f"'{_shown(name)}'" for name in list(data)[:SHOWN_NAMES]]
     more = ", ..." if len(data) > SHOWN_NAMES else ""
     return ", ".join(names) + more if names else "no fields"
+
+
+def _shown(name: str) -> str:
+    return ascii(name[:SHOWN_NAME_LENGTH])[1:-1]

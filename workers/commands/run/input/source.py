@@ -40,22 +40,28 @@ class RowSource:
         self._input = InputFile(path, limit=limit)
 
     def check_finished(self, output: Path) -> int:
-        """How many rows of the input have their answer in the output.
+        """How many rows of the input, up to the limit, have their answer in the output.
 
-        Raises `UnusableInput` if an answer there belongs to another row than the input now has on its line.
+        Raises `UnusableInput` if a row of the output is no longer in the input, or no longer what it was: a row with
+        a `custom_id` may have moved, one without is known by its line.
         """
         if not self._finished.count:
             return 0
-        matching = 0
-        with InputFile(self._path, limit=self._limit) as lines:
-            for line in lines:
-                matching += self._is_finished(line, output)
-        if matching < self._finished.count and self._limit is None:
+        matching = in_all = self._count_finished(output, limit=self._limit)
+        if self._limit is not None and matching < self._finished.count:
+            in_all = self._count_finished(output, limit=None)
+        if in_all < self._finished.count:
             raise UnusableInput(
-                f"{output} answers {self._finished.count:,} rows, and {self._path} has only {matching:,} of them. "
+                f"{output} answers {self._finished.count:,} rows, and {self._path} has only {in_all:,} of them. "
+                "Rows may move if each has a `custom_id`; one without is known by its line. "
                 "Use the input as it was, or choose another place with -o."
             )
         return matching
+
+    def _count_finished(self, output: Path, *, limit: int | None) -> int:
+        ids = CustomIds()
+        with InputFile(self._path, limit=limit) as lines:
+            return sum(self._is_finished(self._reader.read(line), ids, output) for line in lines)
 
     def check_first_line(self) -> None:
         """Raises `UnusableInput` if the input does not even begin as JSON lines do: it is another kind of file."""
@@ -70,8 +76,8 @@ class RowSource:
     def check_first_model(self) -> None:
         """Raises `UnusableInput` if the first row to do needs a key that is missing or unusable."""
         with InputFile(self._path, limit=self._limit) as lines:
-            rows = (self._reader.read(line) for line in lines if self._finished.digest(line.number) is None)
-            first = next((row for row in rows if isinstance(row, Row)), None)
+            rows = (self._reader.read(line) for line in lines)
+            first = next((row for row in rows if isinstance(row, Row) and not self._has_answer(row)), None)
         problem = self._models.problem(first.model) if first else None
         if problem is not None and problem.code == "auth":
             raise UnusableInput(f"{problem.text} Or try it without a provider: --simulate.")
@@ -79,8 +85,7 @@ class RowSource:
     def take(self, *, max_rows: int, max_bytes: int) -> list[Row | BadRow]:
         """The next rows to do; none when the input has ended."""
         while lines := self._input.take(max_lines=max_rows, max_bytes=max_bytes):
-            rows = [self._read(line) for line in lines if self._finished.digest(line.number) is None]
-            if rows:
+            if rows := [row for line in lines if (row := self._read(line)) is not None]:
                 return rows
         return []
 
@@ -95,27 +100,32 @@ class RowSource:
     def close(self) -> None:
         self._input.__exit__()
 
-    def _is_finished(self, line: Line, output: Path) -> bool:
-        digest = self._finished.digest(line.number)
-        if digest is None:
+    def _is_finished(self, row: Row | BadRow, ids: CustomIds, output: Path) -> bool:
+        digest = self._finished.digest(row.custom_id)
+        if digest is None or not ids.add(row.custom_id):
             return False
-        row = self._reader.read(line)
         if not isinstance(row, Row) or row.digest != digest:
             raise UnusableInput(
-                f"{self._path}:{line.number} is not the row that {output} has an answer to: the input, --model, "
-                "--field or --simulate has changed since. Use them as they were, or choose another place with -o."
+                f"{self._path}:{row.line} is not the row that {output} has an answer to: the input, --model, "
+                "--field or --simulate has changed since. Rows may move if each has a `custom_id`; one without is "
+                "known by its line. Use them as they were, or choose another place with -o."
             )
-        return self._custom_ids.add(row.custom_id)
+        return True
 
-    def _read(self, line: Line) -> Row | BadRow:
+    def _has_answer(self, row: Row) -> bool:
+        return self._finished.digest(row.custom_id) is not None
+
+    def _read(self, line: Line) -> Row | BadRow | None:
+        """None: the row has its answer."""
         row = self._reader.read(line)
         if isinstance(row, BadRow):
             return row
-        if problem := self._models.problem(row.model):
+        has_answer = self._has_answer(row)
+        if not has_answer and (problem := self._models.problem(row.model)):
             return BadRow(row.line, row.custom_id, problem.text, problem.code)
         if not self._custom_ids.add(row.custom_id):
             return BadRow(row.line, row.custom_id, "another row has the same `custom_id`")
-        return row
+        return None if has_answer else row
 
 
 def count_rows(path: Path, *, limit: int | None) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from array import array
 from collections.abc import Iterator
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -15,6 +14,7 @@ import orjson
 from tasks.results import JobError, PromptResult
 
 from ..errors import RunError, UnusableInput
+from ..input.custom_ids import DigestsById
 from ..input.rows import BadRow
 
 __all__ = ["FinishedRows", "OutputFile", "answer_line", "refusal_line"]
@@ -23,27 +23,23 @@ RESULT_FIELDS = tuple(field.name for field in fields(PromptResult) if field.name
 
 
 class FinishedRows:
-    """Which lines of the input have an answer already: 8 bytes a line, however long the answers are."""
+    """Which rows of the input have an answer already: by their custom ids, which are `row-N` where a line has none."""
 
     def __init__(self) -> None:
-        self._digests = array("Q")
-        self.count = 0
+        self._digests = DigestsById()
 
-    def digest(self, line: int) -> str | None:
-        """The digest of the row that the line's answer belongs to; None if the line has no answer."""
-        value = self._digests[line] if line < len(self._digests) else 0
+    @property
+    def count(self) -> int:
+        return len(self._digests)
+
+    def digest(self, custom_id: str) -> str | None:
+        """The digest of the row that the id's answer belongs to; None if the id has no answer."""
+        value = self._digests.get(custom_id)
         return f"{value:016x}" if value else None
 
-    def add(self, line: int, digest: str) -> bool:
-        """Note an answered line. False if it was there already."""
-        if self.digest(line) is not None:
-            return False
-        missing = line + 1 - len(self._digests)
-        if missing > 0:
-            self._digests.extend([0] * missing)
-        self._digests[line] = int(digest, 16)
-        self.count += 1
-        return True
+    def add(self, custom_id: str, digest: str) -> bool:
+        """Note an answered row. False if it was there already."""
+        return self._digests.add(custom_id, int(digest, 16))
 
 
 class OutputFile:
@@ -153,24 +149,25 @@ def _answered(path: Path, finished: FinishedRows) -> Iterator[bytes]:
         for number, text in enumerate(file, start=1):
             if not text.endswith(b"\n"):
                 return  # the last line of a run that was killed while it wrote
-            line, digest, succeeded = _mark(text, path=path, number=number)
-            if succeeded and finished.add(line, digest):
+            custom_id, digest, succeeded = _mark(text, path=path, number=number)
+            if succeeded and finished.add(custom_id, digest):
                 yield text
 
 
-def _mark(text: bytes, *, path: Path, number: int) -> tuple[int, str, bool]:
+def _mark(text: bytes, *, path: Path, number: int) -> tuple[str, str, bool]:
+    """An output row's custom id, its row's digest, and whether it has an answer."""
     try:
-        promptmill = json.loads(text)["promptmill"]
-        line, digest = promptmill["line"], promptmill["row_digest"]
-        if not isinstance(line, int) or line < 1 or len(digest) != 16:
-            raise ValueError(line)
-        int(digest, 16)
-        return line, digest, promptmill["status"] == "succeeded"
+        row = json.loads(text)
+        custom_id, promptmill = row["custom_id"], row["promptmill"]
+        digest, succeeded = promptmill["row_digest"], promptmill["status"] == "succeeded"
+        if not isinstance(custom_id, str) or len(digest) != 16 or (succeeded and not int(digest, 16)):
+            raise ValueError(custom_id)
     except (ValueError, KeyError, TypeError, RecursionError):
         raise UnusableInput(
             f"{path}:{number} is no output row of `promptmill run`, so the file is left as it is. "
             "Choose another place with -o, or remove the file."
         ) from None
+    return custom_id, digest, succeeded
 
 
 def _rewrite(path: Path) -> None:

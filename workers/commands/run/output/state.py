@@ -53,9 +53,9 @@ class RunState:
     def catalog(self) -> Path:
         return self.directory / "catalog.toml"
 
-    def job_id(self, *, line: int, digest: str) -> str:
-        """The same id for the same row of the same run, whenever it is asked for."""
-        return str(uuid5(self._id, f"{line}:{digest}"))
+    def job_id(self, *, custom_id: str, digest: str) -> str:
+        """The same id for the same row of the same run, wherever it stands in the input."""
+        return str(uuid5(self._id, f"{digest}:{custom_id}"))
 
     def log(self, name: str) -> Path:
         return self.logs / f"{name}.log"

@@ -140,7 +140,6 @@ def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
         "provider": PROVIDER,
         "upstream": model.upstream,
         "limits": limits.model_dump(exclude_none=True),
-        "fallbacks": list(model.fallbacks),
         "timeout": model.timeout.model_dump(),
         "repeat_timeouts": repeat_timeouts,
     }
