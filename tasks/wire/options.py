@@ -1,7 +1,7 @@
 """The options of a job, each defined once: its check, its default, its meaning, and who takes it.
 
-`submit`, the workers, `promptmill run` and docs/reference/jobs.md all read `OPTIONS`. A new option is one entry here, plus the
-code that acts on it. Pure: the standard library alone.
+`submit`, the workers, `promptmill run` and docs/reference/jobs.md all read `OPTIONS`. A new option is one entry here,
+plus the code that acts on it. Pure: the standard library alone.
 """
 
 from __future__ import annotations
