@@ -87,8 +87,15 @@ WEB_APP_ASK = block(
 )
 WEB_APP_TEST = block("docs/guides/web-app.md", "from promptmill_client.testing import InMemoryQueue")
 CELERY_PRODUCER = block("docs/guides/celery-producers.md", "from celery import Celery")
-[ROWS] = [found for found in BLOCKS.values() if found.language == "json"]
+FILES_GUIDE = "docs/guides/file-of-prompts.md"
+[ROWS] = [found for (page, _), found in BLOCKS.items() if page == FILES_GUIDE and found.language == "json"]
 RUN.add(ROWS.name)
+JOBS_PYTHON = block("docs/reference/jobs.md", "job = await queue.submit(")
+JOBS_CELERY = block("docs/reference/jobs.md", "celery_app.send_task(")
+JOBS_ROW = block(
+    "docs/reference/jobs.md",
+    '{"custom_id": "q-17", "question": "How many?", "promptmill": {"tenant": "acme", "deadline_s": 3600}}',
+)
 CONTRIBUTING_SETUP = block("CONTRIBUTING.md", "$ make install")
 same_block(START, EXAMPLE_RUN.name[1], EXAMPLE_RUN)
 same_block("docs/guides/file-of-prompts.md", EXAMPLE_RUN.name[1], EXAMPLE_RUN)
@@ -206,6 +213,29 @@ def test_any_celery_producer_works(place: Place) -> None:
     )
     printed = python(place, celery_app + README_CELERY.text + "print(result.get(timeout=30)['status'])")
     assert printed == "succeeded\n"
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_with_options_from_celery_and_from_python(place: Place) -> None:
+    celery_app = "from celery import Celery\ncelery_app = Celery(broker={0!r}, backend={0!r})\n".format(
+        "redis://localhost:6379/0"
+    )
+    assert python(place, f"{celery_app}print({JOBS_CELERY.text.strip()}.get(timeout=30)['status'])") == "succeeded\n"
+
+    async def answered() -> str:
+        async with PromptQueue(place.redis.url) as queue:
+            names = {"queue": queue}
+            source = f"async def program():\n{textwrap.indent(JOBS_PYTHON.text, '    ')}\n    return job"
+            exec(compile(source, "jobs.md", "exec"), names)
+            job = await names["program"]()  # type: ignore[operator]
+            return str((await job.result(timeout_s=30)).status)
+
+    assert asyncio.run(answered()) == "succeeded"
+
+
+def test_a_row_with_options_is_read_as_the_reference_says() -> None:
+    row = RowReader(field="question").read(Line(1, JOBS_ROW.text.strip().encode()))
+    assert isinstance(row, Row) and row.custom_id == "q-17"
 
 
 @pytest.mark.usefixtures("worker")
