@@ -108,9 +108,11 @@ def test_limits_shows_what_the_organisation_has_above_its_keys(url: str) -> None
     view = json.loads(promptmill("limits", "--json", "--redis", url).stdout)
     assert view["organisation_permitted_per_minute"] == {"requests": pytest.approx(600, rel=0.001)}
     used = view["organisation_used_last_minute"]["requests"]
-    assert 0.5 < used <= 1, "a minute that began meanwhile counts the last one's by its rest"
-    *_, used, permitted = promptmill("limits", "--redis", url, columns=80).stdout.splitlines()
-    assert used.split()[:2] == ["p/m", "1"]
+    # A minute that began meanwhile counts the last one's by its rest; a slot that a busy process let lapse counts too.
+    assert 0.5 < used <= 4
+    *_, row, permitted = promptmill("limits", "--redis", url, columns=80).stdout.splitlines()
+    name, shown, *_ = row.split()
+    assert name == "p/m" and 1 <= int(shown) <= 4
     assert permitted.split()[:4] == ["all", "keys", "of", "600"]
 
 
