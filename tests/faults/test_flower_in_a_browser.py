@@ -101,7 +101,7 @@ def _a_job_in_each_state(world: World) -> dict[SyncJob | AsyncResult[object], st
     assert world.results([never_run])[0].status == "cancelled"
     running = submit("endless")
     stopped.cancel()
-    wait_until(lambda: running.status() == "running", "the next job runs")
+    wait_until(lambda: running.status() == "running", "the next job runs", timeout_s=180)
     for priority in ("interactive", "normal", "bulk"):
         submit("quick", priority=priority)
     return {
