@@ -41,6 +41,8 @@ def suspected(cause: str) -> int:
 # -- results
 
 
+@pytest.mark.covers("catalog", "models.price")
+@pytest.mark.covers("option", "metadata", "submitted_at")
 async def test_an_answered_job(pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, clock: Any) -> None:
     server = await raw_server(reply(200, completion(prompt_tokens=1_000, completion_tokens=50)))
     async with pipeline_to(server.url, price=PRICE) as pipeline:
@@ -61,6 +63,7 @@ async def test_an_answered_job(pipeline_to: Any, chat_job: Any, raw_server: Any,
     )
 
 
+@pytest.mark.covers("catalog", "models.upstream")
 async def test_the_request_names_the_upstream_model_the_key_and_the_job(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, key: str
 ) -> None:
@@ -301,6 +304,7 @@ async def test_row_23_what_tls_refuses_is_tried_again_then_named(
 # -- what may have been paid for
 
 
+@pytest.mark.covers("catalog", "timeout.total_s", "models.timeout")
 @pytest.mark.parametrize("fault", ["hang", "drip"])
 async def test_row_26_a_call_that_was_sent_and_timed_out_is_not_repeated(
     pipeline_to: Any, chat_job: Any, simulate: Any, fault: str
@@ -315,6 +319,8 @@ async def test_row_26_a_call_that_was_sent_and_timed_out_is_not_repeated(
     assert (result.suspected_double_payment, suspected("timeout")) == (False, 1), "nothing followed"
 
 
+@pytest.mark.covers("catalog", "providers.repeat_timeouts", "models.repeat_timeouts")
+@pytest.mark.covers("option", "repeat_timeouts")
 @pytest.mark.parametrize(
     ("provider", "model", "job", "calls"),
     [
@@ -388,6 +394,7 @@ async def test_a_refusal_with_a_status_is_no_suspected_payment(
 # -- deadlines and cancellation
 
 
+@pytest.mark.covers("option", "deadline_s")
 async def test_a_job_that_is_late_already_is_not_sent(
     pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any
 ) -> None:
@@ -461,6 +468,14 @@ async def test_a_missing_key_is_the_problem_of_the_job_that_needs_it(
         result = await pipeline.run(chat_job())
     assert (result.error.code, result.attempts, result.error.retryable) == ("auth", 0, False)
     assert "P_KEY" in result.error.message
+
+
+@pytest.mark.covers("catalog", "providers.profile")
+async def test_a_fragile_provider_gets_few_connections(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
+    simulator = await simulate(latency_ms=20)
+    async with pipeline_to(simulator.url, provider={"profile": "fragile"}) as pipeline:
+        await asyncio.gather(*(pipeline.run(chat_job(f"job-{number}")) for number in range(25)))
+    assert (simulator.stats()["peak_in_flight"], simulator.stats()["connections"]) == (10, 25)
 
 
 async def test_a_providers_keys_take_turns(pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any) -> None:
@@ -557,6 +572,7 @@ async def test_celerys_soft_time_limit_is_a_time_out(
 # -- the shared limit
 
 
+@pytest.mark.covers("option", "priority")
 async def test_a_permit_is_settled_with_what_the_provider_counted(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
 ) -> None:
