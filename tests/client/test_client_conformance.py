@@ -130,6 +130,7 @@ async def test_an_unknown_job_is_not_a_queued_one(queue: PromptQueue) -> None:
         await job.result()
 
 
+@pytest.mark.covers("option", "id")
 async def test_submitting_an_id_again_returns_the_same_job(queue: PromptQueue) -> None:
     first = await queue.submit(model="m", messages=MESSAGES, id="same")
     answer = await first.result(timeout_s=10)

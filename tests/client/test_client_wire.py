@@ -92,6 +92,7 @@ async def test_a_job_that_may_end_without_its_turn_is_in_no_lane(queue: PromptQu
     assert popped(client, LISTS[1])["headers"]["lane"] is None
 
 
+@pytest.mark.covers("option", "delay_s")
 async def test_a_delayed_job_carries_an_eta_by_rediss_clock(queue: PromptQueue, client: redis.Redis) -> None:
     seconds, microseconds = client.time()
     await queue.submit(model="m", messages=MESSAGES, delay_s=90)

@@ -71,6 +71,7 @@ def test_the_upstream_name_is_the_alias_unless_told(load_text: Load) -> None:
     assert load_text(LOCAL + '[models.mine]\nprovider = "local"\n').model("mine").upstream == "mine"
 
 
+@pytest.mark.covers("catalog", "providers.limits")
 def test_limits_of_the_provider_hold_for_models_that_state_none(load_text: Load) -> None:
     catalog = load_text(
         LOCAL
@@ -125,6 +126,7 @@ def test_a_very_long_name_is_cut_in_the_text() -> None:
     assert len(str(caught.value)) < 1_000
 
 
+@pytest.mark.covers("catalog", "providers.any_model")
 def test_any_model_takes_names_that_the_catalogue_lacks(load_text: Load) -> None:
     catalog = load_text(LOCAL + "any_model = true\n")
     model = catalog.model("org/new-model")
@@ -134,6 +136,7 @@ def test_any_model_takes_names_that_the_catalogue_lacks(load_text: Load) -> None
     assert "*" in catalog.aliases()
 
 
+@pytest.mark.covers("catalog", "providers.timeout")
 def test_a_providers_time_out_holds_for_its_models_that_state_none(load_text: Load) -> None:
     catalog = load_text(
         LOCAL
@@ -312,6 +315,7 @@ def test_five_million_tokens_at_eight_dollars_a_million_are_forty_dollars() -> N
     assert price(input=8).cost(input_tokens=5_000_000, output_tokens=0) == Decimal(40)
 
 
+@pytest.mark.covers("catalog", "price.input", "price.cached_input", "price.output")
 def test_cached_tokens_are_a_part_of_the_input() -> None:
     known = price(input="0.15", cached_input="0.075", output="0.60")
     assert known.cost(input_tokens=1_000, cached_tokens=400, output_tokens=500) == Decimal("0.00042")
@@ -321,6 +325,7 @@ def test_more_cached_tokens_than_input_count_as_the_input() -> None:
     assert price(input=1, cached_input=2).cost(input_tokens=1_000_000, cached_tokens=9_999_999, output_tokens=0) == 2
 
 
+@pytest.mark.covers("catalog", "price.currency")
 @pytest.mark.parametrize(
     ("amounts", "tokens"),
     [

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import ssl
+import subprocess
+import sys
 
 import pytest
 from celery import Celery
@@ -89,3 +92,12 @@ def test_where_celery_shows_its_settings_the_passwords_are_hidden(url: str) -> N
 def test_the_results_know_whether_the_leases_are_in_the_same_redis(broker: str, results: str, same: bool) -> None:
     """Only then one script can refuse the result of a lost lease."""
     assert bool(set_up(broker, results).backend._leases_key) is same
+
+
+@pytest.mark.covers("setting", "concurrency", "loop_patience_s")
+def test_celery_is_given_what_the_settings_say() -> None:
+    show = "from workers import app; c = app.conf; print(c.worker_concurrency, c.broker_transport_options)"
+    environ = {**os.environ, "PROMPTMILL_CONCURRENCY": "7", "PROMPTMILL_LOOP_PATIENCE_S": "3.5"}
+    shown = subprocess.run([sys.executable, "-c", show], env=environ, capture_output=True, text=True, check=True).stdout
+    assert shown.startswith("7 ")
+    assert "'loop_patience_s': 3.5" in shown

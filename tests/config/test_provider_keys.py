@@ -35,6 +35,7 @@ def refusal_of(value: str, *, key_prefix: str | None = "sk-") -> str:
     return str(caught.value)
 
 
+@pytest.mark.covers("catalog", "providers.api_keys")
 def test_keys_come_in_the_catalogues_order_and_as_secrets() -> None:
     keys = read_keys(provider("B", "A"), {"A": "sk-one1", "B": "sk-two2", "C": "sk-three3"})
     assert values(keys) == ["sk-two2", "sk-one1"]
@@ -103,6 +104,7 @@ def test_a_placeholder_is_no_key(value: str, key_prefix: str | None) -> None:
     assert "start again" in text
 
 
+@pytest.mark.covers("catalog", "providers.key_prefix")
 @pytest.mark.parametrize(
     ("value", "problem"),
     [

@@ -11,6 +11,8 @@ import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
 
+import pytest
+
 from .harness import API_KEY, Worker, free_port, promptmill, wait_until
 
 if TYPE_CHECKING:
@@ -71,6 +73,7 @@ def test_flower_with_a_password_runs_and_shows_no_prompt(world: World) -> None:
     assert finding["level"] == "ok"
 
 
+@pytest.mark.covers("setting", "allow_open_flower", "flower_url")
 def test_an_open_flower_is_allowed_by_name_and_the_doctor_finds_it(world: World) -> None:
     world.start_redis()
     url = f"http://127.0.0.1:{free_port()}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import redis
 
 from tasks.wire import redis_keys
 
@@ -11,6 +12,7 @@ from .harness import RedisServer, World, wait_until
 WEEK_S = 7 * 86_400
 
 
+@pytest.mark.covers("setting", "result_expires_s", "result_url")
 @pytest.mark.parametrize("are_results_apart", [False, True], ids=["one Redis", "two"])
 def test_a_record_lives_as_long_as_its_result(world: World, are_results_apart: bool) -> None:
     world.start_redis()
@@ -21,3 +23,16 @@ def test_a_record_lives_as_long_as_its_result(world: World, are_results_apart: b
         wait_until(lambda: client.exists(redis_keys.result(job.id)), "its result is stored")
         wait_until(lambda: world.redis.hget(redis_keys.job(job.id), "state") == "running", "its start is recorded")
         assert WEEK_S - 60 < client.ttl(redis_keys.result(job.id)) <= world.redis.ttl(redis_keys.job(job.id))
+
+
+@pytest.mark.covers("setting", "result_compress_from_bytes")
+@pytest.mark.parametrize(("from_bytes", "is_compressed"), [("1", True), ("0", False)])
+def test_results_are_compressed_from_the_size_of_the_setting(
+    world: World, from_bytes: str, is_compressed: bool
+) -> None:
+    world.start_redis()
+    world.start_worker(environ={"PROMPTMILL_RESULT_COMPRESS_FROM_BYTES": from_bytes})
+    (job,) = world.submit(1, model="quick")
+    assert job.result(timeout_s=30).ok
+    with redis.Redis.from_url(world.server.url) as client:
+        assert client.get(redis_keys.result(job.id)).startswith(b"\0celery-compressed") is is_compressed

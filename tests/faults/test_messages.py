@@ -198,6 +198,7 @@ def test_a_message_of_protocol_1_is_answered(world: World, headers: dict[str, An
     world.wait_clean()
 
 
+@pytest.mark.covers("setting", "producers.priority_steps", "producers.separator")
 def test_producers_with_priority_settings_of_their_own_are_read_where_a_setting_says_so(world: World) -> None:
     world.start_redis()
     options = {"priority_steps": list(range(10)), "sep": ":", "queue_order_strategy": "priority"}

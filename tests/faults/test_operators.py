@@ -40,6 +40,7 @@ def run(*arguments: str, exit_code: int = 0) -> str:
     return result.output
 
 
+@pytest.mark.covers("setting", "allow_eviction")
 def test_a_worker_refuses_a_redis_that_evicts_unless_told_otherwise(world: World) -> None:
     world.start_redis("maxmemory-policy allkeys-lru")
     refused = world.start_worker(wait=False)

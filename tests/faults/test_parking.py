@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .harness import MESSAGES, Worker, World, wait_until
 
 PLACES = 4
@@ -20,6 +22,7 @@ def parked(world: World) -> int:
     return int(world.redis.zcard("pm:delayed:prompts"))
 
 
+@pytest.mark.covers("setting", "limit.park_after_s")
 def test_jobs_far_from_their_turn_wait_in_redis_and_leave_their_places_to_others(world: World) -> None:
     worker = start_worker(world, rpm=300)
     limited = world.submit(30, model="limited")

@@ -96,6 +96,7 @@ async def test_two_keys_of_one_organisation_stay_under_its_limit(
     assert all(view.organisation_used_last_minute["requests"] > 30 for view in views)
 
 
+@pytest.mark.covers("catalog", "providers.organisation_limits")
 async def test_an_organisation_s_limit_holds_for_keys_without_one(
     deployment: pytest.MonkeyPatch, simulator: RunningSimulator
 ) -> None:
@@ -106,6 +107,8 @@ async def test_an_organisation_s_limit_holds_for_keys_without_one(
     assert times[-1] - times[0] > 1.5
 
 
+@pytest.mark.covers("setting", "limit.tenant_weights")
+@pytest.mark.covers("option", "tenant")
 async def test_tenants_take_turns_by_their_weights(deployment: pytest.MonkeyPatch, simulator: RunningSimulator) -> None:
     deployment.setenv("PROMPTMILL_LIMIT__TENANT_WEIGHTS", '{"web": 3, "batch": 1}')
     write_catalog(simulator, organisation="rpm = 6000", limits="rpm = 3000")

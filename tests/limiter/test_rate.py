@@ -78,6 +78,7 @@ def test_tokens_under_windows_are_remembered_for_a_minute_and_the_jitter(algorit
     assert pace.use_by_s <= TOKENS_USE_BY_S
 
 
+@pytest.mark.covers("catalog", "limits.algorithm")
 def test_a_bucket_of_tokens_needs_no_memory() -> None:
     (tokens,) = plan(Limits(tpm=60_000, algorithm="bucket")).dimensions
     assert tokens.span_s == 0

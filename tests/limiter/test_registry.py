@@ -275,6 +275,7 @@ async def test_a_limit_that_one_worker_was_told_holds_in_the_others(client: Redi
         assert limiter.plan == plan(Limits(rpm=600))
 
 
+@pytest.mark.covers("catalog", "models.organisation_limits")
 async def test_a_guess_of_the_output_never_makes_a_request_impossible(client: Redis, redis_server: RedisServer) -> None:
     headers = {
         "x-ratelimit-limit-tokens": "500",

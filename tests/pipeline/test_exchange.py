@@ -152,6 +152,7 @@ async def test_an_answer_is_read(way: dict[str, str], answer: bytes, http: Http,
     assert (response.status, response.body) == (200, b"{}")
 
 
+@pytest.mark.covers("setting", "http.max_header_bytes")
 @both_ways
 @pytest.mark.parametrize(("bytes_", "is_read"), [(12_000, True), (20_000, False)])
 async def test_long_headers_are_read_up_to_the_setting(
@@ -271,6 +272,7 @@ async def test_what_comes_unasked_is_nobodys_answer(wait_until: Any) -> None:
             )
 
 
+@pytest.mark.covers("catalog", "timeout.connect_s")
 @both_ways
 async def test_no_connection_in_time_is_called_so(way: dict[str, str], http: Http, deaf_url: str) -> None:
     for timeout in (Timeout(total_s=5, connect_s=0.1), Timeout(total_s=0.4, connect_s=10)):

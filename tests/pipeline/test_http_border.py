@@ -110,6 +110,7 @@ async def test_the_fragile_profile_makes_few_connections_and_uses_each_once(simu
     assert simulator.stats()["peak_in_flight"] == 10
 
 
+@pytest.mark.covers("setting", "http.limit")
 async def test_the_wait_for_a_connection_is_not_time_of_the_call(simulate: Any) -> None:
     simulator = await simulate(latency_ms=40, jitter=0.0)
     timeout = Timeout(total_s=0.3)
@@ -119,12 +120,49 @@ async def test_the_wait_for_a_connection_is_not_time_of_the_call(simulate: Any) 
     assert simulator.stats()["peak_in_flight"] == 1
 
 
+@pytest.mark.covers("setting", "http.force_close")
 async def test_force_close_is_an_option(simulate: Any) -> None:
     simulator = await simulate()
     async with Http(HttpSettings(force_close=True)) as http:
         for _ in range(3):
             await http.post(request_to(simulator.url, CHAT), timeout=QUICK)
     assert simulator.stats()["connections"] == 3
+
+
+@pytest.mark.covers("setting", "http.limit_per_host")
+async def test_connections_to_one_host_are_limited(simulate: Any) -> None:
+    simulator = await simulate(latency_ms=20)
+    async with Http(HttpSettings(limit_per_host=2)) as http:
+        await asyncio.gather(*(http.post(request_to(simulator.url, CHAT), timeout=QUICK) for _ in range(8)))
+    assert simulator.stats()["peak_in_flight"] == 2
+
+
+@pytest.mark.covers("setting", "http.keepalive_s")
+async def test_an_idle_connection_is_closed_after_its_time(simulate: Any, wait_until: Any) -> None:
+    simulator = await simulate()
+    async with Http(HttpSettings(keepalive_s=0.1)) as http:
+        await http.post(request_to(simulator.url, CHAT), timeout=QUICK)
+        await wait_until(lambda: simulator.stats()["open_connections"] == 0, description="it is closed")
+
+
+@pytest.mark.covers("setting", "http.ttl_dns_cache_s")
+@pytest.mark.parametrize(("ttl_s", "lookups"), [(30, 1), (0, 3)])
+async def test_an_address_is_remembered_for_as_long_as_the_setting_says(
+    ttl_s: int, lookups: int, raw_server: Any, reply: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = await raw_server(reply(200, b"{}"))
+    loop, asked = asyncio.get_running_loop(), list[str]()
+    look_up = loop.getaddrinfo
+
+    async def counted(host: str, *args: Any, **options: Any) -> Any:
+        asked.append(host)
+        return await look_up(host, *args, **options)
+
+    monkeypatch.setattr(loop, "getaddrinfo", counted)
+    async with Http(HttpSettings(ttl_dns_cache_s=ttl_s, force_close=True)) as http:
+        for _ in range(3):
+            await http.post(request_to(server.url.replace("127.0.0.1", "localhost")), timeout=QUICK)
+    assert asked == ["localhost"] * lookups
 
 
 async def test_a_cancelled_call_closes_its_connection(raw_server: Any, wait_until: Any) -> None:
@@ -188,6 +226,7 @@ async def test_200_mb_of_answer_stay_out_of_memory(simulate: Any, fault: str) ->
     assert peak_bytes < 8 * 1024 * 1024
 
 
+@pytest.mark.covers("setting", "http.max_response_bytes")
 async def test_a_body_of_just_the_cap_is_taken(raw_server: Any, reply: Any) -> None:
     server = await raw_server(reply(200, b"x" * 1_000))
     assert len((await post(server.url, max_response_bytes=1_000)).body) == 1_000
@@ -233,6 +272,7 @@ async def test_no_cookie_is_kept(raw_server: Any, reply: Any) -> None:
 # -- failures
 
 
+@pytest.mark.covers("catalog", "timeout.read_s")
 async def test_each_time_out_says_which_it_was(raw_server: Any) -> None:
     server = await raw_server(b"", b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", close=False)
     total = await failed(server.url, timeout=Timeout(total_s=0.1, read_s=5))
@@ -288,12 +328,14 @@ async def test_no_failure_carries_the_request_along(raw_server: Any) -> None:
 # -- proxies and certificates
 
 
+@pytest.mark.covers("setting", "http.proxy")
 async def test_the_proxy_of_the_settings_is_used(raw_server: Any, reply: Any) -> None:
     proxy = await raw_server(reply(200, b"{}"))
     await post("http://provider.invalid/v1", proxy=proxy.url.removesuffix("/v1"))
     assert proxy.requests[0].startswith(b"POST http://provider.invalid/v1/chat/completions")
 
 
+@pytest.mark.covers("setting", "http.trust_env")
 async def test_the_environments_proxy_is_used_only_if_wanted(
     raw_server: Any, reply: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -319,6 +361,7 @@ def certificate(tmp_path: Path) -> tuple[Path, Path]:
     return cert, key
 
 
+@pytest.mark.covers("setting", "http.ca_file")
 async def test_a_private_ca_is_trusted_when_it_is_named(certificate: tuple[Path, Path], wait_until: Any) -> None:
     cert, key = certificate
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)

@@ -42,6 +42,8 @@ def suspected(cause: str) -> int:
 # -- results
 
 
+@pytest.mark.covers("catalog", "models.price")
+@pytest.mark.covers("option", "metadata", "submitted_at")
 async def test_an_answered_job(pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, clock: Any) -> None:
     server = await raw_server(reply(200, completion(prompt_tokens=1_000, completion_tokens=50)))
     async with pipeline_to(server.url, price=PRICE) as pipeline:
@@ -62,6 +64,7 @@ async def test_an_answered_job(pipeline_to: Any, chat_job: Any, raw_server: Any,
     )
 
 
+@pytest.mark.covers("catalog", "models.upstream")
 async def test_the_request_names_the_upstream_model_the_key_and_the_job(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, key: str
 ) -> None:
@@ -302,6 +305,7 @@ async def test_row_23_what_tls_refuses_is_tried_again_then_named(
 # -- what may have been paid for
 
 
+@pytest.mark.covers("catalog", "timeout.total_s", "models.timeout")
 @pytest.mark.parametrize("fault", ["hang", "drip"])
 async def test_row_26_a_call_that_was_sent_and_timed_out_is_not_repeated(
     pipeline_to: Any, chat_job: Any, simulate: Any, fault: str
@@ -316,6 +320,8 @@ async def test_row_26_a_call_that_was_sent_and_timed_out_is_not_repeated(
     assert (result.suspected_double_payment, suspected("timeout")) == (False, 1), "nothing followed"
 
 
+@pytest.mark.covers("catalog", "providers.repeat_timeouts", "models.repeat_timeouts")
+@pytest.mark.covers("option", "repeat_timeouts")
 @pytest.mark.parametrize(
     ("provider", "model", "job", "calls"),
     [
@@ -389,6 +395,7 @@ async def test_a_refusal_with_a_status_is_no_suspected_payment(
 # -- deadlines and cancellation
 
 
+@pytest.mark.covers("option", "deadline_s")
 async def test_a_job_that_is_late_already_is_not_sent(
     pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any
 ) -> None:
@@ -469,6 +476,14 @@ async def test_a_refused_key_is_named_by_its_variable(pipeline_to: Any, chat_job
     for provider, advice in (({}, "; check P_KEY"), ({"api_keys": []}, "; it wants one: name its variable in")):
         async with pipeline_to(simulator.url, provider=provider) as pipeline:
             assert advice in (await pipeline.run(chat_job())).error.message
+
+
+@pytest.mark.covers("catalog", "providers.profile")
+async def test_a_fragile_provider_gets_few_connections(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
+    simulator = await simulate(latency_ms=20)
+    async with pipeline_to(simulator.url, provider={"profile": "fragile"}) as pipeline:
+        await asyncio.gather(*(pipeline.run(chat_job(f"job-{number}")) for number in range(25)))
+    assert (simulator.stats()["peak_in_flight"], simulator.stats()["connections"]) == (10, 25)
 
 
 async def test_a_providers_keys_take_turns(pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any) -> None:
@@ -566,6 +581,7 @@ async def test_celerys_soft_time_limit_is_a_time_out(
 # -- the shared limit
 
 
+@pytest.mark.covers("option", "priority")
 async def test_a_permit_is_settled_with_what_the_provider_counted(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
 ) -> None:

@@ -100,6 +100,7 @@ async def test_large_ones_leave_the_loop_to_others_for_as_long_as_they_took() ->
     assert all(later - earlier >= 0.035 for earlier, later in itertools.pairwise(pauses))
 
 
+@pytest.mark.covers("setting", "http.max_unstored_bytes")
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length known", "length unknown"])
 async def test_bodies_are_read_as_far_as_there_is_room(raw_server: Any, reply: Any, is_chunked: bool) -> None:
     body = b"x" * (3 * MB)

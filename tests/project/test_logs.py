@@ -55,6 +55,7 @@ def test_a_traceback_shows_no_local_variables(tmp_path: Path, monkeypatch: pytes
     assert secret not in text
 
 
+@pytest.mark.covers("setting", "log.json")
 def test_each_line_is_a_json_object_where_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPTMILL_LOG__JSON", "true")
     logs.configure(logfile=str(tmp_path / "log"))
@@ -66,6 +67,7 @@ def test_each_line_is_a_json_object_where_asked_for(tmp_path: Path, monkeypatch:
     )
 
 
+@pytest.mark.covers("setting", "log.jobs")
 @pytest.mark.parametrize(("jobs", "shown"), [("true", True), ("false", False)])
 def test_a_job_has_lines_of_its_own_only_where_asked_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, jobs: str, shown: bool
@@ -77,3 +79,14 @@ def test_a_job_has_lines_of_its_own_only_where_asked_for(
     text = written(tmp_path / "log")
     assert ("Task succeeded" in text) is shown
     assert "Task in trouble" in text
+
+
+@pytest.mark.covers("setting", "log.level")
+def test_what_is_below_the_level_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTMILL_LOG__LEVEL", "error")
+    logs.configure(logfile=str(tmp_path / "log"))
+    logging.getLogger("promptmill.test").warning("a warning")
+    logging.getLogger("promptmill.test").error("an error")
+    text = written(tmp_path / "log")
+    assert "an error" in text
+    assert "a warning" not in text

@@ -51,6 +51,7 @@ def is_gone(process: psutil.Process) -> bool:
 # -- the whole way, simulated
 
 
+@pytest.mark.covers("run", "input_file", "output", "as_json", "simulate")
 def test_every_row_gets_its_answer(promptmill_run: RunCommand, tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", prompts(300))
     first = promptmill_run("in.jsonl", "-o", "new/out.jsonl", *QUICK, "--json")
@@ -92,6 +93,18 @@ def test_failed_rows_are_tried_again_and_others_not(promptmill_run: RunCommand, 
     rows = read_rows(tmp_path / "out.jsonl")
     assert len(rows) == 40
     assert kept.items() <= rows.items()
+
+
+@pytest.mark.covers("run", "model", "field", "limit", "concurrency")
+def test_the_command_line_decides_model_field_rows_and_pace(promptmill_run: RunCommand, tmp_path: Path) -> None:
+    write_rows(tmp_path / "in.jsonl", [{"q": f"What is {number}?", "text": "not this"} for number in range(30)])
+    slow = ("--simulate", "--latency-ms", "100", "--jitter", "0", "--workers", "1", "--concurrency", "1")
+    arguments = ("--field", "q", "--model", "gpt-4o", "--limit", "20", *slow, "--json")
+    finished = promptmill_run("in.jsonl", "-o", "out.jsonl", *arguments)
+    assert finished.code == 0, finished.stderr
+    assert (finished.summary["submitted"], finished.summary["prompt_fields"]) == (20, {"q": 20})
+    assert finished.summary["wall_s"] >= 2.0, "one at a time"
+    assert {row["promptmill"]["model"] for row in read_rows(tmp_path / "out.jsonl").values()} == {"gpt-4o"}
 
 
 BAD_ROWS: list[tuple[Any, str, str]] = [
@@ -234,6 +247,7 @@ async def test_redis_that_dies_ends_the_run_with_the_next_step(
     await wait_until_async(lambda: all(map(is_gone, children)), description="no process stays behind")
 
 
+@pytest.mark.covers("run", "workers", "redis")
 async def test_running_workers_are_used(promptmill_run: RunCommand, tmp_path: Path, provider: RunningSimulator) -> None:
     lifeline, state = Lifeline(), RunState.open(tmp_path / "services")
     lifeline.open()

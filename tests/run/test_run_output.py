@@ -8,13 +8,17 @@ from decimal import Decimal
 from pathlib import Path
 
 import pytest
+import typer
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
-from config.catalog import load_catalog
+from config.catalog import Limits, load_catalog
 from tasks.results import Attempt, JobError, PromptResult, Usage
+from workers.cli import app as promptmill
 from workers.commands.run.errors import UnusableInput
 from workers.commands.run.input.rows import BadRow
+from workers.commands.run.options import RunOptions
 from workers.commands.run.output.latency import LatencyHistogram
 from workers.commands.run.output.output_file import OutputFile, answer_line, refusal_line
 from workers.commands.run.output.progress import Snapshot, duration
@@ -22,6 +26,8 @@ from workers.commands.run.output.state import RunState
 from workers.commands.run.output.summary import Outcome, next_step, summary_numbers
 from workers.commands.run.output.tally import Tally
 from workers.commands.run.processes.simulation import Simulation, simulated_catalog
+from workers.simulator.command import simulate
+from workers.simulator.options import SimulatorOptions
 
 DIGEST = "00000000000000ab"
 
@@ -273,3 +279,33 @@ def test_simulated_catalog_keeps_names_and_prices_and_no_way_out(tmp_path: Path)
 def test_what_the_simulator_would_refuse_is_refused_before(simulation: Simulation) -> None:
     with pytest.raises(UnusableInput, match="simulated provider"):
         simulation.check()
+
+
+@pytest.mark.covers("run", "latency_ms", "jitter", "rpm", "tpm", "algorithm", "burst", "fault", "seed")
+def test_the_simulator_s_options_reach_the_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From `run`'s command line to the simulator's own command, which serves nobody here."""
+    served: list[SimulatorOptions] = []
+
+    def start(options: RunOptions, console: object) -> None:
+        assert options.simulation is not None
+        simulator = typer.Typer()
+        simulator.command()(simulate)
+        arguments = options.simulation.command()[4:]
+        assert CliRunner().invoke(simulator, arguments).exit_code == 0
+        raise UnusableInput("nothing is run here")
+
+    monkeypatch.setattr("workers.run.command._finished", start)
+    monkeypatch.setattr("workers.simulator.command.serve", lambda options, **_: served.append(options))
+    given = {"latency-ms": "7", "jitter": "0.25", "rpm": "60", "tpm": "900", "algorithm": "fixed", "seed": "4"}
+    arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
+    faults = ["--burst", "3", "--fault", "429=0.1", "--fault", "hang=0.2"]
+    CliRunner().invoke(promptmill, ["run", "in.jsonl", "-o", "out.jsonl", "--simulate", *arguments, *faults])
+    (options,) = served
+    assert (options.latency_ms, options.jitter, options.rpm, options.tpm) == (7, 0.25, 60, 900)
+    assert (options.algorithm, options.burst, options.seed) == ("fixed", 3, 4)
+    assert options.faults == {"429": 0.1, "hang": 0.2}
+
+
+def test_the_limiter_is_told_of_the_simulator_s_limits() -> None:
+    assert Simulation(rpm=60, tpm=900, algorithm="fixed").limits() == Limits(rpm=60, tpm=900, algorithm="fixed")
+    assert Simulation(latency_ms=3).limits() == Limits()
