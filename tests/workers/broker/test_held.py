@@ -17,7 +17,7 @@ from kombu import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tasks.wire import redis_keys
-from tests.system.faults.harness import RedisServer
+from tests.support.redis_server import RedisServer
 from workers.broker.compression import MAX_BODY_BYTES
 from workers.broker.kombu.channel import Channel
 from workers.broker.leases import Lease, Leases
