@@ -24,6 +24,7 @@ from workers.pipeline.retry import RetryPolicy
 from workers.prompt.job import Options, PromptJob
 from workers.providers.keyring import KeyRing
 from workers.simulator import RunningSimulator, SimulatorOptions, start
+from workers.telemetry.counts import counts
 
 KEY = "sk-canary-4f1d9e77c0"
 PROMPT = "the canary prompt 8c2a61"
@@ -42,6 +43,12 @@ class VirtualTime:
     async def sleep(self, delay_s: float) -> None:
         self.slept_s.append(delay_s)
         self.now_s += delay_s
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted() -> None:
+    """What an earlier test has counted is no news of this one: the counts belong to the process."""
+    counts.take()
 
 
 @pytest.fixture(scope="session")

@@ -142,10 +142,8 @@ class Consumed:
 
 
 @pytest.fixture
-def heartbeat() -> Iterator[Heartbeat]:
-    counts.take()
-    yield Heartbeat(SimpleNamespace())
-    counts.take()
+def heartbeat() -> Heartbeat:
+    return Heartbeat(SimpleNamespace())
 
 
 def look_twice(heartbeat: Heartbeat, worker: Worker) -> None:
