@@ -117,7 +117,8 @@ class FreeLimits:
         self.asked.append(options)
         if self.raises and (why := self.raises.pop(0)) is not None:
             raise why
-        permit = Permit(self, Cost(), epoch=0)
+        limiter: Any = self
+        permit = Permit(limiter, Cost(), epoch=0)
         permit.key = keys[self.turn % len(keys)] if keys else None
         self.turn += 1
         return permit

@@ -103,7 +103,7 @@ def test_a_job_that_comes_again_after_its_end_is_not_run_again(world: World) -> 
 
 def test_deployments_with_key_prefixes_share_a_redis_and_nothing_else(world: World) -> None:
     world.start_redis()
-    row = {"model": "quick", "messages": MESSAGES}
+    row: dict[str, Any] = {"model": "quick", "messages": MESSAGES}
     prefixes = ("", "staging:")
     for prefix in prefixes:
         world.start_worker(concurrency=2, environ={"PROMPTMILL_KEY_PREFIX": prefix}, wait=False)
