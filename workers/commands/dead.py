@@ -27,7 +27,6 @@ __all__ = ["DeadLetters", "dead"]
 
 PAGE = 500
 TIMEOUT_S = 10.0
-PRIORITY_STEPS = ",".join(map(str, redis_keys.PRIORITY_STEPS))
 
 _HIDDEN = {"message", "message_base64"}
 
@@ -65,14 +64,9 @@ class DeadLetters:
             raise ValueError(f"{letter['id']} is not a Celery message: no worker can ever do it. Purge it.")
         self._forget_failure(letter)
         queue = self._prefix + letter["queue"]
-        args: list[bytes | str] = [
-            text,
-            message_of(letter),
-            PRIORITY_STEPS,
-            redis_keys.PRIORITY_SEPARATOR,
-            self._prefix + redis_keys.job(""),
-        ]
-        return bool(self._retry(keys=[self._key, queue], args=args))
+        lists = {"steps": redis_keys.PRIORITY_STEPS, "separator": redis_keys.PRIORITY_SEPARATOR}
+        ask = json.dumps({"lists": lists, "records": self._prefix + redis_keys.job("")})
+        return bool(self._retry(keys=[self._key, queue], args=[ask, text, message_of(letter)]))
 
     def purge(self, text: bytes) -> None:
         """Throw a letter away. Its job's failure stays."""

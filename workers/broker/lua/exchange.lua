@@ -24,7 +24,7 @@
 
 local unacked, index, leases, fence, cancelled, suspected = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local room, bytes, lease_ms, lists = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local steps = numbers(ARGV[5])
+local to_lists = { steps = numbers(ARGV[5]), separator = ARGV[6] }
 local queues, started = tonumber(ARGV[7]), tonumber(ARGV[8])
 local first_started, first_ack = 11 + queues, 11 + queues + 2 * started
 local record_prefix = ARGV[10]
@@ -50,7 +50,7 @@ for queue = 1, queues do
   for _, raw in ipairs(due) do
     local id = job_id(raw)
     if id and redis.call('HEXISTS', record_prefix .. id, 'cancel') == 1 then redis.call('ZADD', cancelled, 'NX', now, id) end
-    redis.call('RPUSH', list_of(raw, key_of(queue, 1), steps, ARGV[6]), raw)
+    redis.call('RPUSH', list_of(raw, key_of(queue, 1), to_lists), raw)
     redis.call('ZREM', delayed, raw)
   end
   local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')

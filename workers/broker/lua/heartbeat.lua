@@ -17,7 +17,8 @@
 
 local unacked, index, leases, reaper, cancelled, suspected =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local lease_ms, heartbeat_ms, steps = tonumber(ARGV[1]), tonumber(ARGV[2]), numbers(ARGV[3])
+local lease_ms, heartbeat_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
+local lists = { steps = numbers(ARGV[3]), separator = ARGV[4] }
 local now = now_ms()
 
 local lost, flagged = {}, {}
@@ -48,7 +49,7 @@ local function give_back(tag)
     local deliveries = history(raw) + 1
     raw = with_history(raw, deliveries, 1)
     if deliveries == 1 then
-      redis.call('RPUSH', list_of(raw, ARGV[5] .. queue, steps, ARGV[4]), raw)
+      redis.call('RPUSH', list_of(raw, ARGV[5] .. queue, lists), raw)
     else
       redis.call('ZADD', ARGV[5] .. ARGV[6] .. queue, now + delay_ms(deliveries, tag), raw)
     end
