@@ -121,8 +121,6 @@ class Commands:
             "delayed": prefix + redis_keys.DELAYED_PREFIX,
             "records": prefix + redis_keys.job(""),
         }
-        self._steps_text = ",".join(map(str, steps))
-        self._separator = separator
         self._lease_ms = int(lease_s * 1000)
         self._record_ttl_s = record_ttl_s
 
@@ -142,10 +140,15 @@ class Commands:
                 self.key(redis_keys.SUSPECTED),
                 *chain.from_iterable(queue_keys),
             ),
-            *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
-            *(self._steps_text, self._separator, len(queues), len(load.started), self._record_ttl_s),
-            self.key(redis_keys.job("")),
-            *queues,
+            self._ask(
+                messages=room,
+                bytes=TAKE_BYTES,
+                lease_ms=self._lease_ms,
+                queues=queues,
+                lists_each=len(queue_keys[0]) - 1 if queue_keys else 0,
+                started=len(load.started),
+                record_ttl_s=self._record_ttl_s,
+            ),
             *chain.from_iterable(
                 (self.key(redis_keys.job(job)), int(has_record)) for job, has_record in load.started.values()
             ),
@@ -189,15 +192,7 @@ class Commands:
                 self.key(redis_keys.CANCELLED),
                 self.key(redis_keys.SUSPECTED),
             ),
-            self._lease_ms,
-            int(heartbeat_s * 1000),
-            self._steps_text,
-            self._separator,
-            self._prefix,
-            redis_keys.DELAYED_PREFIX,
-            redis_keys.job(""),
-            seen_ms,
-            redis_keys.WAITING_TTL_S * 1000,
+            self._ask(lease_ms=self._lease_ms, heartbeat_ms=int(heartbeat_s * 1000), seen_ms=seen_ms),
             *tags,
         )
         return Command(args, on_reply)

@@ -1,6 +1,6 @@
 -- message.lua: what the broker's scripts know of a message.
 --- @include constants when_full time
--- Gives: numbers(text); history(raw), without_history(raw), with_history(raw, deliveries, suspected), with_memory(raw, memory);
+-- Gives: history(raw), without_history(raw), with_history(raw, deliveries, suspected), with_memory(raw, memory);
 --        record_end(queue), unpacked(record), list_of(raw, queue, lists), job_id(raw);
 --        mark_queued(raw, record_prefix), suspect(suspected, id);
 --        call_for_all(command, key, words, first), forget(unacked, index, leases, tag), forget_all(..., tags, first).
@@ -10,14 +10,6 @@
 
 local TRAILER = ', "promptmill": {"deliveries": %d, "suspected": %d}}'
 local TRAILER_PATTERN = ', "promptmill": {"deliveries": (%d+), "suspected": (%d)}}$'
-
-local function numbers(text)
-  local found = {}
-  for number in string.gmatch(text, '%d+') do
-    found[#found + 1] = tonumber(number)
-  end
-  return found
-end
 
 -- Deliveries that have ended badly so far, and 1 if one of them may have paid for a call.
 local function history(raw)
