@@ -30,11 +30,6 @@ def completion(**usage: int) -> bytes:
     return json.dumps({"id": "c-1", "choices": [choice], **({"usage": usage} if usage else {})}).encode()
 
 
-@pytest.fixture(autouse=True)
-def nothing_counted() -> None:
-    counts.take()
-
-
 def suspected(cause: str) -> int:
     return counts.take().get(f"suspected_payments_total:{cause}", 0)
 
