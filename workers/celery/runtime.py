@@ -87,6 +87,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             tenant_weights=settings.limit.tenant_weights,
             organisations=_organisations(catalog),
             named=catalog.models.keys(),
+            longest_alone_s=settings.retry.cap_s,
         ) as limits,
         Http(settings.http) as http,
         _offered(catalog, ring),

@@ -104,17 +104,18 @@ class LimiterRegistry:
         tenant_weights: Mapping[str, float] | None = None,
         organisations: Mapping[str, Limits] | None = None,
         named: Collection[str] | None = None,
+        longest_alone_s: float = 60.0,
     ) -> None:
         """`now` gives epoch seconds by the clock of the jobs' deadlines. `redis` must return bytes.
 
         `organisations`: by provider, limits that all its keys together have for each of its models that states none.
-        `named`: the names of the catalogue's models; None: all are named.
+        `named`: the names of the catalogue's models; None: all are named. `longest_alone_s`: see `LimiterOptions`.
         """
         process = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._redis = redis
         self._now = now
         self._key_prefix = key_prefix
-        self._options = LimiterOptions(process, when_away, degraded_for_s)
+        self._options = LimiterOptions(process, when_away, degraded_for_s, longest_alone_s)
         self._weights = dict(tenant_weights or {})
         self._organisations = dict(organisations or {})
         self._named = named

@@ -60,15 +60,11 @@ class Admission:
         *,
         keys_of: Callable[[Provider], Sequence[SecretStr | None]],
         park_after_s: float | None,
-        longest_pause_s: float,
     ) -> None:
-        """A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place.
-        A provider's request for a pause is heard up to `longest_pause_s`.
-        """
+        """A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place."""
         self._limits = limits
         self._keys_of = keys_of
         self._park_after_s = park_after_s
-        self._longest_pause_s = longest_pause_s
 
     def serves(self, shape: Shape) -> bool:
         return True
@@ -95,8 +91,7 @@ class Admission:
         if trip.headers is not None:
             permit.observe(trip.headers)
             if failure.code == "rate_limited":
-                asked_s = failure.retry_after_s
-                permit.rate_limited(None if asked_s is None else min(self._longest_pause_s, asked_s), trip.headers)
+                permit.rate_limited(failure.retry_after_s, trip.headers)
         if failure.unreachable or failure.is_refusal:
             permit.give_back()
         elif failure.usage is not None:
