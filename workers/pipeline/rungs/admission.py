@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...limiter import TooLargeForLimit, TooLate
 from ...prompt.failure import Failure
+from ...providers.size import NO_MEDIA, Media
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +27,14 @@ class Limits(Protocol):
     """The shared limit: `limiter.LimiterRegistry`, and what the tests put in its place."""
 
     def estimate(
-        self, model: Model, *, input_chars: int, max_tokens: int | None = None, answers: int = 1, embeds: bool = False
+        self,
+        model: Model,
+        *,
+        input_chars: int,
+        media: Media = NO_MEDIA,
+        max_tokens: int | None = None,
+        answers: int = 1,
+        embeds: bool = False,
     ) -> Cost: ...
 
     def admit_free(
@@ -103,6 +111,7 @@ class Admission:
         cost = self._limits.estimate(
             route.model,
             input_chars=size.input_chars,
+            media=size.media,
             max_tokens=size.max_tokens,
             answers=size.answers,
             embeds=trip.job.kind == "embed",
