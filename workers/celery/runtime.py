@@ -69,7 +69,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
     """Build the pipeline and open its connections on the running loop; on leaving, close them.
 
     Raises what makes a start pointless: `config.SettingsError`, `config.catalog.InvalidCatalog`,
-    `config.api_keys.UnusableKey`, and ValueError for a CA file that can't be read. Redis may be away.
+    `config.api_keys.UnusableKey`, and ValueError for a CA file or a proxy that can't be used. Redis may be away.
     """
     settings = get_settings()
     catalog = load_catalog(settings.catalog)
