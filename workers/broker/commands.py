@@ -132,6 +132,7 @@ class Commands:
                 self.key(redis_keys.FENCE),
                 self.key(redis_keys.CANCELLED),
                 self.key(redis_keys.SUSPECTED),
+                self.key(redis_keys.FORGOTTEN),
                 *chain.from_iterable(queue_keys),
             ),
             *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
@@ -139,7 +140,7 @@ class Commands:
             self.key(redis_keys.job("")),
             *queues,
             *chain.from_iterable(
-                (self.key(redis_keys.job(job)), int(has_record)) for job, has_record in load.started.values()
+                (self.key(redis_keys.job(job)), int(has_record), tag) for tag, (job, has_record) in load.started.items()
             ),
             *[lease.tag for lease in load.acks],
         )
@@ -180,6 +181,7 @@ class Commands:
                 self.key(redis_keys.REAPER),
                 self.key(redis_keys.CANCELLED),
                 self.key(redis_keys.SUSPECTED),
+                self.key(redis_keys.FORGOTTEN),
             ),
             self._lease_ms,
             int(heartbeat_s * 1000),
