@@ -12,6 +12,7 @@ from ..prompt.failure import Failure
 from .answers import count_inputs, read_chat, read_embeddings, read_object
 from .codec import Answer, AnswerSize, ProviderRequest, RawResponse, RequestSize
 from .refusals import refusal, with_evidence
+from .size import measure
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -50,8 +51,10 @@ class OpenAICodec:
     def size(self, job: PromptJob) -> RequestSize:
         """See `Codec.size`."""
         body = job.body
+        chars, media = measure([body.get("input" if job.kind == "embed" else "messages"), body.get("tools")])
         return RequestSize(
-            input_chars=_chars(body.get("input" if job.kind == "embed" else "messages")) + _chars(body.get("tools")),
+            input_chars=chars,
+            media=media,
             max_tokens=_count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")),
             answers=_count(body.get("n")) or 1,
         )
@@ -79,8 +82,8 @@ class OpenAICodec:
         if not 200 <= raw.status < 300:
             raise refusal(raw, now=now)
         try:
-            body = read_object(raw.body)
-            return read_chat(body) if job.kind == "chat" else read_embeddings(body, job)
+            body = read_object(raw, now=now)
+            return read_chat(body, raw, now=now) if job.kind == "chat" else read_embeddings(body, job)
         except Failure as failure:
             raise with_evidence(failure, raw) from None
 
@@ -96,21 +99,6 @@ def _answer_bytes(job: PromptJob) -> int:
         dimensions = max(_count(body.get("dimensions")) or 0, _MOST_DIMENSIONS)
         each_bytes = dimensions * _MOST_NUMBER_BYTES + _ROW_BYTES
     return min(answers * each_bytes, MOST_ANSWER_BYTES) if answers > 1 else 0
-
-
-def _chars(value: Any) -> int:
-    """Characters of text in a JSON value, roughly as the provider's tokenizer meets them."""
-    chars, found = 0, [value]
-    for item in found:
-        if isinstance(item, str):
-            chars += len(item)
-        elif isinstance(item, dict):
-            found += item.values()
-        elif isinstance(item, list):
-            found += item
-        elif item is not None:
-            chars += 1
-    return chars
 
 
 def _count(value: Any) -> int | None:
