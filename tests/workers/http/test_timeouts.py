@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.limiter.plain import VirtualLoop
+from tests.support.virtual_time import VirtualLoop
 from workers.http.timeouts import Timeouts
 
 Call = tuple[float, float, float, float | None]

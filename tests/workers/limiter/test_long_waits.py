@@ -13,14 +13,14 @@ import redis
 
 from config.catalog import Limits
 from tasks.results import Usage
+from tests.support.redis_server import RedisServer
+from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.rate import Plan, plan
 from workers.limiter.wait_queue import Waiter
 
-from .conftest import RedisServer
-from .plain import run_virtually
 from .test_unstated_limits import HeardSchedule
 
 Reply = tuple[float | None, dict[str, str]]
