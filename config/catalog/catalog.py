@@ -1,0 +1,104 @@
+"""The whole catalogue: providers and models by name, and which provider answers for which name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import Field, ValidationInfo, field_validator, model_validator
+
+from .errors import UnknownModel
+from .fields import ANY_MODEL, is_name
+from .tables import Model, Provider, Table
+from .texts import advice, heading, unknown_model
+
+
+class Catalog(Table):
+    """Providers and models by name. A name that one table uses is the name of another."""
+
+    providers: dict[str, Provider] = Field(default_factory=dict)
+    models: dict[str, Model] = Field(default_factory=dict)
+
+    @field_validator("providers", "models", mode="before")
+    @classmethod
+    def _tables_know_their_names(cls, tables: Any, info: ValidationInfo) -> Any:
+        if not isinstance(tables, dict):
+            return tables
+        return {name: _named(table, name, section=str(info.field_name)) for name, table in tables.items()}
+
+    @field_validator("models")
+    @classmethod
+    def _models_inherit(cls, models: dict[str, Model], info: ValidationInfo) -> dict[str, Model]:
+        providers = info.data.get("providers", {})
+        return {alias: _with_providers(model, providers.get(model.provider)) for alias, model in models.items()}
+
+    @model_validator(mode="after")
+    def _names_lead_somewhere(self) -> Catalog:
+        problems = [*_rivals_for_any_model(self.providers), *_dangling_providers(self)]
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def model(self, alias: str) -> Model:
+        """The model that jobs call by this name.
+
+        A name that the catalogue lacks goes unchanged to the provider with `any_model`. Without such a
+        provider, raises `UnknownModel`, which lists the nearest names.
+        """
+        return self.models.get(alias) or self._model_of_any(alias)
+
+    def provider(self, model: Model) -> Provider:
+        """The provider that answers for this model."""
+        return self.providers[model.provider]
+
+    def repeats_timeouts(self, model: Model) -> bool:
+        """Whether a call of this model that was sent and timed out is made again, if the job does not say."""
+        return self.provider(model).repeat_timeouts if model.repeat_timeouts is None else model.repeat_timeouts
+
+    def aliases(self) -> list[str]:
+        """The names that jobs may use, sorted; `*` is one of them if a provider takes any model."""
+        return sorted([*self.models, *([ANY_MODEL] if self._provider_of_any() else [])])
+
+    def provider_of(self, alias: str) -> Provider:
+        """The provider of one of `aliases`."""
+        of_any = self._provider_of_any() if alias == ANY_MODEL else None
+        return of_any or self.providers[self.models[alias].provider]
+
+    def _provider_of_any(self) -> Provider | None:
+        return next((provider for provider in self.providers.values() if provider.any_model), None)
+
+    def _model_of_any(self, alias: str) -> Model:
+        provider = self._provider_of_any()
+        if provider is None or not is_name(alias):
+            raise UnknownModel(unknown_model(alias, self.models))
+        return Model(name=alias, provider=provider.name, limits=provider.limits, timeout=provider.timeout)
+
+
+def _named(table: Any, name: str, *, section: str) -> Any:
+    if not isinstance(table, dict):
+        return table
+    if table.get("name", name) != name:
+        raise ValueError(f"{heading((section, name))} name: there is no such key; the heading holds the name")
+    return {**table, "name": name}
+
+
+def _with_providers(model: Model, provider: Provider | None) -> Model:
+    """The model with its provider's limits and time-out where it states none."""
+    if provider is None:
+        return model
+    inherited = {"limits": provider.limits, "timeout": provider.timeout}
+    missing = {name: value for name, value in inherited.items() if name not in model.model_fields_set}
+    return model.model_copy(update=missing) if missing else model
+
+
+def _rivals_for_any_model(providers: Mapping[str, Provider]) -> Iterator[str]:
+    names = [name for name, provider in providers.items() if provider.any_model]
+    if len(names) > 1:
+        yield f"{heading(('providers', names[1]))} any_model: {' and '.join(names)} have it; only one can"
+
+
+def _dangling_providers(catalog: Catalog) -> Iterator[str]:
+    for alias, model in catalog.models.items():
+        if model.provider not in catalog.providers:
+            near = advice(model.provider, catalog.providers)
+            yield f"{heading(('models', alias))} provider: no provider is named {model.provider!r}. {near}"

@@ -1,0 +1,146 @@
+"""What a catalogue may say: a table for each provider and model, and the tables inside them."""
+
+from __future__ import annotations
+
+import datetime as dt
+from decimal import Decimal
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from .fields import Amount, BaseUrl, Count, Currency, Flag, Name, Seconds, Variable, all_different
+
+TOKENS_PER_PRICE = 1_000_000
+
+Profile = Literal["default", "fragile"]
+Algorithm = Literal["bucket", "sliding", "fixed", "unknown"]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Limits(Table):
+    """What a provider permits one key for one model. None means "not known", never "no limit".
+
+    `rpm`, `tpm` and `rpd` are requests a minute, tokens a minute and requests a day; `input_tpm` and
+    `output_tpm` are for providers that count the two apart. `algorithm` is how the provider counts.
+    """
+
+    rpm: Count | None = None
+    tpm: Count | None = None
+    rpd: Count | None = None
+    max_in_flight: Count | None = None
+    input_tpm: Count | None = None
+    output_tpm: Count | None = None
+    algorithm: Algorithm = "unknown"
+
+
+def _above_the_keys(limits: Limits) -> Limits:
+    if limits.rpd is not None or limits.max_in_flight is not None:
+        raise ValueError("must state limits a minute alone; rpd and max_in_flight belong in limits, for each key")
+    return limits
+
+
+OrganisationLimits = Annotated[Limits, AfterValidator(_above_the_keys)]
+
+
+class Price(Table):
+    """Prices per million tokens. One that is None is unknown, which is never the same as 0.
+
+    `source` says where the price was found. `date` is the source's day or, if it bears none, the day on which
+    the price was written down.
+    """
+
+    input: Amount | None = None
+    output: Amount | None = None
+    cached_input: Amount | None = None
+    currency: Currency = "USD"
+    date: dt.date
+    source: Annotated[str, Field(min_length=1)]
+
+    def cost(self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> Decimal | None:
+        """What a call cost in US dollars, not rounded.
+
+        None if a price that is needed is unknown, or if the prices are in another currency. `cached_tokens`
+        are part of `input_tokens` and are charged at `cached_input`.
+        """
+        if self.currency != "USD":
+            return None
+        cached = min(cached_tokens, input_tokens)
+        charges = ((input_tokens - cached, self.input), (cached, self.cached_input), (output_tokens, self.output))
+        total = Decimal(0)
+        for tokens, price in charges:
+            if tokens <= 0:
+                continue
+            if price is None:
+                return None
+            total += tokens * price
+        return total / TOKENS_PER_PRICE
+
+
+class Timeout(Table):
+    """How long one call may take: in all, to connect, and between two pieces of the answer.
+
+    A model that thinks is silent for minutes, and then sends the whole answer, so the wait for the first byte has no
+    limit but `total_s`.
+    """
+
+    total_s: Seconds = 600.0
+    connect_s: Seconds = 10.0
+    read_s: Seconds = 60.0
+
+
+class Provider(Table):
+    """Who answers: the address, the names of the keys' environment variables, and the wire format.
+
+    `limits` and `timeout` hold for each of its models that states none, and so do `organisation_limits`, which all its
+    keys have together for one model. `profile = "fragile"` opens at most 10 connections and uses each for one call.
+    `any_model` passes on models that the catalogue does not name. `repeat_timeouts` permits another call after one that
+    was sent whole and timed out, and so may be paid for.
+    """
+
+    name: Name
+    base_url: BaseUrl
+    api_keys: Annotated[tuple[Variable, ...], AfterValidator(all_different)] = ()
+    key_prefix: str | None = None
+    kind: Literal["openai"] = "openai"
+    profile: Profile = "default"
+    any_model: bool = False
+    limits: Limits = Limits()
+    organisation_limits: OrganisationLimits | None = None
+    timeout: Timeout = Timeout()
+    repeat_timeouts: Flag = False
+
+
+class Model(Table):
+    """A model as jobs name it. `upstream` is the provider's own name for it.
+
+    `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's, as it
+    does for `repeat_timeouts`.
+    """
+
+    name: Name
+    provider: Name
+    upstream: Name = ""
+    limits: Limits = Limits()
+    organisation_limits: OrganisationLimits | None = None
+    price: Price | None = None
+    timeout: Timeout = Timeout()
+    repeat_timeouts: Flag | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _upstream_is_the_alias_unless_stated(cls, table: Any) -> Any:
+        return {"upstream": table.get("name"), **table} if isinstance(table, dict) else table
+
+
+NOT_BUILT = {"fallbacks": "models have no fallbacks yet, so no other model would be asked. Leave the key out."}
+"""Keys that tables will have one day, and until then are refused, with the reason."""
+
+NESTED_TABLES: dict[str, type[BaseModel]] = {
+    "limits": Limits,
+    "organisation_limits": Limits,
+    "price": Price,
+    "timeout": Timeout,
+}
