@@ -20,6 +20,7 @@ MOST_NAMES = 20
 
 _TEXTS = {
     "model_type": "must be a table",
+    "dict_type": 'must be a table, such as { "name" = "value" }',
     "tuple_type": 'must be a list, such as ["..."]',
     "string_type": "must be text in quotes",
     "int_type": "must be a whole number without quotes",

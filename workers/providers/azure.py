@@ -10,6 +10,7 @@ api-version-lifecycle, as of November 2026):
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 from .codec import Probe, ProviderRequest
 from .openai import PATHS, OpenAICodec, bearer, headers
@@ -32,7 +33,8 @@ class AzureCodec(OpenAICodec):
         request = super().request(job, model=model, provider=provider, key=None)
         request.headers = headers(job, provider, _auth(provider, key))
         if not provider.is_azure_v1:
-            path = f"/openai/deployments/{model.upstream}{PATHS[job.kind]}"
+            # Quoted, because a job may choose the name.
+            path = f"/openai/deployments/{quote(model.upstream, safe='')}{PATHS[job.kind]}"
             request.url = provider.base_url + path + provider.query_string
         return request
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from datetime import datetime
+from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from ...prompt.failure import Failure
 from ..answers import read_chat, read_object
 from ..codec import Answer, Probe, ProviderRequest, RawResponse
-from ..openai import OpenAICodec, answer_bytes, bearer, dumps, headers
+from ..openai import OpenAICodec, bearer, dumps, headers
 from ..refusals import refusal, with_evidence
 from .answer import chat_completion
 from .messages import refused
@@ -29,12 +30,11 @@ _VERSION = {"anthropic-version": "2023-06-01"}
 """The version that takes `temperature` and `top_p` for the models that have them; a provider's `headers` may name the
 next one, 2026-10-21, which refuses both."""
 
-_LIMITS = {
-    "requests": "requests",
-    "tokens": "tokens",
-    "input-tokens": "input-tokens",
-    "output-tokens": "output-tokens",
-}
+_LIMITED = ("requests", "tokens", "input-tokens", "output-tokens")
+
+_WINDOW_S = 60.0
+"""Each limit is a minute's (platform.claude.com/docs/en/api/rate-limits): one that seems to last longer is a clock
+that goes wrong."""
 
 
 class AnthropicCodec(OpenAICodec):
@@ -80,17 +80,26 @@ def _auth(provider: Provider, key: SecretStr | None) -> dict[str, str]:
 
 
 def _limits(headers: Mapping[str, str], now: float) -> Iterator[tuple[str, str]]:
-    for name, ours in _LIMITS.items():
+    by_its_clock = _date(headers.get("date", "")) or now
+    for name in _LIMITED:
         for quantity in ("limit", "remaining"):
             if (value := headers.get(f"anthropic-ratelimit-{name}-{quantity}")) is not None:
-                yield f"x-ratelimit-{quantity}-{ours}", value
-        if (reset_s := _seconds_until(headers.get(f"anthropic-ratelimit-{name}-reset"), now)) is not None:
-            yield f"x-ratelimit-reset-{ours}", f"{reset_s:.3f}"
+                yield f"x-ratelimit-{quantity}-{name}", value
+        if (until := _moment(headers.get(f"anthropic-ratelimit-{name}-reset"))) is not None:
+            yield f"x-ratelimit-reset-{name}", f"{min(max(0.0, until - by_its_clock), _WINDOW_S):.3f}"
 
 
-def _seconds_until(moment: str | None, now: float) -> float | None:
-    """From `now` to an RFC 3339 time; 0 for one that has been."""
+def _moment(text: str | None) -> float | None:
+    """Epoch seconds of an RFC 3339 time."""
     try:
-        return max(0.0, datetime.fromisoformat(moment).timestamp() - now) if moment else None
-    except (ValueError, OverflowError, OSError):
+        moment = datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None
+    return moment.timestamp() if moment is not None and moment.tzinfo is not None else None
+
+
+def _date(text: str) -> float | None:
+    try:
+        return parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError):
         return None

@@ -131,7 +131,9 @@ def _user(value: Any, request: Fields) -> None:
 
 def _metadata(value: Any, request: Fields) -> None:
     if not isinstance(value, dict) or not value.keys() <= {"user_id"}:
-        raise refused("metadata", "Anthropic's API knows `user_id` alone; the job's own option `metadata` is kept by us")
+        raise refused(
+            "metadata", "Anthropic's API knows `user_id` alone; the job's own option `metadata` is kept by us"
+        )
     request["metadata"] = {**request.get("metadata", {}), **value}
 
 
