@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 ANY_MODEL = "*"
-"""Stands in `Catalog.aliases()` for a provider that takes any model."""
+"""Stands in `Catalog.aliases()` for a provider that takes any model, and after `PROVIDER/` for that provider's."""
 
 
 def _not_a_bool(value: object) -> object:
@@ -22,12 +22,13 @@ def _not_a_bool(value: object) -> object:
 
 def _name(text: str) -> str:
     if not is_name(text):
-        raise ValueError("must be a name of 1 to 200 characters, without white space and other than '*'")
+        raise ValueError("must be a name of 1 to 200 characters, without white space, and neither '*' nor end in '/*'")
     return text
 
 
 def is_name(text: str) -> bool:
-    return text != ANY_MODEL and re.fullmatch(r"[^\s\x00-\x1f\x7f]{1,200}", text) is not None
+    stands_for_many = text == ANY_MODEL or text.endswith(f"/{ANY_MODEL}")
+    return not stands_for_many and re.fullmatch(r"[^\s\x00-\x1f\x7f]{1,200}", text) is not None
 
 
 def _variable(text: str) -> str:

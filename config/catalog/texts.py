@@ -38,7 +38,8 @@ _TEXTS = {
 def unknown_model(alias: str, models: Mapping[str, Model]) -> str:
     return (
         f"no model is named {_shortened(alias)!r}. {advice(alias, models)} "
-        "A [models] table in the file that PROMPTMILL_CATALOG names adds one."
+        "A [models] table in the file that PROMPTMILL_CATALOG names adds one; PROVIDER/MODEL names a provider's by its "
+        "own name."
     )
 
 
