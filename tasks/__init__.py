@@ -8,10 +8,10 @@ from .blocking import SyncGroup, SyncJob, SyncQueue
 from .client import PromptQueue
 from .errors import *  # noqa: F403 - its __all__ is part of ours
 from .jobs import Group, Job, JobStatus
-from .results import Attempt, JobError, PromptResult, Status, Usage
+from .results import Attempt, JobError, PromptResult, Usage
 from .store.job_store import GroupProgress
 from .wire.message import TASK_NAMES
-from .wire.options import Priority
+from .wire.vocabulary import Priority, Status
 
 __all__ = [
     "TASK_NAMES",

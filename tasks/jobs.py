@@ -15,10 +15,11 @@ from .store.patience import Patience
 from .store.waiting import unknown_job
 from .submission import submits
 from .wire.request import NewJob
+from .wire.vocabulary import OpenState, Status
 
 __all__ = ["Group", "Job", "JobStatus"]
 
-JobStatus = Literal["unknown", "queued", "running", "succeeded", "failed", "cancelled", "expired"]
+JobStatus = Literal["unknown"] | OpenState | Status
 
 ROWS_A_CALL: Final = 250
 """Rows handed to Redis in one call. Rendering them takes some 5 ms, for which the event loop stands still."""

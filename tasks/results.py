@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
+
+from .wire.vocabulary import Status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -12,8 +14,6 @@ if TYPE_CHECKING:
     from .errors import ErrorCode
 
 __all__ = ["Attempt", "JobError", "PromptResult", "Status", "Usage"]
-
-Status = Literal["succeeded", "failed", "cancelled", "expired"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from .wire.options import Priority
+from .wire.vocabulary import Priority
 
 __all__ = ["submits"]
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from hashlib import sha1
-from pathlib import Path
 from typing import Any, Final
 
 from redis import exceptions as redis_errors
@@ -19,9 +17,10 @@ from redis.client import NEVER_DECODE
 from ..errors import QueueFull, QueueUnavailable
 from .address import Address
 from .cancellation import within
+from .script import Script
 from .sentinel import MasterNotFound
 
-__all__ = ["RedisConnection", "Script", "Unreplicated"]
+__all__ = ["RedisConnection", "ScriptRunner", "Unreplicated"]
 
 _MAX_CONNECTIONS: Final = 32
 """Commands beyond these wait for one to become free. Submissions of a loop share one (see `redis_store.py`)."""
@@ -90,26 +89,25 @@ class RedisConnection:
                 continue
 
 
-class Script:
-    """A Lua file of this package, sent by its hash; loaded again when Redis has forgotten it.
+class ScriptRunner:
+    """Runs a script by its digest; loads it again when Redis has forgotten it.
 
     `decodes`: texts of its reply are str, not bytes.
     """
 
-    def __init__(self, redis: Redis, file_name: str, *, decodes: bool = True) -> None:
-        self._source = Path(__file__).parents[1].joinpath("store", "lua", file_name).read_text(encoding="utf-8")
-        self._sha = sha1(self._source.encode(), usedforsecurity=False).hexdigest()
+    def __init__(self, redis: Redis, script: Script, *, decodes: bool = True) -> None:
         self._redis = redis
+        self._script = script
         self._options: dict[str, Any] = {} if decodes else {NEVER_DECODE: True}
 
     async def __call__(self, keys: Sequence[str], args: Sequence[str | int], *, wait_ms: int = 0) -> Any:
         """Run it. With `wait_ms`, raises Unreplicated unless a replica has by then what it wrote."""
         run = partial(self._run_replicated, wait_ms=wait_ms) if wait_ms else self._run
-        command = ("EVALSHA", self._sha, len(keys), *keys, *args)
+        command = ("EVALSHA", self._script.sha, len(keys), *keys, *args)
         try:
             return await run(command)
         except redis_errors.NoScriptError:
-            await self._redis.script_load(self._source)
+            await self._redis.script_load(self._script.text)
             return await run(command)
 
     async def _run(self, command: Sequence[Any]) -> Any:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, get_args
+from typing import Protocol
 
-from ..results import PromptResult, Status
+from ..results import PromptResult
 from ..wire.request import NewJob
+from ..wire.vocabulary import STATUSES
 
 __all__ = ["GroupEntry", "GroupPage", "GroupProgress", "Sighting", "Store"]
 
@@ -22,7 +23,7 @@ class Sighting:
     @property
     def ended(self) -> bool:
         """Whether the job has ended, with or without a result that can still be read."""
-        return self.result is not None or self.state in get_args(Status)
+        return self.result is not None or self.state in STATUSES
 
 
 @dataclass(frozen=True, slots=True)

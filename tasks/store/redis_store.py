@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, NamedTuple, TypeVar
 
 from redis.exceptions import ResponseError
@@ -15,7 +16,8 @@ from ..errors import InvalidJob, PromptmillError, QueueUnavailable
 from ..redis.address import Address
 from ..redis.cancellation import within
 from ..redis.clock import steady_s
-from ..redis.connection import RedisConnection, Script, Unreplicated
+from ..redis.connection import RedisConnection, ScriptRunner, Unreplicated
+from ..redis.script import Script
 from ..results import PromptResult
 from ..wire import redis_keys
 from ..wire.message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys, revoke_channel, revoke_message
@@ -28,6 +30,12 @@ from .waiting import ResultWaiter
 __all__ = ["RedisStore", "StoreSettings"]
 
 T = TypeVar("T")
+
+_LUA: Final = Path(__file__).with_name("lua")
+SUBMIT: Final = Script.read(_LUA, "submit")
+CANCEL: Final = Script.read(_LUA, "cancel")
+CLOSE_GROUP: Final = Script.read(_LUA, "close_group")
+READ_RESULTS: Final = Script.read(_LUA, "read_results")
 
 _TERMS_TTL_S: Final = 30.0
 _MAX_BATCH_BYTES: Final = 4 * 1024 * 1024
@@ -89,10 +97,10 @@ class RedisStore:
         self._broker = RedisConnection(settings.broker, timeout_s=settings.timeout_s)
         apart = settings.results != settings.broker
         self._results = RedisConnection(settings.results, timeout_s=settings.timeout_s) if apart else self._broker
-        self._submit_script = Script(self._broker.redis, "submit.lua")
-        self._cancel_script = Script(self._broker.redis, "cancel.lua")
-        self._close_group_script = Script(self._broker.redis, "close_group.lua")
-        self._read_results_script = Script(self._results.redis, "read_results.lua", decodes=False)
+        self._submit_script = ScriptRunner(self._broker.redis, SUBMIT)
+        self._cancel_script = ScriptRunner(self._broker.redis, CANCEL)
+        self._close_group_script = ScriptRunner(self._broker.redis, CLOSE_GROUP)
+        self._read_results_script = ScriptRunner(self._results.redis, READ_RESULTS, decodes=False)
         self._result_prefix = "" if apart else self._result_key("")  # as submit.lua takes it
         self._envelope = Envelope()
         self._queues = queue_keys(settings.key_prefix)
@@ -178,11 +186,11 @@ class RedisStore:
         ]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
         rows = json.dumps([*map(_row, jobs)])
-        ours: list[str | int] = [redis_keys.WAITING_TTL_S, group or "", rows, self._result_prefix, f"{now_s:.3f}"]
+        ours: list[str | int] = [group or "", rows, self._result_prefix, f"{now_s:.3f}"]
         reply: int | list[int] = await self._write(self._submit_script, script_keys, [*ours, *messages])
         return reply
 
-    async def _write(self, script: Script, script_keys: Sequence[str], args: Sequence[str | int]) -> Any:
+    async def _write(self, script: ScriptRunner, script_keys: Sequence[str], args: Sequence[str | int]) -> Any:
         """Run a script, and have what it writes at a replica too before anybody is told, where Redis asks for one.
 
         Waits for that a third of `timeout_s` at most, or a silent Redis would look alike: it may have to wait twice, if
@@ -311,8 +319,7 @@ class RedisStore:
     async def close_group(self, group_id: str) -> int:
         """Sets the total to the number of jobs submitted."""
         async with self._broker.border():
-            lifetimes = [redis_keys.WAITING_TTL_S, redis_keys.RECORD_TTL_S]
-            total = await self._write(self._close_group_script, self._group_keys(group_id), lifetimes)
+            total = await self._write(self._close_group_script, self._group_keys(group_id), [])
         return int(total)
 
     async def group_progress(self, group_id: str) -> GroupProgress | None:

@@ -1,5 +1,6 @@
 """What client and worker agree on. No I/O.
 
+vocabulary.py   the words that stand in Redis, for Python and Lua: states, priorities, kinds
 options.py      every option of a job, once: name, check, documentation, who reads it
 request.py      from the arguments of `submit` to a checked job
 message.py      the messages that we put into Redis, in Celery's form

@@ -17,9 +17,9 @@ from json.encoder import encode_basestring_ascii
 from typing import Final
 from uuid import uuid4
 
-from .options import Priority
 from .redis_keys import QUEUE, queue_list
-from .request import Kind, NewJob
+from .request import NewJob
+from .vocabulary import JobKind, Priority
 
 __all__ = [
     "CELERY_PRIORITY",
@@ -31,7 +31,7 @@ __all__ = [
     "revoke_message",
 ]
 
-TASK_NAMES: Final[dict[Kind, str]] = {"chat": "prompts.chat", "embed": "prompts.embed"}
+TASK_NAMES: Final[dict[JobKind, str]] = {"chat": "prompts.chat", "embed": "prompts.embed"}
 CELERY_PRIORITY: Final[dict[Priority, int]] = {"interactive": 0, "normal": 3, "bulk": 9}
 """Of `PRIORITY_STEPS`."""
 

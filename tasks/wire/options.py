@@ -13,9 +13,10 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-__all__ = ["MAX_SHOWN", "NOT_BUILT", "OPTIONS", "Option", "Priority", "Reader", "names_read_by", "problem"]
+from .vocabulary import PRIORITIES
 
-Priority = Literal["interactive", "normal", "bulk"]
+__all__ = ["MAX_SHOWN", "NOT_BUILT", "OPTIONS", "Option", "Reader", "names_read_by", "problem"]
+
 Reader = Literal["client", "worker", "run"]
 """Who takes an option: `submit`; a worker, in `promptmill` of a Celery message; `run`, in `promptmill` of a row."""
 
@@ -30,7 +31,6 @@ MAX_SHOWN: Final = 50
 """Characters of an unknown name that are compared with the known ones, which takes time by length, and shown."""
 
 _ID: Final = re.compile(r"[!-~]{1,200}")
-_PRIORITIES: Final = get_args(Priority)
 _EVERYBODY: Final[frozenset[Reader]] = frozenset(get_args(Reader))
 
 
@@ -54,9 +54,10 @@ def _id(value: Any) -> str | None:
 
 
 def _priority(value: Any) -> str | None:
-    if isinstance(value, str) and value in _PRIORITIES:
+    if isinstance(value, str) and value in PRIORITIES:
         return None
-    return "must be 'interactive', 'normal' or 'bulk'"
+    *others, last = map(repr, PRIORITIES)
+    return f"must be {', '.join(others)} or {last}"
 
 
 def _seconds(*, least: float = 0.0, above: bool = False, most: float = MAX_SECONDS) -> Check:

@@ -12,18 +12,15 @@ import zlib
 from typing import Any, Final
 
 from ..errors import ErrorCode
-from ..results import JobError, PromptResult, Status
+from ..results import JobError, PromptResult
+from .vocabulary import CELERY_COMPRESSED, CELERY_ENDS, Status
 
 __all__ = ["decoded", "failure", "is_end", "lost", "read_outcome"]
 
 _LARGE_BYTES: Final = 64 * 1024
 
-_COMPRESSED: Final = "\0celery-compressed\0"
-"""Celery's mark of a compressed record (from 5.7; celery/backends/base.py), before the method's name and a NUL."""
 _ZLIB: Final = b"application/x-gzip"
 """kombu's name for it."""
-
-_ENDED: Final = frozenset({"SUCCESS", "FAILURE", "REVOKED"})
 
 
 async def decoded(job_id: str, record: bytes | None) -> PromptResult | None:
@@ -41,22 +38,22 @@ def read_outcome(job_id: str, record: str | bytes | None) -> PromptResult | None
         data = json.loads(_decompressed(record))
     except ValueError:
         return failure(job_id, "the stored result is not JSON; set result_serializer = 'json' at the workers")
-    if not isinstance(data, dict) or data.get("status") not in _ENDED:
+    if not isinstance(data, dict) or data.get("status") not in CELERY_ENDS:
         return None
     return _READERS[data["status"]](job_id, data.get("result"))
 
 
 def is_end(head: str) -> bool:
     """Whether a result record that begins so is a job's end. `head`: 40 characters of it."""
-    if head.startswith(_COMPRESSED):
+    if head.startswith(CELERY_COMPRESSED):
         return True
     state = re.match(r'\{"status": ?"([A-Z]+)"', head)
-    return state is not None and state[1] in _ENDED
+    return state is not None and state[1] in CELERY_ENDS
 
 
 def _decompressed(record: str | bytes) -> str | bytes:
     """`record` may be bytes read as text, with "surrogateescape". Raises ValueError for what is not as it is marked."""
-    mark = _COMPRESSED if isinstance(record, str) else _COMPRESSED.encode()
+    mark = CELERY_COMPRESSED if isinstance(record, str) else CELERY_COMPRESSED.encode()
     if not record.startswith(mark):  # type: ignore[arg-type] # of the same type as the record
         return record
     raw = record.encode(errors="surrogateescape") if isinstance(record, str) else record

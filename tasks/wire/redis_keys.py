@@ -12,6 +12,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
+NO_KEY = "pm:none"
+"""A key that nobody writes. Deleting it is a write that a full Redis takes (tasks/redis/lua/when_full.lua)."""
+
 QUEUE = "prompts"
 """The Celery queue of prompt jobs."""
 
@@ -42,7 +45,7 @@ live longer where results do: as long as those."""
 
 WAITING_TTL_S = 1_209_600
 """The record of a job that waits, a group that is not complete, and the mark of a cancelled job: two weeks. A queue may
-be long, or a limit small (requests a day). Also in workers/broker/lua/message.lua."""
+be long, or a limit small (requests a day)."""
 
 RESULT_PREFIX = "celery-task-meta-"
 """Celery's result key and channel: this and the job's id (celery/backends/base.py)."""
@@ -90,9 +93,11 @@ CANCELLED = "pm:cancelled"
 """Sorted set, job id -> when it was cancelled (ms). Members are kept for `WAITING_TTL_S`, or until the id is submitted
 again, and whoever takes the message of such a job is told."""
 
+SWEEP_TTL_S = 3_600
+
 SWEEP = "pm:sweep"
 """Hash: which worker takes the messages of cancelled jobs out of the delayed ones (`owner`, `at`, `began`), and when
-the last pass began that is `done` (ms). TTL an hour."""
+the last pass began that is `done` (ms). TTL `SWEEP_TTL_S`."""
 
 SUSPECTED = "pm:suspected"
 """Sorted set, job id or delivery tag -> when the mark ends (ms): jobs of which Redis has lost a lease or a result, and
@@ -125,6 +130,10 @@ def job(job_id: str) -> str:
     return f"pm:job:{job_id}"
 
 
+CLAIM_MS = 10_000
+"""For so long a worker may be recording how a job ended that did not run: then it is taken for dead."""
+
+
 def group(group_id: str) -> str:
     """Hash: `submitted`, `total` (-1 until the group is closed), and a counter for each status. TTL `WAITING_TTL_S`,
     then `RECORD_TTL_S` from the end of its last job; the same for the next two."""
@@ -155,10 +164,14 @@ LIMITER_PAUSES = "pm:limiter:pauses"
 
 LIMITER_TTL_S = 172_800
 
+LIMITER_PROCESS_TTL_S = 1_200
+
+LIMITER_WINDOW_TTL_S = 300
+
 
 class LimiterKeys(NamedTuple):
-    """The keys of one limiter, in the order in which its scripts take them. TTL `LIMITER_TTL_S` after the last use, but
-    for `processes` and `replies`, twenty minutes, and the windows, five."""
+    """The keys of one limiter, in the order in which its scripts take them. TTL `LIMITER_TTL_S` after the last use,
+    but `LIMITER_PROCESS_TTL_S` for `processes` and `replies`, and `LIMITER_WINDOW_TTL_S` for the windows."""
 
     clock: str
     """Hash: the limiters' own time; shared by the model's limiters."""
@@ -169,7 +182,7 @@ class LimiterKeys(NamedTuple):
     replies: str
     """Hash, process -> its last reply, for when it was lost."""
     days: str
-    """Hash, day -> requests sent on it (TTL two days)."""
+    """Hash, day -> requests sent on it."""
     window: str
     """Hash, `<dimension>:<bin>` -> tokens that the slots of that time took (window.lua). The name says how many ms a
     bin lasts: processes of a version that counts otherwise keep their own."""

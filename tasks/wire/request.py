@@ -10,15 +10,15 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, cast
 from uuid import uuid4
 
 from ..errors import IdTaken, InvalidJob, UnknownModel
-from .options import NOT_BUILT, Priority, names_read_by, problem
+from .options import NOT_BUILT, names_read_by, problem
+from .vocabulary import JobKind, Priority
 
 __all__ = [
     "DEFAULT_MAX_JOB_BYTES",
-    "Kind",
     "NewJob",
     "check_group_id",
     "check_id",
@@ -28,8 +28,6 @@ __all__ = [
     "new_job",
     "offered_as",
 ]
-
-Kind = Literal["chat", "embed"]
 
 DEFAULT_MAX_JOB_BYTES: Final = 8 * 1024 * 1024
 MAX_NESTING: Final = 100
@@ -50,7 +48,7 @@ class NewJob:
     """A checked job. `options` is JSON too: what stands after `submitted_at` in our options, with its comma."""
 
     id: str
-    kind: Kind
+    kind: JobKind
     model: str
     priority: Priority
     tenant: str
@@ -153,7 +151,7 @@ def check_group_id(group_id: str) -> str:
 # -- the provider's body
 
 
-def _check_body(model: object, messages: Any, inputs: Any, body: dict[str, Any], extra: object) -> Kind:
+def _check_body(model: object, messages: Any, inputs: Any, body: dict[str, Any], extra: object) -> JobKind:
     if not isinstance(model, str) or not model.strip():
         raise InvalidJob("model: is missing; name a model of the workers' catalogue, as in model='gpt-4o-mini'")
     _check_name_length("model", model)
@@ -167,7 +165,7 @@ def _check_body(model: object, messages: Any, inputs: Any, body: dict[str, Any],
     return _check_messages(messages) if inputs is None else _check_input(inputs)
 
 
-def _check_messages(messages: Any) -> Kind:
+def _check_messages(messages: Any) -> JobKind:
     if not isinstance(messages, list | tuple) or not messages:
         raise InvalidJob("messages: must be a list with at least one message, as in [{'role': 'user', ...}]")
     for index, message in enumerate(messages):
@@ -176,7 +174,7 @@ def _check_messages(messages: Any) -> Kind:
     return "chat"
 
 
-def _check_input(inputs: Any) -> Kind:
+def _check_input(inputs: Any) -> JobKind:
     if not isinstance(inputs, str | list | tuple) or not inputs:
         raise InvalidJob("input: must be a text, or a list with at least one text")
     return "embed"

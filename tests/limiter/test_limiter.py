@@ -14,6 +14,7 @@ import pytest
 
 from config.catalog import Limits
 from tasks.results import Usage
+from tasks.wire.vocabulary import Priority
 from workers.limiter.cost import UNKNOWN, Cost
 from workers.limiter.errors import TooLate
 from workers.limiter.estimate import Estimator
@@ -22,7 +23,7 @@ from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.permit import Permit
 from workers.limiter.rate import BIN_S, Plan, plan
 from workers.limiter.schedule import Grant
-from workers.limiter.wait_queue import Priority, Waiter, WaitQueue
+from workers.limiter.wait_queue import Waiter, WaitQueue
 from workers.prompt.parked import Parked
 
 from .ledger import Ledger

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tasks.wire.vocabulary import PRIORITIES, Priority
 from workers.limiter.cost import Cost
-from workers.limiter.wait_queue import PRIORITIES, Priority, Waiter, WaitQueue
+from workers.limiter.wait_queue import Waiter, WaitQueue
 
 waiters = st.tuples(st.sampled_from(PRIORITIES), st.sampled_from("abc"), st.floats(0.1, 4))
 

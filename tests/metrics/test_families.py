@@ -41,7 +41,7 @@ def test_every_reason_to_bury_a_message_is_shown_from_the_start() -> None:
     [directory] = workers.__path__
     source = "\n".join(path.read_text() for path in Path(directory).rglob("*.py"))
     kinds = re.findall(r'_?(?:condemn|bury)\((?:message|tag|self\.delivery_tag), "(\w+)"', source)
-    kinds += re.findall(r'^REJECTED = "(\w+)"', source, re.MULTILINE)
+    kinds += re.findall(r'^REJECTED: DeadLetterKind = "(\w+)"', source, re.MULTILINE)
     assert sorted(set(kinds)) == list(DEAD_LETTER_REASONS)
 
 

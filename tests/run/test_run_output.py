@@ -294,7 +294,7 @@ def test_the_simulator_s_options_reach_the_simulator(tmp_path: Path, monkeypatch
         assert CliRunner().invoke(simulator, arguments).exit_code == 0
         raise UnusableInput("nothing is run here")
 
-    monkeypatch.setattr("workers.run.command._finished", start)
+    monkeypatch.setattr("workers.commands.run.command._finished", start)
     monkeypatch.setattr("workers.simulator.command.serve", lambda options, **_: served.append(options))
     given = {"latency-ms": "7", "jitter": "0.25", "rpm": "60", "tpm": "900", "algorithm": "fixed", "seed": "4"}
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]

@@ -15,6 +15,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from tasks.redis.script import Script
 from tasks.wire import redis_keys
 
 from ..redis.clock import redis_clock
@@ -333,7 +334,7 @@ def _count_again(field: str, n: int, reply: Reply) -> None:
         raise reply
 
 
-def _evalsha(script: scripts.Script, *ks: str) -> tuple[Any, ...]:
+def _evalsha(script: Script, *ks: str) -> tuple[Any, ...]:
     return ("EVALSHA", script.sha, len(ks), *ks)
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 from weakref import WeakSet
 
 from ..telemetry.counts import counts
 from .lanes import Lanes
 
-__all__ = ["REJECTED", "Grave", "Lease", "Leases"]
+__all__ = ["REJECTED", "DeadLetterKind", "Grave", "Lease", "Leases"]
 
 SETTLE_S = 2.0
 """At a server that may have lost what the one before was told, a worker takes nothing for so long: all workers, which
@@ -28,7 +28,10 @@ LOSS_S = 3.0
 DOUBT_S = 15.0
 """Longer than an old connection to a server that was replaced can last without an answer."""
 
-REJECTED = "rejected"
+DeadLetterKind = Literal["garbage", "invalid", "poison", "rejected", "undeliverable", "unknown_task", "unreadable"]
+"""Why a message is a dead letter, in a word; "garbage" is what is no message at all."""
+
+REJECTED: DeadLetterKind = "rejected"
 """The kind of a dead letter of which Celery gave no reason (yet)."""
 
 
@@ -60,7 +63,7 @@ class Grave:
     """A message on its way to the dead letters. `kind` is the reason in a word, `reason` in a sentence."""
 
     lease: Lease
-    kind: str
+    kind: DeadLetterKind
     reason: str
 
 
@@ -99,7 +102,7 @@ class Leases:
     """Not due yet, with the time (ms, Redis's clock) when they are."""
     graves: list[Grave] = field(default_factory=list)
     lanes: Lanes = field(default_factory=Lanes)
-    condemned: dict[str, tuple[str, str]] = field(default_factory=dict)
+    condemned: dict[str, tuple[DeadLetterKind, str]] = field(default_factory=dict)
     """Tag -> (kind, reason): when Celery lets go of it, it is to be buried, not forgotten."""
     tell_end: Callable[[Grave], bool] = lambda grave: True
     """Called before a message goes to the dead letters, to tell whoever waits for its job. False: it could not be told,
@@ -216,7 +219,7 @@ class Leases:
         self.started_jobs.pop(tag, None)  # its record is to say that the job waits
         return self.held.pop(tag, None)
 
-    def condemn(self, tag: str, kind: str, reason: str) -> None:
+    def condemn(self, tag: str, kind: DeadLetterKind, reason: str) -> None:
         """When Celery lets go of this message, bury it. The first reason given stands; one it lets go of gets this."""
         if tag in self.held:
             self.condemned.setdefault(tag, (kind, reason))

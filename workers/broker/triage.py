@@ -10,7 +10,7 @@ from .messages import Delivery, Unreadable, read
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from .leases import Lease, Leases
+    from .leases import DeadLetterKind, Lease, Leases
     from .lookout import Lookout
 
 __all__ = ["Triage"]
@@ -99,6 +99,6 @@ class Triage:
         lease.deliveries = 0
         return False
 
-    def _bury(self, tag: str, kind: str, reason: str) -> None:
+    def _bury(self, tag: str, kind: DeadLetterKind, reason: str) -> None:
         self._leases.condemn(tag, kind, reason)
         self._leases.bury(tag)

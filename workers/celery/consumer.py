@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import warnings
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from celery import signals
 from celery.app.trace import build_tracer
@@ -17,6 +17,9 @@ from celery.worker.consumer import Consumer as CeleryConsumer
 
 from ..broker.kombu.channel import Channel
 from ..pool.tracer import PromptInfo
+
+if TYPE_CHECKING:
+    from ..broker.leases import DeadLetterKind
 
 __all__ = ["Consumer"]
 
@@ -98,5 +101,5 @@ class Consumer(CeleryConsumer):  # type: ignore[misc]  # Celery publishes no typ
         message.ack_log_error(logger, self.connection_errors)
 
 
-def _condemn(message: Any, kind: str, reason: str) -> None:
+def _condemn(message: Any, kind: DeadLetterKind, reason: str) -> None:
     message.channel.leases.condemn(message.delivery_tag, kind, reason[:500])

@@ -10,6 +10,7 @@ from celery.exceptions import Ignore
 from celery.states import READY_STATES
 
 from tasks.errors import JobFailed
+from tasks.wire.message import TASK_NAMES
 from tasks.wire.redis_keys import QUEUE
 
 from ..broker.messages import MARKS
@@ -33,13 +34,13 @@ __all__ = ["chat", "embed"]
 _OPTIONS: dict[str, Any] = {"bind": True, "acks_late": True, "throws": (JobFailed,), "is_prompt": True}
 
 
-@app.task(name="prompts.chat", **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
+@app.task(name=TASK_NAMES["chat"], **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
 async def chat(self: Task, *args: Any, **kwargs: Any) -> JSONResult:
     """Answer a chat prompt. Returns `PromptResult.to_dict()`, or raises the `JobFailed` that names the error's code."""
     return await _answer(self, "chat", args, kwargs)
 
 
-@app.task(name="prompts.embed", **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
+@app.task(name=TASK_NAMES["embed"], **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
 async def embed(self: Task, *args: Any, **kwargs: Any) -> JSONResult:
     """Embed a text or a list of texts. As `chat`; the vectors are in the result's `response`."""
     return await _answer(self, "embed", args, kwargs)

@@ -14,6 +14,7 @@ import typer
 from config.catalog import CatalogError, load_catalog
 from config.settings import SettingsError, get_settings
 from tasks.redis.address import Address
+from tasks.wire.vocabulary import KINDS
 
 from ..celery.runtime import pipeline_of
 from ..http.session import Http
@@ -26,11 +27,8 @@ from ..providers.keyring import KeyRing
 
 if TYPE_CHECKING:
     from ..pipeline.pipeline import Pipeline
-    from ..prompt.job import JobKind
 
 __all__ = ["show_ladders"]
-
-KINDS: tuple[JobKind, ...] = ("chat", "embed")
 
 
 def show_ladders(model: str, *, as_json: bool) -> None:

@@ -12,10 +12,12 @@ from .errors import TooLate
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from tasks.wire.vocabulary import Priority
+
     from .estimate import Estimator
     from .pauses import Pauses
     from .rate import Plan
-    from .wait_queue import Priority, Waiter, WaitQueue
+    from .wait_queue import Waiter, WaitQueue
 
 __all__ = ["Forecast"]
 

@@ -29,12 +29,13 @@ from .wait_queue import Waiter, WaitQueue
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
+    from tasks.wire.vocabulary import Priority
+
     from .cost import TokenUsage
     from .estimate import Estimator
     from .headers import LearnedLimit
     from .rate import Plan
     from .schedule import Schedule
-    from .wait_queue import Priority
 
 __all__ = ["Limiter", "LimiterOptions"]
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from .scripts import Script
+    from tasks.redis.script import Script
 
 __all__ = ["BATCH_TIMEOUT_S", "Link"]
 

@@ -38,12 +38,12 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from config.catalog import Limits, Model
+    from tasks.wire.vocabulary import Priority
 
     from .degraded import WhenAway
     from .headers import LearnedLimit
     from .permit import Permit
     from .rate import Plan
-    from .wait_queue import Priority
 
 __all__ = ["LimiterRegistry", "fingerprint", "snapshot"]
 

@@ -19,9 +19,10 @@ from .scripts import ACQUIRE, PAUSE
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
+    from tasks.redis.script import Script
+
     from .headers import RateHeader
     from .rate import Dimension, Plan
-    from .scripts import Script
     from .settlements import Refund
 
 __all__ = ["LONGEST_HORIZON_S", "Ask", "Grant", "LimiterName", "Pause", "PauseReport", "RedisSchedule", "Schedule"]

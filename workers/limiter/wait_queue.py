@@ -11,7 +11,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from tasks.wire.vocabulary import PRIORITIES, Priority
 
 from .cost import Cost
 
@@ -21,10 +23,8 @@ if TYPE_CHECKING:
 
     from .permit import Permit
 
-__all__ = ["LEAST_SHARES", "PRIORITIES", "Priority", "WaitQueue", "Waiter"]
+__all__ = ["LEAST_SHARES", "WaitQueue", "Waiter"]
 
-Priority = Literal["interactive", "normal", "bulk"]
-PRIORITIES: tuple[Priority, ...] = ("interactive", "normal", "bulk")
 
 LEAST_SHARES: dict[Priority, float] = {"interactive": 0.0, "normal": 0.2, "bulk": 0.1}
 """Of all turns, while the class has anybody waiting."""

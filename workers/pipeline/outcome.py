@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tasks.results import JobError, PromptResult, Status, Usage
+from tasks.results import JobError, PromptResult, Usage
+from tasks.wire.vocabulary import Status
 
 if TYPE_CHECKING:
     from config.catalog import Model

@@ -15,18 +15,18 @@ import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import orjson
 
-from tasks.wire.options import MAX_SHOWN, Priority, problem
+from tasks.wire.options import MAX_SHOWN, problem
 from tasks.wire.request import MAX_NAME_CHARACTERS
+from tasks.wire.vocabulary import JobKind, Priority
 
 from .failure import Failure
 
 __all__ = ["MAX_DEPTH", "JobKind", "Options", "PromptJob", "parse"]
 
-JobKind = Literal["chat", "embed"]
 
 MAX_DEPTH = 100
 """How deep a body may nest. Celery's encoders recurse, and their stack is smaller than a parser's."""

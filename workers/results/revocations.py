@@ -9,7 +9,9 @@ from celery import states
 from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 
+from tasks.redis.script import Script
 from tasks.wire import redis_keys
+from tasks.wire.vocabulary import Status
 
 from .writer import BATCH_SIZE
 
@@ -21,13 +23,11 @@ if TYPE_CHECKING:
 
 __all__ = ["CANCELLED", "Revocations"]
 
-CLAIM_SCRIPT = Path(__file__).with_name("lua").joinpath("claim.lua").read_text(encoding="utf-8")
-ENDED_SCRIPT = Path(__file__).with_name("lua").joinpath("ended.lua").read_text(encoding="utf-8")
+_LUA = Path(__file__).with_name("lua")
+CLAIM = Script.read(_LUA, "claim")
+ENDED = Script.read(_LUA, "ended")
 
-CLAIM_MS = 10_000
-"""After this long the worker that was ending a cancelled job is taken for dead. Also in broker/lua/sweep.lua."""
-
-CANCELLED = "cancelled"
+CANCELLED: Status = "cancelled"
 
 
 class Claim(NamedTuple):
@@ -80,15 +80,15 @@ class Revocations:
         if not job_ids:
             return []
         with self._backend.broker_client() as client:
-            reply = client.register_script(CLAIM_SCRIPT)(keys=self._records(job_ids), args=[CLAIM_MS])
+            reply = client.register_script(CLAIM.text)(keys=self._records(job_ids))
         words = [word.decode() for word in reply]
         records = zip(words[::3], words[1::3], words[2::3], strict=True)
         return [Claim(state, group or None, task) for state, group, task in records]
 
-    def record_ends(self, job_ids: Sequence[str], job_state: str) -> None:
+    def record_ends(self, job_ids: Sequence[str], job_state: Status) -> None:
         """Write their ends into their records."""
         with self._backend.broker_client() as client:
-            client.register_script(ENDED_SCRIPT)(keys=self._records(job_ids), args=[job_state])
+            client.register_script(ENDED.text)(keys=self._records(job_ids), args=[job_state])
 
     def _records(self, job_ids: Sequence[str]) -> list[str]:
         return [self._backend.broker_prefix + redis_keys.job(job_id) for job_id in job_ids]

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import NoScriptError, ResponseError
 
 from tasks.redis.connection import Unreplicated
+from tasks.redis.script import Script
 
 if TYPE_CHECKING:
     from redis import Redis
 
 __all__ = ["StoreScript"]
 
-SCRIPT = Path(__file__).with_name("lua").joinpath("store.lua").read_text(encoding="utf-8")
+STORE = Script.read(Path(__file__).with_name("lua"), "store")
 
 REPLICA_MS = 2_000
 """How long a replica may take to say that it has results, before they are written again."""
@@ -35,7 +36,7 @@ class StoreScript:
         """
         self._redis = redis
         self._may_be_replicated = may_be_replicated
-        self._script = redis.register_script(SCRIPT)
+        self._script = redis.register_script(STORE.text)
         self._asked_at = -math.inf
         self._is_replica_wanted = False
         """As of `_asked_at` (monotonic clock, s)."""
@@ -48,12 +49,12 @@ class StoreScript:
         try:
             return self._run_replicated(keys, args)
         except NoScriptError:
-            self._redis.script_load(SCRIPT)
+            self._redis.script_load(STORE.text)
             return self._run_replicated(keys, args)
 
     def _run_replicated(self, keys: list[str], args: list[Any]) -> list[int]:
         with self._redis.pipeline(transaction=False) as pipe:
-            pipe.evalsha(self._script.sha, len(keys), *keys, *args)
+            pipe.evalsha(STORE.sha, len(keys), *keys, *args)
             pipe.wait(1, REPLICA_MS)
             # Not raised by the pipeline, which would write the command into the error's text.
             replies = pipe.execute(raise_on_error=False)

@@ -1,6 +1,8 @@
 -- bind.lua: enter a queue into its exchange's table, as kombu does (kombu/transport/redis.py, `_queue_bind`), on a Redis
 -- that is full: a worker must be able to start there, or nobody drains the queue.
 --
+--- @include message
+--
 -- KEYS  1 the exchange's table (set), 2 its permanent members (set), or the tables' deadlines (zset)
 -- ARGV  1 the member, 2 the exchange, 3 lifetime (ms) of the table, 0 = for ever
 -- Returns 1.

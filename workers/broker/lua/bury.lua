@@ -1,5 +1,7 @@
 -- bury.lua: move a message to the dead letters.
 --
+--- @include message
+--
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 dead letters (list, newest first), 5 their counts (hash, reason -> n)
 -- ARGV  1 tag, 2 the dead letter (JSON), 3 reason in a word, 4 dead letters kept at most
 -- Returns 1, or 0 if the lease was lost: then somebody else has the message.

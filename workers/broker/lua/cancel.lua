@@ -1,5 +1,7 @@
 -- cancel.lua: have Redis remember which jobs remote control revoked, for workers that did not hear it.
 --
+--- @include message
+--
 -- KEYS  1 cancelled (zset, job id -> ms)
 -- ARGV  the jobs' ids
 -- Returns how many were new.

@@ -1,5 +1,7 @@
 -- delay.lua: keep a message that is not due yet in Redis, not in a worker's memory.
 --
+--- @include message
+--
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 the queue's delayed messages (zset, message -> ms when it is due)
 -- ARGV  1 tag, 2 when it is due (ms, Redis's clock), 3 prefix of the jobs' records, 4 what Redis's clock showed (ms) when
 --       that was reckoned: if it has been set back since, the message is due by as much earlier; 5: 1 if its call may

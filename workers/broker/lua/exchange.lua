@@ -10,6 +10,8 @@
 -- delayed message may outlive the mark of its job's cancellation; the record says it still. A job that is marked as
 -- suspected has had a call of which Redis has lost the lease or the result: its message says so from now on.
 --
+--- @include constants message
+--
 -- KEYS  1 unacked (hash, kombu's), 2 unacked_index (zset, kombu's), 3 leases (zset, tag -> ms when it ends), 4 fence
 --       (the last number given), 5 cancelled (zset, job id -> ms), 6 suspected (zset, job id or tag -> ms); then for
 --       each queue its delayed messages (zset) and its lists, most urgent first
@@ -31,7 +33,7 @@ local now = now_ms()
 local started_at = string.format('%.3f', now / 1000)
 for i = first_started, first_ack - 1, 2 do
   if ARGV[i + 1] == '1' or redis.call('EXISTS', ARGV[i]) == 1 then
-    redis.call('HSET', ARGV[i], 'state', 'running', 'started_at', started_at)
+    redis.call('HSET', ARGV[i], 'state', RUNNING, 'started_at', started_at)
     redis.call('EXPIRE', ARGV[i], ARGV[9])
   end
 end
@@ -83,7 +85,7 @@ for list = 1, lists do
       if type(raw) ~= 'string' then break end
       local id = (any_cancelled or any_suspected) and job_id(raw)
       local is_cancelled = any_cancelled and id and redis.call('ZSCORE', cancelled, id)
-      if is_cancelled and may_drop > 0 and redis.call('HGET', record_prefix .. id, 'state') == 'cancelled' then
+      if is_cancelled and may_drop > 0 and redis.call('HGET', record_prefix .. id, 'state') == CANCELLED then
         may_drop = may_drop - 1
       else
         if any_suspected and id and redis.call('ZREM', suspected, id) == 1 then

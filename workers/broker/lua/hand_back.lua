@@ -1,5 +1,7 @@
 -- hand_back.lua: put messages that this worker holds back at the front of their queues.
 --
+--- @include message
+--
 -- KEYS  1 unacked, 2 unacked_index, 3 leases
 -- ARGV  1 priority steps, 2 separator, 3 key prefix, 4 prefix of the jobs' records; then for each message its tag and 1
 --       if its job had started (its call may have been paid for), 2 if besides the delivery counts as one that ended

@@ -4,6 +4,8 @@
 -- was away, not one worker: then nothing is given back for as long as a lease lasts, so that every worker that is still
 -- running its jobs can renew first. (A lease is four heartbeats: one that was renewed in time outlives the two.)
 --
+--- @include message
+--
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 reaper (hash: at, grace_until), 5 cancelled (zset, job id -> ms),
 --       6 suspected (zset, job id or tag -> ms when the mark ends)
 -- ARGV  1 lease (ms), 2 heartbeat (ms), 3 priority steps, 4 separator, 5 key prefix, 6 prefix of the delayed sets,

@@ -1,25 +1,15 @@
--- message.lua: what the broker's scripts know of a message. Put before each of them by scripts.py.
+-- message.lua: what the broker's scripts know of a message.
+--- @include constants when_full time
+-- Gives: numbers(text); history(raw), without_history(raw), with_history(raw, deliveries, suspected), with_memory(raw, memory);
+--        record_end(queue), unpacked(record), list_of(raw, queue, steps, separator), job_id(raw);
+--        mark_queued(raw, record_prefix), suspect(suspected, id, lifetime_s);
+--        call_for_all(command, key, words, first), forget(unacked, index, leases, tag), forget_all(..., tags, first).
 --
 -- The text of a message is never decoded and encoded again: Lua's cjson turns [] into {} and rounds long integers.
 -- How often a message was delivered travels at its end, as a field that kombu ignores.
 
-local WAITING_TTL_S = 1209600 -- tasks/wire/redis_keys.py
 local TRAILER = ', "promptmill": {"deliveries": %d, "suspected": %d}}'
 local TRAILER_PATTERN = ', "promptmill": {"deliveries": (%d+), "suspected": (%d)}}$'
-
--- A first write that needs no memory lets the rest pass on a Redis that is full (maxmemory, noeviction): taking,
--- acknowledging and returning messages must go on for the queue to drain. Redis refuses only a script's first write
--- (6.2: luaRedisGenericCommand in scripting.c; 7.0: scriptVerifyOOM in script.c).
-redis.call('DEL', 'pm:none')
-
-local function now_us()
-  local time = redis.call('TIME')
-  return time[1] * 1000000 + time[2]
-end
-
-local function now_ms()
-  return math.floor(now_us() / 1000)
-end
 
 local function numbers(text)
   local found = {}
@@ -87,20 +77,10 @@ local function mark_queued(raw, record_prefix)
   local id = job_id(raw)
   local record = id and record_prefix .. id
   if record and redis.call('HEXISTS', record, 'state') == 1 then
-    redis.call('HSET', record, 'state', 'queued')
+    redis.call('HSET', record, 'state', QUEUED)
     -- One that was submitted with a long delay lives longer already.
     if redis.call('TTL', record) < WAITING_TTL_S then redis.call('EXPIRE', record, WAITING_TTL_S) end
   end
-end
-
--- Whether a job's result is stored. Our workers compress answers alone.
-local COMPRESSED = '\0celery-compressed\0'
-local ENDS = { SUCCESS = true, FAILURE = true, REVOKED = true }
-
-local function has_ended(result)
-  local head = redis.call('GETRANGE', result, 0, 40)
-  if string.sub(head, 1, #COMPRESSED) == COMPRESSED then return true end
-  return ENDS[string.match(head, '^{"status": ?"(%u+)"')] == true
 end
 
 -- Mark a job (or a lease) whose next (or present) call is not its first.

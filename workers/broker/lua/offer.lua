@@ -1,5 +1,7 @@
 -- offer.lua: announce which models a worker can call, to those that can't.
 --
+--- @include message
+--
 -- KEYS  for each queue that the worker takes from, its offers (zset, alias -> ms when the offer ends)
 -- ARGV  1 how long the offer holds (ms); then the aliases
 -- Returns 1.

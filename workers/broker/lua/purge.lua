@@ -3,14 +3,14 @@
 -- First the jobs of a few messages are marked as cancelled; then their ends are recorded, outside; then the messages go. So
 -- a crash in between loses no end, and a worker that takes one of them meanwhile throws it away.
 --
+--- @include message
+--
 -- KEYS  1 cancelled (zset, job id -> ms), 2 the queue's delayed messages, then its lists
 -- ARGV  1 messages at most, 2 bytes at most, 3 prefix of the jobs' records; then, to take off, the jobs' ids
 -- Returns, without ids, {the next messages' ids, "" for one without}; with ids, how many messages went.
 
 local lists = #KEYS - 2
 local left, bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
-local time = redis.call('TIME')
-local now_s = string.format('%d.%06d', time[1], time[2])
 
 if #ARGV == 3 then
   local ids = {}
@@ -21,7 +21,7 @@ if #ARGV == 3 then
     if id == '' then return end
     redis.call('ZADD', KEYS[1], 'NX', now_ms(), id)
     local record = ARGV[3] .. id
-    if redis.call('HEXISTS', record, 'state') == 1 then redis.call('HSETNX', record, 'cancel', now_s) end
+    if redis.call('HEXISTS', record, 'state') == 1 then redis.call('HSETNX', record, 'cancel', now_s()) end
   end
   for list = 3, #KEYS do
     local back = -1

@@ -6,6 +6,8 @@
 -- job should its message turn up. A job that has ended, or whose message is another worker's by now, is not kept; the
 -- other's result is flagged, because it is the second call.
 --
+--- @include message result
+--
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 suspected (zset, job id or tag -> ms when the mark ends)
 -- ARGV  1 lease (ms), 2 priority steps, 3 separator, 4 key prefix, 5 prefix of the delayed sets, 6 prefix of the jobs'
 --       records, 7 prefix of the results ("" = in another Redis), 8 lifetime of a mark (s), 9 messages to look at in each

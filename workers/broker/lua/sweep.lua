@@ -5,6 +5,8 @@
 -- is due now as well. One worker at a time goes over the messages, a piece at a time, because a message is found by its
 -- text only; an index of 100,000 would take some 20 MB.
 --
+--- @include constants message
+--
 -- KEYS  1 sweep (hash: owner, at, began, done), 2 cancelled, 3 the queue's delayed messages, 4 its list
 -- ARGV  1 this worker, 2 how long an owner may be silent (ms), 3 position from the end, 4 messages at most, 5 bytes at most,
 --       6 furthest due time of a parked message (ms from now), 7 1 = look at those too, 8 prefix of the jobs' records,
@@ -19,19 +21,18 @@ if owner and owner ~= ARGV[1] and at <= now and now - at < tonumber(ARGV[2]) the
 local position = tonumber(ARGV[3])
 if owner ~= ARGV[1] or not began then began = now end
 redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'at', now, 'began', began)
-redis.call('EXPIRE', KEYS[1], 3600)
+redis.call('EXPIRE', KEYS[1], SWEEP_TTL_S)
 
 local steps, furthest = numbers(ARGV[9]), now + tonumber(ARGV[6])
-local claim_ms = 10000 -- workers/results/lua/claim.lua
 
 -- What is to become of a message: nil = it stays.
 local function fate(raw, due)
   local id = job_id(raw)
   if id and redis.call('ZSCORE', KEYS[2], id) then
     local state, claimed = unpack(redis.call('HMGET', ARGV[8] .. id, 'state', 'ending'))
-    if state == 'cancelled' or state == 'expired' then return 'delete' end
+    if state == CANCELLED or state == EXPIRED then return 'delete' end
     local ago = now - tonumber(claimed or 0)
-    if ago < 0 or ago > claim_ms then return 'due' end
+    if ago < 0 or ago > CLAIM_MS then return 'due' end
   elseif ARGV[7] == '1' and due > furthest and string.find(raw, '"eta": ?null') then
     return 'due'
   end

@@ -2,6 +2,8 @@
 -- second. A message whose result is here is acknowledged. Another goes back to its queue, flagged: its call was paid
 -- for. One that is not under this lease here waits in its queue, or is somebody else's; a mark flags its next delivery.
 --
+--- @include message result
+--
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 suspected (zset, job id or tag -> ms when the mark ends)
 -- ARGV  1 priority steps, 2 separator, 3 key prefix, 4 prefix of the jobs' records, 5 prefix of the results,
 --       6 lifetime of a mark (s); then for each message its tag and its job's id

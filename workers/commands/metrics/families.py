@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Generic, TypeVar
+from typing import Final, Generic, TypeVar, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from workers.broker.leases import DeadLetterKind
 from workers.limiter import LimiterView
 from workers.telemetry.counts import COUNTERS, Event
 
@@ -23,7 +24,7 @@ Subject = TypeVar("Subject")
 Family = GaugeMetricFamily | CounterMetricFamily
 Samples = Iterable[tuple[tuple[str, ...], float]]
 
-DEAD_LETTER_REASONS: Final = ("garbage", "invalid", "poison", "rejected", "undeliverable", "unknown_task", "unreadable")
+DEAD_LETTER_REASONS: Final[tuple[str, ...]] = get_args(DeadLetterKind)
 """Shown from 0 on: a counter that appears with its first event has not increased, for Prometheus."""
 
 

@@ -1,7 +1,7 @@
 -- acquire.lua: everything that a process says and hears about one limiter, in one round trip. It settles what ended,
 -- reports what waits, and is given the next run of dispatch slots: instants at which it may send.
 --
---- @include clock pace recent unstated places calendar window learned counts headers processes replies schedule settlement sale
+--- @include constants clock pace counts learned headers processes replies schedule settlement sale
 --
 -- KEYS  1 clock (hash), 2 state (hash), 3 processes (hash), 4 replies (hash), 5 day (hash: count of each day), 6 window (hash),
 --       7 state of the organisation's limiter, 8 the organisation's window
@@ -77,7 +77,7 @@ if #schedule.above > 0 then write_counts(KEYS[7], levels.o, sent, sale.tokens - 
 local used_after = used_today + granted - returned
 if has_day and used_after ~= known_today then
   redis.call('HSET', KEYS[5], day, used_after)
-  redis.call('EXPIRE', KEYS[5], 172800)
+  redis.call('EXPIRE', KEYS[5], LIMITER_TTL_S)
 end
 
 reply = {

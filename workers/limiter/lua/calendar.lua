@@ -1,5 +1,5 @@
 -- calendar.lua: what is sold of the limits that stand above several keys.
--- Needs: clock, places.
+--- @include clock places
 -- Gives: calendar_of(key, fields, dimensions, now) = { place, sell, settle, give_back, write }.
 --
 -- Time is cut into bins, and each is sold up to its capacity: of requests one in each 1 / rate seconds, of tokens half the

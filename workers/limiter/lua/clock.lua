@@ -1,5 +1,5 @@
 -- clock.lua: the limiter's own time, and how numbers and hashes are read and written.
--- Needs: nothing.
+--- @include constants
 -- Gives: limiter_now(key, given), in seconds; seconds(value), micros(value); hash(key).
 --
 -- It is Redis's TIME, except that it never goes back: when somebody sets the server's clock back, `ahead` grows by the
@@ -21,7 +21,7 @@ local function limiter_now(clock, given)
     ahead, now = seen - wall, seen
   end
   redis.call('HSET', clock, 'seen', string.format('%.6f', now), 'ahead', string.format('%.6f', ahead))
-  redis.call('EXPIRE', clock, 172800)
+  redis.call('EXPIRE', clock, LIMITER_TTL_S)
   return now
 end
 

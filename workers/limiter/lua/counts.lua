@@ -1,5 +1,5 @@
 -- counts.lua: what was taken in this minute and the last one, of one limiter and of its organisation's.
--- Needs: clock.
+--- @include constants clock
 -- Gives: turn_minute(level, now), counted(level, name), write_counts(key, level, requests, tokens).
 --
 -- A level is such a limiter's hash, as it was read: `requests`, `tokens` and what others took of both (`foreign_...`), each
@@ -33,5 +33,5 @@ local function write_counts(key, level, requests, tokens)
     end
   end
   redis.call('HSET', key, unpack(fields))
-  redis.call('EXPIRE', key, 172800)
+  redis.call('EXPIRE', key, LIMITER_TTL_S)
 end

@@ -1,5 +1,5 @@
 -- headers.lua: what rate headers tell of others who use the same key.
--- Needs: counts.
+--- @include counts
 -- Gives: note_others(key, state, dims, headers, lost_until, now), which returns the requests of today that they have counted.
 --
 -- They only ever slow us down: where the provider has counted more than we sent, somebody else uses the key, and takes from

@@ -1,5 +1,4 @@
 -- learned.lua: which of the limits that answers' headers state are believed.
--- Needs: nothing.
 -- Gives: learned_limits(key, state, ask, dims, now) = "rpm=500,tpm=30000".
 --
 -- One answer may be odd, so a limit that is told once stops nobody for long:

@@ -1,5 +1,5 @@
 -- pace.lua: the limited dimensions, their pace, and what of a schedule is kept when the pace changes.
--- Needs: clock.
+--- @include clock
 -- Gives: dimensions_of(spec), pace_of(dim), carry_over(state, dim, from), note_density(dim, from), factor_at(state, now),
 --        flow_with(state, now, count).
 --

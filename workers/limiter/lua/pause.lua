@@ -4,7 +4,7 @@
 -- else with its next reply. The buckets are emptied, so that the first after the pause is followed at the pace, not by a
 -- herd. Calls that were under way when the pause began (an older epoch) make it longer at most: they tell nothing new.
 --
---- @include clock pace recent unstated
+--- @include constants clock pace unstated
 --
 -- KEYS  1 clock, 2 state
 -- ARGV  1 a JSON map:
@@ -55,7 +55,7 @@ for _, dim in ipairs(dimensions_of(report.dimensions)) do
     end
   end
 end
-redis.call('EXPIRE', KEYS[2], 172800)
+redis.call('EXPIRE', KEYS[2], LIMITER_TTL_S)
 
 local reply = { micros(now), tostring(epoch), micros(ends) }
 redis.call('PUBLISH', report.channel, table.concat({ report.name, epoch, micros(ends - now) }, ' '))

@@ -1,5 +1,4 @@
 -- places.lua: where an amount fits into the bins of a calendar.
--- Needs: nothing.
 -- Gives: bins_of(dim) = { name, capacity, width, sold }; left(bins, bin); find_place(bins, amount, from, now) = { at, until_s,
 --        bins, first, head, amount }.
 --

@@ -1,6 +1,6 @@
 -- processes.lua: who is alive, who waits, who has had the least.
--- Needs: clock.
--- Gives: remember_s; processes_of(key, replies_key, ask, state, now) = { live, all, held_by_others, slowest, vt, system_vt };
+--- @include constants clock
+-- Gives: processes_of(key, replies_key, ask, state, now) = { live, all, held_by_others, slowest, vt, system_vt };
 --        keep_process(key, ask, granted, vt, now).
 --
 -- The hash `key` holds process -> "expiry seen backlog held vt". Virtual time is the seconds of the tightest dimension that
@@ -9,7 +9,7 @@
 -- A process whose lease is over counts no more, but its last reply stays: it may only have lost us, and make the call
 -- again.
 
-local remember_s = 600
+local remember_s = LIMITER_PROCESS_TTL_S / 2
 
 local function processes_of(key, replies_key, ask, state, now)
   local found = { live = 1, all = 1, held_by_others = 0, slowest = nil }
@@ -47,5 +47,5 @@ local function keep_process(key, ask, granted, vt, now)
   redis.call('HSET', key, ask.process, table.concat({
     seconds(now + ask.lease_s), seconds(now), math.max(0, ask.backlog - granted), ask.held + granted, seconds(vt),
   }, ' '))
-  redis.call('EXPIRE', key, 2 * remember_s)
+  redis.call('EXPIRE', key, LIMITER_PROCESS_TTL_S)
 end

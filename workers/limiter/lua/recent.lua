@@ -1,5 +1,5 @@
 -- recent.lua: what was let through of late, of a model whose limit of requests nobody knows.
--- Needs: clock.
+--- @include clock
 -- Gives: recent_of(state) = { add(at, requests), sum(from, to), text(from) }.
 --
 -- The state holds `recent` = "bin:requests ...", by the instants of the slots. A bin may be negative: what was refused, or

@@ -1,5 +1,5 @@
 -- replies.lua: a call whose reply was lost, and that is made again, gets the same reply and changes nothing.
--- Needs: clock.
+--- @include constants clock
 -- Gives: repeated_reply(key, state_key, ask, now), nil = it is new; keep_reply(key, ask, reply).
 --
 -- A call is known by (process, seq). The hash `key` holds process -> "seq reply", of its latest call.
@@ -22,5 +22,5 @@ end
 
 local function keep_reply(key, ask, reply)
   redis.call('HSET', key, ask.process, string.format('%.0f ', ask.seq) .. table.concat(reply, ' '))
-  redis.call('EXPIRE', key, 2 * remember_s)
+  redis.call('EXPIRE', key, LIMITER_PROCESS_TTL_S)
 end

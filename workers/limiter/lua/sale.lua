@@ -1,5 +1,5 @@
 -- sale.lua: slots for the first waiters, in order; none overtakes.
--- Needs: clock, schedule, processes.
+--- @include clock schedule processes
 -- Gives: sell(schedule, ask, processes, allowance) = { slots (us), tokens, why, wait, horizon, vt }.
 --
 -- `allowance` says whether the process knows the limits by which is sold, how many requests of the day are left, and in how

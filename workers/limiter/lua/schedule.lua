@@ -1,5 +1,5 @@
 -- schedule.lua: one limiter's schedule as it stands at `now`, and what of it is put down again.
--- Needs: clock, pace, recent, unstated, calendar, window.
+--- @include clock pace recent unstated calendar window
 -- Gives: schedule_of(state, ask, now) = { now, pause, from, lost_until, epoch, longest_s, dims, above }, and with
 --        open_schedule(schedule, keys, state, above_state, ask) also { cap, factor, recent, calendar, window, window_above };
 --        write_schedule(schedule, keys, state).

@@ -1,5 +1,5 @@
 -- settlement.lua: what ended calls have left or taken beyond, what went without a slot, and slots that come back.
--- Needs: clock, schedule.
+--- @include clock schedule
 -- Gives: settle(schedule, ask), which returns the tokens that came back; take_back(schedule, instants), which returns how
 --        many slots did.
 --

@@ -1,5 +1,5 @@
 -- unstated.lua: the pace of a model whose limit of requests nobody knows, as 429s have shown it.
--- Needs: clock, recent.
+--- @include clock recent
 -- Gives: cap_at(state, now); cap_after(...) for a 429; count_window(key, state, recent, now) for the time after it.
 --
 -- The state holds `cap`, the pace of the instant `cap_at`, and `cap_to` = "hold seconds cap_at", how it grows from there:

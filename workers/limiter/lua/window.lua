@@ -1,5 +1,5 @@
 -- window.lua: what the last minute has taken of the limits of tokens.
--- Needs: clock.
+--- @include constants clock
 -- Gives: window_of(key, dimensions, width, reserve, now) = { presume, settle, place, sell, write }.
 --
 -- A schedule alone knows what it sold, not what is left of it in a provider's window of a minute: what calls under way
@@ -100,7 +100,7 @@ local function window_of(key, dimensions, width, reserve, now)
   function window.write()
     for field, charged in pairs(changed) do redis.call('HSET', key, field, charged) end
     for _, field in ipairs(passed) do redis.call('HDEL', key, field) end
-    if next(changed) then redis.call('EXPIRE', key, 300) end
+    if next(changed) then redis.call('EXPIRE', key, LIMITER_WINDOW_TTL_S) end
   end
 
   return window

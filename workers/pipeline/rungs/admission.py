@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from config.catalog import Model, Provider
+    from tasks.wire.vocabulary import Priority
 
     from ...limiter import Cost, Permit
-    from ...limiter.wait_queue import Priority
     from ...providers import Answer
     from ..trip import Down, Shape, Trip
 

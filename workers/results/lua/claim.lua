@@ -1,19 +1,17 @@
 -- claim.lua: say which of these jobs wait, so that one worker records their ends, not each that hears of it.
 --
+--- @include constants when_full time
+--
 -- KEYS  for each job its record
--- ARGV  1 how long a claim holds (ms): then the worker that made it has died
 -- Returns for each job its state ("" = it has no record, "claimed" = another worker is at it), its group and its task.
 
-redis.call('DEL', 'pm:none') -- see store.lua
-
-local time = redis.call('TIME')
-local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local now = now_ms()
 local reply = {}
 for _, record in ipairs(KEYS) do
   local state, group, task, claimed = unpack(redis.call('HMGET', record, 'state', 'group', 'task', 'ending'))
-  if state == 'queued' then
+  if state == QUEUED then
     local ago = now - tonumber(claimed or 0)
-    if ago >= 0 and ago <= tonumber(ARGV[1]) then
+    if ago >= 0 and ago <= CLAIM_MS then
       state = 'claimed'
     else
       redis.call('HSET', record, 'ending', now)

@@ -3,6 +3,8 @@
 -- An outcome is written, published and counted once. Nothing overwrites SUCCESS or REVOKED, and nothing that is not an
 -- end overwrites an end. A worker whose lease of the message was lost writes nothing: another worker has the job by now.
 --
+--- @include constants when_full result
+--
 -- KEYS  1: the broker's leases, or "" where the broker is another Redis; then three for each job: its result (string and
 --       channel), its group's counters (hash), its group's ended jobs (stream); the last two are "" for a job without a
 --       group of ours
@@ -12,22 +14,9 @@
 --       counter's name, the job's id, the message's delivery tag ("" = not under a lease)
 -- Returns {the numbers of the jobs whose outcome was refused, negative for want of a lease}.
 
--- A first write that needs no memory lets the rest pass on a Redis that is full (maxmemory, noeviction): results must
--- get out for the queue to drain. Redis refuses only a script's first write (scriptVerifyOOM in its script.c).
-redis.call('DEL', 'pm:none')
-
 local complete_ttl, group_ttl, records = ARGV[2], ARGV[3], ARGV[4]
 local leases = KEYS[1]
 local refused = {}
-
-local COMPRESSED = '\0celery-compressed\0'
-
-local function recorded_state(key)
-  local head = redis.call('GETRANGE', key, 0, 40)
-  -- Of all that our workers store, they compress answers alone.
-  if string.sub(head, 1, #COMPRESSED) == COMPRESSED then return 'SUCCESS' end
-  return string.match(head, '^{"status": ?"(%u+)"')
-end
 
 -- Which of the messages are under a lease still.
 local tags, leased = {}, {}
@@ -60,14 +49,13 @@ local function keep_record(id)
   end
 end
 
-local ended = { SUCCESS = true, FAILURE = true, REVOKED = true }
-local final = { SUCCESS = true, REVOKED = true }
+local final = { [SUCCESS] = true, [REVOKED] = true }
 
 local groups = {} -- by the key of a group's counters: what of it has ended just now
 
 local function is_complete(counters)
   local total, ended = nil, 0
-  for n, count in ipairs(redis.call('HMGET', counters, 'total', 'succeeded', 'failed', 'cancelled', 'expired')) do
+  for n, count in ipairs(redis.call('HMGET', counters, 'total', unpack(STATUSES))) do
     -- Only the broker's Redis knows the total, and only of a closed group.
     if n == 1 then total = tonumber(count or -1) else ended = ended + tonumber(count or 0) end
   end
@@ -81,7 +69,7 @@ local function record_outcome(i)
   local may_write, before = has_lease, nil
   if may_write and not store(key, record, if_first) then -- nearly always it is the first record
     before = recorded_state(key)
-    may_write = not (final[before] or (ended[before] and is_end ~= '1'))
+    may_write = not (final[before] or (celery_ended[before] and is_end ~= '1'))
     if may_write then store(key, record, lifetime) end
   end
   if not may_write then
@@ -90,7 +78,7 @@ local function record_outcome(i)
   end
   redis.call('PUBLISH', key, record)
   if leases ~= '' and is_end == '1' then keep_record(id) end
-  if counters ~= '' and is_end == '1' and not ended[before] then
+  if counters ~= '' and is_end == '1' and not celery_ended[before] then
     local group = groups[counters] or { stream = stream, counts = {} }
     group.counts[counter] = (group.counts[counter] or 0) + 1
     groups[counters] = group

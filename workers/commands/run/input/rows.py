@@ -24,6 +24,7 @@ from hashlib import sha256
 from typing import Any, Literal, NoReturn
 
 from tasks.wire.options import problem
+from tasks.wire.vocabulary import JobKind
 
 from .input_file import MAX_LINE_BYTES, Line
 
@@ -41,9 +42,8 @@ DEFAULT_PRIORITY = "bulk"
 SHOWN_NAMES = 8
 SHOWN_NAME_LENGTH = 40
 
-Kind = Literal["chat", "embed"]
-SUBJECT: dict[Kind, str] = {"chat": "messages", "embed": "input"}
-PATHS: dict[str, Kind] = {"/chat/completions": "chat", "/embeddings": "embed"}
+SUBJECT: dict[JobKind, str] = {"chat": "messages", "embed": "input"}
+PATHS: dict[str, JobKind] = {"/chat/completions": "chat", "/embeddings": "embed"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class Row:
 
     line: int
     custom_id: str
-    kind: Kind
+    kind: JobKind
     body: dict[str, Any] = dataclasses.field(repr=False)
     options: dict[str, Any] = dataclasses.field(repr=False)
     digest: str
@@ -114,7 +114,7 @@ class RowReader:
             field=prompt_field,
         )
 
-    def _request(self, data: dict[str, Any]) -> tuple[Kind, dict[str, Any], str | None]:
+    def _request(self, data: dict[str, Any]) -> tuple[JobKind, dict[str, Any], str | None]:
         data = {name: value for name, value in data.items() if value is not None or name not in SUBJECT.values()}
         if isinstance(data.get("body"), dict):
             return *self._batch_line(data, data["body"]), None
@@ -129,7 +129,7 @@ class RowReader:
             return "embed", data, None
         return self._prompt(data, self._prompt_field(data))
 
-    def _batch_line(self, data: dict[str, Any], body: dict[str, Any]) -> tuple[Kind, dict[str, Any]]:
+    def _batch_line(self, data: dict[str, Any], body: dict[str, Any]) -> tuple[JobKind, dict[str, Any]]:
         if (data.get("method") or "POST") != "POST":
             raise _Unusable("its `method` is not POST")
         url = data.get("url")
@@ -154,7 +154,7 @@ class RowReader:
                 '"input": ["..."], and to have it answered use `messages`, or say --field input'
             )
 
-    def _instructed(self, data: dict[str, Any]) -> tuple[Kind, dict[str, Any], str]:
+    def _instructed(self, data: dict[str, Any]) -> tuple[JobKind, dict[str, Any], str]:
         """What fine-tuning sets hold: `input` is what the instruction speaks of, and may be empty."""
         parts = [data[name] for name in ("instruction", "input") if data[name].strip()]
         return self._prompt({**data, "instruction": "\n\n".join(parts)}, "instruction")
@@ -172,7 +172,7 @@ class RowReader:
             raise _Unusable(f"it has several possible prompts ({', '.join(found)}); say which with --field NAME")
         return found[0]
 
-    def _prompt(self, data: dict[str, Any], name: str) -> tuple[Kind, dict[str, Any], str]:
+    def _prompt(self, data: dict[str, Any], name: str) -> tuple[JobKind, dict[str, Any], str]:
         text = data[name]
         if not isinstance(text, str):
             raise _Unusable(f"its field {name!r} holds {_kind_of(text)}; a prompt is a text")
@@ -251,21 +251,21 @@ def _texts(data: dict[str, Any]) -> set[str]:
     return {name for name in PROMPT_NAMES if isinstance(data.get(name), str)}
 
 
-def _kind_of_url(url: Any) -> Kind:
+def _kind_of_url(url: Any) -> JobKind:
     for path, kind in PATHS.items():
         if isinstance(url, str) and url.rstrip("/").endswith(path):
             return kind
     raise _Unusable("its `url` is neither /v1/chat/completions nor /v1/embeddings")
 
 
-def _kind_of_body(body: dict[str, Any]) -> Kind:
+def _kind_of_body(body: dict[str, Any]) -> JobKind:
     for kind, subject in SUBJECT.items():
         if subject in body:
             return kind
     raise _Unusable("its `body` has neither `messages` nor `input`")
 
 
-def _digest(kind: Kind, body: dict[str, Any], *, simulated: bool) -> str:
+def _digest(kind: JobKind, body: dict[str, Any], *, simulated: bool) -> str:
     text = json.dumps([kind, body, simulated], separators=(",", ":"))
     return sha256(text.encode()).hexdigest()[:16]
 

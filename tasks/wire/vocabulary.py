@@ -1,0 +1,42 @@
+"""The words that stand in Redis, each once for Python and Lua: states, priorities, kinds of jobs.
+
+`tasks/redis/script.py` gives them to Lua scripts under their names in capitals. Pure: the standard library alone.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal, get_args
+
+__all__ = [
+    "CELERY_COMPRESSED",
+    "CELERY_ENDS",
+    "KINDS",
+    "OPEN_STATES",
+    "PRIORITIES",
+    "STATUSES",
+    "JobKind",
+    "OpenState",
+    "Priority",
+    "Status",
+]
+
+OpenState = Literal["queued", "running"]
+"""The state in the record of a job that has not ended."""
+OPEN_STATES: Final[tuple[OpenState, ...]] = get_args(OpenState)
+
+Status = Literal["succeeded", "failed", "cancelled", "expired"]
+"""How a job ended: in its result, in its record, and as the name of its group's counter."""
+STATUSES: Final[tuple[Status, ...]] = get_args(Status)
+
+Priority = Literal["interactive", "normal", "bulk"]
+PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
+"""Most urgent first."""
+
+JobKind = Literal["chat", "embed"]
+KINDS: Final[tuple[JobKind, ...]] = get_args(JobKind)
+
+CELERY_ENDS: Final = ("SUCCESS", "FAILURE", "REVOKED")
+"""The `status` of a Celery result record that is a job's end (celery/states.py)."""
+
+CELERY_COMPRESSED: Final = "\0celery-compressed\0"
+"""Celery's mark of a compressed record (from 5.7; celery/backends/base.py), before the method's name and a NUL."""
