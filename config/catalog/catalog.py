@@ -79,12 +79,10 @@ class Catalog(Table):
             provider = self.providers.get(name)
         if provider is None or not is_name(upstream):
             raise UnknownModel(unknown_model(alias, self.models))
-        known = (
-            model for model in self.models.values() if (model.provider, model.upstream) == (provider.name, upstream)
-        )
-        return next(known, None) or _with_providers(
-            Model(name=alias, provider=provider.name, upstream=upstream), provider
-        )
+        theirs = (model for model in self.models.values() if model.provider == provider.name)
+        known = next((model for model in theirs if model.upstream == upstream), None)
+        unnamed = Model(name=alias, provider=provider.name, upstream=upstream)
+        return known or _with_providers(unnamed, provider)
 
 
 def _named(table: Any, name: str, *, section: str) -> Any:

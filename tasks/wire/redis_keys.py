@@ -71,7 +71,8 @@ OFFERS_PREFIX = "pm:offers:"
 
 def offers(queue: str) -> str:
     """Sorted set, alias -> when the offer ends (ms, Redis's clock): the models that living workers of the queue can
-    call; `*` = one of them takes any model, `PROVIDER/*` any of a provider's. Each worker's heartbeat renews its own offers. TTL three leases."""
+    call; `*` = one of them takes any model, `PROVIDER/*` = any of that provider's. Each worker's heartbeat renews its
+    own offers. TTL three leases."""
     return OFFERS_PREFIX + queue
 
 

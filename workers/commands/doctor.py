@@ -186,9 +186,8 @@ def _judge(subject: str, status: int, body: Any, *, names_models: bool) -> _Prob
         return _Probe(Finding("warning", subject, text))
     rows = body.get("data") if isinstance(body, dict) else None
     names = frozenset(str(row["id"]) for row in rows or () if isinstance(row, dict) and "id" in row)
-    return _Probe(
-        Finding("ok", subject, f"it answers, with {len(names)} models"), names if names_models else frozenset()
-    )
+    finding = Finding("ok", subject, f"it answers, with {len(names)} models")
+    return _Probe(finding, names if names_models else frozenset())
 
 
 def _missing_models(catalog: Catalog, provider: Provider, probes: list[_Probe]) -> list[Finding]:
