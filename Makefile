@@ -35,11 +35,11 @@ test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool"
 	$(BIN)/python -m pytest $(ARGS)
 
 browser: $(VENV)/dev.stamp ## a headless Chromium, for the tests that open Flower's pages
-	@$(BIN)/python -m tests.browser >/dev/null 2>&1 \
+	@$(BIN)/python -m tests.support.browser >/dev/null 2>&1 \
 		|| { test "$$(id -u)" = 0 && apt-get update -q \
 			&& DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends chromium-headless-shell; } \
 		|| $(BIN)/playwright install --only-shell chromium
-	@$(BIN)/python -m tests.browser
+	@$(BIN)/python -m tests.support.browser
 
 lint: $(VENV)/dev.stamp ## ruff, mypy --strict, the import contracts
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 vocabulary.py   the words that stand in Redis, for Python and Lua: states, priorities, kinds
 options.py      every option of a job, once: name, check, documentation, who reads it
+json_text.py    JSON that every reader takes: NaN, surrogates, depth
 request.py      from the arguments of `submit` to a checked job
 message.py      the messages that we put into Redis, in Celery's form
 record.py       Celery's result record, read as a `PromptResult`

@@ -6,14 +6,13 @@ A refusal names where the offending value is (`messages[0].content`), never the 
 from __future__ import annotations
 
 import difflib
-import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, cast
 from uuid import uuid4
 
 from ..errors import IdTaken, InvalidJob, UnknownModel
+from .json_text import NotJson, encoded, kind_of
 from .options import NOT_BUILT, names_read_by, problem
 from .vocabulary import JobKind, Priority
 
@@ -30,17 +29,11 @@ __all__ = [
 ]
 
 DEFAULT_MAX_JOB_BYTES: Final = 8 * 1024 * 1024
-MAX_NESTING: Final = 100
 MAX_NAME_CHARACTERS: Final = 200
 """Of a model's name, as in the catalogue: names are compared with all that are known when one is not."""
 
 _ARGUMENTS: Final = (*names_read_by("client"), *NOT_BUILT)
 _TRAVELLING: Final = frozenset(names_read_by("worker"))
-_encode: Final = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-# Where a value stands: (where its parent stands, its key or index). A linked tuple costs 30 ns a value, a ready
-# made string 200; only a refusal ever turns it into text.
-_Path = tuple[Any, Any] | None
 
 
 @dataclass(slots=True, frozen=True)
@@ -159,7 +152,7 @@ def _check_body(model: object, messages: Any, inputs: Any, body: dict[str, Any],
         which = "neither is given" if messages is None else "both are given"
         raise InvalidJob(f"messages, input: {which}; give `messages` for a chat or `input` for an embedding")
     if extra is not None and not isinstance(extra, Mapping):
-        raise InvalidJob(f"extra_body: must be an object, not {_type(extra)}")
+        raise InvalidJob(f"extra_body: must be an object, not {kind_of(extra)}")
     if body.get("stream") or (extra is not None and extra.get("stream")):
         raise InvalidJob("stream: the answer of a queued job is delivered whole; drop `stream`")
     return _check_messages(messages) if inputs is None else _check_input(inputs)
@@ -170,7 +163,7 @@ def _check_messages(messages: Any) -> JobKind:
         raise InvalidJob("messages: must be a list with at least one message, as in [{'role': 'user', ...}]")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
-            raise InvalidJob(f"messages[{index}]: must be an object with `role` and `content`, not {_type(message)}")
+            raise InvalidJob(f"messages[{index}]: must be an object with `role` and `content`, not {kind_of(message)}")
     return "chat"
 
 
@@ -184,7 +177,7 @@ def _body_json(
     model: str | None, messages: Any, inputs: Any, body: dict[str, Any], extra: Mapping[str, Any] | None
 ) -> str:
     subject = {"model": model, "messages": messages} if inputs is None else {"model": model, "input": inputs}
-    return _json(subject | body | dict(extra or {}), None)
+    return _json(subject | body | dict(extra or {}))
 
 
 # -- our own options
@@ -195,7 +188,7 @@ def _options(given: dict[str, Any]) -> tuple[dict[str, Any], str]:
     travelling = {name: value for name, value in given.items() if name in _TRAVELLING}
     if travelling.get("priority") == "normal":
         del travelling["priority"]
-    text = _json(travelling, None)
+    text = _json(travelling)
     for name, value in given.items():
         _check_option(name, value)
     _check_deadline(given.get("deadline_s"), given.get("delay_s", 0.0))
@@ -219,89 +212,8 @@ def _check_name_length(where: str, name: str) -> None:
         raise InvalidJob(f"{where}: has {len(name):,} characters, and a model's name at most {MAX_NAME_CHARACTERS}")
 
 
-# -- JSON that every reader takes
-
-
-def _json(value: dict[str, Any], path: _Path) -> str:
-    _check_object(value, path, 1)
+def _json(value: dict[str, Any]) -> str:
     try:
-        text = _encode(value)
-        text.encode()
-    except UnicodeEncodeError:
-        place = _surrogate(value, path)
-        raise InvalidJob(f"{place}: holds half of a surrogate pair, which is not text; decode it rightly") from None
-    except ValueError:  # an integer of more than 4,300 digits (sys.set_int_max_str_digits)
-        raise InvalidJob("the job holds a number too long to be written as JSON") from None
-    return text
-
-
-def _check_value(value: Any, path: _Path, depth: int) -> None:
-    if isinstance(value, str) or value is None or isinstance(value, int):
-        return
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            raise InvalidJob(f"{_where(path)}: is NaN or infinite, which JSON can't hold")
-    elif isinstance(value, dict):
-        _check_object(value, path, depth)
-    elif isinstance(value, list | tuple):
-        _check_depth(path, depth)
-        for index, item in enumerate(value):
-            _check_value(item, (path, index), depth + 1)
-    else:
-        raise InvalidJob(f"{_where(path)}: is {_type(value)}, which JSON can't hold; convert it to plain values")
-
-
-def _check_object(value: dict[Any, Any], path: _Path, depth: int) -> None:
-    _check_depth(path, depth)
-    for key, item in value.items():
-        if not isinstance(key, str):
-            raise InvalidJob(f"{_where(path)}: has a key that is {_type(key)}; keys must be texts")
-        _check_value(item, (path, key), depth + 1)
-
-
-def _check_depth(path: _Path, depth: int) -> None:
-    if depth > MAX_NESTING:
-        raise InvalidJob(f"{_where(path)}: is nested more than {MAX_NESTING} levels deep")
-
-
-def _surrogate(value: Any, path: _Path) -> str:
-    """Where the text is that UTF-8 can't hold; known to be somewhere."""
-    if isinstance(value, dict):
-        children = [*value.items()]
-        if any(not _is_text(key) for key in value):
-            return f"a key of {_where(path)}"
-    elif isinstance(value, list | tuple):
-        children = [*enumerate(value)]
-    else:
-        return "" if not isinstance(value, str) or _is_text(value) else _where(path)
-    return next((place for key, item in children if (place := _surrogate(item, (path, key)))), "")
-
-
-def _is_text(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _where(path: _Path) -> str:
-    steps: list[Any] = []
-    while path is not None:
-        path, step = path
-        steps.append(step)
-    if len(steps) > 12:
-        steps[4:-6] = ["..."]  # `steps` runs from the value up to the root
-    text = ""
-    for step in reversed(steps):
-        text += f"[{step}]" if isinstance(step, int) else f".{_key(step)}"
-    return text.removeprefix(".") or "the job"
-
-
-def _key(key: str) -> str:
-    shown = key if len(key) <= 40 else f"{key[:37]}..."
-    return shown.encode("ascii", "backslashreplace").decode()
-
-
-def _type(value: object) -> str:
-    return f"a {type(value).__name__}"
+        return encoded(value)
+    except NotJson as error:
+        raise InvalidJob(str(error)) from None

@@ -3,7 +3,7 @@
 Each seed draws 6,000 jobs (own ids and none, groups, cancels, deadlines, delays, a limit, a faulty provider, stock
 producers) and the moments of ten faults: kills of five workers and of Redis (AOF always), CLIENT KILLs, a freeze. Every
 second seed has its Redis behind Sentinel, and failovers among the faults. What was promised stands in
-tests/faults/chaos.py. Exit code 1 if a promise was broken.
+tests/system/faults/chaos.py. Exit code 1 if a promise was broken.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from ..faults.chaos import Plan, Report, play
-from ..faults.harness import Providers, RedisServer, World
+from tests.system.faults.chaos import Plan, Report, play
+from tests.system.faults.harness import Providers, RedisServer, World
 
 __all__ = ["add_options", "run"]
 

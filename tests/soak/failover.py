@@ -14,9 +14,9 @@ import contextlib
 import tempfile
 from pathlib import Path
 
-from ..faults.failover import Row, strike
-from ..faults.harness import Providers, RedisServer, World
-from ..faults.replicated import KINDS
+from tests.system.faults.failover import Row, strike
+from tests.system.faults.harness import Providers, RedisServer, World
+from tests.system.faults.replicated import KINDS
 
 __all__ = ["add_options", "run"]
 

@@ -23,9 +23,8 @@ import redis
 
 from tasks.results import PromptResult
 from tasks.wire import redis_keys
-
-from ..faults.fleet import LEASE_S, Fleet
-from ..faults.harness import MESSAGES, Providers, RedisServer, World, wait_until
+from tests.system.faults.fleet import LEASE_S, Fleet
+from tests.system.faults.harness import MESSAGES, Providers, RedisServer, World, wait_until
 
 __all__ = ["add_options", "run"]
 

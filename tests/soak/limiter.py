@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..faults.fleet import Fleet
-from ..faults.harness import Providers, RedisServer, World, wait_until
-from ..limiter.ledger import Ledger
+from tests.system.faults.fleet import Fleet
+from tests.system.faults.harness import Providers, RedisServer, World, wait_until
+from tests.workers.limiter.ledger import Ledger
 
 __all__ = ["add_options", "run"]
 

@@ -20,7 +20,7 @@ from typing import Any
 import psutil
 import redis
 
-from ..faults.harness import Providers, RedisServer, World, wait_until
+from tests.system.faults.harness import Providers, RedisServer, World, wait_until
 
 IDLE_S = 10.0
 ROUNDS = 200
@@ -76,7 +76,7 @@ def _measure_worker(world: World) -> None:
     for _ in range(100):
         task_id = str(time.monotonic_ns())
         sent_at = time.monotonic()
-        client.send_task("faults.app.nap", args=[0], task_id=task_id)
+        client.send_task("tests.system.faults.app.nap", args=[0], task_id=task_id)
         world.wait_started(task_id)
         delays_ms.append((world.starts(task_id)[0] - sent_at) * 1000)
         time.sleep(0.05)  # until the queue is waited for again

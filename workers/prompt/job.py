@@ -12,13 +12,13 @@ Any stock Celery producer sends the provider's fields as keyword arguments::
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import orjson
 
+from tasks.wire.json_text import MAX_DEPTH, NotJson, check
 from tasks.wire.options import MAX_SHOWN, problem
 from tasks.wire.request import MAX_NAME_CHARACTERS
 from tasks.wire.vocabulary import JobKind, Priority
@@ -28,11 +28,7 @@ from .failure import Failure
 __all__ = ["MAX_DEPTH", "JobKind", "Options", "PromptJob", "parse"]
 
 
-MAX_DEPTH = 100
-"""How deep a body may nest. Celery's encoders recurse, and their stack is smaller than a parser's."""
-
 _PROMPT_FIELD: dict[JobKind, str] = {"chat": "messages", "embed": "input"}
-_MAX_PATH_CHARS = 200
 # Beyond this, orjson reads an integer as a float and loses digits of the user's data.
 _FIRST_INEXACT_INT = 2.0**63
 
@@ -109,8 +105,8 @@ def _from_fields(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
     options = body.pop("promptmill", None)
     # Our client checks before it sends. A stock producer's values come through Python's json, which lets
     # NaN pass, and through kombu's hooks, which can make any type of them.
-    _check_json(body, path="", depth=1)
-    _check_json(options, path=".promptmill", depth=1)
+    _check_json(body)
+    _check_json(options, place="promptmill")
     return body, options
 
 
@@ -123,7 +119,7 @@ def _loads(text: str) -> Any:
         raise _refused("the job's text is not JSON, or it nests too deep") from None
     # No text with fewer brackets can nest too deep, and counting them is far cheaper than walking.
     if text.count("[") + text.count("{") > MAX_DEPTH:
-        _check_json(value, path="", depth=0)
+        _check_json(value, depth=0)
     return value
 
 
@@ -140,40 +136,11 @@ def _has_huge_number(value: Any) -> bool:
     return False
 
 
-def _check_json(value: Any, *, path: str, depth: int) -> None:
-    """Refuse what can't be sent as it is. Names the value's place, never the value."""
-    if depth > MAX_DEPTH:
-        raise _refused(f"the body nests deeper than {MAX_DEPTH} levels")
-    match value:
-        case None | bool() | int():
-            return
-        case str():
-            if not _is_unicode(value):
-                raise _refused(f"the string at {path or '.'} holds a lone surrogate, which is not Unicode text")
-        case float():
-            if not math.isfinite(value):
-                raise _refused(f"the number at {path or '.'} is NaN or infinite, which JSON can't carry")
-        case dict():
-            for key, item in value.items():
-                _check_key(key, path=path)
-                _check_json(item, path=f"{path}.{key}"[:_MAX_PATH_CHARS], depth=depth + 1)
-        case list() | tuple():
-            for index, item in enumerate(value):
-                _check_json(item, path=f"{path}[{index}]", depth=depth + 1)
-        case _:
-            raise _refused(f"the value at {path or '.'} is a {type(value).__name__}, which is not JSON")
-
-
-def _check_key(key: object, *, path: str) -> None:
-    if not isinstance(key, str) or not _is_unicode(key):
-        raise _refused(f"a key of the object at {path or '.'} is not a Unicode string")
-
-
-def _is_unicode(text: str) -> bool:
+def _check_json(value: Any, *, place: str = "", depth: int = 1) -> None:
     try:
-        return text.isascii() or bool(text.encode())
-    except UnicodeEncodeError:
-        return False
+        check(value, place=place, depth=depth)
+    except NotJson as error:
+        raise _refused(str(error)) from None
 
 
 def _options(raw: Any, *, now: float, read_stamp: Callable[[float], float]) -> Options:

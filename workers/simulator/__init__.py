@@ -8,7 +8,7 @@ Read `provider` first: it decides what becomes of a call; `delivery` does it.
 
 Its ceiling is about 10,000 requests a second per core (0.1 ms of CPU each: chat answers of 1 KB, no latency,
 connections kept alive, CPython 3.11 and uvloop on a 2-core virtual machine). Measure it with
-`python tests/simulator/ceiling.py`.
+`python -m tests.workers.simulator.ceiling`.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Literal, NoReturn
 
+from tasks.wire.json_text import is_unicode
 from tasks.wire.options import problem
 from tasks.wire.vocabulary import JobKind
 
@@ -228,10 +229,8 @@ def _custom_id(data: dict[str, Any], *, default: str) -> str:
 
 
 def _encodable(custom_id: str) -> str:
-    try:
-        custom_id.encode("utf-8")
-    except UnicodeEncodeError:
-        raise _Unusable("its `custom_id` holds a lone surrogate, which is no character") from None
+    if not is_unicode(custom_id):
+        raise _Unusable("its `custom_id` holds a lone surrogate, which is no character")
     return custom_id
 
 

@@ -1,0 +1,94 @@
+"""A link to Redis that comes and goes: nothing is reported that nobody has looked at, and all goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import time
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from config.catalog import Limits
+from tasks.redis.address import Address
+from tests.support.proxy import Proxy
+from workers.limiter import LimiterRegistry
+from workers.limiter.channel import PauseChannel
+
+from .conftest import RedisServer
+from .test_registry import model, once, wait_until
+
+
+def unseen_errors() -> list[dict[str, Any]]:
+    """What asyncio reports from now on."""
+    found: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: found.append(context))
+    return found
+
+
+async def test_a_link_that_flaps_leaves_no_error_unseen(client: Redis, redis_server: RedisServer) -> None:
+    proxy, unseen = Proxy(redis_server.port), unseen_errors()
+    try:
+        redis = Address.of(f"redis://127.0.0.1:{proxy.port}/0").async_client(socket_timeout=1.0)
+        async with redis, LimiterRegistry(redis, now=time.time) as limits:
+            models = [model(Limits(rpm=60_000), f"m{number}") for number in range(20)]
+            running = True
+
+            async def keep_calling(number: int) -> None:
+                while running:
+                    try:
+                        async with asyncio.timeout(0.05 * (number % 7 + 1)):
+                            permit = await once(limits, models[number % 20])
+                            if number % 50 == 0:
+                                permit.rate_limited(0.01, {})
+                    except TimeoutError:
+                        pass
+
+            callers = [asyncio.create_task(keep_calling(number)) for number in range(100)]
+            for fault in ("refuse", "none", "black_hole", "none", "refuse", "none"):
+                for _ in range(4):
+                    await asyncio.to_thread(proxy.reset)
+                    await asyncio.sleep(0.05)  # the fault lasts for so long
+                await asyncio.to_thread(proxy.set, fault)
+            await asyncio.sleep(0.3)  # as above
+            running = False
+            await asyncio.gather(*callers)
+            await wait_until(lambda: limits._channel.hears, description="pauses are heard again")
+            await asyncio.wait_for(asyncio.gather(*(once(limits, each) for each in models)), 10.0)
+    finally:
+        await asyncio.to_thread(proxy.close)
+    gc.collect()
+    await asyncio.sleep(0)
+    assert not unseen
+
+
+class _Ears:
+    def pause_heard(self, limiter: str, epoch: int, left_s: float) -> None: ...
+    def hears_again(self) -> None: ...
+
+
+class _Odd:
+    """A client whose first subscription fails as redis-py's do when a connection is closed under them."""
+
+    def __init__(self, redis: Redis) -> None:
+        self.redis = redis
+        self.asked = 0
+
+    def pubsub(self) -> Any:
+        self.asked += 1
+        if self.asked == 1:
+            raise RuntimeError("read() called while another coroutine is already waiting for incoming data")
+        return self.redis.pubsub()
+
+
+async def test_a_fault_while_listening_does_not_leave_the_process_deaf(
+    client: Redis, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = PauseChannel(_Odd(client), _Ears())  # type: ignore[arg-type]  # as much of a client as is used
+    channel.open()
+    try:
+        await wait_until(lambda: channel.hears, description="it listens again")
+    finally:
+        await channel.close()
+    assert "done again" in caplog.text
