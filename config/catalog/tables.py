@@ -58,20 +58,29 @@ class Price(Table):
     input: Amount | None = None
     output: Amount | None = None
     cached_input: Amount | None = None
+    cache_write: Amount | None = None
     currency: Currency = "USD"
     date: dt.date
     source: Annotated[str, Field(min_length=1)]
 
-    def cost(self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> Decimal | None:
+    def cost(
+        self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0, cache_write_tokens: int = 0
+    ) -> Decimal | None:
         """What a call cost in US dollars, not rounded.
 
         None if a price that is needed is unknown, or if the prices are in another currency. `cached_tokens`
-        are part of `input_tokens` and are charged at `cached_input`.
+        and `cache_write_tokens` are parts of `input_tokens` and are charged at `cached_input` and `cache_write`.
         """
         if self.currency != "USD":
             return None
         cached = min(cached_tokens, input_tokens)
-        charges = ((input_tokens - cached, self.input), (cached, self.cached_input), (output_tokens, self.output))
+        written = min(cache_write_tokens, input_tokens - cached)
+        charges = (
+            (input_tokens - cached - written, self.input),
+            (cached, self.cached_input),
+            (written, self.cache_write),
+            (output_tokens, self.output),
+        )
         total = Decimal(0)
         for tokens, price in charges:
             if tokens <= 0:

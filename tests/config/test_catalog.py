@@ -407,6 +407,13 @@ def test_more_cached_tokens_than_input_count_as_the_input() -> None:
     assert price(input=1, cached_input=2).cost(input_tokens=1_000_000, cached_tokens=9_999_999, output_tokens=0) == 2
 
 
+@pytest.mark.covers("catalog", "price.cache_write")
+def test_tokens_written_to_a_cache_are_a_part_of_the_input_too() -> None:
+    known = price(input=1, cached_input="0.1", cache_write="1.25", output=0)
+    cost = known.cost(input_tokens=1_000, cached_tokens=300, cache_write_tokens=500, output_tokens=0)
+    assert cost == Decimal("0.000855")
+
+
 @pytest.mark.covers("catalog", "price.currency")
 @pytest.mark.parametrize(
     ("amounts", "tokens"),
@@ -414,6 +421,7 @@ def test_more_cached_tokens_than_input_count_as_the_input() -> None:
         ({"input": 1}, {"input_tokens": 1, "output_tokens": 1}),
         ({"output": 1}, {"input_tokens": 1, "output_tokens": 1}),
         ({"input": 1, "output": 1}, {"input_tokens": 2, "output_tokens": 1, "cached_tokens": 1}),
+        ({"input": 1, "output": 1}, {"input_tokens": 2, "output_tokens": 1, "cache_write_tokens": 1}),
         ({"input": 1, "output": 1, "currency": "CNY"}, {"input_tokens": 1, "output_tokens": 1}),
     ],
 )

@@ -17,7 +17,7 @@ from .degraded import WhenAway
 from .dispatch import Dispatcher
 from .forecast import Forecast
 from .free_flow import FreeFlow
-from .headers import rate_headers, wait_s
+from .headers import HeaderReader, rate_headers, wait_s
 from .leases import LEASE_S, Leases
 from .outage import Outage
 from .pauses import Pauses
@@ -74,6 +74,8 @@ class Limiter:
         """
         self.settlements = Settlements()
         self._estimator = estimator
+        self._now = now
+        self._headers = HeaderReader()
         self._loop = loop = asyncio.get_running_loop()
         self._opened_at = loop.time()
         self._queue = queue = WaitQueue() if queue is None else queue
@@ -210,7 +212,7 @@ class Limiter:
     def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> None:
         """See `Permit.rate_limited`."""
         if asked_s is None:
-            asked_s = wait_s(headers)
+            asked_s = wait_s(headers, self._now())
         until = self._loop.time() + (_DEFAULT_PAUSE_S if asked_s is None else asked_s)
         if not self._pauses.covers(permit.epoch, until):
             went_free = self.settlements.went_free
@@ -218,8 +220,12 @@ class Limiter:
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """See `Permit.observe`."""
-        if found := rate_headers(headers):
+        if found := self._headers.read(headers, self._now()):
             self._leases.note_headers(found)
+
+    def has_limits(self, headers: Mapping[str, str]) -> bool:
+        """Whether the headers tell a limit."""
+        return bool(rate_headers(headers, self._now()))
 
     def _permit(self, cost: Cost, instant: float | None) -> Permit:
         self.settlements.in_flight += 1

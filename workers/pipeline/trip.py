@@ -103,10 +103,10 @@ class Trip:
         """Continue where the job was parked. A memory that can't be read leaves the suspicion of a payment."""
         try:
             known = orjson.loads(memory)
-            self.failed = [Attempt(**attempt) for attempt in known["failed"]]
+            self.failed = [Attempt.from_dict(attempt) for attempt in known["failed"]]
             self.attempts = self.attempts_before = int(known["attempts"])
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             self.may_be_paid = True
 
     @property

@@ -88,8 +88,8 @@ class OpenAICodec:
         if not 200 <= raw.status < 300:
             raise refusal(raw, now=now)
         try:
-            body = read_object(raw.body)
-            return read_chat(body) if job.kind == "chat" else read_embeddings(body, job)
+            body = read_object(raw, now=now)
+            return read_chat(body, raw, now=now) if job.kind == "chat" else read_embeddings(body, job)
         except Failure as failure:
             raise with_evidence(failure, raw) from None
 

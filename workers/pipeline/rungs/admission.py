@@ -99,6 +99,8 @@ class Admission:
                 permit.rate_limited(None if asked_s is None else min(self._longest_pause_s, asked_s), trip.headers)
         if failure.unreachable or failure.is_refusal:
             permit.give_back()
+        elif failure.usage is not None:
+            permit.settle(failure.usage)
 
     async def _admit(self, trip: Trip, keys: Sequence[SecretStr | None]) -> Permit:
         options, route = trip.job.options, trip.route

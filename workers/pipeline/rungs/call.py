@@ -82,7 +82,7 @@ class Call:
         try:
             answer = await self._read(trip, raw, now)
         except Failure as failure:
-            failure.suspected_payment = 200 <= raw.status < 300
+            failure.suspected_payment = 200 <= raw.status < 300 and not failure.is_refusal
             raise
         if trip.held is not None and raw.held is not None:
             trip.held.append(raw.held)
@@ -108,6 +108,7 @@ class Call:
             duration_s=self._now() - trip.called_at,
             retry_after_s=failure.retry_after_s,
             suspected_payment=failure.suspected_payment,
+            usage=failure.usage,
         )
         trip.failed.append(attempt)
         trip.paid_twice = trip.may_be_paid

@@ -157,7 +157,7 @@ def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
 
 
 def _price(price: Price) -> dict[str, Any]:
-    amounts = price.model_dump(include={"input", "output", "cached_input"}, exclude_none=True)
+    amounts = price.model_dump(include={"input", "output", "cached_input", "cache_write"}, exclude_none=True)
     return {
         **{name: float(amount) for name, amount in amounts.items()},
         **price.model_dump(mode="json", include={"currency", "date", "source"}),
