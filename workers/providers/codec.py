@@ -120,11 +120,5 @@ class Codec(Protocol):
         `now` is in epoch seconds; a `Retry-After` date is measured against it.
         """
 
-    def limit_headers(self, headers: Mapping[str, str], *, now: float) -> Mapping[str, str]:
-        """The headers that tell limits, by OpenAI's names (`x-ratelimit-*`), which the limiter reads.
-
-        Names are looked up in lower case. `now` is in epoch seconds.
-        """
-
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """What to ask to learn whether a key is good."""

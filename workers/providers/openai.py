@@ -93,10 +93,6 @@ class OpenAICodec:
         except Failure as failure:
             raise with_evidence(failure, raw) from None
 
-    def limit_headers(self, headers: Mapping[str, str], *, now: float) -> Mapping[str, str]:
-        """See `Codec.limit_headers`."""
-        return headers
-
 
 def answer_bytes(job: PromptJob) -> int:
     """How large the answer to a request of many may well be."""

@@ -483,32 +483,6 @@ def test_each_error_type(status: int, kind: str, code: str, retryable: bool) -> 
     assert "secret words" not in found.message
 
 
-# -- limits
-
-
-def test_limits_by_openais_names() -> None:
-    headers = CIMultiDict(
-        {
-            "Date": "Thu, 21 Aug 2025 12:41:00 GMT",
-            "anthropic-ratelimit-requests-limit": "1000",
-            "anthropic-ratelimit-requests-remaining": "999",
-            "anthropic-ratelimit-requests-reset": "2025-08-21T12:41:03Z",
-            "anthropic-ratelimit-output-tokens-limit": "16000",
-            "anthropic-ratelimit-output-tokens-remaining": "0",
-            "anthropic-ratelimit-output-tokens-reset": "2025-08-21T14:41:03Z",
-            "anthropic-ratelimit-tokens-reset": "soon",
-        }
-    )
-    assert CODEC.limit_headers(headers, now=NOW) == {
-        "x-ratelimit-limit-requests": "1000",
-        "x-ratelimit-remaining-requests": "999",
-        "x-ratelimit-reset-requests": "3.000",
-        "x-ratelimit-limit-output-tokens": "16000",
-        "x-ratelimit-remaining-output-tokens": "0",
-        "x-ratelimit-reset-output-tokens": "60.000",
-    }
-
-
 def test_neither_key_nor_prompt_shows_in_a_repr() -> None:
     job = chat({"role": "user", "content": "canary"})
     probe = CODEC.probe(provider_of(), SecretStr("sk-ant-1"))

@@ -76,7 +76,7 @@ class Call:
         route = trip.route
         raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
         now = self._now()
-        trip.headers = route.codec.limit_headers(raw.headers, now=now)
+        trip.headers = raw.headers
         if trip.key is not None:
             raw.body = _without(raw.body, trip.key.get_secret_value())
         try:

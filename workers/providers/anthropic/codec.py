@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING
 
 from ...prompt.failure import Failure
@@ -16,8 +14,6 @@ from .messages import refused
 from .request import messages_request
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
     from pydantic import SecretStr
 
     from config.catalog import Model, Provider
@@ -29,12 +25,6 @@ __all__ = ["AnthropicCodec"]
 _VERSION = {"anthropic-version": "2023-06-01"}
 """The version that takes `temperature` and `top_p` for the models that have them; a provider's `headers` may name the
 next one, 2026-10-21, which refuses both."""
-
-_LIMITED = ("requests", "tokens", "input-tokens", "output-tokens")
-
-_WINDOW_S = 60.0
-"""Each limit is a minute's (platform.claude.com/docs/en/api/rate-limits): one that seems to last longer is a clock
-that goes wrong."""
 
 
 class AnthropicCodec(OpenAICodec):
@@ -59,13 +49,9 @@ class AnthropicCodec(OpenAICodec):
         if not 200 <= raw.status < 300:
             raise refusal(raw, now=now)
         try:
-            return read_chat(chat_completion(read_object(raw.body), now=now))
+            return read_chat(chat_completion(read_object(raw, now=now), now=now), raw, now=now)
         except Failure as failure:
             raise with_evidence(failure, raw) from None
-
-    def limit_headers(self, headers: Mapping[str, str], *, now: float) -> Mapping[str, str]:
-        """See `Codec.limit_headers`. Resets are moments here, and durations there."""
-        return dict(_limits(headers, now))
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """See `Codec.probe`."""
@@ -77,29 +63,3 @@ def _auth(provider: Provider, key: SecretStr | None) -> dict[str, str]:
     if key is None or provider.auth == "bearer":
         return bearer(key)
     return {"x-api-key": key.get_secret_value()}
-
-
-def _limits(headers: Mapping[str, str], now: float) -> Iterator[tuple[str, str]]:
-    by_its_clock = _date(headers.get("date", "")) or now
-    for name in _LIMITED:
-        for quantity in ("limit", "remaining"):
-            if (value := headers.get(f"anthropic-ratelimit-{name}-{quantity}")) is not None:
-                yield f"x-ratelimit-{quantity}-{name}", value
-        if (until := _moment(headers.get(f"anthropic-ratelimit-{name}-reset"))) is not None:
-            yield f"x-ratelimit-reset-{name}", f"{min(max(0.0, until - by_its_clock), _WINDOW_S):.3f}"
-
-
-def _moment(text: str | None) -> float | None:
-    """Epoch seconds of an RFC 3339 time."""
-    try:
-        moment = datetime.fromisoformat(text) if text else None
-    except ValueError:
-        return None
-    return moment.timestamp() if moment is not None and moment.tzinfo is not None else None
-
-
-def _date(text: str) -> float | None:
-    try:
-        return parsedate_to_datetime(text).timestamp()
-    except (ValueError, OverflowError):
-        return None
