@@ -16,7 +16,7 @@ import pytest
 from tests.support.waiting import wait_until_async
 from workers.simulator import FAULT_HEADER, JOB_ID_HEADER, RunningSimulator, SimulatorOptions, prompt_hash
 from workers.simulator.ledger import Call
-from workers.simulator.provider import CHAT_PATH, Plan, Provider
+from workers.simulator.provider import Incoming, Plan, Provider
 
 from .conftest import Start, ledger, question
 
@@ -320,9 +320,9 @@ def plans(seed: int, questions: list[str], **options: Any) -> dict[str, list[Pla
     provider = Provider(SimulatorOptions(seed=seed, **options))
     made: dict[str, list[Plan]] = {text: [] for text in questions}
     for text in questions:
-        call = Call(time=0.0, path=CHAT_PATH, request_id="r", authorized=True)
+        call = Call(time=0.0, path="/v1/chat/completions", request_id="r", authorized=True)
         body = json.dumps(question(text)).encode()
-        made[text].append(provider.plan(call, body, authorization="", forced_fault=None, now_s=0.0))
+        made[text].append(provider.plan(call, body, Incoming(), now_s=0.0))
     return made
 
 
@@ -340,9 +340,9 @@ def test_refused_calls_do_not_change_what_is_drawn_for_the_next() -> None:
     provider = Provider(SimulatorOptions(seed=1, jitter=0.5, rpm=1))
     drawn = []
     for now_s in (0.0, 1.0, 2.0, 60.0):
-        call = Call(time=0.0, path=CHAT_PATH, request_id="r", authorized=True)
+        call = Call(time=0.0, path="/v1/chat/completions", request_id="r", authorized=True)
         body = json.dumps(question("Question")).encode()
-        plan = provider.plan(call, body, authorization="", forced_fault=None, now_s=now_s)
+        plan = provider.plan(call, body, Incoming(), now_s=now_s)
         if not call.rate_limited:
             drawn.append(plan.first_s)
     assert drawn == [plan.first_s for plan in free]
