@@ -45,9 +45,9 @@ async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
     folders = [tmp_path / name for name in ("master", "replica", "sentinel")]
     for folder in folders:
         folder.mkdir()
-    login = ("--requirepass", REDIS_PASSWORD, "--masterauth", REDIS_PASSWORD)
+    login = (f"requirepass {REDIS_PASSWORD}", f"masterauth {REDIS_PASSWORD}")
     master = RedisServer(folders[0], *login)
-    replica = RedisServer(folders[1], *login, "--replicaof", "127.0.0.1", str(master.port))
+    replica = RedisServer(folders[1], *login, f"replicaof 127.0.0.1 {master.port}")
     with redis.Redis(port=master.port, password=REDIS_PASSWORD) as client:
         # A sentinel asks who follows a master when it starts, and then every ten seconds.
         await wait_until_async(
