@@ -92,6 +92,7 @@ async def test_a_black_hole_does_not_block_the_loop() -> None:
         assert gaps.longest_s < MAX_GAP_S
 
 
+@pytest.mark.promise(10)
 async def test_each_call_gives_a_black_hole_up_in_time() -> None:
     with black_hole() as port:
         url = f"redis://user:{PASSWORD}@127.0.0.1:{port}/0"
@@ -131,6 +132,7 @@ def test_the_blocking_face_raises_the_same() -> None:
         blocking.submit(model="m", messages=MESSAGES)
 
 
+@pytest.mark.promise(11)
 async def test_a_full_redis_refuses_whole_batches(own_redis: RedisServer) -> None:
     with own_redis.client() as client:
         async with PromptQueue(own_redis.url) as queue:
@@ -190,6 +192,7 @@ async def test_a_restart_of_redis_is_ridden_out(own_redis: RedisServer) -> None:
             assert (await waiting).text == "after the restart"
 
 
+@pytest.mark.promise(9)
 async def test_a_wiped_redis_ends_the_waiting(own_redis: RedisServer) -> None:
     async with PromptQueue(own_redis.url) as queue:
         job = await queue.submit(model="m", messages=MESSAGES)

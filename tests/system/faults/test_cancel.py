@@ -8,6 +8,8 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.waiting import wait_until
 
 from .harness import MESSAGES, ROOT, promptmill
@@ -164,6 +166,7 @@ def test_an_unknown_id_is_said_to_be_unknown(world: World) -> None:
     assert promptmill(environ, "cancel", waiting.id) == "1 cancelled\n"
 
 
+@pytest.mark.promise(49)
 def test_a_job_cancelled_long_before_it_is_due_leaves_redis_and_stays_cancelled(world: World) -> None:
     world.start_redis()
     twenty_days_s = 20 * 86_400

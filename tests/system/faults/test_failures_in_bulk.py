@@ -23,6 +23,7 @@ def rows(model: str, **options: Any) -> Iterator[dict[str, Any]]:
         yield {"model": model, "messages": MESSAGES, **options}
 
 
+@pytest.mark.promise(43)
 @pytest.mark.parametrize(
     ("status", "model", "options"), [("failed", "refuses", {}), ("expired", "answers", {"deadline_s": 0.001})]
 )

@@ -55,6 +55,7 @@ def test_flower_without_a_password_does_not_start(world: World) -> None:
         assert "Visit me" not in flower.log_text(), "it never listened"
 
 
+@pytest.mark.promise(24)
 def test_flower_with_a_password_runs_and_shows_no_prompt(world: World) -> None:
     world.start_redis()
     worker = world.start_worker(concurrency=2, app="workers", options=["-E"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -46,6 +48,7 @@ def test_a_job_that_redis_has_lost_whole_is_answered_under_its_id(world: World) 
     world.wait_clean()
 
 
+@pytest.mark.promise(41)
 def test_jobs_whose_ends_are_lost_are_flagged(world: World) -> None:
     """They were answered and acknowledged; Redis comes back with their messages in the queue."""
     world.start_redis()
@@ -60,6 +63,7 @@ def test_jobs_whose_ends_are_lost_are_flagged(world: World) -> None:
     world.wait_clean()
 
 
+@pytest.mark.promise(41)
 def test_results_that_a_replica_missed_are_not_acknowledged(world: World) -> None:
     """It has the leases and takes over while the acknowledgements wait in the worker."""
     master = world.start_redis()

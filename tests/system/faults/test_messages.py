@@ -63,6 +63,7 @@ GARBAGE = [
 ]
 
 
+@pytest.mark.promise(15)
 def test_what_can_not_be_done_is_buried_with_its_reason_and_the_worker_lives(world: World) -> None:
     world.start_redis()
     worker = world.start_worker(concurrency=5)
@@ -119,6 +120,7 @@ def test_deployments_with_key_prefixes_share_a_redis_and_nothing_else(world: Wor
     assert ours | {f"staging:{name}" for name in ours} <= set(world.redis.keys())
 
 
+@pytest.mark.promise(15)
 def test_bad_arguments_fail_with_what_to_mend(world: World) -> None:
     world.start_redis()
     world.start_worker(concurrency=5)
@@ -136,6 +138,7 @@ def test_bad_arguments_fail_with_what_to_mend(world: World) -> None:
     world.wait_clean()
 
 
+@pytest.mark.promise(16)
 def test_users_data_comes_through_unchanged_or_is_refused(world: World) -> None:
     world.start_redis()
     world.start_worker(concurrency=5)

@@ -53,6 +53,7 @@ def test_a_worker_refuses_a_redis_that_evicts_unless_told_otherwise(world: World
     allowed.wait_logged("it keeps nothing on disk")
 
 
+@pytest.mark.promise(12)
 def test_a_worker_refuses_more_prompts_than_it_may_open_files_for(world: World) -> None:
     world.start_redis()
     few = world.start_worker(concurrency=400, files=256, wait=False)
@@ -60,6 +61,7 @@ def test_a_worker_refuses_more_prompts_than_it_may_open_files_for(world: World) 
     assert "`ulimit -n` is 256" in few.log_text() and "need about 500" in few.log_text()
 
 
+@pytest.mark.promise(12)
 @pytest.mark.parametrize(
     ("concurrency", "limit", "level"), [(156, 256, "ok"), (157, 256, "refused"), (10_000, resource.RLIM_INFINITY, "ok")]
 )

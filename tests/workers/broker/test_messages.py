@@ -22,6 +22,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.promise(15)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
     try:
@@ -30,6 +31,7 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
         assert str(refused)
 
 
+@pytest.mark.promise(15)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("body", "headers", "properties", "promptmill"), JSON)))
 def test_any_json_is_read_or_refused(payload: dict[str, Any]) -> None:
     try:

@@ -127,6 +127,7 @@ async def test_a_login_in_the_url_beside_a_key_is_refused(http: Http, raw_server
     assert (caught.value.code, caught.value.retryable, server.requests) == ("internal", False, [])
 
 
+@pytest.mark.promise(21)
 @both_ways
 async def test_a_redirect_is_not_followed(way: dict[str, str], http: Http, simulate: Any) -> None:
     simulator = await simulate("redirect")
@@ -203,6 +204,7 @@ async def test_an_answer_in_pieces_is_put_together(way: dict[str, str]) -> None:
         assert (await ask(http, url, way)).body == b"abcdef"
 
 
+@pytest.mark.promise(18)
 @both_ways
 async def test_a_silence_in_an_answer_is_called_one_and_closes_the_connection(
     way: dict[str, str], http: Http, raw_server: Any
@@ -215,6 +217,7 @@ async def test_a_silence_in_an_answer_is_called_one_and_closes_the_connection(
         await server.disconnected.wait()
 
 
+@pytest.mark.promise(26)
 @both_ways
 async def test_before_the_first_byte_only_the_whole_calls_time_counts(
     way: dict[str, str], http: Http, raw_server: Any, reply: Any
@@ -284,6 +287,7 @@ async def test_no_connection_in_time_is_called_so(way: dict[str, str], http: Htt
         assert (caught.value.suspected_payment, caught.value.unreachable) == (False, True)
 
 
+@pytest.mark.promise(18)
 @both_ways
 async def test_a_provider_that_hangs_up_is_named(way: dict[str, str]) -> None:
     async def hang_up(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -336,6 +340,7 @@ def closing_server(
     return answered, answer
 
 
+@pytest.mark.promise(27)
 @both_ways
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 async def test_row_27_an_idle_connection_that_the_server_closes_meanwhile_is_replaced(
@@ -348,6 +353,7 @@ async def test_row_27_an_idle_connection_that_the_server_closes_meanwhile_is_rep
         assert answered == [1, 1]
 
 
+@pytest.mark.promise(27)
 async def test_row_27_the_other_idle_connections_are_not_tried(wait_until: Any) -> None:
     """A server that was restarted has closed them all."""
     requests: list[int] = []
@@ -368,6 +374,7 @@ async def test_row_27_the_other_idle_connections_are_not_tried(wait_until: Any) 
         assert sorted(requests) == [1, 1, 1, 2]
 
 
+@pytest.mark.promise(27)
 @both_ways
 @pytest.mark.parametrize(
     "ending", [{"after_s": 1.1}, {"says": b"HTTP/1.1 200 OK\r\nContent-"}], ids=["later", "after a byte"]
@@ -383,6 +390,7 @@ async def test_row_27_what_the_server_may_have_read_is_not_sent_again(
     assert (caught.value.code, caught.value.suspected_payment, answered) == ("connection", True, [1])
 
 
+@pytest.mark.promise(27)
 @both_ways
 async def test_row_27_a_new_connection_is_not_replaced(way: dict[str, str], http: Http, raw_server: Any) -> None:
     connections = []

@@ -149,6 +149,7 @@ async def test_an_idle_connection_is_closed_after_its_time(simulate: Any, wait_u
         await wait_until(lambda: simulator.stats()["open_connections"] == 0, description="it is closed")
 
 
+@pytest.mark.promise(48)
 @pytest.mark.covers("setting", "http.ttl_dns_cache_s")
 @pytest.mark.parametrize(("ttl_s", "lookups"), [(30, 1), (0, 3)])
 async def test_an_address_is_remembered_for_as_long_as_the_setting_says(
@@ -209,6 +210,7 @@ async def test_a_compressed_body_is_opened(raw_server: Any, reply: Any) -> None:
     assert (await post(server.url)).body == b"x" * 5_000
 
 
+@pytest.mark.promise(20)
 @pytest.mark.parametrize("fault", ["huge", "gzip-bomb"])
 async def test_200_mb_of_answer_stay_out_of_memory(simulate: Any, fault: str) -> None:
     simulator = await simulate(fault)
@@ -250,6 +252,7 @@ async def test_a_prompt_of_megabytes_is_sent_whole(raw_server: Any, reply: Any) 
     assert server.requests[0].endswith(b"x" * 3_000_000)
 
 
+@pytest.mark.promise(21)
 async def test_a_redirect_is_not_followed(simulate: Any) -> None:
     simulator = await simulate("redirect")
     async with Http(HttpSettings()) as http:
@@ -281,6 +284,7 @@ async def test_each_time_out_says_which_it_was(raw_server: Any) -> None:
     assert "read time-out" in read.message
 
 
+@pytest.mark.promise(23)
 async def test_refused_connection_unknown_host_and_tls_error(simulate: Any, unused_url: str) -> None:
     refused = await failed(unused_url)
     unknown = await failed("http://provider.invalid/v1")

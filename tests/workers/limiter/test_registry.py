@@ -228,6 +228,7 @@ async def test_limits_are_learned_from_the_answers(client: Redis, redis_server: 
         assert max(sent) - min(sent) > 0.4
 
 
+@pytest.mark.promise(47)
 @pytest.mark.parametrize("limits", [Limits(), Limits(rpm=6_000, tpm=6_000_000)], ids=["unknown", "stated"])
 async def test_one_odd_limit_fails_nobody_and_makes_nobody_wait(
     client: Redis, redis_server: RedisServer, limits: Limits

@@ -88,6 +88,7 @@ def test_an_outage_that_nobody_has_looked_at_is_another_one() -> None:
 # -- jobs
 
 
+@pytest.mark.promise(48)
 @pytest.mark.usefixtures("hurried")
 async def test_row_48_no_job_fails_by_a_short_outage(
     pipeline_to: Any, chat_job: Any, simulate: Any, port: int, wait_until: Any

@@ -241,6 +241,7 @@ async def test_the_job_may_say_how_often(pipeline_to: Any, chat_job: Any, simula
 QUICK = {"timeout": {"total_s": 0.4, "connect_s": 0.4, "read_s": 0.15}}
 
 
+@pytest.mark.promise(18)
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
@@ -262,6 +263,7 @@ async def test_row_18_a_broken_connection_is_a_named_retryable_error(
     assert result.suspected_double_payment
 
 
+@pytest.mark.promise(18)
 async def test_row_18_a_hanging_provider_can_not_outlast_the_jobs_deadline(
     pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any, wait_until: Any
 ) -> None:
@@ -274,6 +276,7 @@ async def test_row_18_a_hanging_provider_can_not_outlast_the_jobs_deadline(
     await wait_until(lambda: simulator.stats()["cancelled"] == 1, description="the provider sees us go")
 
 
+@pytest.mark.promise(19)
 @pytest.mark.parametrize(
     "fault",
     ["error-200", "empty", "null", "no-choices", "null-content", "html", "nan", "bad-utf8", "deep"],
@@ -288,6 +291,7 @@ async def test_row_19_a_200_that_is_no_answer_is_a_bad_response(
     assert (result.attempts, result.response, result.text) == (2, None, None)
 
 
+@pytest.mark.promise(20)
 @pytest.mark.parametrize(
     ("fault", "code"), [("huge", "too_large"), ("gzip-bomb", "too_large"), ("header-100k", "bad_response")]
 )
@@ -300,6 +304,7 @@ async def test_row_20_a_flood_is_a_named_failure(
     assert (result.status, result.error.code) == ("failed", code)
 
 
+@pytest.mark.promise(21)
 async def test_row_21_a_redirect_is_not_followed(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
     simulator = await simulate("redirect")
     async with pipeline_to(simulator.url) as pipeline:
@@ -309,6 +314,7 @@ async def test_row_21_a_redirect_is_not_followed(pipeline_to: Any, chat_job: Any
     assert simulator.stats()["calls"] == 1
 
 
+@pytest.mark.promise(22)
 async def test_row_22_a_provider_that_asks_for_more_than_a_pause_costs_no_attempt(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
 ) -> None:
@@ -320,6 +326,7 @@ async def test_row_22_a_provider_that_asks_for_more_than_a_pause_costs_no_attemp
     assert free_limits.refused == [3_600.0] * 6
 
 
+@pytest.mark.promise(22)
 async def test_row_22_but_a_job_that_wants_one_call_makes_one(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any
 ) -> None:
@@ -336,6 +343,7 @@ async def test_a_parked_job_remembers_how_often_the_provider_put_it_off(chat_job
     assert (after.attempts, after.postponed) == (5, 4)
 
 
+@pytest.mark.promise(22)
 @pytest.mark.parametrize(
     ("fault", "least_s", "most_s"),
     [
@@ -359,6 +367,7 @@ async def test_row_22_the_limiter_hears_what_a_429_asks_for_within_bounds(
     assert asked_s in (None, 0.0) if least_s is None else least_s <= asked_s <= most_s
 
 
+@pytest.mark.promise(22)
 @pytest.mark.parametrize("fault", ["529", "503-html"])
 async def test_row_22_an_overloaded_provider_is_given_time(
     pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any, fault: str
@@ -370,6 +379,7 @@ async def test_row_22_an_overloaded_provider_is_given_time(
     assert 0.0 <= clock.slept_s[0] <= 1.0
 
 
+@pytest.mark.promise(23)
 async def test_row_23_what_tls_refuses_is_tried_again_then_named(
     pipeline_to: Any, chat_job: Any, simulate: Any
 ) -> None:
@@ -384,6 +394,7 @@ async def test_row_23_what_tls_refuses_is_tried_again_then_named(
 # -- what may have been paid for
 
 
+@pytest.mark.promise(26)
 @pytest.mark.covers("catalog", "timeout.total_s", "models.timeout")
 @pytest.mark.parametrize("fault", ["hang", "drip"])
 async def test_row_26_a_call_that_was_sent_and_timed_out_is_not_repeated(
@@ -430,6 +441,7 @@ async def test_a_stock_producers_job_may_permit_it_too(pipeline_to: Any, chat_jo
     assert (result.attempts, result.suspected_double_payment) == (2, True)
 
 
+@pytest.mark.promise(26)
 async def test_row_26_a_model_may_think_for_longer_than_its_read_time_out(
     pipeline_to: Any, chat_job: Any, simulate: Any
 ) -> None:

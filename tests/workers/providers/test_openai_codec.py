@@ -186,6 +186,7 @@ NOT_ANSWERS = {
 }
 
 
+@pytest.mark.promise(19)
 @pytest.mark.parametrize("name", NOT_ANSWERS)
 def test_a_200_that_is_no_answer_is_a_retryable_bad_response(name: str) -> None:
     found = failure(raw(200, NOT_ANSWERS[name], x_request_id="req_7"))
@@ -198,6 +199,7 @@ def test_many_brackets_alone_are_not_deep() -> None:
     assert answer(completion({"content": "{[" * 300})).text
 
 
+@pytest.mark.promise(19)
 def test_html_says_where_to_look() -> None:
     assert "base_url" in failure(raw(200, b"<html>")).message
 
@@ -369,6 +371,7 @@ headers = st.dictionaries(
 )
 
 
+@pytest.mark.promise(19)
 @given(
     job=st.sampled_from([CHAT, embed("a"), embed(["a", "b"])]),
     status=st.integers(100, 999),
