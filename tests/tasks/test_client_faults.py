@@ -249,7 +249,7 @@ async def test_a_cancelled_waiter_leaves_the_others_alone(own_redis: RedisServer
             assert (await staying).text == "late"
 
 
-def test_uvloop_too_replaces_a_connection_that_broke_while_nobody_read(own_redis: RedisServer) -> None:
+def test_uvloop_too_replaces_a_connection_that_broke_unread(own_redis: RedisServer) -> None:
     """In the middle of a pipeline, say: uvloop has a RuntimeError of its own for a write to it."""
 
     async def write_after_break() -> None:
@@ -265,7 +265,7 @@ def test_uvloop_too_replaces_a_connection_that_broke_while_nobody_read(own_redis
         runner.run(write_after_break())
 
 
-async def test_a_link_that_its_reader_closes_is_a_broken_one_to_its_writer(own_redis: RedisServer) -> None:
+async def test_a_link_that_its_reader_closes_is_broken_to_its_writer(own_redis: RedisServer) -> None:
     """On a flapping link it was an AttributeError, which nobody retrieved; the waiter's subscriptions stood still."""
     async with Address.of(own_redis.url).async_client(retry=Retry(NoBackoff(), 0)) as client:
         link = await client.connection_pool.get_connection()

@@ -33,7 +33,7 @@ FEW_JOBS = 12
 
 
 @pytest.mark.promise(25)
-def test_all_follow_the_master_and_lose_what_was_not_replicated_at_most(world: World) -> None:
+def test_all_follow_the_master_and_lose_the_unreplicated_at_most(world: World) -> None:
     """Through a URL whose first sentinel is dead, so that everybody has to go on to the second."""
     master = world.start_redis()
     replica = world.enter(RedisServer(world.directory / "replica", f"replicaof 127.0.0.1 {master.port}"))

@@ -35,7 +35,7 @@ def test_jobs_under_way_are_called_once(world: World) -> None:
     assert all(worker.is_alive() for worker in workers)
 
 
-def test_a_job_that_redis_has_lost_whole_is_answered_under_its_id(world: World) -> None:
+def test_a_job_that_redis_lost_whole_is_answered_under_its_id(world: World) -> None:
     world.start_redis()
     world.redis.save()
     world.start_worker(concurrency=10)
@@ -88,7 +88,7 @@ def test_results_that_a_replica_missed_are_not_acknowledged(world: World) -> Non
     world.wait_clean()
 
 
-def test_results_in_another_redis_are_acknowledged_when_a_replica_has_them(world: World) -> None:
+def test_results_in_another_redis_wait_until_a_replica_has_them(world: World) -> None:
     """It is behind when it takes over, and would have no results of jobs whose messages the queue has forgotten."""
     world.start_redis()
     master: RedisServer = world.enter(RedisServer(world.directory / "results"))

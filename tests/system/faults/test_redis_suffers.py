@@ -97,7 +97,7 @@ def test_a_redis_that_crashes_and_comes_back_has_lost_nothing(world: World) -> N
 
 
 @pytest.mark.promise(8)
-def test_workers_wait_for_a_redis_that_is_away_and_go_on_by_themselves(world: World) -> None:
+def test_workers_wait_for_redis_and_continue_by_themselves(world: World) -> None:
     world.start_redis(*AOF_ALWAYS)
     workers = [world.start_worker(concurrency=2), world.start_worker(concurrency=2)]
     running = world.submit(2, model="slow")
@@ -207,7 +207,7 @@ def test_workers_start_on_a_full_redis_and_drain_it(world: World) -> None:
 
 
 @pytest.mark.promise(12)
-def test_without_free_connections_callers_get_a_named_error_and_workers_wait(world: World) -> None:
+def test_without_free_connections_callers_get_a_named_error(world: World) -> None:
     world.start_redis()
     worker = world.start_worker(concurrency=2)
     world.queue.close()

@@ -37,7 +37,7 @@ def test_a_killed_workers_jobs_end_elsewhere_and_are_flagged(world: World) -> No
 
 
 @pytest.mark.promise(1)
-def test_a_death_is_noticed_in_ten_seconds_with_the_default_lease(world: World) -> None:
+def test_a_death_is_noticed_in_ten_s_with_the_default_lease(world: World) -> None:
     world.start_redis()
     doomed = world.start_worker(concurrency=1, lease_s=6.0)
     (job,) = world.submit(1, model="slower")

@@ -101,7 +101,7 @@ async def test_the_two_ways_share_the_connections(http: Http, simulate: Any) -> 
 
 
 @pytest.mark.parametrize("size", [MAX_BODY_BYTES, MAX_BODY_BYTES + 1])
-async def test_the_last_body_that_goes_directly_and_the_first_that_does_not(
+async def test_the_last_body_that_goes_directly_and_the_first_not(
     size: int, http: Http, raw_server: Any, reply: Any
 ) -> None:
     server = await raw_server(reply(200, b"{}"))
@@ -179,7 +179,7 @@ async def test_an_answer_may_have_no_body(way: dict[str, str], http: Http, raw_s
 
 
 @both_ways
-async def test_a_switch_of_protocols_is_an_answer_and_ends_the_connection(
+async def test_a_switch_of_protocols_is_an_answer_and_ends_the_link(
     way: dict[str, str], http: Http, raw_server: Any
 ) -> None:
     server = await raw_server(
@@ -206,7 +206,7 @@ async def test_an_answer_in_pieces_is_put_together(way: dict[str, str]) -> None:
 
 @pytest.mark.promise(18)
 @both_ways
-async def test_a_silence_in_an_answer_is_called_one_and_closes_the_connection(
+async def test_a_silence_in_an_answer_is_named_and_closes_the_link(
     way: dict[str, str], http: Http, raw_server: Any
 ) -> None:
     server = await raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", close=False)
@@ -343,9 +343,7 @@ def closing_server(
 @pytest.mark.promise(27)
 @both_ways
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_row_27_an_idle_connection_that_the_server_closes_meanwhile_is_replaced(
-    way: dict[str, str], reset: bool
-) -> None:
+async def test_row_27_an_idle_connection_that_is_closed_is_replaced(way: dict[str, str], reset: bool) -> None:
     answered, answer = closing_server(reset=reset)
     async with serving(answer) as url, Http(HttpSettings()) as http:
         await ask(http, url, way)
@@ -405,7 +403,7 @@ async def test_row_27_a_new_connection_is_not_replaced(way: dict[str, str], http
     assert (caught.value.suspected_payment, len(connections)) == (True, 1)
 
 
-async def test_a_large_prompt_that_could_not_be_sent_whole_is_not_paid_for(http: Http) -> None:
+async def test_a_large_prompt_that_was_not_sent_whole_is_not_paid_for(http: Http) -> None:
     async def stop_reading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(1_000)
         writer.transport.abort()
