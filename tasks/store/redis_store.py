@@ -35,6 +35,7 @@ _LUA: Final = Path(__file__).with_name("lua")
 SUBMIT: Final = Script.read(_LUA, "submit")
 CANCEL: Final = Script.read(_LUA, "cancel")
 CLOSE_GROUP: Final = Script.read(_LUA, "close_group")
+FORGET: Final = Script.read(_LUA, "forget")
 READ_RESULTS: Final = Script.read(_LUA, "read_results")
 
 _TERMS_TTL_S: Final = 30.0
@@ -100,6 +101,7 @@ class RedisStore:
         self._submit_script = ScriptRunner(self._broker.redis, SUBMIT)
         self._cancel_script = ScriptRunner(self._broker.redis, CANCEL)
         self._close_group_script = ScriptRunner(self._broker.redis, CLOSE_GROUP)
+        self._forget_script = ScriptRunner(self._broker.redis, FORGET)
         self._read_results_script = ScriptRunner(self._results.redis, READ_RESULTS, decodes=False)
         self._result_prefix = "" if apart else self._result_key("")  # as submit.lua takes it
         self._envelope = Envelope()
@@ -181,7 +183,8 @@ class RedisStore:
         """What submit.lua returns."""
         now_s = steady_s() + (await self._current_terms()).clock_offset_s
         script_keys = [
-            *(*self._queues, *self._group_keys(group), self._key(redis_keys.CANCELLED)),
+            *(*self._queues, *self._group_keys(group)),
+            *(self._key(redis_keys.CANCELLED), self._key(redis_keys.FORGOTTEN)),
             *(self._record_key(job.id) for job in jobs),
         ]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
@@ -284,7 +287,8 @@ class RedisStore:
         Running jobs, and a few that wait, end sooner: all workers are told, as `app.control.revoke(...,
         terminate=True)` does.
         """
-        going = await self._not_ended(job_ids)
+        have_ended = await self._have_ended(job_ids)
+        going = [job_id for job_id, has_ended in zip(job_ids, have_ended, strict=True) if not has_ended]
         if not going:
             return 0
         async with self._broker.border():
@@ -296,23 +300,28 @@ class RedisStore:
                 await self._broker.redis.publish(channel, revoke_message(told))
         return int(cancelled)
 
-    async def _not_ended(self, job_ids: Sequence[str]) -> list[str]:
+    async def _have_ended(self, job_ids: Sequence[str]) -> list[bool]:
         # The beginnings of the results: an answer may be megabytes.
         async with self._results.border(), self._results.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.getrange(self._result_key(job_id), 0, 40)
-            heads = await pipe.execute()
-        return [job_id for job_id, head in zip(job_ids, heads, strict=True) if not is_end(head)]
+            return list(map(is_end, await pipe.execute()))
 
     async def forget(self, job_ids: Sequence[str]) -> None:
         """Deletes results and records. A mark of cancellation stays until the id is submitted again, for a message that
-        is still in the queue."""
+        is still in the queue; so does one of a job that has ended and whose message may come back (forget.lua)."""
         if not job_ids:
             return
+        ended = await self._have_ended(job_ids)
+        async with self._broker.border():
+            script_keys = [self._key(redis_keys.FORGOTTEN), self._key(redis_keys.LEASES)]
+            script_keys += map(self._record_key, job_ids)
+            args: list[str | int] = []
+            for job_id, has_ended in zip(job_ids, ended, strict=True):
+                args += job_id, int(has_ended)
+            await self._forget_script(script_keys, args)
         async with self._results.border():
             await self._results.redis.delete(*map(self._result_key, job_ids))
-        async with self._broker.border():
-            await self._broker.redis.delete(*map(self._record_key, job_ids))
 
     # -- groups
 

@@ -105,6 +105,12 @@ SUSPECTED = "pm:suspected"
 whose next call is not the first. The broker makes a mark after such a loss, and deletes it with the message that it
 flags. TTL `RECORD_TTL_S`."""
 
+FORGOTTEN = "pm:forgotten"
+"""Sorted set, job id -> when it was forgotten (ms): jobs that have ended, whose message was not acknowledged yet when a
+client deleted result and record (`forget`). Should the worker die before it acknowledges, the message is not to come
+back: nothing would tell that its call is paid for. The broker deletes a mark with the message, or after `RECORD_TTL_S`;
+submitting the id again deletes it too."""
+
 DEAD = "pm:dead"
 """List of JSON texts, newest first: messages that no worker could do. Kept until purged, at most `DEAD_LIMIT`."""
 

@@ -19,8 +19,9 @@ from config.settings import SettingsError, get_settings
 
 from ..celery.flower import ADVICE, OPEN
 from ..checks import Finding, Level, check_file_limit, check_settings_redis
-from ..http.session import tls_context
+from ..http.session import check_proxies, tls_context
 from ..providers import CODECS
+from .common import JsonOption
 from .ladders import show_ladders
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ _WORDS: dict[Level, str] = {"ok": "ok", "warning": "look", "refused": "FAILS"}
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: JsonOption = False,
     ladder: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Show instead what a job of this model passes through in a worker."),
@@ -125,6 +126,10 @@ async def _examine_flower(flower_url: str) -> Finding:
 async def _examine_providers(catalog: Catalog) -> list[Finding]:
     timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
     http = get_settings().http
+    try:
+        check_proxies(http)
+    except ValueError as error:
+        return [Finding("refused", "proxy", str(error))]
     try:
         tls = tls_context(http)
     except ValueError as error:

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from .size import NO_MEDIA, Media
+
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
@@ -28,6 +30,7 @@ class RequestSize(NamedTuple):
     input_chars: int
     max_tokens: int | None = None
     answers: int = 1
+    media: Media = NO_MEDIA
 
 
 class AnswerSize(NamedTuple):

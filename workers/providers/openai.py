@@ -12,6 +12,7 @@ from ..prompt.failure import Failure
 from .answers import count_inputs, read_chat, read_embeddings, read_object
 from .codec import Answer, AnswerSize, Probe, ProviderRequest, RawResponse, RequestSize
 from .refusals import refusal, with_evidence
+from .size import measure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -52,8 +53,10 @@ class OpenAICodec:
     def size(self, job: PromptJob) -> RequestSize:
         """See `Codec.size`."""
         body = job.body
+        chars, media = measure([body.get("input" if job.kind == "embed" else "messages"), body.get("tools")])
         return RequestSize(
-            input_chars=_chars(body.get("input" if job.kind == "embed" else "messages")) + _chars(body.get("tools")),
+            input_chars=chars,
+            media=media,
             max_tokens=_count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")),
             answers=_count(body.get("n")) or 1,
         )
@@ -110,21 +113,6 @@ def answer_bytes(job: PromptJob) -> int:
         dimensions = max(_count(body.get("dimensions")) or 0, _MOST_DIMENSIONS)
         each_bytes = dimensions * _MOST_NUMBER_BYTES + _ROW_BYTES
     return min(answers * each_bytes, MOST_ANSWER_BYTES) if answers > 1 else 0
-
-
-def _chars(value: Any) -> int:
-    """Characters of text in a JSON value, roughly as the provider's tokenizer meets them."""
-    chars, found = 0, [value]
-    for item in found:
-        if isinstance(item, str):
-            chars += len(item)
-        elif isinstance(item, dict):
-            found += item.values()
-        elif isinstance(item, list):
-            found += item
-        elif item is not None:
-            chars += 1
-    return chars
 
 
 def _count(value: Any) -> int | None:

@@ -13,6 +13,7 @@ from workers.limiter.cost import Cost
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned, rate_headers, wait_s
 from workers.providers.durations import until_s
+from workers.providers.size import Media
 from workers.simulator.limits import reset_text
 
 NOW = 1_767_225_600.0
@@ -200,3 +201,23 @@ def test_a_step_of_redis_s_clock_is_followed() -> None:
     clock.learn(100.0, asked_at=1.0, heard_at=1.001)
     clock.learn(500.0, asked_at=2.0, heard_at=2.001)
     assert clock.monotonic(501.0) == pytest.approx(3.001)
+
+
+PICTURE, SOUND, FILE = Media(pictures=1), Media(sounds=1), Media(files=1)
+
+
+@pytest.mark.parametrize("media", [PICTURE, SOUND, FILE])
+@pytest.mark.parametrize("tokens", [85, 25_000])
+def test_what_a_picture_a_sound_and_a_file_take_is_learned_for_each(media: Media, tokens: int) -> None:
+    estimator = Estimator()
+    text = estimator.cost(input_chars=400).input_tokens
+    for _ in range(12):
+        estimator.learn(estimator.cost(input_chars=400, media=media), Usage(text + tokens, 5))
+    assert estimator.cost(input_chars=400, media=media).input_tokens == pytest.approx(text + tokens, rel=0.05, abs=15)
+    assert estimator.cost(input_chars=400).input_tokens == text, "text is as it was"
+
+
+def test_a_prompt_with_a_picture_may_be_as_small_as_its_text() -> None:
+    cost = Estimator().cost(input_chars=120, media=Media(pictures=40))
+    assert cost.input_tokens > 40_000
+    assert cost.least("tokens") == 10

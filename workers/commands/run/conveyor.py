@@ -223,6 +223,8 @@ class Conveyor:
             except QueueUnavailable as error:
                 raise RunError(str(error)) from None
             else:
+                # A job that Redis has seen end twice was counted twice, and then another was not waited for.
+                self._followed.put_nowait(set(self._waiting))
                 return
 
     async def _settle_or_cancel(self, results: Iterable[PromptResult]) -> None:
