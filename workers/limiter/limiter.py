@@ -81,7 +81,7 @@ class Limiter:
         self.settlements = Settlements()
         self._estimator = estimator
         self._now = now
-        self._headers = HeaderReader()
+        self._headers = HeaderReader(now)
         self._longest_alone_s = options.longest_alone_s
         self._loop = loop = asyncio.get_running_loop()
         self._opened_at = loop.time()
@@ -231,7 +231,7 @@ class Limiter:
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """See `Permit.observe`."""
-        if found := self._headers.read(headers, self._now()):
+        if found := self._headers.read(headers):
             self._leases.note_headers(found)
 
     def has_limits(self, headers: Mapping[str, str]) -> bool:
