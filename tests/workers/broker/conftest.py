@@ -7,8 +7,15 @@ import pytest
 import redis
 
 from tests.system.faults.harness import RedisServer
+from workers.telemetry.notices import notices
 
 from .broker import Broker
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_tell() -> None:
+    """Other tests of this process may have left something."""
+    notices.take()
 
 
 @pytest.fixture(scope="session")
