@@ -17,6 +17,7 @@ from workers.telemetry.terminal import printable
 
 from .beside import beside
 from .conveyor import Conveyor, Window
+from .conveyor.shelf import Shelf
 from .errors import UnusableInput
 from .input.input_file import MAX_LINE_BYTES
 from .input.models import ModelCheck
@@ -30,7 +31,6 @@ from .output.state import RunState
 from .output.summary import Outcome
 from .output.tally import Tally
 from .processes.services import Services, running_services
-from .shelf import Shelf
 
 __all__ = ["Session"]
 
