@@ -3,6 +3,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+
 from workers.telemetry.notices import notices
 
 from .broker import Broker
