@@ -24,7 +24,6 @@ TABLES: dict[str, type[BaseModel]] = {
 FOR_PEOPLE = {
     ("catalog", "price.date"): "says how old a price is to whoever reads the file",
     ("catalog", "price.source"): "says where a price is from to whoever reads the file",
-    ("catalog", "providers.kind"): "has one value, and others are refused",
 }
 """Names without a behaviour of their own, and why they are there all the same."""
 

@@ -20,7 +20,7 @@ from celery import Celery
 
 from tasks import Job, JobCancelled, PromptQueue, PromptResult, UnknownModel
 from tasks.redis.clock import steady_s
-from tasks.store import redis_store
+from tasks.store import terms
 from tasks.wire import redis_keys
 from tasks.wire.message import CELERY_PRIORITY, TASK_NAMES
 from tests.support.redis_server import RedisServer
@@ -110,7 +110,7 @@ async def test_a_client_with_an_old_idea_of_rediss_clock_asks_again(
     group = queue.new_group()
     await group.submit(model="m", messages=MESSAGES)
     popped(client, LISTS[1])
-    monkeypatch.setattr(redis_store, "steady_s", lambda: steady_s() - 600)  # as if Redis's were set ahead by so much
+    monkeypatch.setattr(terms, "steady_s", lambda: steady_s() - 600)  # as if Redis's were set ahead by so much
     seconds, _ = client.time()
     await group.submit(model="m", messages=MESSAGES, delay_s=90)
     assert await group.close() == 2, "it was stored once"

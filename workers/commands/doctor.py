@@ -85,7 +85,8 @@ async def examine() -> list[Finding]:
     except SettingsError as error:
         return [Finding("refused", "settings", str(error))]
     findings = [check_file_limit(settings.concurrency)]
-    findings += [_must_be_there(finding) for finding in await asyncio.to_thread(check_settings_redis)]
+    # A worker waits for a Redis that is away; whoever asks a doctor wants to know.
+    findings += await asyncio.to_thread(check_settings_redis, when_away="refused")
     findings.append(await _examine_flower(settings.flower_url))
     try:
         catalog = load_catalog(settings.catalog)
@@ -93,13 +94,6 @@ async def examine() -> list[Finding]:
         return [*findings, Finding("refused", "catalogue", str(error))]
     findings.append(Finding("ok", "catalogue", f"{len(catalog.providers)} providers, {len(catalog.models)} models"))
     return findings + await _examine_providers(catalog)
-
-
-def _must_be_there(finding: Finding) -> Finding:
-    """A worker waits for a Redis that is away; whoever asks a doctor wants to know."""
-    if "can't be reached" in finding.text:
-        return Finding("refused", finding.subject, f"{finding.text}. Check that it runs, and PROMPTMILL_REDIS_URL.")
-    return finding
 
 
 async def _examine_flower(flower_url: str) -> Finding:
@@ -138,12 +132,37 @@ async def _examine_providers(catalog: Catalog) -> list[Finding]:
         timeout=timeout, connector=aiohttp.TCPConnector(ssl=tls), proxy=http.proxy, trust_env=http.trust_env
     ) as session:
         found = await asyncio.gather(
-            *(_examine_provider(catalog, provider, session) for provider in catalog.providers.values())
+            *(
+                _examine_provider(catalog, provider, session)
+                for provider in catalog.providers.values()
+                if not _is_unused(catalog, provider)
+            )
         )
-    findings = [finding for group in found for finding in group]
+    findings = [finding for group in found for finding in group] + _unused(catalog)
     if not any(finding.level == "ok" for finding in findings):
         findings.append(Finding("refused", "providers", "not one of them can be called: every job would fail"))
     return findings
+
+
+def _is_unused(catalog: Catalog, provider: Provider) -> bool:
+    """Whether it is one of the presets' addresses, without a key and without a model of its own."""
+    if provider.any_model or any(model.provider == provider.name for model in catalog.models.values()):
+        return False
+    try:
+        read_keys(provider)
+    except MissingKey:
+        return True
+    except KeyProblem:
+        pass
+    return False
+
+
+def _unused(catalog: Catalog) -> list[Finding]:
+    names = [name for name, provider in catalog.providers.items() if _is_unused(catalog, provider)]
+    if not names:
+        return []
+    text = f"no key for {', '.join(names)}: a model called PROVIDER/MODEL needs one, others don't"
+    return [Finding("warning", "other providers", text)]
 
 
 async def _examine_provider(catalog: Catalog, provider: Provider, session: aiohttp.ClientSession) -> list[Finding]:

@@ -72,7 +72,7 @@ async def use_the_limiter(url: str) -> LimiterView:
         ask = Ask(process="a", seq=1, settled=3, reserved_tokens=300, used_tokens=240)
         await schedule.acquire(ask)
         await schedule.acquire(Ask(process="a", seq=2, backlog=20, held=2, costs=[Cost(60, 40)] * 20))
-        await schedule.pause(PauseReport(epoch=1, asked_s=300.0))
+        await schedule.pause(PauseReport(epoch=1, asked_s=300.0, alone_s=300.0))
         await mark_listed(client, [NAME], now=time.time())
         [view] = await snapshot(client)
     return view
