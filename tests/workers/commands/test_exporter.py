@@ -39,13 +39,6 @@ ALWAYS = {"promptmill_up", "promptmill_scrape_duration_seconds"}
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def running(server: RedisServer) -> Iterator[Exporter]:
     with exporter("--redis", server.url) as running:
         yield running

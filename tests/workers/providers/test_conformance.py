@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -34,7 +34,7 @@ each_kind = pytest.mark.parametrize("kind", CODECS)
 
 
 def dialect_of(wire: str) -> Any:
-    return DIALECTS["azure" if wire == CLASSIC else wire]
+    return cast("dict[str, Any]", DIALECTS)["azure" if wire == CLASSIC else wire]
 
 
 def provider_at(simulator: Any, wire: str, **fields: Any) -> dict[str, Any]:
@@ -158,7 +158,7 @@ async def test_the_headers_that_tell_limits_are_read(wire: str, simulate: Any, p
     table = provider_at(simulator, wire)
     async with pipeline_to(simulator.url, provider=table, retry=ONCE, limits=limits) as pipeline:
         assert (await pipeline.run(chat_job())).ok
-    told = {header.tells: header.limit for header in rate_headers(seen[0], NOW)}
+    told: dict[str | None, int] = {header.tells: header.limit for header in rate_headers(seen[0], NOW)}
     expected = {"rpm": 120, "tpm": 90_000}
     assert {name: told.get(name) for name in LIMITS.get(wire, set())} == {
         name: expected[name] for name in LIMITS.get(wire, set())
