@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from ..problems import text_of
 from .tables import NESTED_TABLES, NOT_BUILT, Model, Provider
 
 SECTIONS = ("providers", "models")
@@ -58,15 +59,13 @@ def _shortened(text: str) -> str:
 
 def problem_lines(details: ErrorDetails) -> Iterator[str]:
     """One line for each thing that is wrong. Values stay out of it: somebody may have pasted a key."""
-    own_text = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error" and len(details["loc"]) < 2:
         # A check across tables says itself where.
-        yield from own_text.splitlines()
+        yield from text_of(details).splitlines()
     elif details["type"] == "extra_forbidden":
         yield _place(details["loc"]) + _unknown_key(details)
     else:
-        text = _TEXTS.get(details["type"]) or own_text.replace("Input should", "must").replace("String should", "must")
-        yield _place(details["loc"]) + text
+        yield _place(details["loc"]) + (_TEXTS.get(details["type"]) or text_of(details))
 
 
 def _unknown_key(details: ErrorDetails) -> str:

@@ -122,6 +122,12 @@ DEAD_COUNTS = "pm:dead:counts"
 COUNTS = "pm:counts"
 """Hash: `<event>:<label>` -> how often it has happened, in all workers (workers/telemetry/counts.py). Kept for good."""
 
+NOTICES = "pm:notices"
+"""Hash: `<event>:<subject>` -> JSON of a text and `until_ms`: why jobs wait, as their worker tells people
+(workers/telemetry/notices.py). TTL `NOTICES_TTL_S` after the last."""
+
+NOTICES_TTL_S = 86_400
+
 DELAYED_PREFIX = "pm:delayed:"
 
 

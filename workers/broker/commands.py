@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
@@ -22,6 +22,7 @@ from tasks.wire import redis_keys
 
 from ..redis.clock import redis_clock
 from ..telemetry.counts import counts
+from ..telemetry.notices import Notice, notices
 from . import scripts
 from .lanes import FURTHEST_MS
 from .leases import Grave, Lease, Leases
@@ -265,6 +266,8 @@ class Commands:
             doubted, leases.doubted = leases.doubted[:ACKS], leases.doubted[ACKS:]
             commands.append(self._verify(doubted, leases.result_prefix))
         commands += [self._count(field, n) for field, n in counts.take().items()]
+        if notices:
+            commands += self._tell(notices.take(), now_ms)
         return commands
 
     def key(self, name: str) -> str:
@@ -277,6 +280,14 @@ class Commands:
 
     def _count(self, field: str, n: int) -> Command:
         return Command(("HINCRBY", self.key(redis_keys.COUNTS), field, n), partial(_count_again, field, n))
+
+    def _tell(self, taken: Mapping[str, Notice], now_ms: int) -> list[Command]:
+        key = self.key(redis_keys.NOTICES)
+        words = chain.from_iterable((field, notice.record(now_ms)) for field, notice in taken.items())
+        return [
+            Command(("HSET", key, *words), partial(_tell_again, taken)),
+            Command(("EXPIRE", key, redis_keys.NOTICES_TTL_S), _raise_errors),
+        ]
 
     def _hand_back(self, returns: list[Lease]) -> Command:
         args = (
@@ -347,6 +358,12 @@ def _raise_errors(reply: Reply) -> None:
 def _count_again(field: str, n: int, reply: Reply) -> None:
     if isinstance(reply, Exception):
         counts.put_back({field: n})
+        raise reply
+
+
+def _tell_again(taken: Mapping[str, Notice], reply: Reply) -> None:
+    if isinstance(reply, Exception):
+        notices.put_back(taken)
         raise reply
 
 

@@ -4,7 +4,15 @@ from typing import Any
 
 import pytest
 
+from workers.telemetry.notices import notices
+
 from .broker import Broker
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_tell() -> None:
+    """Other tests of this process may have left something."""
+    notices.take()
 
 
 @pytest.fixture

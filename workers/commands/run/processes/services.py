@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 
 from config.catalog import Catalog
 from config.settings import Settings
@@ -140,7 +140,8 @@ async def _check_reachable(redis: Redis, url: str) -> None:
     except MasterNotFound as error:
         raise UnusableInput(f"--redis: {error}.") from None
     except (RedisError, OSError) as error:
-        reason = "refused the user or password" if "auth" in str(error).lower() else "can't be reached"
+        refused = isinstance(error, AuthenticationError | AuthorizationError)
+        reason = "refused the user or password" if refused else "can't be reached"
         raise UnusableInput(f"Redis at {Address.of(url)} {reason}. Check that it runs, and --redis.") from None
 
 
