@@ -33,6 +33,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from tasks.redis.address import Address
 
+from .problems import text_of
+
 __all__ = [
     "Breaker",
     "Http",
@@ -301,8 +303,7 @@ def _problem(details: ErrorDetails) -> str:
     variable = next((each for each in outwards if each in settings_variables()), None)
     if variable is None:
         return _not_a_group(_variable(place))
-    text = details["msg"].removeprefix("Value error, ").replace("Input should", "must")
-    text = text.replace("a valid dictionary", "a JSON object")
+    text = text_of(details).replace("a valid dictionary", "a JSON object")
     return f"{variable}: {text}. For example: {variable}={_example(settings_variables()[variable])}"
 
 

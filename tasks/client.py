@@ -7,7 +7,7 @@
         answer = await job.result(timeout_s=30)
         print(answer.text)
 
-The way of a submission: `request.py` checks it, `message.py` makes it a Celery message, `redis_store.py` stores it.
+The way of a submission: `request.py` checks it, `message.py` makes it a Celery message, `submitting.py` stores it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from .blocking import SyncQueue
 from .jobs import Group, Job, Rows
 from .redis.address import Address
 from .store.job_store import Store
-from .store.redis_store import RedisStore, StoreSettings
+from .store.redis_store import RedisStore
+from .store.settings import StoreSettings
 from .submission import submits
 from .wire.redis_keys import GROUP_ID_PREFIX
 from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_group_id, check_id, check_size, new_job

@@ -161,16 +161,17 @@ def check_file_limit(concurrency: int, *, limit: int | None = None) -> Finding:
     return Finding("ok", "open files", f"the limit of {limit} is enough for {concurrency} prompts in flight")
 
 
-def check_settings_redis() -> list[Finding]:
-    """Look at the settings' Redis, or two where queue and results are apart. One that is away is a warning."""
+def check_settings_redis(*, when_away: Level = "warning") -> list[Finding]:
+    """Look at the settings' Redis, or two where queue and results are apart. `when_away`: of one that is away."""
     settings = get_settings()
     if settings.broker == settings.results:
-        return _look(settings.broker, subject="Redis", holds_queue=True)
-    queue = _look(settings.broker, subject="Redis of the queue", holds_queue=True)
-    return queue + _look(settings.results, subject="Redis of the results", holds_queue=False)
+        return _look(settings.broker, subject="Redis", holds_queue=True, when_away=when_away)
+    queue = _look(settings.broker, subject="Redis of the queue", holds_queue=True, when_away=when_away)
+    results = _look(settings.results, subject="Redis of the results", holds_queue=False, when_away=when_away)
+    return queue + results
 
 
-def _look(url: str, *, subject: str, holds_queue: bool) -> list[Finding]:
+def _look(url: str, *, subject: str, holds_queue: bool, when_away: Level) -> list[Finding]:
     address = Address.of(url)
     channels = _channels(address.database) if holds_queue else [RIGHTS_CHANNEL]
     client = address.client(
@@ -180,7 +181,8 @@ def _look(url: str, *, subject: str, holds_queue: bool) -> list[Finding]:
         try:
             return list(check_redis(redis, subject=subject, holds_queue=holds_queue, channels=channels))
         except (RedisConnectionError, RedisTimeoutError, OSError) as exc:
-            return [Finding("warning", subject, f"it can't be reached: {failure(exc)}")]
+            advice = "Check that it runs, and PROMPTMILL_REDIS_URL."
+            return [Finding(when_away, subject, f"it can't be reached: {failure(exc)}. {advice}")]
         except RedisError as exc:
             return [Finding("warning", subject, f"it refused to be looked at: {exc}")]
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
+from ..problems import text_of
 from .tables import NESTED_TABLES, NOT_BUILT, Model, Provider
 
 SECTIONS = ("providers", "models")
@@ -20,6 +21,7 @@ MOST_NAMES = 20
 
 _TEXTS = {
     "model_type": "must be a table",
+    "dict_type": 'must be a table, such as { "name" = "value" }',
     "tuple_type": 'must be a list, such as ["..."]',
     "string_type": "must be text in quotes",
     "int_type": "must be a whole number without quotes",
@@ -37,7 +39,8 @@ _TEXTS = {
 def unknown_model(alias: str, models: Mapping[str, Model]) -> str:
     return (
         f"no model is named {_shortened(alias)!r}. {advice(alias, models)} "
-        "A [models] table in the file that PROMPTMILL_CATALOG names adds one."
+        "A [models] table in the file that PROMPTMILL_CATALOG names adds one; PROVIDER/MODEL names a provider's by its "
+        "own name."
     )
 
 
@@ -56,15 +59,13 @@ def _shortened(text: str) -> str:
 
 def problem_lines(details: ErrorDetails) -> Iterator[str]:
     """One line for each thing that is wrong. Values stay out of it: somebody may have pasted a key."""
-    own_text = details["msg"].removeprefix("Value error, ")
     if details["type"] == "value_error" and len(details["loc"]) < 2:
         # A check across tables says itself where.
-        yield from own_text.splitlines()
+        yield from text_of(details).splitlines()
     elif details["type"] == "extra_forbidden":
         yield _place(details["loc"]) + _unknown_key(details)
     else:
-        text = _TEXTS.get(details["type"]) or own_text.replace("Input should", "must").replace("String should", "must")
-        yield _place(details["loc"]) + text
+        yield _place(details["loc"]) + (_TEXTS.get(details["type"]) or text_of(details))
 
 
 def _unknown_key(details: ErrorDetails) -> str:

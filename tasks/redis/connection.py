@@ -20,10 +20,10 @@ from .cancellation import within
 from .script import Script
 from .sentinel import MasterNotFound
 
-__all__ = ["RedisConnection", "ScriptRunner", "Unreplicated"]
+__all__ = ["RedisConnection", "ScriptRunner", "Unreplicated", "answer"]
 
 _MAX_CONNECTIONS: Final = 32
-"""Commands beyond these wait for one to become free. Submissions of a loop share one (see `redis_store.py`)."""
+"""Commands beyond these wait for one to become free. Submissions of a loop share one (see `submitting.py`)."""
 
 
 class Unreplicated(redis_errors.ConnectionError):
@@ -87,6 +87,11 @@ class RedisConnection:
                 await client.aclose(close_connection_pool=True)
             except (redis_errors.RedisError, OSError):
                 continue
+
+
+async def answer(reply: Any) -> Any:
+    """redis-py types its commands for both of its clients, sync and async; this is the async one."""
+    return await reply
 
 
 class ScriptRunner:

@@ -1,7 +1,11 @@
 """The place where jobs are kept.
 
 job_store.py      what `PromptQueue` needs of it
-redis_store.py    jobs kept in Redis, as one event loop sees them
+redis_store.py    jobs kept in Redis, as one event loop sees them: results, cancelling
+submitting.py     jobs on their way into the queue
+groups.py         a group as Redis has it
+terms.py          what a client has to know of Redis before it writes there
+settings.py       where, how patiently, and the names of the keys
 waiting.py        one subscription for all who wait for results
 group_reader.py   a group's results in the order of completion, each once
 batching.py       many small requests, sent together

@@ -60,7 +60,8 @@ def is_group_id(group_id: str) -> bool:
 
 
 MODELS = "pm:models"
-"""Sorted set, alias -> Redis time (s) when a worker last offered it; `*` = a provider takes any model.
+"""Sorted set, alias -> Redis time (s) when a worker last offered it; `*` = a provider takes any model, `PROVIDER/*` =
+any of that provider's.
 Written by each worker at start and hourly; members older than `MODELS_TTL_S` don't count."""
 
 MODELS_TTL_S = 7_200
@@ -70,7 +71,8 @@ OFFERS_PREFIX = "pm:offers:"
 
 def offers(queue: str) -> str:
     """Sorted set, alias -> when the offer ends (ms, Redis's clock): the models that living workers of the queue can
-    call; `*` = one of them takes any model. Each worker's heartbeat renews its own offers. TTL three leases."""
+    call; `*` = one of them takes any model, `PROVIDER/*` = any of that provider's. Each worker's heartbeat renews its
+    own offers. TTL three leases."""
     return OFFERS_PREFIX + queue
 
 
@@ -119,6 +121,12 @@ DEAD_COUNTS = "pm:dead:counts"
 
 COUNTS = "pm:counts"
 """Hash: `<event>:<label>` -> how often it has happened, in all workers (workers/telemetry/counts.py). Kept for good."""
+
+NOTICES = "pm:notices"
+"""Hash: `<event>:<subject>` -> JSON of a text and `until_ms`: why jobs wait, as their worker tells people
+(workers/telemetry/notices.py). TTL `NOTICES_TTL_S` after the last."""
+
+NOTICES_TTL_S = 86_400
 
 DELAYED_PREFIX = "pm:delayed:"
 

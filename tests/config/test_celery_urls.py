@@ -91,7 +91,7 @@ def test_where_celery_shows_its_settings_the_passwords_are_hidden(url: str) -> N
 )
 def test_the_results_know_whether_the_leases_are_in_the_same_redis(broker: str, results: str, same: bool) -> None:
     """Only then one script can refuse the result of a lost lease."""
-    assert bool(set_up(broker, results).backend._leases_key) is same
+    assert bool(set_up(broker, results).backend.names.leases) is same
 
 
 @pytest.mark.covers("setting", "concurrency", "loop_patience_s")

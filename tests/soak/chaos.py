@@ -13,8 +13,9 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+from tests.support.redis_server import RedisServer
 from tests.system.faults.chaos import Plan, Report, play
-from tests.system.faults.harness import Providers, RedisServer, World
+from tests.system.faults.harness import Providers, World
 
 __all__ = ["add_options", "run"]
 
@@ -49,7 +50,7 @@ def _play(seed: int, *, sentinel: bool, options: argparse.Namespace) -> Report:
         providers = Providers(directory, {})
         recorder = RedisServer(directory / "recorder")
         closing.callback(recorder.close)
-        faults = FAULTS
+        faults: tuple[str, ...] = FAULTS
         if sentinel:
             faults = (*WORKERS, "cut", "freeze", f"failover: {FAILOVERS[seed // 2 % len(FAILOVERS)]}")
         plan = Plan.of(seed, jobs=options.jobs, rate_per_s=options.rate, faults=faults, stock=not sentinel)

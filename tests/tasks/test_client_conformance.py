@@ -27,8 +27,10 @@ from tasks import (
     UnknownJob,
 )
 from tasks.testing import InMemoryQueue
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 
-from .harness import Answer, FakeWorker, Gate, RedisServer, wait_until
+from .harness import Answer, FakeWorker, Gate
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -59,9 +61,9 @@ def redis_queue(server: RedisServer, script: Script) -> Iterator[PromptQueue]:
 @pytest.fixture(params=["redis", "memory"])
 def queue(request: pytest.FixtureRequest, script: Script) -> Iterator[PromptQueue]:
     if request.param == "memory":
-        queue = InMemoryQueue(script)
-        yield queue
-        queue.sync.close()
+        in_memory = InMemoryQueue(script)
+        yield in_memory
+        in_memory.sync.close()
     else:
         with redis_queue(request.getfixturevalue("redis_server"), script) as queue:
             yield queue
@@ -108,7 +110,7 @@ async def test_many_wait_for_the_same_job(queue: PromptQueue, script: Script) ->
     script.with_ = gate.holding("late")
     job = await queue.submit(model="m", messages=MESSAGES)
     waiting = [asyncio.create_task(queue.job(job.id).result(timeout_s=10)) for _ in range(20)]
-    await wait_until(lambda: _has_status(job, "running"), description="the job runs")
+    await wait_until_async(lambda: _has_status(job, "running"), description="the job runs")
     gate.open()
     assert {answer.text for answer in await asyncio.gather(*waiting)} == {"late"}
 
@@ -317,9 +319,9 @@ async def test_a_result_that_was_deleted_is_reported_as_such(queue: PromptQueue)
 
 async def test_another_tenants_id_is_refused(queue: PromptQueue) -> None:
     first = await queue.submit(model="m", messages=MESSAGES, id="ours", tenant="a")
-    for other in ({"tenant": "b"}, {}):
+    for tenant in ("b", None):
         with pytest.raises(IdTaken, match="'ours' is the id of another tenant's job"):
-            await queue.submit(model="m", messages=MESSAGES, id="ours", **other)
+            await queue.submit(model="m", messages=MESSAGES, id="ours", tenant=tenant)
     again = await queue.submit(model="m", messages=MESSAGES, id="ours", tenant="a")
     assert (await again.result(timeout_s=10)).id == (await first.result(timeout_s=10)).id
     await queue.submit(model="m", messages=MESSAGES, id="nobodys")

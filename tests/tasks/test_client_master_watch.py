@@ -14,7 +14,7 @@ import redis
 
 from tasks.redis import master_watch
 from tasks.redis.master_watch import Master, MasterWatch
-from tasks.redis.sentinel import _refusal
+from tasks.redis.sentinel.pools import _refusal
 
 HERE, THERE = ("a", 6379), ("b", 6379)
 ONE, OTHER = ("sentinel", 1), ("sentinel", 2)

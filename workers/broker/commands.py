@@ -9,17 +9,20 @@ from __future__ import annotations
 import logging
 import time
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from typing import Any
+
+import orjson
 
 from tasks.redis.script import Script
 from tasks.wire import redis_keys
 
 from ..redis.clock import redis_clock
 from ..telemetry.counts import counts
+from ..telemetry.notices import Notice, notices
 from . import scripts
 from .lanes import FURTHEST_MS
 from .leases import Grave, Lease, Leases
@@ -113,8 +116,12 @@ class Commands:
         self._leases = leases
         self._prefix = prefix
         self._lease_keys = (prefix + unacked, prefix + index, prefix + redis_keys.LEASES)
-        self._steps = ",".join(map(str, steps))
-        self._separator = separator
+        self._names = {
+            "lists": {"steps": list(steps), "separator": separator},
+            "prefix": prefix,
+            "delayed": prefix + redis_keys.DELAYED_PREFIX,
+            "records": prefix + redis_keys.job(""),
+        }
         self._lease_ms = int(lease_s * 1000)
         self._record_ttl_s = record_ttl_s
 
@@ -135,10 +142,15 @@ class Commands:
                 self.key(redis_keys.FORGOTTEN),
                 *chain.from_iterable(queue_keys),
             ),
-            *(room, TAKE_BYTES, self._lease_ms, len(queue_keys[0]) - 1 if queue_keys else 0),
-            *(self._steps, self._separator, len(queues), len(load.started), self._record_ttl_s),
-            self.key(redis_keys.job("")),
-            *queues,
+            self._ask(
+                messages=room,
+                bytes=TAKE_BYTES,
+                lease_ms=self._lease_ms,
+                queues=queues,
+                lists_each=len(queue_keys[0]) - 1 if queue_keys else 0,
+                started=len(load.started),
+                record_ttl_s=self._record_ttl_s,
+            ),
             *chain.from_iterable(
                 (self.key(redis_keys.job(job)), int(has_record), tag) for tag, (job, has_record) in load.started.items()
             ),
@@ -183,15 +195,7 @@ class Commands:
                 self.key(redis_keys.SUSPECTED),
                 self.key(redis_keys.FORGOTTEN),
             ),
-            self._lease_ms,
-            int(heartbeat_s * 1000),
-            self._steps,
-            self._separator,
-            self._prefix,
-            redis_keys.DELAYED_PREFIX,
-            redis_keys.job(""),
-            seen_ms,
-            redis_keys.WAITING_TTL_S * 1000,
+            self._ask(lease_ms=self._lease_ms, heartbeat_ms=int(heartbeat_s * 1000), seen_ms=seen_ms),
             *tags,
         )
         return Command(args, on_reply)
@@ -221,8 +225,17 @@ class Commands:
         sweep_keys = (redis_keys.SWEEP, redis_keys.CANCELLED, redis_keys.delayed(queue), queue)
         args = (
             *_evalsha(scripts.SWEEP, *map(self.key, sweep_keys)),
-            *(me, SWEEPER_LOST_MS, position, SWEEP_MESSAGES, SWEEP_BYTES, FURTHEST_MS, int(clock_was_set)),
-            *(self.key(redis_keys.job("")), self._steps, self._separator, wanted_ms, int(is_last)),
+            self._ask(
+                me=me,
+                silent_ms=SWEEPER_LOST_MS,
+                position=position,
+                messages=SWEEP_MESSAGES,
+                bytes=SWEEP_BYTES,
+                furthest_ms=FURTHEST_MS,
+                clock_was_set=clock_was_set,
+                wanted_ms=wanted_ms,
+                is_last=is_last,
+            ),
         )
         return Command(args, on_reply)
 
@@ -233,7 +246,8 @@ class Commands:
         purge_keys = (redis_keys.CANCELLED, redis_keys.delayed(queue), *lists)
         args = (
             *_evalsha(scripts.PURGE, *map(self.key, purge_keys)),
-            *(TAKE_LIMIT, TAKE_BYTES, self.key(redis_keys.job("")), *job_ids),
+            self._ask(messages=TAKE_LIMIT, bytes=TAKE_BYTES),
+            *job_ids,
         )
         return Command(args, on_reply)
 
@@ -252,22 +266,33 @@ class Commands:
             doubted, leases.doubted = leases.doubted[:ACKS], leases.doubted[ACKS:]
             commands.append(self._verify(doubted, leases.result_prefix))
         commands += [self._count(field, n) for field, n in counts.take().items()]
+        if notices:
+            commands += self._tell(notices.take(), now_ms)
         return commands
 
     def key(self, name: str) -> str:
         """The key as it stands in Redis."""
         return self._prefix + name
 
+    def _ask(self, **fields: Any) -> bytes:
+        """A script's named arguments, as the JSON map that it reads, with what stays the same in all of them."""
+        return orjson.dumps(self._names | fields)
+
     def _count(self, field: str, n: int) -> Command:
         return Command(("HINCRBY", self.key(redis_keys.COUNTS), field, n), partial(_count_again, field, n))
+
+    def _tell(self, taken: Mapping[str, Notice], now_ms: int) -> list[Command]:
+        key = self.key(redis_keys.NOTICES)
+        words = chain.from_iterable((field, notice.record(now_ms)) for field, notice in taken.items())
+        return [
+            Command(("HSET", key, *words), partial(_tell_again, taken)),
+            Command(("EXPIRE", key, redis_keys.NOTICES_TTL_S), _raise_errors),
+        ]
 
     def _hand_back(self, returns: list[Lease]) -> Command:
         args = (
             *_evalsha(scripts.HAND_BACK, *self._lease_keys),
-            self._steps,
-            self._separator,
-            self._prefix,
-            redis_keys.job(""),
+            self._ask(),
             *(word for lease in returns for word in (lease.tag, 2 if lease.is_stray else int(lease.started))),
         )
         return Command(args, partial(_or_again, self._leases.returns, returns))
@@ -275,7 +300,7 @@ class Commands:
     def _verify(self, doubted: list[Lease], result_prefix: str) -> Command:
         args = (
             *_evalsha(scripts.VERIFY, *self._lease_keys, self.key(redis_keys.SUSPECTED)),
-            *(self._steps, self._separator, self._prefix, redis_keys.job(""), result_prefix, redis_keys.RECORD_TTL_S),
+            self._ask(results=result_prefix),
             *(word for lease in doubted for word in (lease.tag, lease.job_id)),
         )
         return Command(args, partial(self._on_verified, doubted))
@@ -291,15 +316,12 @@ class Commands:
         """Take back what Redis does not know as this worker's any more, unless it has ended or is another's by now."""
         args = (
             *_evalsha(scripts.RECLAIM, *self._lease_keys, self.key(redis_keys.SUSPECTED)),
-            *(
-                self._lease_ms,
-                self._steps,
-                self._separator,
-                self._prefix,
-                redis_keys.DELAYED_PREFIX,
-                redis_keys.job(""),
+            self._ask(
+                lease_ms=self._lease_ms,
+                results=self._leases.result_prefix or "",
+                messages=RECLAIM_LOOKS,
+                bytes=RECLAIM_BYTES,
             ),
-            *(self._leases.result_prefix or "", redis_keys.RECORD_TTL_S, RECLAIM_LOOKS, RECLAIM_BYTES),
             *(word for lease in lost for word in (lease.tag, lease.queue, lease.raw, lease.job_id)),
         )
         return Command(args, on_reply)
@@ -308,8 +330,13 @@ class Commands:
         delay_keys = (*self._lease_keys, self.key(redis_keys.delayed(lease.queue)))
         args = (
             *_evalsha(scripts.DELAY, *delay_keys),
-            *(lease.tag, due_ms, self.key(redis_keys.job("")), now_ms, int(lease.is_suspected)),
-            b"" if lease.memory is None else b64encode(lease.memory.encode()),
+            self._ask(
+                tag=lease.tag,
+                due_ms=due_ms,
+                now_ms=now_ms,
+                is_suspected=lease.is_suspected,
+                memory="" if lease.memory is None else b64encode(lease.memory.encode()).decode(),
+            ),
         )
         return Command(args, partial(_or_again, self._leases.delays, [(lease, due_ms)]))
 
@@ -317,10 +344,8 @@ class Commands:
         dead_keys = (*self._lease_keys, self.key(redis_keys.DEAD), self.key(redis_keys.DEAD_COUNTS))
         args = (
             *_evalsha(scripts.BURY, *dead_keys),
-            grave.lease.tag,
+            self._ask(tag=grave.lease.tag, kind=grave.kind, kept=redis_keys.DEAD_LIMIT),
             dead_letter(grave, now_ms),
-            grave.kind,
-            redis_keys.DEAD_LIMIT,
         )
         return Command(args, partial(_or_again, self._leases.graves, [grave]))
 
@@ -333,6 +358,12 @@ def _raise_errors(reply: Reply) -> None:
 def _count_again(field: str, n: int, reply: Reply) -> None:
     if isinstance(reply, Exception):
         counts.put_back({field: n})
+        raise reply
+
+
+def _tell_again(taken: Mapping[str, Notice], reply: Reply) -> None:
+    if isinstance(reply, Exception):
+        notices.put_back(taken)
         raise reply
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from weakref import WeakSet
 
 from ..telemetry.counts import counts
+from ..telemetry.notices import notices
 from .lanes import Lanes
 
 __all__ = ["REJECTED", "DeadLetterKind", "Grave", "Lease", "Leases"]
@@ -121,7 +122,7 @@ class Leases:
     @property
     def has_more_than_acks(self) -> bool:
         """Whether there is something that needs a command of its own."""
-        return bool(self.returns or self.delays or self.graves or self.doubted or counts)
+        return bool(self.returns or self.delays or self.graves or self.doubted or counts or notices)
 
     def start(self, tag: str, job_id: str, *, has_record: bool = False, has_result: bool = False) -> None:
         """The message's job begins. `has_record`: it is of a kind whose jobs have records, whoever sent them.

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
     from kombu.asynchronous import Hub
 
+    from ..results.names import Names
+
 __all__ = ["Heartbeat"]
 
 logger = logging.getLogger("promptmill.broker")
@@ -236,7 +238,8 @@ def _requests_on_their_way(consumer: Any) -> Iterator[Any]:
 
 def _know_results(backend: Any, leases: Leases) -> None:
     """Let the broker see results, and the backend leases. Backends that are not ours know nothing of either."""
-    leases.result_prefix = getattr(backend, "broker_result_prefix", None)
+    names: Names | None = getattr(backend, "names", None)
+    leases.result_prefix = None if names is None else names.for_broker
     leases.have_ended = getattr(backend, "have_ended", None)
     if leases.have_ended is not None:
         backend.may_be_reclaimed = leases.held.__contains__

@@ -7,4 +7,5 @@ ladders.py  `doctor --ladder`
 limits.py   the shared limiters as they stand
 jobs.py     `status` and `cancel`
 dead.py     the dead letters
+common.py   one --redis, one --json, one way to fail
 """

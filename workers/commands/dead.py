@@ -7,19 +7,18 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 
 import orjson
 import typer
 from redis.exceptions import RedisError
 
-from config.settings import get_settings
-from tasks.redis.address import Address
 from tasks.wire import redis_keys
 from tasks.wire.record import read_outcome
 
 from ..broker import scripts
 from ..telemetry.terminal import printable, printable_json
+from .common import JsonOption, RedisOption, address_of, fail, fail_for_redis, settings_or_fail
 
 if TYPE_CHECKING:
     from redis import Redis
@@ -28,13 +27,10 @@ __all__ = ["DeadLetters", "dead"]
 
 PAGE = 500
 TIMEOUT_S = 10.0
-PRIORITY_STEPS = ",".join(map(str, redis_keys.PRIORITY_STEPS))
 
 _HIDDEN = {"message", "message_base64"}
 
 dead = typer.Typer(help="Messages that no worker could do: list, show, retry, purge.", no_args_is_help=True)
-
-RedisOption = Annotated[str | None, typer.Option("--redis", help="Redis URL of the queue.", show_default="settings")]
 
 
 class DeadLetters:
@@ -68,14 +64,9 @@ class DeadLetters:
             raise ValueError(f"{letter['id']} is not a Celery message: no worker can ever do it. Purge it.")
         self._forget_failure(letter)
         queue = self._prefix + letter["queue"]
-        args: list[bytes | str] = [
-            text,
-            message_of(letter),
-            PRIORITY_STEPS,
-            redis_keys.PRIORITY_SEPARATOR,
-            self._prefix + redis_keys.job(""),
-        ]
-        return bool(self._retry(keys=[self._key, queue], args=args))
+        lists = {"steps": redis_keys.PRIORITY_STEPS, "separator": redis_keys.PRIORITY_SEPARATOR}
+        ask = json.dumps({"lists": lists, "records": self._prefix + redis_keys.job("")})
+        return bool(self._retry(keys=[self._key, queue], args=[ask, text, message_of(letter)]))
 
     def purge(self, text: bytes) -> None:
         """Throw a letter away. Its job's failure stays."""
@@ -121,22 +112,14 @@ def _group_of(letter: dict[str, Any]) -> str | None:
 
 @contextmanager
 def _opened(url: str | None) -> Iterator[DeadLetters]:
-    try:
-        settings = get_settings()
-        broker, results = Address.of(url or settings.broker), Address.of(url or settings.results)
-    except ValueError as error:  # SettingsError is one too
-        _fail(str(error))
+    settings = settings_or_fail()
+    broker, results = address_of(url, settings.broker), address_of(url, settings.results)
     timeouts = {"socket_timeout": TIMEOUT_S, "socket_connect_timeout": TIMEOUT_S}
     with broker.client(**timeouts) as redis, results.client(**timeouts) as results_redis:
         try:
             yield DeadLetters(redis, results_redis, prefix=settings.key_prefix)
         except RedisError as error:
-            _fail(f"Redis does not answer as it should: {error}. Check that it runs, and PROMPTMILL_REDIS_URL.")
-
-
-def _fail(text: str) -> NoReturn:
-    typer.echo(f"Error: {printable(text)}", err=True)
-    raise typer.Exit(2)
+            fail_for_redis(error)
 
 
 def _without_message(letter: dict[str, Any]) -> dict[str, Any]:
@@ -146,7 +129,7 @@ def _without_message(letter: dict[str, Any]) -> dict[str, Any]:
 @dead.command("list")
 def list_(
     limit: Annotated[int, typer.Option(min=1, help="The newest so many.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each line.")] = False,
+    as_json: JsonOption = False,
     redis: RedisOption = None,
 ) -> None:
     """List the dead letters, newest first, without their prompts."""
@@ -182,7 +165,7 @@ def show(letter_id: Annotated[str, typer.Argument(metavar="ID")], redis: RedisOp
     with _opened(redis) as letters:
         found = letters.find(letter_id)
     if not found:
-        _fail(f"there is no dead letter {letter_id}; `promptmill dead list` names them")
+        fail(f"there is no dead letter {letter_id}; `promptmill dead list` names them")
     for _, letter in found:
         shown = {**_without_message(letter), "message": _readable(letter)}
         typer.echo(printable_json(json.dumps(shown, indent=2, ensure_ascii=False)))
@@ -206,16 +189,16 @@ def retry(
 ) -> None:
     """Put a dead letter's message back into its queue, for a new life: nothing of its past counts against it."""
     if every == (letter_id is not None):
-        _fail("name a dead letter, or say --all")
+        fail("name a dead letter, or say --all")
     with _opened(redis) as letters:
         found = [pair for pair in letters if pair[1]["kind"] != "garbage"] if every else letters.find(letter_id or "")
         if not found and not every:
-            _fail(f"there is no dead letter {letter_id}; `promptmill dead list` names them")
+            fail(f"there is no dead letter {letter_id}; `promptmill dead list` names them")
         try:
             # Oldest first, so that they stand in the queue as they did.
             retried = sum(letters.retry(text, letter) for text, letter in reversed(found))
         except ValueError as error:
-            _fail(str(error))
+            fail(str(error))
     typer.echo(f"{retried} back in the queue")
 
 
@@ -228,11 +211,11 @@ def purge(
 ) -> None:
     """Throw dead letters away, with their prompts. The jobs' failures stay."""
     if every == (letter_id is not None):
-        _fail("name a dead letter, or say --all")
+        fail("name a dead letter, or say --all")
     with _opened(redis) as letters:
         found = list(letters) if every else letters.find(letter_id or "")
         if not found and not every:
-            _fail(f"there is no dead letter {letter_id}; `promptmill dead list` names them")
+            fail(f"there is no dead letter {letter_id}; `promptmill dead list` names them")
         if not yes:
             typer.confirm(f"Throw away {len(found)} messages for good?", abort=True)
         for text, _ in found:

@@ -20,6 +20,8 @@ from config.settings import SettingsError, get_settings
 from ..celery.flower import ADVICE, OPEN
 from ..checks import Finding, Level, check_file_limit, check_settings_redis
 from ..http.session import check_proxies, tls_context
+from ..providers import CODECS
+from .common import JsonOption
 from .ladders import show_ladders
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ _WORDS: dict[Level, str] = {"ok": "ok", "warning": "look", "refused": "FAILS"}
 
 
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")] = False,
+    as_json: JsonOption = False,
     ladder: Annotated[
         str | None,
         typer.Option(metavar="MODEL", help="Show instead what a job of this model passes through in a worker."),
@@ -49,8 +51,8 @@ def doctor(
 ) -> None:
     """Check Redis, the file limit, Flower, the catalogue, and each provider's keys and models.
 
-    Asks each provider for its list of models (GET /models), which costs nothing. Exits 1 if something would keep jobs
-    from being done.
+    Asks each provider for its list of models, in the way of its kind, which costs nothing. Exits 1 if something would
+    keep jobs from being done.
     """
     if ladder is not None:
         show_ladders(ladder, as_json=as_json)
@@ -83,7 +85,8 @@ async def examine() -> list[Finding]:
     except SettingsError as error:
         return [Finding("refused", "settings", str(error))]
     findings = [check_file_limit(settings.concurrency)]
-    findings += [_must_be_there(finding) for finding in await asyncio.to_thread(check_settings_redis)]
+    # A worker waits for a Redis that is away; whoever asks a doctor wants to know.
+    findings += await asyncio.to_thread(check_settings_redis, when_away="refused")
     findings.append(await _examine_flower(settings.flower_url))
     try:
         catalog = load_catalog(settings.catalog)
@@ -91,13 +94,6 @@ async def examine() -> list[Finding]:
         return [*findings, Finding("refused", "catalogue", str(error))]
     findings.append(Finding("ok", "catalogue", f"{len(catalog.providers)} providers, {len(catalog.models)} models"))
     return findings + await _examine_providers(catalog)
-
-
-def _must_be_there(finding: Finding) -> Finding:
-    """A worker waits for a Redis that is away; whoever asks a doctor wants to know."""
-    if "can't be reached" in finding.text:
-        return Finding("refused", finding.subject, f"{finding.text}. Check that it runs, and PROMPTMILL_REDIS_URL.")
-    return finding
 
 
 async def _examine_flower(flower_url: str) -> Finding:
@@ -136,12 +132,37 @@ async def _examine_providers(catalog: Catalog) -> list[Finding]:
         timeout=timeout, connector=aiohttp.TCPConnector(ssl=tls), proxy=http.proxy, trust_env=http.trust_env
     ) as session:
         found = await asyncio.gather(
-            *(_examine_provider(catalog, provider, session) for provider in catalog.providers.values())
+            *(
+                _examine_provider(catalog, provider, session)
+                for provider in catalog.providers.values()
+                if not _is_unused(catalog, provider)
+            )
         )
-    findings = [finding for group in found for finding in group]
+    findings = [finding for group in found for finding in group] + _unused(catalog)
     if not any(finding.level == "ok" for finding in findings):
         findings.append(Finding("refused", "providers", "not one of them can be called: every job would fail"))
     return findings
+
+
+def _is_unused(catalog: Catalog, provider: Provider) -> bool:
+    """Whether it is one of the presets' addresses, without a key and without a model of its own."""
+    if provider.any_model or any(model.provider == provider.name for model in catalog.models.values()):
+        return False
+    try:
+        read_keys(provider)
+    except MissingKey:
+        return True
+    except KeyProblem:
+        pass
+    return False
+
+
+def _unused(catalog: Catalog) -> list[Finding]:
+    names = [name for name, provider in catalog.providers.items() if _is_unused(catalog, provider)]
+    if not names:
+        return []
+    text = f"no key for {', '.join(names)}: a model called PROVIDER/MODEL needs one, others don't"
+    return [Finding("warning", "other providers", text)]
 
 
 async def _examine_provider(catalog: Catalog, provider: Provider, session: aiohttp.ClientSession) -> list[Finding]:
@@ -169,11 +190,11 @@ class _Probe:
 
 async def _probe(provider: Provider, name: str, key: SecretStr | None, session: aiohttp.ClientSession) -> _Probe:
     subject = f"provider {provider.name}, {name}"
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key is not None else {}
+    asked = CODECS[provider.kind].probe(provider, key)
     try:
-        async with session.get(f"{provider.base_url}/models", headers=headers, allow_redirects=False) as reply:
+        async with session.get(asked.url, headers=asked.headers, allow_redirects=False) as reply:
             body: Any = await reply.json(content_type=None) if reply.status == 200 else None
-            return _judge(subject, reply.status, body)
+            return _judge(subject, reply.status, body, names_models=asked.names_models)
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         advice = "Check the base_url, DNS, proxy and certificates."
         return _Probe(
@@ -181,7 +202,7 @@ async def _probe(provider: Provider, name: str, key: SecretStr | None, session: 
         )
 
 
-def _judge(subject: str, status: int, body: Any) -> _Probe:
+def _judge(subject: str, status: int, body: Any, *, names_models: bool) -> _Probe:
     if status in {401, 403}:
         return _Probe(Finding("refused", subject, f"the provider refuses this key ({status}). Put a valid one there."))
     if status != 200:
@@ -189,7 +210,8 @@ def _judge(subject: str, status: int, body: Any) -> _Probe:
         return _Probe(Finding("warning", subject, text))
     rows = body.get("data") if isinstance(body, dict) else None
     names = frozenset(str(row["id"]) for row in rows or () if isinstance(row, dict) and "id" in row)
-    return _Probe(Finding("ok", subject, f"it answers, with {len(names)} models"), names)
+    finding = Finding("ok", subject, f"it answers, with {len(names)} models")
+    return _Probe(finding, names if names_models else frozenset())
 
 
 def _missing_models(catalog: Catalog, provider: Provider, probes: list[_Probe]) -> list[Finding]:

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
-from config.settings import get_settings
 from tasks import PromptmillError, PromptQueue, UnknownJob
 from tasks.wire.redis_keys import GROUP_ID_PREFIX
 
 from ..telemetry.terminal import printable
+from .common import JsonOption, RedisOption, address_of, fail, settings_or_fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 __all__ = ["cancel", "status"]
 
 IdArgument = Annotated[str, typer.Argument(metavar="ID", help="A job's id, or a group's (pmg-...).")]
-RedisOption = Annotated[str | None, typer.Option("--redis", help="Redis URL of the queue.", show_default="settings")]
 
 
 def status(
     job_id: IdArgument,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    as_json: JsonOption = False,
     redis: RedisOption = None,
 ) -> None:
     """Show how a job, or a group of jobs, stands. Exit code 1: unknown."""
@@ -90,23 +89,14 @@ def _unknown(text: str) -> NoReturn:
 
 @contextmanager
 def _queue(redis: str | None) -> Iterator[SyncQueue]:
-    try:
-        settings = get_settings()
-        queue = PromptQueue(
-            redis or settings.broker,
-            result_url=None if redis else settings.results,
-            key_prefix=settings.key_prefix,
-        )
-    except ValueError as error:  # SettingsError is one too
-        _fail(error)
+    settings = settings_or_fail()
+    address_of(redis, settings.broker)
+    queue = PromptQueue(
+        redis or settings.broker, result_url=None if redis else settings.results, key_prefix=settings.key_prefix
+    )
     try:
         yield queue.sync
     except PromptmillError as error:
-        _fail(error)
+        fail(str(error))
     finally:
         queue.sync.close()
-
-
-def _fail(error: Exception) -> NoReturn:
-    typer.echo(f"Error: {printable(error)}", err=True)
-    raise typer.Exit(2)

@@ -24,6 +24,7 @@ from ..pipeline.rungs.call import Call
 from ..pipeline.trip import Shape
 from ..prompt.failure import Incapable
 from ..providers.keyring import KeyRing
+from .common import fail
 
 if TYPE_CHECKING:
     from ..pipeline.pipeline import Pipeline
@@ -36,8 +37,7 @@ def show_ladders(model: str, *, as_json: bool) -> None:
     try:
         ladders = asyncio.run(_ladders(model))
     except (SettingsError, CatalogError, Incapable) as error:
-        typer.echo(f"Error: {error}", err=True)
-        raise typer.Exit(1) from None
+        fail(str(error), exit_code=1)
     if as_json:
         typer.echo(json.dumps({shape: [name for name, _ in rungs] for shape, rungs in ladders.items()}))
         return

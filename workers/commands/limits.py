@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING
 
 import typer
 from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
-from config.settings import get_settings
-from tasks.redis.address import Address, failure
-
 from ..limiter import LimiterView, snapshot
 from ..telemetry.terminal import printable
+from .common import JsonOption, RedisOption, address_of, fail_for_redis, settings_or_fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from tasks.redis.address import Address
 
 __all__ = ["limits"]
 
@@ -28,10 +28,8 @@ LEAST_NAME_WIDTH = 16
 
 
 def limits(
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object for each limiter, a line each.")] = False,
-    redis: Annotated[
-        str | None, typer.Option("--redis", help="Redis URL of the queue.", show_default="settings")
-    ] = None,
+    as_json: JsonOption = False,
+    redis: RedisOption = None,
 ) -> None:
     """Show what is permitted and used, who waits and how long, for each model and key.
 
@@ -44,15 +42,12 @@ def limits(
     A key is shown by its fingerprint; `all keys` are the organisation's limits above them. Limiters that nobody has
     used for two days are left out.
     """
-    try:
-        settings = get_settings()
-        address = Address.of(redis or settings.broker)
-    except ValueError as error:  # SettingsError is one too
-        _fail(str(error))
+    settings = settings_or_fail()
+    address = address_of(redis, settings.broker)
     try:
         views = asyncio.run(_read(address, settings.key_prefix))
     except (RedisError, OSError) as error:
-        _fail(f"Redis can't be asked: {failure(error)}. Check that it runs, and PROMPTMILL_REDIS_URL or --redis.")
+        fail_for_redis(error)
     if as_json:
         for view in views:
             typer.echo(json.dumps(asdict(view)))
@@ -141,8 +136,3 @@ def _duration(seconds: float | None) -> str:
     if seconds >= 3_600:
         return f"{seconds / 3_600:,.1f} h"
     return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:,.0f} s"
-
-
-def _fail(text: str) -> NoReturn:
-    typer.echo(f"Error: {text}", err=True)
-    raise typer.Exit(2)

@@ -204,6 +204,7 @@ class Pipeline:
             await self._elsewhere.leave(trip)
             raise
         trip.route = ladder.route
+        ladder.route.codec.check(trip.job)
         return await ladder.down(trip)
 
 

@@ -10,11 +10,13 @@ import orjson
 
 from ..prompt.failure import Failure
 from .answers import count_inputs, read_chat, read_embeddings, read_object
-from .codec import Answer, AnswerSize, ProviderRequest, RawResponse, RequestSize
+from .codec import Answer, AnswerSize, Probe, ProviderRequest, RawResponse, RequestSize
 from .refusals import refusal, with_evidence
 from .size import measure
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import SecretStr
 
     from config.catalog import Model, Provider
@@ -38,7 +40,7 @@ _MOST_NUMBER_BYTES = 32
 _BASE64_NUMBER_BYTES = 6
 _ROW_BYTES = 512
 
-_PATHS: dict[JobKind, str] = {"chat": "/chat/completions", "embed": "/embeddings"}
+PATHS: dict[JobKind, str] = {"chat": "/chat/completions", "embed": "/embeddings"}
 
 
 class OpenAICodec:
@@ -69,13 +71,25 @@ class OpenAICodec:
         likely_bytes = (dimensions or _DIMENSIONS) * number_bytes
         return AnswerSize(count_inputs(body["input"]), likely_bytes, kind=(dimensions, encoding == "base64"))
 
+    def check(self, job: PromptJob) -> None:
+        """See `Codec.check`. The provider judges the body."""
+
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
         """See `Codec.request`."""
         body = {**job.body, "model": model.upstream}
         body.pop("stream", None)
         body.pop("stream_options", None)
-        url = provider.base_url + _PATHS[job.kind]
-        return ProviderRequest(url, _headers(job, key), _dumps(body), _answer_bytes(job))
+        url = provider.base_url + PATHS[job.kind]
+        if provider.query:
+            url += provider.query_string
+        sent = headers(job, provider)
+        if key is not None:
+            sent["Authorization"] = f"Bearer {key.get_secret_value()}"
+        return ProviderRequest(url, sent, dumps(body), answer_bytes(job))
+
+    def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
+        """See `Codec.probe`."""
+        return Probe(f"{provider.base_url}/models{provider.query_string}", {**provider.headers, **bearer(key)})
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """See `Codec.response`."""
@@ -88,7 +102,7 @@ class OpenAICodec:
             raise with_evidence(failure, raw) from None
 
 
-def _answer_bytes(job: PromptJob) -> int:
+def answer_bytes(job: PromptJob) -> int:
     """How large the answer to a request of many may well be."""
     body = job.body
     if job.kind == "chat":
@@ -105,18 +119,25 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _headers(job: PromptJob, key: SecretStr | None) -> dict[str, str]:
-    headers = {
+def headers(job: PromptJob, provider: Provider) -> dict[str, str]:
+    """The headers of a request, but for the key: ours and the catalogue's."""
+    found = {
         "Content-Type": "application/json",
         # A stock producer may choose any id; quoting keeps it a legal header value.
         "x-promptmill-job-id": job.id if job.id.isascii() and job.id.isprintable() else quote(job.id),
     }
-    if key is not None:
-        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
-    return headers
+    if provider.headers:
+        found.update(provider.headers)
+    return found
 
 
-def _dumps(body: dict[str, Any]) -> bytes:
+def bearer(key: SecretStr | None) -> dict[str, str]:
+    """The header that most providers take a key in."""
+    return {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+
+
+def dumps(body: Mapping[str, Any]) -> bytes:
+    """A request's body. Raises `Failure` (`bad_request`) for what is no JSON."""
     try:
         # A copy, because orjson leaves 4 KB behind each text, and this one is kept for as long as the call lasts.
         return bytes(memoryview(orjson.dumps(body)))
@@ -124,7 +145,7 @@ def _dumps(body: dict[str, Any]) -> bytes:
         return _dumps_exactly(body)
 
 
-def _dumps_exactly(body: dict[str, Any]) -> bytes:
+def _dumps_exactly(body: Mapping[str, Any]) -> bytes:
     """For what orjson can't write: integers of more than 64 bits."""
     try:
         return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()

@@ -24,7 +24,7 @@ DRIFT: Final = 1e-3
 """Two clocks part by less than this share of the time that passes, even while NTP slews one of them."""
 
 STALE_S: Final = 30.0
-"""How long a client that has not heard of it stamps jobs by the clock as it was (tasks/store/redis_store.py)."""
+"""How long a client that has not heard of it stamps jobs by the clock as it was (tasks/store/terms.py)."""
 
 MOST_JUMPS: Final = 16
 

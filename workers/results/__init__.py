@@ -6,7 +6,7 @@ script.py        stores outcomes (lua/store.lua), at a replica too where that is
 writer.py        gathers outcomes on the loop, and writes them from a thread
 revocations.py   the ends of cancelled and expired jobs
 endings.py       a thread that records them while the consumer goes on
-place.py         which Redis that is
+place.py         which Redis that is; names.py: its keys, and how long they live
 lua/             store, claim, ended
 """
 

@@ -31,6 +31,7 @@ from tasks.wire.record import is_end
 from ..pool.greenlets import in_job, wait
 from ..pool.threads import offload, offload_patiently
 from .entry import Entry, JSONResult
+from .names import Names
 from .place import Place, place_behind, place_of
 from .revocations import CANCELLED, Revocations
 from .script import StoreScript
@@ -64,10 +65,10 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         lost the leases, and the broker takes them back (reclaim.lua), so try again.
         """
         entries = list(entries)
-        prefix = self._key_prefix
-        ks = [key for entry in entries for key in entry.script_keys(prefix)]
+        names = self.names
+        ks = [key for entry in entries for key in entry.script_keys(names.prefix)]
         args = [arg for entry in entries for arg in entry.packed().script_args()]
-        refused = self._script([self._leases_key, *ks], [*self._lifetimes, *args])
+        refused = self._script([names.leases, *ks], [*names.script_args(), *args])
         early = []
         for number in refused:
             entry = entries[abs(number) - 1]
@@ -113,7 +114,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     @contextmanager
     def broker_client(self) -> Iterator[Any]:
         """A client of the broker's Redis, where the jobs' records are."""
-        if self._leases_key:
+        if self.names.is_brokers:
             yield self.client
             return
         with self.app.pool.acquire(block=True) as connection:
@@ -126,34 +127,17 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
     @cached_property
     def _script(self) -> StoreScript:
-        return StoreScript(self.client, may_be_replicated=not self._leases_key)
+        return StoreScript(self.client, may_be_replicated=not self.names.is_brokers)
 
     @cached_property
-    def _lifetimes(self) -> tuple[int | str, ...]:
-        """Of results, ended groups and jobs' records, other groups; and what stands before the records' keys."""
-        result_s = int(self.expires or 0)
-        kept_s = max(result_s, redis_keys.RECORD_TTL_S)
-        return result_s, kept_s, max(kept_s, redis_keys.WAITING_TTL_S), self.broker_prefix + redis_keys.job("")
-
-    @cached_property
-    def _key_prefix(self) -> str:
-        """What stands before the results, and so before the groups' keys that move with them."""
-        return str(bytes_to_str(self.task_keyprefix)).removesuffix(redis_keys.RESULT_PREFIX)
-
-    @property
-    def broker_result_prefix(self) -> str | None:
-        """What stands before a job's id in its result's key; None where the broker's scripts can't see results."""
-        return f"{self._key_prefix}{redis_keys.RESULT_PREFIX}" if self._leases_key else None
-
-    @cached_property
-    def broker_prefix(self) -> str:
-        return str(self.app.conf.broker_transport_options.get("global_keyprefix", ""))
-
-    @cached_property
-    def _leases_key(self) -> str:
-        """Where the broker keeps its leases, if that is the same Redis: only then one script can see both."""
-        is_same = self._place == place_of(self.app.connection_for_read())
-        return self.broker_prefix + redis_keys.LEASES if is_same else ""
+    def names(self) -> Names:
+        """The names of the keys that this backend uses."""
+        return Names(
+            prefix=str(bytes_to_str(self.task_keyprefix)).removesuffix(redis_keys.RESULT_PREFIX),
+            broker_prefix=str(self.app.conf.broker_transport_options.get("global_keyprefix", "")),
+            expires_s=int(self.expires or 0),
+            is_brokers=self._place == place_of(self.app.connection_for_read()),
+        )
 
     @property
     def _place(self) -> Place:
@@ -198,7 +182,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         if is_huge:
             result.keep_record(record)
         return Entry(
-            key=f"{self._key_prefix}{redis_keys.RESULT_PREFIX}{task_id}",
+            key=self.names.result(task_id),
             record=record,
             is_end=state in states.READY_STATES,
             counter=_counter(state, result.value if isinstance(result, JSONResult) else result),

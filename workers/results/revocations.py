@@ -10,7 +10,6 @@ from celery.app.task import Context
 from celery.exceptions import TaskRevokedError
 
 from tasks.redis.script import Script
-from tasks.wire import redis_keys
 from tasks.wire.vocabulary import Status
 
 from .writer import BATCH_SIZE
@@ -91,7 +90,7 @@ class Revocations:
             client.register_script(ENDED.text)(keys=self._records(job_ids), args=[job_state])
 
     def _records(self, job_ids: Sequence[str]) -> list[str]:
-        return [self._backend.broker_prefix + redis_keys.job(job_id) for job_id in job_ids]
+        return [self._backend.names.record(job_id) for job_id in job_ids]
 
     def _revoked(self, job_id: str, reason: str, group_id: str | None) -> Entry:
         error = self._backend.encode_result(TaskRevokedError(reason), states.REVOKED)

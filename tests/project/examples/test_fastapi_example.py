@@ -6,7 +6,8 @@ from types import ModuleType
 import httpx
 import pytest
 
-from tests.tasks.harness import RedisServer, wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ async def test_ask_and_look_later(http: httpx.AsyncClient) -> None:
     async def answered() -> bool:
         return bool((await http.get(f"/jobs/{job_id}")).json()["answer"])
 
-    await wait_until(answered, description="the answer")
+    await wait_until_async(answered, description="the answer")
     assert (await http.get(f"/jobs/{job_id}")).json()["status"] == "succeeded"
 
 
@@ -56,7 +57,7 @@ async def test_an_unreachable_queue_is_503(
 
 
 async def test_waiting_too_long_is_504(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastapi_app  # as the fixture loaded it
+    import fastapi_app  # type: ignore[import-not-found]  # as the fixture loaded it
 
     monkeypatch.setattr(fastapi_app, "WAIT_S", 0.05)
     assert (await http.post("/ask", json={"question": "nobody answers"})).status_code == 504

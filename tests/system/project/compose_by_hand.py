@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from dotenv import dotenv_values
 
-from tests.system.faults.harness import free_port
+from tests.support.ports import free_port
 from workers.commands.run.processes.redis_server import redis_binary
 
 __all__ = ["ROOT", "Deployment", "services"]
@@ -58,7 +58,7 @@ class Deployment:
         self._services = services({**self._variables, **(environ or {})})
         self._ports = {name: free_port() for name in self._services}
         self._closing = contextlib.ExitStack()
-        self._image_variables = {}
+        self._image_variables: dict[str, str] = {}
         self.image = directory / "app"
         self.image.mkdir()
         for line in (ROOT / "Dockerfile").read_text().splitlines():

@@ -7,9 +7,10 @@ import json
 import re
 import textwrap
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,8 +20,10 @@ from config.catalog import Catalog, Limits, Timeout, load_catalog
 from tasks import PromptQueue
 from tests.project.doc_blocks import PAGES, ROOT, Block, Checkout, blocks_of
 from tests.soak.__main__ import SOAKS
+from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
-from tests.system.faults.harness import API_KEY, Provider, free_port, wait_until
+from tests.support.waiting import wait_until
+from tests.system.faults.harness import API_KEY, Provider
 from workers.commands.metrics.command import DEFAULT_PORT
 from workers.commands.run.input.input_file import Line
 from workers.commands.run.input.rows import Row, RowReader
@@ -138,7 +141,7 @@ class Place:
     def here(self, text: str) -> str:
         return text.replace("localhost:6379", f"127.0.0.1:{self.redis.port}").replace("sk-...", API_KEY)
 
-    def run(self, commands: str, **options: int) -> str:
+    def run(self, commands: str, **options: Any) -> str:
         return self.checkout.run(self.here(commands), PROMPTMILL_CATALOG=str(self.catalog), **options)
 
 
@@ -147,7 +150,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     directory = tmp_path_factory.mktemp("place")
     redis, provider = RedisServer(directory), Provider("--latency-ms", "20")
     yield Place(Checkout(tmp_path_factory.mktemp("checkout")), redis, provider)
-    redis.stop()
+    redis.close()
     provider.close()
 
 
@@ -155,7 +158,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     redis = RedisServer(tmp_path)
     yield redis
-    redis.stop()
+    redis.close()
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +261,11 @@ def test_your_own_tasks_run_in_the_same_workers(place: Place, own_redis: RedisSe
     readme = (ROOT / "README.md").read_text()
     enqueue = 'summarise.delay("https://example.org")'
     assert enqueue in readme and "`celery -A summaries worker`" in readme
-    ours = {"PROMPTMILL_CATALOG": str(place.catalog), "OPENAI_API_KEY": API_KEY, "PROMPTMILL_REDIS_URL": own_redis.url}
+    ours: dict[str, Any] = {
+        "PROMPTMILL_CATALOG": str(place.catalog),
+        "OPENAI_API_KEY": API_KEY,
+        "PROMPTMILL_REDIS_URL": own_redis.url,
+    }
     with place.checkout.running("celery -A summaries worker", **ours):
         program = f"from summaries import summarise; print({enqueue}.get(timeout=30))"
         printed = place.checkout.run(f"python -c '{program}'", **ours)
@@ -371,10 +378,11 @@ def test_prometheus_is_led_to_our_exporter_and_rules() -> None:
 
 
 def test_what_is_measured_exists() -> None:
+    measured: dict[str, Mapping[str, object]] = {"bench": BENCHMARKS, "soak": SOAKS}
     for line in MEASURING.text.splitlines():
         target, arguments = re.match(r'make (\w+)(?: +ARGS="?([^"#]*))?', line).groups()  # type: ignore[union-attr]
         names = re.sub(r"--\S+( [\d.]\S*)?", "", arguments or "").split()
-        assert set(names) <= set({"bench": BENCHMARKS, "soak": SOAKS}[target]), line
+        assert set(names) <= measured[target].keys(), line
 
 
 @pytest.mark.usefixtures("worker")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -15,6 +16,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
+from tests.support.waiting import wait_until, wait_until_async
 from workers.commands.run.beside import beside
 from workers.commands.run.errors import RunError
 from workers.commands.run.output.state import RunState
@@ -22,8 +24,6 @@ from workers.commands.run.processes.environ import engine_environ
 from workers.commands.run.processes.fleet import WorkerFleet
 from workers.commands.run.processes.lifeline import Lifeline
 from workers.commands.run.processes.redis_server import RedisServer
-
-from .run_harness import wait_until, wait_until_async
 
 # A parent that starts a process which ignores TERM, and one that notes its own end, and is then killed.
 DOOMED = """
@@ -64,6 +64,10 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def _is_written(log: Path) -> bool:
+    return log.exists() and log.stat().st_size > 0
+
+
 def test_kill_9_of_the_parent_ends_its_children(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", DOOMED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     with parent:
@@ -71,7 +75,7 @@ def test_kill_9_of_the_parent_ends_its_children(tmp_path: Path) -> None:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         for name in ("stubborn", "polite"):
             log = tmp_path / f"{name}.log"
-            wait_until(lambda log=log: log.exists() and log.read_text(), description=f"{name} runs")
+            wait_until(partial(_is_written, log), f"{name} runs")
         assert not any(map(is_gone, pids))
         parent.kill()
     wait_until(lambda: all(map(is_gone, pids)), description="children are gone", timeout_s=15)

@@ -12,9 +12,10 @@ import redis
 from tasks import PromptResult
 from tasks.wire import redis_keys
 from tests.support.failover import Failover
+from tests.support.waiting import wait_until
 from tests.tasks.harness import celery_record
 
-from .run_harness import RunCommand, read_rows, wait_until, write_rows
+from .run_harness import RunCommand, read_rows, write_rows
 
 ROWS = 2_500
 WINDOW_JOBS = 2_000

@@ -17,7 +17,7 @@ from kombu import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tasks.wire import redis_keys
-from tests.system.faults.harness import RedisServer
+from tests.support.redis_server import RedisServer
 from workers.broker.compression import MAX_BODY_BYTES
 from workers.broker.kombu.channel import Channel
 from workers.broker.leases import Lease, Leases
@@ -142,10 +142,8 @@ class Consumed:
 
 
 @pytest.fixture
-def heartbeat() -> Iterator[Heartbeat]:
-    counts.take()
-    yield Heartbeat(SimpleNamespace())
-    counts.take()
+def heartbeat() -> Heartbeat:
+    return Heartbeat(SimpleNamespace())
 
 
 def look_twice(heartbeat: Heartbeat, worker: Worker) -> None:
@@ -158,7 +156,7 @@ def look_twice(heartbeat: Heartbeat, worker: Worker) -> None:
 
 def test_what_is_held_and_not_run_goes_back_at_the_second_look(heartbeat: Heartbeat) -> None:
     leases = Leases()
-    channel = SimpleNamespace(leases=leases, delivered=["delivered", "dropped"])
+    channel: Any = SimpleNamespace(leases=leases, delivered=["delivered", "dropped"])
     others = [Request(tag) for tag in ("active", "scheduled", "limited", "in line", "reserved")]
     active, scheduled, limited, in_line, reserved = others
     users = Consumed("a user's")

@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from click.testing import Result
 from redis.asyncio import Redis
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from config.catalog import Model
 from tasks import PromptQueue
@@ -25,7 +24,7 @@ MESSAGES = [{"role": "user", "content": "the canary prompt"}]
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.wire.request import new_job
-from workers.commands.run.conveyor import _submission
+from workers.commands.run.conveyor.submitting import submission
 from workers.commands.run.errors import UnusableInput
 from workers.commands.run.input.custom_ids import CustomIds, DigestsById
 from workers.commands.run.input.input_file import MAX_LINE_BYTES, InputFile, Line
@@ -167,20 +167,20 @@ def test_custom_id_defaults_to_the_line() -> None:
 
 def test_own_options_do_not_meet_the_providers_fields() -> None:
     row = good({**CHAT, "metadata": {"theirs": 1}, "promptmill": {"metadata": {"ours": 1}, "priority": "normal"}})
-    job = new_job(**_submission(row, "an-id"))
+    job = new_job(**submission(row, "an-id"))
     assert json.loads(job.body)["metadata"] == {"theirs": 1}
     assert '"ours"' in job.options
     assert job.priority == "normal"
 
 
 def test_a_file_waits_behind_people() -> None:
-    assert new_job(**_submission(good(CHAT), "an-id")).priority == "bulk"
+    assert new_job(**submission(good(CHAT), "an-id")).priority == "bulk"
 
 
 @pytest.mark.parametrize("key", ["__type__", "__value__"])
 def test_keys_that_mean_something_to_kombu_pass_unchanged(key: str) -> None:
     row = good({**CHAT, key: "datetime"})
-    assert json.loads(new_job(**_submission(row, "an-id")).body)[key] == "datetime"
+    assert json.loads(new_job(**submission(row, "an-id")).body)[key] == "datetime"
 
 
 # -- digest
@@ -256,7 +256,7 @@ def test_what_a_request_holds_reaches_the_queue_unchanged(fields: dict[str, obje
     row = read({**fields, **CHAT})
     if isinstance(row, BadRow) or fields.get("stream"):
         return
-    sent = json.loads(new_job(**_submission(row, "an-id")).body)
+    sent = json.loads(new_job(**submission(row, "an-id")).body)
     expected = {name: value for name, value in fields.items() if name not in {"custom_id", "promptmill"}}
     assert sent == {**CHAT, **expected, "model": row.model}
 
@@ -320,7 +320,8 @@ def test_custom_ids_grow() -> None:
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.integers(1, 2**64 - 1))))
 def test_digests_by_id_are_a_dict_that_keeps_the_first(pairs: list[tuple[str, int]]) -> None:
-    digests, known = DigestsById(), {}
+    digests = DigestsById()
+    known: dict[str, int] = {}
     for text, digest in pairs:
         assert digests.add(text, digest) is (text not in known)
         known.setdefault(text, digest)

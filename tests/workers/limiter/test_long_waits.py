@@ -13,6 +13,8 @@ import redis
 
 from config.catalog import Limits
 from tasks.results import Usage
+from tests.support.redis_server import RedisServer
+from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned
 from workers.limiter.limiter import Limiter, LimiterOptions
@@ -21,8 +23,6 @@ from workers.limiter.registry import long_wait
 from workers.limiter.schedule import LimiterName
 from workers.limiter.wait_queue import Waiter
 
-from .conftest import RedisServer
-from .plain import run_virtually
 from .test_unstated_limits import HeardSchedule
 
 Reply = tuple[float | None, dict[str, str]]

@@ -473,7 +473,7 @@ async def test_an_organisation_s_tokens_are_settled(client: Redis, refund: int) 
 
 
 async def calendar(client: Redis) -> dict[str, float]:
-    fields = await client.hgetall("{rl:p:m}:organisation")  # type: ignore[misc]  # redis-py types it for both worlds
+    fields: dict[Any, Any] = await client.hgetall("{rl:p:m}:organisation")
     return {name.decode(): float(sold) for name, sold in fields.items() if b":" in name}
 
 
@@ -589,7 +589,7 @@ KEYS = redis_keys.limiter("p", "m", "k")
 
 
 async def windows(client: Redis, key: str = KEYS.window) -> dict[str, float]:
-    fields = await client.hgetall(key)  # type: ignore[misc]  # redis-py types it for both worlds
+    fields: dict[Any, Any] = await client.hgetall(key)
     return {field.decode(): float(charged) for field, charged in fields.items()}
 
 
@@ -602,7 +602,7 @@ def test_the_windows_keys_say_how_long_a_bin_lasts() -> None:
 async def test_bins_that_somebody_numbered_by_another_width_are_thrown_away(client: Redis) -> None:
     """By ours they lie decades ahead, and Redis would stand still while a script walked there."""
     far = int(2 * 1_000.0 / BIN_S) + 1_000_000
-    await client.hset(KEYS.window, f"tokens:{far}", 60_000)  # type: ignore[misc]  # redis-py types it for both worlds
+    await client.hset(KEYS.window, f"tokens:{far}", 60_000)
     (slot,) = (
         await schedule(client, MINUTE, now=1_000.0).acquire(
             Ask(process="a", seq=1, costs=[Cost(100, 100)], longest_horizon_s=60.0)
@@ -721,7 +721,7 @@ async def test_the_keys_of_an_organisation_share_its_window(client: Redis) -> No
     await one.buys(1_000.0, 100)
     await one.settles(1_000.0, 1_000.0, -59_501)
     assert await windows(client, KEYS.organisation_window) == {f"tokens:{bin_at(1_000.0)}": 59_601}
-    assert await other.buys(1_060.2, 400) == [pytest.approx(1_000.0 + BIN_S + SPAN_S)]
+    assert await other.buys(1_060.2, 400) == pytest.approx([1_000.0 + BIN_S + SPAN_S])
 
 
 async def test_a_lost_window_is_taken_for_full_and_empties_at_the_pace(client: Redis) -> None:
@@ -1022,6 +1022,6 @@ async def test_the_figures_of_the_last_minute_fade_with_the_one_before(client: R
     await schedule(client, limits, now=minute + 10).acquire(call)
     for seq, now, requests in ((2, minute + 59.0, 30), (3, minute + 60.0, 30), (4, minute + 180.0, 0)):
         await schedule(client, limits, now=now).acquire(Ask(process="a", seq=seq, epoch=1, went_free=0))
-        state = await client.hgetall("{rl:p:m}:k:state")  # type: ignore[misc]  # redis-py types it for both worlds
+        state: dict[Any, Any] = await client.hgetall("{rl:p:m}:k:state")
         counted = float(state[b"requests"]) + float(state[b"last_requests"])
         assert counted == requests

@@ -2,29 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 import pytest
 
-from workers.simulator import RunningSimulator, SimulatorOptions, start
+from workers.simulator import RunningSimulator
 
 Start = Callable[..., Awaitable[RunningSimulator]]
-
-
-@pytest.fixture
-async def simulate() -> AsyncIterator[Start]:
-    async with AsyncExitStack() as stack:
-
-        async def start_one(**options: Any) -> RunningSimulator:
-            simulator = await start(SimulatorOptions(**{"latency_ms": 0, **options}))
-            stack.push_async_callback(simulator.stop)
-            return simulator
-
-        yield start_one
 
 
 @pytest.fixture
@@ -41,11 +27,3 @@ async def ledger(http: aiohttp.ClientSession, simulator: RunningSimulator) -> li
     async with http.get(simulator.url.removesuffix("/v1") + "/__ledger") as response:
         calls: list[dict[str, Any]] = (await response.json())["calls"]
         return calls
-
-
-async def wait_until(predicate: Callable[[], bool], *, description: str, timeout_s: float = 5.0) -> None:
-    deadline_s = asyncio.get_running_loop().time() + timeout_s
-    while not predicate():
-        if asyncio.get_running_loop().time() > deadline_s:
-            pytest.fail(f"not within {timeout_s} s: {description}")
-        await asyncio.sleep(0.005)

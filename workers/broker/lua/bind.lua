@@ -4,7 +4,7 @@
 --- @include message
 --
 -- KEYS  1 the exchange's table (set), 2 its permanent members (set), or the tables' deadlines (zset)
--- ARGV  1 the member, 2 the exchange, 3 lifetime (ms) of the table, 0 = for ever
+-- ARGV  as kombu gives them: 1 the member, 2 the exchange, 3 lifetime (ms) of the table, 0 = for ever
 -- Returns 1.
 
 redis.call('SADD', KEYS[1], ARGV[1])

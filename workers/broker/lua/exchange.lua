@@ -16,21 +16,23 @@
 -- KEYS  1 unacked (hash, kombu's), 2 unacked_index (zset, kombu's), 3 leases (zset, tag -> ms when it ends), 4 fence
 --       (the last number given), 5 cancelled (zset, job id -> ms), 6 suspected (zset, job id or tag -> ms), 7 forgotten
 --       (zset, job id -> ms); then for each queue its delayed messages (zset) and its lists, most urgent first
--- ARGV  1 messages to take at most, 2 bytes to take at most, 3 lease (ms), 4 lists a queue, 5 priority steps ("0,3,6,9"),
---       6 separator, 7 queues, 8 jobs that have started, 9 lifetime of their records (s), 10 prefix of all records; then
---       the queues' names; for
---       each started job its record, 1 if the record is to be made where there is none, and its message's tag; the tags
---       to acknowledge
+-- ARGV  1 a JSON map:
+--       messages, bytes   to take at most
+--       lease_ms
+--       queues            their names; lists_each  how many lists each has
+--       lists             as list_of takes them
+--       started           how many jobs have started; record_ttl_s  lifetime of their records
+--       records           prefix of the jobs' records
+--       then for each started job its record, 1 if the record is to be made where there is none, and its message's tag;
+--       then the tags to acknowledge
 -- Returns {now (ms), ms when the next delayed message is due or -1, {ids of jobs taken that are cancelled}, tag, number of
 --          the queue, message, tag, ...}
 
 local unacked, index, leases, fence, cancelled, suspected = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local forgotten = KEYS[7]
-local room, bytes, lease_ms, lists = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3]), tonumber(ARGV[4])
-local steps = numbers(ARGV[5])
-local queues, started = tonumber(ARGV[7]), tonumber(ARGV[8])
-local first_started, first_ack = 11 + queues, 11 + queues + 3 * started
-local record_prefix = ARGV[10]
+local ask = cjson.decode(ARGV[1])
+local room, bytes, queues, lists_each = ask.messages, ask.bytes, #ask.queues, ask.lists_each
+local first_started, first_ack = 2, 2 + 3 * ask.started
 local now = now_ms()
 local any_forgotten = redis.call('ZCARD', forgotten) > 0
 
@@ -42,15 +44,15 @@ local started_at = string.format('%.3f', now / 1000)
 for i = first_started, first_ack - 1, 3 do
   local record = ARGV[i]
   local is_wanted = ARGV[i + 1] == '1' or redis.call('EXISTS', record) == 1
-  if is_wanted and not is_forgotten(string.sub(record, #record_prefix + 1)) then
+  if is_wanted and not is_forgotten(string.sub(record, #ask.records + 1)) then
     redis.call('HSET', record, 'state', RUNNING, 'started_at', started_at, 'tag', ARGV[i + 2])
-    redis.call('EXPIRE', record, ARGV[9])
+    redis.call('EXPIRE', record, ask.record_ttl_s)
   end
 end
 forget_all(unacked, index, leases, ARGV, first_ack)
 
 local function key_of(queue, list)
-  return KEYS[7 + (queue - 1) * (lists + 1) + 1 + list]
+  return KEYS[7 + (queue - 1) * (lists_each + 1) + 1 + list]
 end
 
 local next_due = -1
@@ -59,8 +61,8 @@ for queue = 1, queues do
   local due = redis.call('ZRANGEBYSCORE', delayed, '-inf', now, 'LIMIT', 0, 100)
   for _, raw in ipairs(due) do
     local id = job_id(raw)
-    if id and redis.call('HEXISTS', record_prefix .. id, 'cancel') == 1 then redis.call('ZADD', cancelled, 'NX', now, id) end
-    redis.call('RPUSH', list_of(raw, key_of(queue, 1), steps, ARGV[6]), raw)
+    if id and redis.call('HEXISTS', ask.records .. id, 'cancel') == 1 then redis.call('ZADD', cancelled, 'NX', now, id) end
+    redis.call('RPUSH', list_of(raw, key_of(queue, 1), ask.lists), raw)
     redis.call('ZREM', delayed, raw)
   end
   local first = redis.call('ZRANGE', delayed, 0, 0, 'WITHSCORES')
@@ -85,17 +87,17 @@ end
 local records, lease_scores, index_scores = {}, {}, {}
 local may_drop = 1000 -- so that this ends
 -- Numbers as text: Redis would print each with 17 digits, and read it again.
-local ends, taken_at = string.format('%d', now + lease_ms), string.format('%d', now / 1000)
-for list = 1, lists do
+local ends, taken_at = string.format('%d', now + ask.lease_ms), string.format('%d', now / 1000)
+for list = 1, lists_each do
   for queue = 1, queues do
-    local rest = record_end(ARGV[10 + queue])
+    local rest = record_end(ask.queues[queue])
     while room > 0 and bytes > 0 do
       local raw = redis.pcall('RPOP', key_of(queue, list))
       if type(raw) == 'table' then problem = raw end
       if type(raw) ~= 'string' then break end
       local id = (any_cancelled or any_suspected or any_forgotten) and job_id(raw)
       local is_cancelled = any_cancelled and id and redis.call('ZSCORE', cancelled, id)
-      if is_cancelled and may_drop > 0 and redis.call('HGET', record_prefix .. id, 'state') == CANCELLED then
+      if is_cancelled and may_drop > 0 and redis.call('HGET', ask.records .. id, 'state') == CANCELLED then
         may_drop = may_drop - 1
       elseif id and is_forgotten(id) and may_drop > 0 then
         redis.call('ZREM', forgotten, id)

@@ -3,16 +3,16 @@
 --- @include message
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 leases
--- ARGV  1 priority steps, 2 separator, 3 key prefix, 4 prefix of the jobs' records; then for each message its tag and 1
---       if its job had started (its call may have been paid for), 2 if besides the delivery counts as one that ended
---       badly, 0 otherwise
+-- ARGV  1 a JSON map: lists, as list_of takes them; prefix, of all keys; records, prefix of the jobs' records
+--       then for each message its tag and 1 if its job had started (its call may have been paid for), 2 if besides the
+--       delivery counts as one that ended badly, 0 otherwise
 -- Returns how many were put back.
 
 local unacked, index, leases = KEYS[1], KEYS[2], KEYS[3]
-local steps = numbers(ARGV[1])
+local ask = cjson.decode(ARGV[1])
 
 local put_back = 0
-for i = 5, #ARGV, 2 do
+for i = 2, #ARGV, 2 do
   local tag, started, counted = ARGV[i], ARGV[i + 1] ~= '0', ARGV[i + 1] == '2'
   local record = redis.call('HGET', unacked, tag)
   local raw, queue
@@ -22,8 +22,8 @@ for i = 5, #ARGV, 2 do
       local deliveries = history(raw)
       raw = with_history(raw, deliveries + (counted and 1 or 0), 1)
     end
-    mark_queued(raw, ARGV[3] .. ARGV[4])
-    redis.call('RPUSH', list_of(raw, ARGV[3] .. queue, steps, ARGV[2]), raw)
+    mark_queued(raw, ask.records)
+    redis.call('RPUSH', list_of(raw, ask.prefix .. queue, ask.lists), raw)
     put_back = put_back + 1
   end
   forget(unacked, index, leases, tag)

@@ -4,25 +4,29 @@
 -- was away, not one worker: then nothing is given back for as long as a lease lasts, so that every worker that is still
 -- running its jobs can renew first. (A lease is four heartbeats: one that was renewed in time outlives the two.)
 --
---- @include message
+--- @include constants message
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 reaper (hash: at, grace_until), 5 cancelled (zset, job id -> ms),
 --       6 suspected (zset, job id or tag -> ms when the mark ends), 7 forgotten (zset, job id -> ms)
--- ARGV  1 lease (ms), 2 heartbeat (ms), 3 priority steps, 4 separator, 5 key prefix, 6 prefix of the delayed sets,
---       7 prefix of the jobs' records, 8 cancellations seen so far (ms), 9 how long a cancellation is kept (ms); then the
---       tags to renew
+-- ARGV  1 a JSON map:
+--       lease_ms, heartbeat_ms
+--       lists            as list_of takes them
+--       prefix, delayed, records   prefixes: of all keys, of the delayed sets, of the jobs' records
+--       seen_ms          up to when cancellations were seen
+--       then the tags to renew
 -- Returns {now (ms), {tags whose lease was lost}, messages given back, ms by which Redis's clock was set back,
 --          ms up to which cancellations were seen, {ids of cancelled jobs, some perhaps for the second time},
 --          {tags whose call is not the first of its job}}
 
 local unacked, index, leases, reaper, cancelled, suspected, forgotten =
   KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
-local lease_ms, heartbeat_ms, steps = tonumber(ARGV[1]), tonumber(ARGV[2]), numbers(ARGV[3])
+local ask = cjson.decode(ARGV[1])
+local lease_ms = ask.lease_ms
 local now = now_ms()
 
 local lost, flagged = {}, {}
 local any_suspected = redis.call('ZREMRANGEBYSCORE', suspected, '-inf', now) >= 0 and redis.call('ZCARD', suspected) > 0
-for i = 10, #ARGV do
+for i = 2, #ARGV do
   if redis.call('ZSCORE', leases, ARGV[i]) then
     redis.call('ZADD', leases, now + lease_ms, ARGV[i])
     redis.call('ZADD', index, math.floor(now / 1000), ARGV[i])
@@ -50,11 +54,11 @@ local function give_back(tag)
     local deliveries = history(raw) + 1
     raw = with_history(raw, deliveries, 1)
     if deliveries == 1 then
-      redis.call('RPUSH', list_of(raw, ARGV[5] .. queue, steps, ARGV[4]), raw)
+      redis.call('RPUSH', list_of(raw, ask.prefix .. queue, ask.lists), raw)
     else
-      redis.call('ZADD', ARGV[5] .. ARGV[6] .. queue, now + delay_ms(deliveries, tag), raw)
+      redis.call('ZADD', ask.delayed .. queue, now + delay_ms(deliveries, tag), raw)
     end
-    mark_queued(raw, ARGV[5] .. ARGV[7])
+    mark_queued(raw, ask.records)
   end
   forget(unacked, index, leases, tag)
   return is_forgotten and 0 or 1
@@ -72,7 +76,7 @@ if set_back_ms > 0 then
     redis.call('ZADD', leases, math.max(tonumber(ends[i + 1]) - set_back_ms, now + lease_ms), ends[i])
   end
 end
-if now - reaped_at > 2 * heartbeat_ms or grace_until > now + lease_ms then
+if now - reaped_at > 2 * ask.heartbeat_ms or grace_until > now + lease_ms then
   grace_until = now + lease_ms
   redis.call('HSET', reaper, 'grace_until', grace_until)
 end
@@ -86,9 +90,9 @@ if now >= grace_until then
 end
 
 -- One that is cancelled in this very millisecond, after us, must not be missed: the next look begins with it again.
-redis.call('ZREMRANGEBYSCORE', cancelled, '-inf', now - tonumber(ARGV[9]))
+redis.call('ZREMRANGEBYSCORE', cancelled, '-inf', now - WAITING_TTL_S * 1000)
 redis.call('ZREMRANGEBYSCORE', forgotten, '-inf', now - RECORD_TTL_S * 1000)
-local seen, seen_before = now, tonumber(ARGV[8])
+local seen, seen_before = now, ask.seen_ms
 if seen_before > now + 10 then seen_before = now - lease_ms end -- the clock was set back
 local news = redis.call('ZRANGEBYSCORE', cancelled, seen_before, '+inf', 'WITHSCORES', 'LIMIT', 0, 1000)
 if #news == 2000 then

@@ -1,8 +1,8 @@
 -- message.lua: what the broker's scripts know of a message.
 --- @include constants when_full time
--- Gives: numbers(text); history(raw), without_history(raw), with_history(raw, deliveries, suspected), with_memory(raw, memory);
---        record_end(queue), unpacked(record), list_of(raw, queue, steps, separator), job_id(raw);
---        mark_queued(raw, record_prefix), suspect(suspected, id, lifetime_s);
+-- Gives: history(raw), without_history(raw), with_history(raw, deliveries, suspected), with_memory(raw, memory);
+--        record_end(queue), unpacked(record), list_of(raw, queue, lists), job_id(raw);
+--        mark_queued(raw, record_prefix), suspect(suspected, id);
 --        call_for_all(command, key, words, first), forget(unacked, index, leases, tag), forget_all(..., tags, first).
 --
 -- The text of a message is never decoded and encoded again: Lua's cjson turns [] into {} and rounds long integers.
@@ -10,14 +10,6 @@
 
 local TRAILER = ', "promptmill": {"deliveries": %d, "suspected": %d}}'
 local TRAILER_PATTERN = ', "promptmill": {"deliveries": (%d+), "suspected": (%d)}}$'
-
-local function numbers(text)
-  local found = {}
-  for number in string.gmatch(text, '%d+') do
-    found[#found + 1] = tonumber(number)
-  end
-  return found
-end
 
 -- Deliveries that have ended badly so far, and 1 if one of them may have paid for a call.
 local function history(raw)
@@ -58,14 +50,15 @@ local function unpacked(record)
   if raw then return raw, cjson.decode('[' .. queue .. ']')[1] end
 end
 
--- The list that a message came from: kombu keeps one for each priority step, the first without a suffix.
-local function list_of(raw, queue, steps, separator)
+-- The list that a message came from: kombu keeps one for each priority step, the first without a suffix. `lists` is
+-- { steps, separator }.
+local function list_of(raw, queue, lists)
   local priority = tonumber(string.match(raw, '.*"priority": ?(%d+)') or 0)
   local step = 0
-  for _, candidate in ipairs(steps) do
+  for _, candidate in ipairs(lists.steps) do
     if candidate <= priority then step = candidate end
   end
-  return step == 0 and queue or queue .. separator .. step
+  return step == 0 and queue or queue .. lists.separator .. step
 end
 
 local function job_id(raw)
@@ -84,9 +77,9 @@ local function mark_queued(raw, record_prefix)
 end
 
 -- Mark a job (or a lease) whose next (or present) call is not its first.
-local function suspect(suspected, id, lifetime_s)
-  redis.call('ZADD', suspected, now_ms() + lifetime_s * 1000, id)
-  redis.call('EXPIRE', suspected, lifetime_s)
+local function suspect(suspected, id)
+  redis.call('ZADD', suspected, now_ms() + RECORD_TTL_S * 1000, id)
+  redis.call('EXPIRE', suspected, RECORD_TTL_S)
 end
 
 -- A command for many words at a time: each call from Lua costs more than most commands do.

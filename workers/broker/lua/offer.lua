@@ -3,7 +3,8 @@
 --- @include message
 --
 -- KEYS  for each queue that the worker takes from, its offers (zset, alias -> ms when the offer ends)
--- ARGV  1 how long the offer holds (ms); then the aliases
+-- ARGV  1 how long the offer holds (ms)
+--       then the aliases
 -- Returns 1.
 
 local now, lasts_ms = now_ms(), tonumber(ARGV[1])

@@ -6,13 +6,15 @@
 --- @include message
 --
 -- KEYS  1 cancelled (zset, job id -> ms), 2 the queue's delayed messages, then its lists
--- ARGV  1 messages at most, 2 bytes at most, 3 prefix of the jobs' records; then, to take off, the jobs' ids
+-- ARGV  1 a JSON map: messages, bytes, at most; records, prefix of the jobs' records
+--       then, to take off, the jobs' ids
 -- Returns, without ids, {the next messages' ids, "" for one without}; with ids, how many messages went.
 
 local lists = #KEYS - 2
-local left, bytes = tonumber(ARGV[1]), tonumber(ARGV[2])
+local ask = cjson.decode(ARGV[1])
+local left, bytes = ask.messages, ask.bytes
 
-if #ARGV == 3 then
+if #ARGV == 1 then
   local ids = {}
   local function mark(raw)
     local id = job_id(raw) or ''
@@ -20,7 +22,7 @@ if #ARGV == 3 then
     left, bytes = left - 1, bytes - #raw
     if id == '' then return end
     redis.call('ZADD', KEYS[1], 'NX', now_ms(), id)
-    local record = ARGV[3] .. id
+    local record = ask.records .. id
     if redis.call('HEXISTS', record, 'state') == 1 then redis.call('HSETNX', record, 'cancel', now_s()) end
   end
   for list = 3, #KEYS do
@@ -43,7 +45,7 @@ if #ARGV == 3 then
 end
 
 local gone, given = 0, {}
-for i = 4, #ARGV do given[ARGV[i]] = true end
+for i = 2, #ARGV do given[ARGV[i]] = true end
 local function is_given(raw)
   local id = job_id(raw) or ''
   if not given[id] then return false end

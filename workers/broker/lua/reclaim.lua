@@ -9,14 +9,17 @@
 --- @include message result
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 suspected (zset, job id or tag -> ms when the mark ends)
--- ARGV  1 lease (ms), 2 priority steps, 3 separator, 4 key prefix, 5 prefix of the delayed sets, 6 prefix of the jobs'
---       records, 7 prefix of the results ("" = in another Redis), 8 lifetime of a mark (s), 9 messages to look at in each
---       place at most, 10 bytes; then for each message its tag, its queue, its text and its job's id ("" = read the text)
+-- ARGV  1 a JSON map:
+--       lease_ms
+--       lists             as list_of takes them
+--       prefix, delayed   prefixes: of all keys, of the delayed sets
+--       results           prefix of the results; "" = they are in another Redis
+--       messages, bytes   to look at in each place, at most
+--       then for each message its tag, its queue, its text and its job's id ("" = read the text)
 -- Returns for each message 1 if it is kept, or 0.
 
 local unacked, index, leases, suspected = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local lease_ms, steps, prefix = tonumber(ARGV[1]), numbers(ARGV[2]), ARGV[4]
-local most, most_bytes = tonumber(ARGV[9]), tonumber(ARGV[10])
+local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 local CHUNK = 100
 
@@ -25,14 +28,14 @@ local fronts = {}
 local function front_of(list)
   if fronts[list] then return fronts[list] end
   local found, bytes = {}, 0
-  for start = 1, most, CHUNK do
+  for start = 1, ask.messages, CHUNK do
     local raws = redis.call('LRANGE', list, -(start + CHUNK - 1), -start)
     for _, raw in ipairs(raws) do
       bytes = bytes + #raw
       local id = job_id(raw)
       if id then found[id] = raw end
     end
-    if #raws < CHUNK or bytes > most_bytes then break end
+    if #raws < CHUNK or bytes > ask.bytes then break end
   end
   fronts[list] = found
   return found
@@ -52,7 +55,7 @@ local function holder_of(id)
       local other = job_id(reply[2][i + 1])
       if other then holders[other] = reply[2][i] end
     end
-  until cursor == '0' or seen > most or bytes > most_bytes
+  until cursor == '0' or seen > ask.messages or bytes > ask.bytes
   return holders[id]
 end
 
@@ -62,39 +65,39 @@ local function flag(tag)
     local deliveries = history(raw)
     redis.call('HSET', unacked, tag, '[' .. with_history(raw, deliveries, 1) .. record_end(queue))
   end
-  suspect(suspected, tag, ARGV[8])
+  suspect(suspected, tag)
 end
 
 local function is_waiting(raw, queue, id)
-  local list = list_of(raw, prefix .. queue, steps, ARGV[3])
+  local list = list_of(raw, ask.prefix .. queue, ask.lists)
   local waiting = front_of(list)[id]
   if waiting and redis.call('LREM', list, -1, waiting) == 1 then return true end
   local deliveries = history(raw)
-  local delayed = prefix .. ARGV[5] .. queue
+  local delayed = ask.delayed .. queue
   return redis.call('ZREM', delayed, raw, with_history(raw, deliveries, 1), with_history(raw, deliveries + 1, 1)) > 0
 end
 
 local function is_kept(tag, queue, raw, id)
   if redis.call('ZSCORE', leases, tag) then return true end
-  if ARGV[7] ~= '' and has_ended(ARGV[7] .. id) then return false end
+  if ask.results ~= '' and has_ended(ask.results .. id) then return false end
   if not is_waiting(raw, queue, id) then
     local other = holder_of(id)
     if other then
       flag(other)
       return false
     end
-    suspect(suspected, id, ARGV[8])
+    suspect(suspected, id)
   end
   redis.call('HSET', unacked, tag, '[' .. raw .. record_end(queue))
   return true
 end
 
 local kept = {}
-for i = 11, #ARGV, 4 do
+for i = 2, #ARGV, 4 do
   local tag, raw, id = ARGV[i], ARGV[i + 2], ARGV[i + 3]
   local is_ours = is_kept(tag, ARGV[i + 1], raw, id ~= '' and id or job_id(raw) or '')
   if is_ours then
-    redis.call('ZADD', leases, now + lease_ms, tag)
+    redis.call('ZADD', leases, now + ask.lease_ms, tag)
     redis.call('ZADD', index, math.floor(now / 1000), tag)
   end
   kept[#kept + 1] = is_ours and 1 or 0

@@ -8,37 +8,44 @@
 --- @include constants message
 --
 -- KEYS  1 sweep (hash: owner, at, began, done), 2 cancelled, 3 the queue's delayed messages, 4 its list
--- ARGV  1 this worker, 2 how long an owner may be silent (ms), 3 position from the end, 4 messages at most, 5 bytes at most,
---       6 furthest due time of a parked message (ms from now), 7 1 = look at those too, 8 prefix of the jobs' records,
---       9 priority steps, 10 separator, 11 what a pass must have begun after (ms), 12 1 = this is the last queue
+-- ARGV  1 a JSON map:
+--       me                this worker
+--       silent_ms         how long an owner may be silent
+--       position          from the end
+--       messages, bytes   to look at, at most
+--       furthest_ms       from now: no parked message is due later
+--       clock_was_set     whether to look at those too
+--       wanted_ms         what a pass must have begun after
+--       is_last           whether this is the last queue
+--       lists             as list_of takes them; records  prefix of the jobs' records
 -- Returns the position to go on from; -1 = the queue is done, -2 = another worker is at it, -3 = there was a pass already.
 
-local now = now_ms()
+local now, ask = now_ms(), cjson.decode(ARGV[1])
 local owner, at, began, done = unpack(redis.call('HMGET', KEYS[1], 'owner', 'at', 'began', 'done'))
 at, done = tonumber(at or 0), tonumber(done or 0)
-if done <= now and done > tonumber(ARGV[11]) and ARGV[7] == '0' then return -3 end
-if owner and owner ~= ARGV[1] and at <= now and now - at < tonumber(ARGV[2]) then return -2 end
-local position = tonumber(ARGV[3])
-if owner ~= ARGV[1] or not began then began = now end
-redis.call('HSET', KEYS[1], 'owner', ARGV[1], 'at', now, 'began', began)
+if done <= now and done > ask.wanted_ms and not ask.clock_was_set then return -3 end
+if owner and owner ~= ask.me and at <= now and now - at < ask.silent_ms then return -2 end
+local position = ask.position
+if owner ~= ask.me or not began then began = now end
+redis.call('HSET', KEYS[1], 'owner', ask.me, 'at', now, 'began', began)
 redis.call('EXPIRE', KEYS[1], SWEEP_TTL_S)
 
-local steps, furthest = numbers(ARGV[9]), now + tonumber(ARGV[6])
+local furthest = now + ask.furthest_ms
 
 -- What is to become of a message: nil = it stays.
 local function fate(raw, due)
   local id = job_id(raw)
   if id and redis.call('ZSCORE', KEYS[2], id) then
-    local state, claimed = unpack(redis.call('HMGET', ARGV[8] .. id, 'state', 'ending'))
+    local state, claimed = unpack(redis.call('HMGET', ask.records .. id, 'state', 'ending'))
     if state == CANCELLED or state == EXPIRED then return 'delete' end
     local ago = now - tonumber(claimed or 0)
     if ago < 0 or ago > CLAIM_MS then return 'due' end
-  elseif ARGV[7] == '1' and due > furthest and string.find(raw, '"eta": ?null') then
+  elseif ask.clock_was_set and due > furthest and string.find(raw, '"eta": ?null') then
     return 'due'
   end
 end
 
-local left, bytes, finished = tonumber(ARGV[4]), tonumber(ARGV[5]), false
+local left, bytes, finished = ask.messages, ask.bytes, false
 while left > 0 and bytes > 0 and not finished do
   local found = redis.call('ZREVRANGE', KEYS[3], position, position + 9, 'WITHSCORES')
   finished = #found == 0
@@ -47,7 +54,7 @@ while left > 0 and bytes > 0 and not finished do
     local what = fate(raw, tonumber(found[i + 1]))
     if what then
       redis.call('ZREM', KEYS[3], raw)
-      if what == 'due' then redis.call('RPUSH', list_of(raw, KEYS[4], steps, ARGV[10]), raw) end
+      if what == 'due' then redis.call('RPUSH', list_of(raw, KEYS[4], ask.lists), raw) end
     else
       position = position + 1
     end
@@ -55,7 +62,7 @@ while left > 0 and bytes > 0 and not finished do
   end
 end
 if not finished then return position end
-if ARGV[12] == '1' then
+if ask.is_last then
   redis.call('HSET', KEYS[1], 'done', began)
   redis.call('HDEL', KEYS[1], 'owner', 'began')
 end

@@ -5,17 +5,18 @@
 --- @include message result
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 suspected (zset, job id or tag -> ms when the mark ends)
--- ARGV  1 priority steps, 2 separator, 3 key prefix, 4 prefix of the jobs' records, 5 prefix of the results,
---       6 lifetime of a mark (s); then for each message its tag and its job's id
+-- ARGV  1 a JSON map: lists, as list_of takes them; prefix, of all keys; records, results, prefixes of the jobs' records and
+--       of the results
+--       then for each message its tag and its job's id
 -- Returns how many had no result.
 
 local unacked, index, leases, suspected = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
-local steps = numbers(ARGV[1])
+local ask = cjson.decode(ARGV[1])
 
 local missing = 0
-for i = 7, #ARGV, 2 do
+for i = 2, #ARGV, 2 do
   local tag, id = ARGV[i], ARGV[i + 1]
-  if not has_ended(ARGV[5] .. id) then
+  if not has_ended(ask.results .. id) then
     missing = missing + 1
     local record = redis.call('HGET', unacked, tag)
     local raw, queue
@@ -23,10 +24,10 @@ for i = 7, #ARGV, 2 do
     if raw then
       local deliveries = history(raw)
       raw = with_history(raw, deliveries, 1)
-      mark_queued(raw, ARGV[3] .. ARGV[4])
-      redis.call('RPUSH', list_of(raw, ARGV[3] .. queue, steps, ARGV[2]), raw)
+      mark_queued(raw, ask.records)
+      redis.call('RPUSH', list_of(raw, ask.prefix .. queue, ask.lists), raw)
     else
-      suspect(suspected, id, ARGV[6])
+      suspect(suspected, id)
     end
   end
   forget(unacked, index, leases, tag)

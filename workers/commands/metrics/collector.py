@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
+from ..common import CHECK_REDIS
 from .families import DURATION, LIMITER, QUEUE, UP
 from .reading import READ_TIMEOUT_S, connect, read
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from config.settings import Settings
+    from tasks.redis.address import Address
 
     from .families import Family
     from .reading import Deployment
@@ -34,9 +36,9 @@ class RedisCollector(Collector):
     whatever holds its reading up: resolving a name can't be cancelled.
     """
 
-    def __init__(self, url: str, *, queues: Sequence[str], settings: Settings) -> None:
-        """Raises ValueError for a URL that can't be used. Redis may be away."""
-        self._redis = connect(url)
+    def __init__(self, address: Address, *, queues: Sequence[str], settings: Settings) -> None:
+        """Redis may be away."""
+        self._redis = connect(address)
         self._queues = queues
         self._settings = settings
         self._problem: str | None = None
@@ -81,9 +83,5 @@ class RedisCollector(Collector):
             if problem is None:
                 logger.info("Redis answers again")
             else:
-                logger.warning(
-                    "Redis can't be asked (%s), so promptmill_up is 0. Check that it runs, and PROMPTMILL_REDIS_URL or "
-                    "--redis.",
-                    problem,
-                )
+                logger.warning("Redis can't be asked (%s), so promptmill_up is 0. %s", problem, CHECK_REDIS)
         self._problem = problem

@@ -10,10 +10,10 @@ from typing import Annotated, NoReturn
 import typer
 from prometheus_client import CollectorRegistry, start_http_server
 
-from config.settings import SettingsError, get_settings
 from tasks.wire.redis_keys import QUEUE
 from workers.telemetry import logs
 
+from ..common import RedisOption, address_of, fail, settings_or_fail
 from .collector import RedisCollector
 
 __all__ = ["metrics"]
@@ -29,24 +29,17 @@ def metrics(
         list[str] | None,
         typer.Option("--queue", "-Q", help="Celery queues to show; repeat it, or use commas.", show_default=QUEUE),
     ] = None,
-    redis: Annotated[
-        str | None, typer.Option("--redis", help="Redis URL of the queue.", show_default="settings")
-    ] = None,
+    redis: RedisOption = None,
 ) -> None:
     """Serve the queue's and the limiters' figures to Prometheus, for a whole deployment.
 
     Prints its URL when it is ready. Reads Redis when it is scraped, and changes nothing there; while Redis is away,
     promptmill_up is 0. Who may connect may read: names of models and fingerprints of keys, no prompts and no keys.
     """
-    try:
-        settings = get_settings()
-        logs.configure()
-        queues = [name for names in queue or [QUEUE] for name in names.split(",")]
-        collector = RedisCollector(redis or settings.broker, queues=queues, settings=settings)
-    except SettingsError as error:
-        _fail(str(error))
-    except ValueError as error:
-        _fail(f"{error} (--redis)")
+    settings = settings_or_fail()
+    logs.configure()
+    queues = [name for names in queue or [QUEUE] for name in names.split(",")]
+    collector = RedisCollector(address_of(redis, settings.broker), queues=queues, settings=settings)
     _serve(collector, host=host, port=port)
 
 
@@ -58,7 +51,7 @@ def _serve(collector: RedisCollector, *, host: str, port: int) -> NoReturn:
         server, _ = start_http_server(port, host, registry)
     except (OSError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or "that is no address"
-        _fail(f"can't listen on {host} port {port} ({reason}); choose others with --host and --port (0: a free one)")
+        fail(f"can't listen on {host} port {port} ({reason}); choose others with --host and --port (0: a free one)")
     ending = _ending()
     shown = f"[{host}]" if ":" in host else host
     typer.echo(f"listening on http://{shown}:{server.server_port}/metrics")
@@ -77,8 +70,3 @@ def _ending() -> socket.socket:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
     return ear
-
-
-def _fail(text: str) -> NoReturn:
-    typer.echo(f"Error: {text}", err=True)
-    raise typer.Exit(2)

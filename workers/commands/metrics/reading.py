@@ -58,12 +58,12 @@ class Deployment:
     limiters: Sequence[LimiterView]
 
 
-def connect(url: str) -> Redis:
-    """The exporter's client; asks nothing yet. Raises ValueError, without the URL's text, for one that can't be used.
+def connect(address: Address) -> Redis:
+    """The exporter's client; asks nothing yet.
 
     A connection that Redis has closed meanwhile is opened anew, once; more patience would cost the scrape.
     """
-    pool = Address.of(url).blocking_pool(
+    pool = address.blocking_pool(
         max_connections=CONNECTIONS,
         timeout_s=READ_TIMEOUT_S,
         socket_timeout=READ_TIMEOUT_S,

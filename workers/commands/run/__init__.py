@@ -3,8 +3,8 @@
 command.py    the face: options in, exit code out
 options.py    what a run was asked to do
 session.py    a run from start to end: what is checked, started and stopped, in which order
-conveyor.py   rows into the queue and results out of it, a window of them at a time
-shelf.py      which jobs Redis knows already
+conveyor/     rows into the queue and results out of it, a window of them at a time
+notices.py    what workers tell of why their jobs wait
 input/        lines, rows, and what they ask for
 output/       the output file, progress and summary
 processes/    Redis, the simulated provider and the workers, which end with the run

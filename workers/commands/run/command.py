@@ -12,10 +12,12 @@ import typer
 import uvloop
 from rich.console import Console
 
-from config.settings import Settings, SettingsError, get_settings
+from config.settings import Settings
+from workers.simulator.dialects import DialectName
 from workers.simulator.limits import Algorithm
 from workers.simulator.options import SimulatorOptions
 
+from ..common import JsonOption, fail, settings_or_fail
 from .errors import RunError, UnusableInput
 from .options import RunOptions
 from .output.summary import Outcome, next_step, summary_numbers, summary_table
@@ -56,10 +58,19 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
     redis: Annotated[
         str | None, typer.Option(metavar="URL", help="A running Redis. Without: one of the run's own.")
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Summary as one JSON object on stdout.")] = False,
+    base_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="An OpenAI-compatible server in place of the catalogue; --model is its own."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --base-url: the variable that holds its key. Without: no key is sent."),
+    ] = None,
+    as_json: JsonOption = False,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Send everything to a simulated provider: no key, no cost.")
     ] = False,
+    dialect: Annotated[DialectName | None, _simulated("Whose wire it speaks.", DEFAULT.dialect)] = None,
     latency_ms: Annotated[float | None, _simulated("Mean time to an answer.", DEFAULT.latency_ms)] = None,
     jitter: Annotated[float | None, _simulated("Its spread, as a share of the mean.", DEFAULT.jitter)] = None,
     rpm: Annotated[int | None, _simulated("Requests a minute.", "unlimited")] = None,
@@ -76,6 +87,7 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
     Exit code: 0 all succeeded, 1 some failed, 2 bad usage or bad rows, 130 interrupted.
     """
     simulation = Simulation(
+        dialect=dialect,
         latency_ms=latency_ms,
         jitter=jitter,
         rpm=rpm,
@@ -97,13 +109,12 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
             concurrency=concurrency,
             redis=redis,
             simulation=_asked_for(simulation, simulate=simulate),
+            base_url=base_url,
+            api_key_env=api_key_env,
         )
         outcome = _finished(options, console)
     except RunError as error:
-        console.print(
-            f"Error: {error}\n{error.next_step}".strip(), style="red", markup=False, highlight=False, soft_wrap=True
-        )
-        raise typer.Exit(error.exit_code) from None
+        fail(f"{error}\n{error.next_step}".strip(), exit_code=error.exit_code)
     _show(outcome, options, console, as_json=as_json)
     raise typer.Exit(outcome.exit_code)
 
@@ -117,10 +128,7 @@ def _asked_for(simulation: Simulation, *, simulate: bool) -> Simulation | None:
 
 
 def _finished(options: RunOptions, console: Console) -> Outcome:
-    try:
-        settings = get_settings()
-    except SettingsError as error:
-        raise UnusableInput(str(error)) from None
+    settings = settings_or_fail()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(_session(options, settings, console))
 

@@ -17,11 +17,13 @@ from workers.telemetry.terminal import printable
 
 from .beside import beside
 from .conveyor import Conveyor, Window
+from .conveyor.shelf import Shelf
 from .errors import UnusableInput
 from .input.input_file import MAX_LINE_BYTES
 from .input.models import ModelCheck
-from .input.rows import BadRow, RowReader
+from .input.rows import DEFAULT_MODEL, BadRow, RowReader
 from .input.source import RowSource, count_rows
+from .notices import show_notices
 from .options import RunOptions
 from .output.output_file import OutputFile
 from .output.progress import show_progress
@@ -29,7 +31,6 @@ from .output.state import RunState
 from .output.summary import Outcome
 from .output.tally import Tally
 from .processes.services import Services, running_services
-from .shelf import Shelf
 
 __all__ = ["Session"]
 
@@ -100,6 +101,8 @@ class Session:
     def _catalog(self) -> Catalog | None:
         if self._options.workers == 0:
             return None
+        if (server := self._options.own_server) is not None:
+            return server.catalog()
         try:
             return load_catalog(self._settings.catalog)
         except CatalogError as error:
@@ -110,7 +113,12 @@ class Session:
         simulated = options.simulation is not None
         return RowSource(
             options.input,
-            reader=RowReader(model=options.model, field=options.field, simulated=simulated),
+            reader=RowReader(
+                model=options.model,
+                default_model=DEFAULT_MODEL if options.base_url is None else None,
+                field=options.field,
+                simulated=simulated,
+            ),
             models=ModelCheck(catalog, with_keys=not simulated),
             finished=output.finished,
             limit=options.limit,
@@ -169,7 +177,8 @@ class Session:
         self._has_submitted = True
         started_s = time.monotonic()
         progress = show_progress(self._console, self._tally, queued=lambda: conveyor.queued, total=lambda: self._total)
-        await beside(conveyor.run(drain=drain), services.watch(), progress, self._count())
+        notices = show_notices(services.redis, key_prefix=self._settings.key_prefix, say=self._say)
+        await beside(conveyor.run(drain=drain), services.watch(), progress, notices, self._count())
         return self._outcome(started_s, interrupted=self._stop.is_set())
 
     def _show_bad_row(self, bad: BadRow) -> None:

@@ -75,11 +75,12 @@ class Call:
     async def _send(self, trip: Trip, request: ProviderRequest) -> Answer:
         route = trip.route
         raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
+        now = self._now()
         trip.headers = raw.headers
         if trip.key is not None:
             raw.body = _without(raw.body, trip.key.get_secret_value())
         try:
-            answer = await self._read(trip, raw)
+            answer = await self._read(trip, raw, now)
         except Failure as failure:
             failure.suspected_payment = 200 <= raw.status < 300 and not failure.is_refusal
             raise
@@ -87,9 +88,9 @@ class Call:
             trip.held.append(raw.held)
         return answer
 
-    async def _read(self, trip: Trip, raw: RawResponse) -> Answer:
+    async def _read(self, trip: Trip, raw: RawResponse, now: float) -> Answer:
         route, job = trip.route, trip.job
-        answer = route.codec.response(job, raw, now=self._now())
+        answer = route.codec.response(job, raw, now=now)
         if len(raw.body) >= LARGE_BYTES:
             if job.kind == "embed":
                 route.sizes.learn(route.codec.answer_size(job), answer)

@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 
 from ...prompt.failure import Failure
 from ...prompt.parked import Parked
+from ...telemetry.notices import notices
 from ..outages import Reason, out_of_reach, patience_over
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ logger = logging.getLogger("promptmill.pipeline")
 
 LOOK_EVERY_S = 1.0
 """How often a job that waits for its provider looks whether another has reached it."""
+
+ADVICE = (
+    "They go on by themselves. Is it this machine's network? "
+    "Behind a proxy, set PROMPTMILL_HTTP__PROXY and start again."
+)
 
 RETURN_GAP_S = 0.001
 """Between the returns of the jobs that were parked because their provider can't be reached."""
@@ -108,14 +114,12 @@ class Reach:
         provider = trip.route.provider
         trip.unreached = Reason(failure.code, failure.message)
         outage = self._outages.failed(provider.name, trip.unreached, began_at=trip.called_at, now=self._now())
-        if outage is not None:
-            logger.warning(
-                "Provider %s (%s) can't be reached (%s); its jobs wait, and one tries again in %g s",
-                provider.name,
-                urlsplit(provider.base_url).netloc,
-                failure.message,
-                outage.pause_s,
-            )
+        if outage is None:
+            return
+        address = urlsplit(provider.base_url).netloc
+        waiting = f"Provider {provider.name} ({address}) can't be reached ({failure.message}); its jobs wait"
+        logger.warning("%s, and one tries again in %g s", waiting, outage.pause_s)
+        notices.tell("unreachable", provider.name, f"{waiting}. {ADVICE}", lasts_s=outage.pause_s)
 
     def _note_reached(self, trip: Trip) -> None:
         # A job that was refused further down has made no call.

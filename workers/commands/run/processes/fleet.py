@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 import secrets
 import signal
 import sys
@@ -27,14 +26,6 @@ MAX_RESTARTS = 3
 """In all, for the whole fleet: what kills a fourth process would kill the fifth."""
 
 COLD_STOP_S = 3.0
-
-LISTEN_EVERY_S = 1.0
-INSTEAD_OF_WAITING = (
-    "They go on by themselves. Is it this machine's network? "
-    "Behind a proxy, set PROMPTMILL_HTTP__PROXY and start again."
-)
-WAITING = re.compile(rb"Provider \S+ \(\S*\) can't be reached \(.*\); its jobs wait")
-"""What a worker logs (workers/pipeline/rungs/reach.py) when nothing fails and nothing moves, maybe for an hour."""
 
 REMOTE_CONTROL_BINDINGS = "_kombu.binding.celery.pidbox"
 """kombu's set of the workers that listen for remote control. A worker enters it once it takes jobs
@@ -78,7 +69,7 @@ class WorkerFleet:
 
     async def watch(self) -> None:
         """Keep all running until the fleet is stopped. Raises `RunError` when too many have died."""
-        await asyncio.gather(*map(self._watch, self._names), self._listen())
+        await asyncio.gather(*map(self._watch, self._names))
 
     async def stop(self, *, grace_s: float, hurry: asyncio.Event | None = None) -> None:
         """TERM: finish what is being answered, hand back the rest. After `grace_s`, or once `hurry` is set,
@@ -123,23 +114,6 @@ class WorkerFleet:
                 raise self._failure(name, f"died (exit code {code}), after {MAX_RESTARTS} restarts of workers")
             self._say(f"A worker died (exit code {code}) and is started again; others take its jobs over.")
             self._start(name)
-
-    async def _listen(self) -> None:
-        """Say what the workers' jobs wait for, each thing once."""
-        read = dict.fromkeys(self._names, 0)
-        said: set[bytes] = set()
-        while not self._stopping:
-            await asyncio.sleep(LISTEN_EVERY_S)
-            for name in self._names:
-                with self._log(name).open("rb") as log:
-                    log.seek(read[name])
-                    text = log.read()
-                whole_lines = text[: text.rfind(b"\n") + 1]
-                read[name] += len(whole_lines)
-                for waiting in dict.fromkeys(WAITING.findall(whole_lines)):
-                    if waiting not in said:
-                        said.add(waiting)
-                        self._say(f"{waiting.decode()}. {INSTEAD_OF_WAITING}")
 
     async def _gone_within(self, time_s: float, hurry: asyncio.Event | None) -> bool:
         """Whether all are gone once the time is up or somebody is in a hurry."""

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
-from redis.exceptions import RedisError
+from redis.exceptions import AuthenticationError, AuthorizationError, RedisError
 
 from config.catalog import Catalog
 from config.settings import Settings
@@ -123,10 +123,15 @@ class _Starter:
         environ = {f"PROMPTMILL_{name}_URL": url for name in ("REDIS", "BROKER", "RESULT")}
         simulation = self.options.simulation
         if simulator is not None and simulation is not None and self.catalog is not None:
-            text = simulated_catalog(self.catalog, url=simulator.url, limits=simulation.limits())
-            self.state.catalog.write_text(text, encoding="utf-8")
-            environ["PROMPTMILL_CATALOG"] = str(self.state.catalog)
+            text = simulated_catalog(self.catalog, url=simulator.url, limits=simulation.limits(), kind=simulation.kind)
+            environ |= self._catalog_file(text)
+        elif (server := self.options.own_server) is not None:
+            environ |= self._catalog_file(server.catalog_text())
         return environ
+
+    def _catalog_file(self, text: str) -> dict[str, str]:
+        self.state.catalog.write_text(text, encoding="utf-8")
+        return {"PROMPTMILL_CATALOG": str(self.state.catalog)}
 
 
 async def _check_reachable(redis: Redis, url: str) -> None:
@@ -135,7 +140,8 @@ async def _check_reachable(redis: Redis, url: str) -> None:
     except MasterNotFound as error:
         raise UnusableInput(f"--redis: {error}.") from None
     except (RedisError, OSError) as error:
-        reason = "refused the user or password" if "auth" in str(error).lower() else "can't be reached"
+        refused = isinstance(error, AuthenticationError | AuthorizationError)
+        reason = "refused the user or password" if refused else "can't be reached"
         raise UnusableInput(f"Redis at {Address.of(url)} {reason}. Check that it runs, and --redis.") from None
 
 

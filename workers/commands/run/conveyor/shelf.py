@@ -10,7 +10,7 @@ from redis.exceptions import RedisError
 
 from tasks.wire import redis_keys
 
-from .errors import RunError
+from ..errors import RunError
 
 __all__ = ["Shelf"]
 
