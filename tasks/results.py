@@ -18,11 +18,14 @@ __all__ = ["Attempt", "JobError", "PromptResult", "Status", "Usage"]
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens as the provider counted them. `cached_tokens` are part of `input_tokens`."""
+    """Tokens as the provider counted them. `cached_tokens` (read from its cache) and `cache_write_tokens` are parts of
+    `input_tokens`; reasoning is a part of `output_tokens`.
+    """
 
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
+    cache_write_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +34,7 @@ class Attempt:
 
     `at` is in seconds since the epoch, `duration_s` and `retry_after_s` (what the provider asked us to wait)
     in seconds. `suspected_payment`: the request had been sent whole, or a part of an answer had come, so the
-    provider may charge for it.
+    provider may charge for it. `usage` is what it counted, where it said so: that is paid for.
     """
 
     code: ErrorCode
@@ -43,6 +46,15 @@ class Attempt:
     duration_s: float = 0.0
     retry_after_s: float | None = None
     suspected_payment: bool = False
+    usage: Usage | None = None
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """Read what `dataclasses.asdict` made of one; fields of a newer version are ignored."""
+        values = _known(cls, data)
+        if (usage := values.get("usage")) is not None:
+            values["usage"] = Usage(**_known(Usage, usage))
+        return cls(**values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +143,11 @@ _GETTERS = {cls: _getter(cls) for cls in (Usage, Attempt, JobError, PromptResult
 
 
 def _rows(attempts: tuple[Attempt, ...]) -> list[dict[str, Any]]:
-    return [_fields(attempt) for attempt in attempts]
+    rows = [_fields(attempt) for attempt in attempts]
+    for row in rows:
+        if row["usage"] is not None:
+            row["usage"] = _fields(row["usage"])
+    return rows
 
 
 def _known(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:
@@ -140,4 +156,4 @@ def _known(cls: type[Any], data: dict[str, Any]) -> dict[str, Any]:
 
 
 def _attempts(rows: list[dict[str, Any]] | None) -> tuple[Attempt, ...]:
-    return tuple(Attempt(**_known(Attempt, row)) for row in rows or ())
+    return tuple(map(Attempt.from_dict, rows or ()))

@@ -42,10 +42,11 @@ class Catalog(Table):
     def model(self, alias: str) -> Model:
         """The model that jobs call by this name.
 
-        A name that the catalogue lacks goes unchanged to the provider with `any_model`. Without such a
-        provider, raises `UnknownModel`, which lists the nearest names.
+        A name that the catalogue lacks goes unchanged to the provider with `any_model`. Without such a provider,
+        `PROVIDER/MODEL` is the provider's own name of a model: with limits and price where the catalogue has them
+        under an alias. Raises `UnknownModel`, which lists the nearest names, for anything else.
         """
-        return self.models.get(alias) or self._model_of_any(alias)
+        return self.models.get(alias) or self._unnamed_model(alias)
 
     def provider(self, model: Model) -> Provider:
         """The provider that answers for this model."""
@@ -56,22 +57,32 @@ class Catalog(Table):
         return self.provider(model).repeat_timeouts if model.repeat_timeouts is None else model.repeat_timeouts
 
     def aliases(self) -> list[str]:
-        """The names that jobs may use, sorted; `*` is one of them if a provider takes any model."""
-        return sorted([*self.models, *([ANY_MODEL] if self._provider_of_any() else [])])
+        """The names that jobs may use, sorted. `PROVIDER/*` stands for any model of a provider, and `*` for any at all
+        if a provider takes any."""
+        of_providers = (f"{name}/{ANY_MODEL}" for name in self.providers)
+        return sorted([*self.models, *of_providers, *([ANY_MODEL] if self._provider_of_any() else [])])
 
     def provider_of(self, alias: str) -> Provider:
         """The provider of one of `aliases`."""
+        if alias in self.models:
+            return self.providers[self.models[alias].provider]
         of_any = self._provider_of_any() if alias == ANY_MODEL else None
-        return of_any or self.providers[self.models[alias].provider]
+        return of_any or self.providers[alias.removesuffix(f"/{ANY_MODEL}")]
 
     def _provider_of_any(self) -> Provider | None:
         return next((provider for provider in self.providers.values() if provider.any_model), None)
 
-    def _model_of_any(self, alias: str) -> Model:
-        provider = self._provider_of_any()
-        if provider is None or not is_name(alias):
+    def _unnamed_model(self, alias: str) -> Model:
+        provider, upstream = self._provider_of_any(), alias
+        if provider is None:
+            name, _, upstream = alias.partition("/")
+            provider = self.providers.get(name)
+        if provider is None or not is_name(upstream):
             raise UnknownModel(unknown_model(alias, self.models))
-        return Model(name=alias, provider=provider.name, limits=provider.limits, timeout=provider.timeout)
+        theirs = (model for model in self.models.values() if model.provider == provider.name)
+        known = next((model for model in theirs if model.upstream == upstream), None)
+        unnamed = Model(name=alias, provider=provider.name, upstream=upstream)
+        return known or _with_providers(unnamed, provider)
 
 
 def _named(table: Any, name: str, *, section: str) -> Any:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BeforeValidator, Field
 
 ANY_MODEL = "*"
-"""Stands in `Catalog.aliases()` for a provider that takes any model."""
+"""Stands in `Catalog.aliases()` for a provider that takes any model, and after `PROVIDER/` for that provider's."""
 
 
 def _not_a_bool(value: object) -> object:
@@ -22,12 +22,13 @@ def _not_a_bool(value: object) -> object:
 
 def _name(text: str) -> str:
     if not is_name(text):
-        raise ValueError("must be a name of 1 to 200 characters, without white space and other than '*'")
+        raise ValueError("must be a name of 1 to 200 characters, without white space, and neither '*' nor end in '/*'")
     return text
 
 
 def is_name(text: str) -> bool:
-    return text != ANY_MODEL and re.fullmatch(r"[^\s\x00-\x1f\x7f]{1,200}", text) is not None
+    stands_for_many = text == ANY_MODEL or text.endswith(f"/{ANY_MODEL}")
+    return not stands_for_many and re.fullmatch(r"[^\s\x00-\x1f\x7f]{1,200}", text) is not None
 
 
 def _variable(text: str) -> str:
@@ -62,6 +63,74 @@ def all_different(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
+_SECRET_WORDS = frozenset(
+    {
+        "apikey",
+        "auth",
+        "authorization",
+        "cookie",
+        "credential",
+        "credentials",
+        "key",
+        "password",
+        "secret",
+        "sig",
+        "signature",
+        "token",
+    }
+)
+_OURS = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-encoding",
+        "content-length",
+        "content-type",
+        "expect",
+        "host",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "user-agent",
+        "x-promptmill-job-id",
+    }
+)
+"""Headers that the transport writes itself."""
+
+_SHOWS_A_KEY = re.compile(r"(?i:bearer|basic) |sk-|eyJ", re.ASCII)
+
+
+def _headers(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]{1,100}", name):
+            raise ValueError("must have the names of HTTP headers as keys")
+        if name.lower() in _OURS:
+            raise ValueError(f"must not hold {name}, which each request has already")
+        _check_no_secret(name, value)
+        if not re.fullmatch(r"[\x21-\x7e]([\x20-\x7e]{0,998}[\x21-\x7e])?", value):
+            raise ValueError(f"must hold printable ASCII; {name} does not")
+    if len({name.lower() for name in headers}) < len(headers):
+        raise ValueError("must not name the same header twice")
+    return headers
+
+
+def _query(query: dict[str, str]) -> dict[str, str]:
+    for name, value in query.items():
+        if not re.fullmatch(r"[\x21-\x7e]{1,100}", name) or not value.isprintable():
+            raise ValueError("must hold printable names and values")
+        _check_no_secret(name, value)
+    return query
+
+
+def _check_no_secret(name: str, value: str) -> None:
+    """A catalogue is shown, logged and committed; keys live in the environment."""
+    if _SECRET_WORDS & set(re.split(r"[-_.]", name.lower())) or _SHOWS_A_KEY.match(value):
+        raise ValueError(
+            f"must not hold a secret, as {name} looks to be; name the key's environment variable in api_keys"
+        )
+
+
 def _currency(text: str) -> str:
     if not re.fullmatch(r"[A-Z]{3}", text):
         raise ValueError("must be a currency's three capitals, such as USD")
@@ -76,3 +145,5 @@ Count = Annotated[int, Field(gt=0, strict=True)]
 Flag = Annotated[bool, Field(strict=True)]
 Seconds = Annotated[float, BeforeValidator(_not_a_bool), Field(gt=0, allow_inf_nan=False)]
 Amount = Annotated[Decimal, BeforeValidator(_not_a_bool), Field(ge=0, allow_inf_nan=False)]
+Headers = Annotated[dict[str, str], AfterValidator(_headers)]
+Query = Annotated[dict[str, str], AfterValidator(_query)]

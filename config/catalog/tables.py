@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import datetime as dt
 from decimal import Decimal
+from functools import cached_property
 from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
-from .fields import Amount, BaseUrl, Count, Currency, Flag, Name, Seconds, Variable, all_different
+from .fields import Amount, BaseUrl, Count, Currency, Flag, Headers, Name, Query, Seconds, Variable, all_different
 
 TOKENS_PER_PRICE = 1_000_000
 
 Profile = Literal["default", "fragile"]
 Algorithm = Literal["bucket", "sliding", "fixed", "unknown"]
+Kind = Literal["openai", "azure", "anthropic"]
 
 
 class Table(BaseModel):
@@ -55,20 +58,29 @@ class Price(Table):
     input: Amount | None = None
     output: Amount | None = None
     cached_input: Amount | None = None
+    cache_write: Amount | None = None
     currency: Currency = "USD"
     date: dt.date
     source: Annotated[str, Field(min_length=1)]
 
-    def cost(self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0) -> Decimal | None:
+    def cost(
+        self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0, cache_write_tokens: int = 0
+    ) -> Decimal | None:
         """What a call cost in US dollars, not rounded.
 
         None if a price that is needed is unknown, or if the prices are in another currency. `cached_tokens`
-        are part of `input_tokens` and are charged at `cached_input`.
+        and `cache_write_tokens` are parts of `input_tokens` and are charged at `cached_input` and `cache_write`.
         """
         if self.currency != "USD":
             return None
         cached = min(cached_tokens, input_tokens)
-        charges = ((input_tokens - cached, self.input), (cached, self.cached_input), (output_tokens, self.output))
+        written = min(cache_write_tokens, input_tokens - cached)
+        charges = (
+            (input_tokens - cached - written, self.input),
+            (cached, self.cached_input),
+            (written, self.cache_write),
+            (output_tokens, self.output),
+        )
         total = Decimal(0)
         for tokens, price in charges:
             if tokens <= 0:
@@ -98,19 +110,44 @@ class Provider(Table):
     keys have together for one model. `profile = "fragile"` opens at most 10 connections and uses each for one call.
     `any_model` passes on models that the catalogue does not name. `repeat_timeouts` permits another call after one that
     was sent whole and timed out, and so may be paid for.
+
+    `kind` names the wire format. `auth = "bearer"` sends the key as a bearer token where the kind has a header of its
+    own for it. `headers` and `query` are added to each request and each URL.
     """
 
     name: Name
     base_url: BaseUrl
     api_keys: Annotated[tuple[Variable, ...], AfterValidator(all_different)] = ()
     key_prefix: str | None = None
-    kind: Literal["openai"] = "openai"
+    kind: Kind = "openai"
+    auth: Literal["bearer"] | None = None
+    headers: Headers = Field(default={})
+    query: Query = Field(default={})
     profile: Profile = "default"
     any_model: bool = False
     limits: Limits = Limits()
     organisation_limits: OrganisationLimits | None = None
     timeout: Timeout = Timeout()
     repeat_timeouts: Flag = False
+
+    @model_validator(mode="after")
+    def _azure_knows_its_version(self) -> Provider:
+        if self.kind == "azure" and not self.is_azure_v1 and "api-version" not in self.query:
+            raise ValueError(
+                'base_url: Azure\'s v1 API ends in /openai/v1; a classic address needs query = { "api-version" = '
+                '"2024-10-21" }'
+            )
+        return self
+
+    @cached_property
+    def query_string(self) -> str:
+        """What each URL ends in: nothing, or `?` and the query."""
+        return f"?{urlencode(self.query)}" if self.query else ""
+
+    @cached_property
+    def is_azure_v1(self) -> bool:
+        """Whether the address is that of Azure's v1 API, which has OpenAI's own paths."""
+        return self.base_url.endswith("/openai/v1")
 
 
 class Model(Table):

@@ -21,6 +21,7 @@ MOST_NAMES = 20
 
 _TEXTS = {
     "model_type": "must be a table",
+    "dict_type": 'must be a table, such as { "name" = "value" }',
     "tuple_type": 'must be a list, such as ["..."]',
     "string_type": "must be text in quotes",
     "int_type": "must be a whole number without quotes",
@@ -38,7 +39,8 @@ _TEXTS = {
 def unknown_model(alias: str, models: Mapping[str, Model]) -> str:
     return (
         f"no model is named {_shortened(alias)!r}. {advice(alias, models)} "
-        "A [models] table in the file that PROMPTMILL_CATALOG names adds one."
+        "A [models] table in the file that PROMPTMILL_CATALOG names adds one; PROVIDER/MODEL names a provider's by its "
+        "own name."
     )
 
 

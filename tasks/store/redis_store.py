@@ -24,6 +24,7 @@ __all__ = ["RedisStore"]
 
 _LUA: Final = Path(__file__).with_name("lua")
 CANCEL: Final = Script.read(_LUA, "cancel")
+FORGET: Final = Script.read(_LUA, "forget")
 READ_RESULTS: Final = Script.read(_LUA, "read_results")
 
 _PAGE_BYTES: Final = 4 * 1024 * 1024
@@ -55,6 +56,7 @@ class RedisStore:
         self.group_ended = self._groups.ended
         self.group_has = self._groups.has
         self._cancel_script = ScriptRunner(self._broker.redis, CANCEL)
+        self._forget_script = ScriptRunner(self._broker.redis, FORGET)
         self._read_results_script = ScriptRunner(self._results.redis, READ_RESULTS, decodes=False)
         self._page_bytes = _PAGE_BYTES
         self.outage_s = settings.outage_s
@@ -112,7 +114,8 @@ class RedisStore:
         Running jobs, and a few that wait, end sooner: all workers are told, as `app.control.revoke(...,
         terminate=True)` does.
         """
-        going = await self._not_ended(job_ids)
+        have_ended = await self._have_ended(job_ids)
+        going = [job_id for job_id, has_ended in zip(job_ids, have_ended, strict=True) if not has_ended]
         if not going:
             return 0
         async with self._broker.border():
@@ -124,23 +127,28 @@ class RedisStore:
                 await self._broker.redis.publish(channel, revoke_message(told))
         return int(cancelled)
 
-    async def _not_ended(self, job_ids: Sequence[str]) -> list[str]:
+    async def _have_ended(self, job_ids: Sequence[str]) -> list[bool]:
         # The beginnings of the results: an answer may be megabytes.
         async with self._results.border(), self._results.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.getrange(self._settings.result(job_id), 0, 40)
-            heads = await pipe.execute()
-        return [job_id for job_id, head in zip(job_ids, heads, strict=True) if not is_end(head)]
+            return list(map(is_end, await pipe.execute()))
 
     async def forget(self, job_ids: Sequence[str]) -> None:
         """Deletes results and records. A mark of cancellation stays until the id is submitted again, for a message that
-        is still in the queue."""
+        is still in the queue; so does one of a job that has ended and whose message may come back (forget.lua)."""
         if not job_ids:
             return
+        ended = await self._have_ended(job_ids)
+        async with self._broker.border():
+            script_keys = [self._settings.key(redis_keys.FORGOTTEN), self._settings.key(redis_keys.LEASES)]
+            script_keys += map(self._settings.record, job_ids)
+            args: list[str | int] = []
+            for job_id, has_ended in zip(job_ids, ended, strict=True):
+                args += job_id, int(has_ended)
+            await self._forget_script(script_keys, args)
         async with self._results.border():
             await self._results.redis.delete(*map(self._settings.result, job_ids))
-        async with self._broker.border():
-            await self._broker.redis.delete(*map(self._settings.record, job_ids))
 
     async def aclose(self) -> None:
         """Wakes whoever waits, with CancelledError."""

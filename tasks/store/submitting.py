@@ -119,7 +119,8 @@ class Submissions:
         """What submit.lua returns."""
         now_s = (await self._writer.terms()).now_s()
         script_keys = [
-            *(*self._queues, *self._settings.group(group), self._settings.key(redis_keys.CANCELLED)),
+            *(*self._queues, *self._settings.group(group)),
+            *(self._settings.key(redis_keys.CANCELLED), self._settings.key(redis_keys.FORGOTTEN)),
             *(self._settings.record(job.id) for job in jobs),
         ]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]

@@ -60,7 +60,8 @@ def is_group_id(group_id: str) -> bool:
 
 
 MODELS = "pm:models"
-"""Sorted set, alias -> Redis time (s) when a worker last offered it; `*` = a provider takes any model.
+"""Sorted set, alias -> Redis time (s) when a worker last offered it; `*` = a provider takes any model, `PROVIDER/*` =
+any of that provider's.
 Written by each worker at start and hourly; members older than `MODELS_TTL_S` don't count."""
 
 MODELS_TTL_S = 7_200
@@ -70,7 +71,8 @@ OFFERS_PREFIX = "pm:offers:"
 
 def offers(queue: str) -> str:
     """Sorted set, alias -> when the offer ends (ms, Redis's clock): the models that living workers of the queue can
-    call; `*` = one of them takes any model. Each worker's heartbeat renews its own offers. TTL three leases."""
+    call; `*` = one of them takes any model, `PROVIDER/*` = any of that provider's. Each worker's heartbeat renews its
+    own offers. TTL three leases."""
     return OFFERS_PREFIX + queue
 
 
@@ -102,6 +104,12 @@ SUSPECTED = "pm:suspected"
 """Sorted set, job id or delivery tag -> when the mark ends (ms): jobs of which Redis has lost a lease or a result, and
 whose next call is not the first. The broker makes a mark after such a loss, and deletes it with the message that it
 flags. TTL `RECORD_TTL_S`."""
+
+FORGOTTEN = "pm:forgotten"
+"""Sorted set, job id -> when it was forgotten (ms): jobs that have ended, whose message was not acknowledged yet when a
+client deleted result and record (`forget`). Should the worker die before it acknowledges, the message is not to come
+back: nothing would tell that its call is paid for. The broker deletes a mark with the message, or after `RECORD_TTL_S`;
+submitting the id again deletes it too."""
 
 DEAD = "pm:dead"
 """List of JSON texts, newest first: messages that no worker could do. Kept until purged, at most `DEAD_LIMIT`."""

@@ -25,6 +25,7 @@ __all__ = [
     "check_size",
     "id_taken",
     "new_job",
+    "offered_as",
 ]
 
 DEFAULT_MAX_JOB_BYTES: Final = 8 * 1024 * 1024
@@ -101,9 +102,15 @@ def check_size(job: NewJob, max_job_bytes: int) -> NewJob:
     return job
 
 
+def offered_as(model: str) -> tuple[str, ...]:
+    """The names under which workers may offer a model: its own, `*` for any, `PROVIDER/*` for a provider's."""
+    provider, slash, _ = model.partition("/")
+    return (model, "*", f"{provider}/*") if slash else (model, "*")
+
+
 def check_model(job: NewJob, models: frozenset[str] | None) -> None:
-    """`models` are those that workers offer, "*" for any; None where no worker has said. Raises `UnknownModel`."""
-    if models is None or job.model in models or "*" in models:
+    """`models` are those that workers offer; None where no worker has said. Raises `UnknownModel`."""
+    if models is None or not models.isdisjoint(offered_as(job.model)):
         return
     close = difflib.get_close_matches(job.model, models, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""

@@ -11,7 +11,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from config.catalog import Catalog, CatalogError, InvalidCatalog, Limits, Price, Timeout, UnknownModel, load_catalog
+from config.catalog import (
+    Catalog,
+    CatalogError,
+    InvalidCatalog,
+    Limits,
+    Price,
+    Provider,
+    Timeout,
+    UnknownModel,
+    load_catalog,
+)
 
 Load = Callable[[str], Catalog]
 
@@ -163,7 +173,79 @@ def test_any_model_takes_no_name_that_is_none(load_text: Load, alias: str) -> No
 def test_aliases_are_sorted_and_each_leads_to_its_model() -> None:
     aliases = PRESETS.aliases()
     assert aliases == sorted(aliases)
-    assert [PRESETS.model(alias).name for alias in aliases] == aliases
+    named = [alias for alias in aliases if not alias.endswith("/*")]
+    assert [PRESETS.model(alias).name for alias in named] == named
+    assert [PRESETS.provider_of(f"{name}/*").name for name in PRESETS.providers] == list(PRESETS.providers)
+
+
+def test_a_providers_own_name_is_found_after_aliases() -> None:
+    own = PRESETS.model("openai/gpt-9")
+    assert (own.name, own.provider, own.upstream, own.price) == ("openai/gpt-9", "openai", "gpt-9", None)
+    assert PRESETS.model("holysheep/org/x").limits == PRESETS.providers["holysheep"].limits
+    assert PRESETS.model("openai/gpt-4o") is PRESETS.model("gpt-4o"), "with its limits and price"
+    assert PRESETS.model("holysheep/gpt-4.1").name == "holysheep/gpt-4.1", "an alias goes first"
+
+
+def test_any_model_goes_before_a_providers_own_name(load_text: Load) -> None:
+    catalog = load_text(LOCAL + "any_model = true\n")
+    assert catalog.model("openai/gpt-9").provider == "local"
+
+
+@pytest.mark.parametrize("alias", ["nobody/gpt-9", "openai/", "openai/*", "openai/two words", "/x"])
+def test_a_providers_own_name_needs_the_provider_and_a_name(alias: str) -> None:
+    with pytest.raises(UnknownModel):
+        PRESETS.model(alias)
+
+
+# -- headers, query, auth ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        'headers = { Authorization = "x" }',
+        'headers = { "api-key" = "x" }',
+        'headers = { "X-API-Key" = "x" }',
+        'headers = { "x-goog-api-key" = "x" }',
+        'headers = { "Helicone-Auth" = "x" }',
+        'headers = { Cookie = "x" }',
+        'headers = { "X-Title" = "Bearer canary" }',
+        'headers = { "X-Title" = "sk-canary" }',
+        'query = { key = "canary" }',
+        'query = { "subscription-key" = "canary" }',
+    ],
+)
+def test_a_secret_is_no_part_of_a_catalogue(load_text: Load, line: str) -> None:
+    with pytest.raises(InvalidCatalog, match=r"must not hold a secret.*api_keys") as caught:
+        load_text(LOCAL + line + "\n")
+    assert "canary" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ('headers = { Host = "x" }', "headers: must not hold Host"),
+        ('headers = { "User-Agent" = "x" }', "headers: must not hold User-Agent"),
+        ('headers = { "two words" = "x" }', "headers: must have the names"),
+        ('headers = { "X-Title" = "a\\r\\nb" }', "headers: must hold printable ASCII"),
+        ('headers = { "X-Title" = "a", "x-title" = "b" }', "headers: must not name the same header twice"),
+        ('headers = { "X-Title" = 7 }', "headers.X-Title: must be text in quotes"),
+        ('headers = "X-Title: a"', "headers: must be a table"),
+        ('query = { "a\\u0000" = "b" }', "query: must hold printable"),
+        ('auth = "basic"', "auth: must be 'bearer'"),
+        ('kind = "bedrock"', "kind: must be 'openai', 'azure' or 'anthropic'"),
+        ('kind = "azure"', "a classic address needs query"),
+    ],
+)
+def test_what_no_request_can_carry_is_refused(load_text: Load, line: str, says: str) -> None:
+    with pytest.raises(InvalidCatalog) as caught:
+        load_text(LOCAL + line + "\n")
+    assert says in str(caught.value)
+
+
+def test_a_query_is_encoded_once() -> None:
+    provider = Provider(name="p", base_url="https://host", query={"api-version": "2024-10-21", "filter": "a b&c"})
+    assert provider.query_string == "?api-version=2024-10-21&filter=a+b%26c"
 
 
 # -- refusals ------------------------------------------------------------------------------------------------------
@@ -325,6 +407,13 @@ def test_more_cached_tokens_than_input_count_as_the_input() -> None:
     assert price(input=1, cached_input=2).cost(input_tokens=1_000_000, cached_tokens=9_999_999, output_tokens=0) == 2
 
 
+@pytest.mark.covers("catalog", "price.cache_write")
+def test_tokens_written_to_a_cache_are_a_part_of_the_input_too() -> None:
+    known = price(input=1, cached_input="0.1", cache_write="1.25", output=0)
+    cost = known.cost(input_tokens=1_000, cached_tokens=300, cache_write_tokens=500, output_tokens=0)
+    assert cost == Decimal("0.000855")
+
+
 @pytest.mark.covers("catalog", "price.currency")
 @pytest.mark.parametrize(
     ("amounts", "tokens"),
@@ -332,6 +421,7 @@ def test_more_cached_tokens_than_input_count_as_the_input() -> None:
         ({"input": 1}, {"input_tokens": 1, "output_tokens": 1}),
         ({"output": 1}, {"input_tokens": 1, "output_tokens": 1}),
         ({"input": 1, "output": 1}, {"input_tokens": 2, "output_tokens": 1, "cached_tokens": 1}),
+        ({"input": 1, "output": 1}, {"input_tokens": 2, "output_tokens": 1, "cache_write_tokens": 1}),
         ({"input": 1, "output": 1, "currency": "CNY"}, {"input_tokens": 1, "output_tokens": 1}),
     ],
 )

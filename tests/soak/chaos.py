@@ -13,8 +13,9 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+from tests.support.redis_server import RedisServer
 from tests.system.faults.chaos import Plan, Report, play
-from tests.system.faults.harness import Providers, RedisServer, World
+from tests.system.faults.harness import Providers, World
 
 __all__ = ["add_options", "run"]
 

@@ -14,8 +14,9 @@ import contextlib
 import tempfile
 from pathlib import Path
 
+from tests.support.redis_server import RedisServer
 from tests.system.faults.failover import Row, strike
-from tests.system.faults.harness import Providers, RedisServer, World
+from tests.system.faults.harness import Providers, World
 from tests.system.faults.replicated import KINDS
 
 __all__ = ["add_options", "run"]

@@ -23,8 +23,10 @@ import redis
 
 from tasks.results import PromptResult
 from tasks.wire import redis_keys
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 from tests.system.faults.fleet import LEASE_S, Fleet
-from tests.system.faults.harness import MESSAGES, Providers, RedisServer, World, wait_until
+from tests.system.faults.harness import MESSAGES, Providers, World
 
 __all__ = ["add_options", "run"]
 

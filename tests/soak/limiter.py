@@ -19,8 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 from tests.system.faults.fleet import Fleet
-from tests.system.faults.harness import Providers, RedisServer, World, wait_until
+from tests.system.faults.harness import Providers, World
 from tests.workers.limiter.ledger import Ledger
 
 __all__ = ["add_options", "run"]

@@ -20,7 +20,9 @@ from typing import Any
 import psutil
 import redis
 
-from tests.system.faults.harness import Providers, RedisServer, World, wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
+from tests.system.faults.harness import Providers, World
 
 IDLE_S = 10.0
 ROUNDS = 200

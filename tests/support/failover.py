@@ -16,7 +16,7 @@ class Failover:
         for folder in folders:
             folder.mkdir()
         self.master = RedisServer(folders[0])
-        self.replica = RedisServer(folders[1], "--replicaof", "127.0.0.1", str(self.master.port))
+        self.replica = RedisServer(folders[1], f"replicaof 127.0.0.1 {self.master.port}")
         self.proxy = Proxy(self.master.port)
         self.url = f"redis://127.0.0.1:{self.proxy.port}/0"
 
@@ -34,4 +34,4 @@ class Failover:
     def close(self) -> None:
         self.proxy.close()
         for server in (self.master, self.replica):
-            server.stop()
+            server.close()

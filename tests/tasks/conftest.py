@@ -6,15 +6,14 @@ from pathlib import Path
 import pytest
 
 from tasks import PromptQueue
-
-from .harness import RedisServer
+from tests.support.redis_server import RedisServer
 
 
 @pytest.fixture(scope="session")
 def shared_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture
@@ -30,7 +29,7 @@ def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     """A server that the test may freeze, fill or kill."""
     server = RedisServer(tmp_path)
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import base64
 import inspect
 import json
 import threading
-import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,26 +16,11 @@ from tasks.errors import JobFailed
 from tasks.redis.cancellation import stop
 from tasks.results import JobError, PromptResult
 from tasks.wire import redis_keys
-from tests.support.redis_server import PATIENCE_S, RedisServer, free_port
-
-__all__ = ["LISTS", "FakeWorker", "Gate", "RedisServer", "free_port", "wait_until"]
+from tests.support.waiting import PATIENCE_S
 
 LISTS = ["prompts", "prompts\x06\x163", "prompts\x06\x169"]
 
 Answer = Callable[[dict[str, Any]], Any]
-
-
-async def wait_until(condition: Callable[[], Any], *, description: str) -> Any:
-    """The condition's value as soon as it is true. It may be a coroutine function."""
-    deadline = time.monotonic() + PATIENCE_S
-    while time.monotonic() < deadline:
-        value = condition()
-        if inspect.isawaitable(value):
-            value = await value
-        if value:
-            return value
-        await asyncio.sleep(0.005)
-    raise AssertionError(f"waited {PATIENCE_S} s in vain: {description}")
 
 
 class FakeWorker:

@@ -8,8 +8,7 @@ import pytest
 
 from tasks import JobFailed, PromptmillError, PromptQueue
 from tasks.redis.address import Address
-
-from .harness import RedisServer
+from tests.support.redis_server import RedisServer
 
 PASSWORD = "canary-password-5d1f"
 SENTINELS = f"sentinel://:{PASSWORD}@a:1;sentinel://[::1]/4?master_name=mill&sentinel_password={PASSWORD}"
@@ -71,7 +70,7 @@ def test_an_unusable_url_is_refused_without_showing_it(url: str, problem: str) -
 
 
 async def test_a_socket_leads_to_redis(tmp_path: Path) -> None:
-    server = RedisServer(tmp_path, "--unixsocket", str(tmp_path / "redis.sock"))
+    server = RedisServer(tmp_path, f"unixsocket {tmp_path / 'redis.sock'}")
     try:
         url = f"unix://{tmp_path / 'redis.sock'}?db=1"
         async with PromptQueue(url) as queue:
@@ -80,4 +79,4 @@ async def test_a_socket_leads_to_redis(tmp_path: Path) -> None:
         with Address.of(url).client(socket_connect_timeout=5) as client:
             assert client.exists("prompts\x06\x163")
     finally:
-        server.stop()
+        server.close()

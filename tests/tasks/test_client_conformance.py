@@ -27,8 +27,10 @@ from tasks import (
     UnknownJob,
 )
 from tasks.testing import InMemoryQueue
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 
-from .harness import Answer, FakeWorker, Gate, RedisServer, wait_until
+from .harness import Answer, FakeWorker, Gate
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -108,7 +110,7 @@ async def test_many_wait_for_the_same_job(queue: PromptQueue, script: Script) ->
     script.with_ = gate.holding("late")
     job = await queue.submit(model="m", messages=MESSAGES)
     waiting = [asyncio.create_task(queue.job(job.id).result(timeout_s=10)) for _ in range(20)]
-    await wait_until(lambda: _has_status(job, "running"), description="the job runs")
+    await wait_until_async(lambda: _has_status(job, "running"), description="the job runs")
     gate.open()
     assert {answer.text for answer in await asyncio.gather(*waiting)} == {"late"}
 

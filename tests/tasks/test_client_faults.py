@@ -20,8 +20,11 @@ from tasks import PromptQueue, QueueFull, QueueUnavailable, ResultTimeout, Unkno
 from tasks.redis.address import Address
 from tasks.redis.connection import RedisConnection
 from tasks.wire import redis_keys
+from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 
-from .harness import FakeWorker, Gate, RedisServer, free_port, wait_until
+from .harness import FakeWorker, Gate
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 PASSWORD = "canary-password-5d1f"
@@ -165,12 +168,12 @@ async def test_a_dropped_link_loses_no_result(own_redis: RedisServer) -> None:
         async with PromptQueue(own_redis.url) as queue:
             jobs = [await queue.submit(model="m", messages=MESSAGES) for _ in range(30)]
             waiting = [asyncio.create_task(job.result(timeout_s=20)) for job in jobs]
-            await wait_until(lambda: len(client.pubsub_channels()) == 30, description="all have subscribed")
+            await wait_until_async(lambda: len(client.pubsub_channels()) == 30, description="all have subscribed")
             client.client_kill_filter(_type="pubsub", skipme=True)
-            await wait_until(lambda: len(client.pubsub_channels()) == 30, description="all have subscribed again")
+            await wait_until_async(lambda: len(client.pubsub_channels()) == 30, description="all have subscribed again")
             gate.open()
             assert {answer.text for answer in await asyncio.gather(*waiting)} == {"late"}
-            await wait_until(lambda: client.pubsub_channels() == [], description="nobody listens any more")
+            await wait_until_async(lambda: client.pubsub_channels() == [], description="nobody listens any more")
 
 
 async def test_a_restart_of_redis_is_ridden_out(own_redis: RedisServer) -> None:
@@ -178,8 +181,8 @@ async def test_a_restart_of_redis_is_ridden_out(own_redis: RedisServer) -> None:
         job = await queue.submit(model="m", messages=MESSAGES)
         waiting = asyncio.create_task(job.result(timeout_s=20))
         with own_redis.client() as client:
-            await wait_until(client.pubsub_channels, description="the subscription")
-        own_redis.stop()
+            await wait_until_async(client.pubsub_channels, description="the subscription")
+        own_redis.close()
         own_redis.start()
         # The job itself is gone, with this Redis; the next one of its id is what is waited for.
         await queue.submit(model="m", messages=MESSAGES, id=job.id)
@@ -194,7 +197,7 @@ async def test_a_wiped_redis_ends_the_waiting(own_redis: RedisServer) -> None:
         waiting = asyncio.create_task(job.result())
         reading = asyncio.create_task(anext(group.as_completed()))
         with own_redis.client() as client:
-            await wait_until(client.pubsub_channels, description="the subscription")
+            await wait_until_async(client.pubsub_channels, description="the subscription")
             client.flushall()
         for task in (waiting, reading):
             with pytest.raises(UnknownJob):
@@ -206,8 +209,8 @@ async def test_an_outage_beyond_patience_is_reported(own_redis: RedisServer) -> 
         job = await queue.submit(model="m", messages=MESSAGES)
         waiting = asyncio.create_task(job.result())
         with own_redis.client() as client:
-            await wait_until(client.pubsub_channels, description="the subscription")
-        own_redis.stop()
+            await wait_until_async(client.pubsub_channels, description="the subscription")
+        own_redis.close()
         with pytest.raises(QueueUnavailable, match="can't be reached"):
             await waiting
         assert not isinstance(waiting.exception(), ResultTimeout)
@@ -216,7 +219,7 @@ async def test_an_outage_beyond_patience_is_reported(own_redis: RedisServer) -> 
 async def test_a_dead_link_is_not_mistaken_for_a_slow_job(own_redis: RedisServer) -> None:
     async with PromptQueue(own_redis.url, timeout_s=0.3) as queue:
         job = await queue.submit(model="m", messages=MESSAGES)
-        own_redis.stop()
+        own_redis.close()
         with pytest.raises(QueueUnavailable, match="may have ended"):
             await job.result(timeout_s=1)
 
@@ -236,7 +239,7 @@ async def test_a_cancelled_waiter_leaves_the_others_alone(own_redis: RedisServer
         async with PromptQueue(own_redis.url) as queue:
             job = await queue.submit(model="m", messages=MESSAGES)
             leaving, staying = (asyncio.create_task(queue.job(job.id).result(timeout_s=10)) for _ in range(2))
-            await wait_until(lambda: queue.job(job.id).status(), description="a round trip")
+            await wait_until_async(lambda: queue.job(job.id).status(), description="a round trip")
             leaving.cancel()
             await asyncio.wait([leaving])
             gate.open()

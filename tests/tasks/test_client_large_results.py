@@ -10,8 +10,9 @@ import pytest
 from tasks import Group, PromptQueue, PromptResult
 from tasks.wire import redis_keys
 from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
 
-from .harness import RedisServer, celery_record
+from .harness import celery_record
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 MEGABYTE = 1_000_000

@@ -15,8 +15,9 @@ from typing import Any
 import pytest
 
 from tasks import PromptQueue
+from tests.support.redis_server import RedisServer
 
-from .harness import FakeWorker, RedisServer
+from .harness import FakeWorker
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 

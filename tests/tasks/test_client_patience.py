@@ -13,8 +13,10 @@ from tasks import Group, PromptQueue, PromptResult, QueueUnavailable, ResultTime
 from tasks.store.patience import Patience
 from tasks.wire import redis_keys
 from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 
-from .harness import RedisServer, celery_record, wait_until
+from .harness import celery_record
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 IDS = [f"job-{number}" for number in range(6)]
@@ -88,7 +90,7 @@ async def test_a_reader_goes_on_from_where_it_was(queue: PromptQueue, proxy: Pro
             found.extend(result.id for result in results)
 
     reading = asyncio.create_task(read())
-    await wait_until(lambda: len(found) == 3, description="three results are read")
+    await wait_until_async(lambda: len(found) == 3, description="three results are read")
     for _ in range(3):
         proxy.set("refuse")
         with pytest.raises(QueueUnavailable):

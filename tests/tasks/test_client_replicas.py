@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tasks import PromptQueue, QueueUnavailable
-
-from .harness import RedisServer, wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 
 PROMPT = "canary-prompt-5d1e"
 MESSAGES = [{"role": "user", "content": PROMPT}]
@@ -22,15 +22,15 @@ async def replica(own_redis: RedisServer, tmp_path: Path) -> AsyncIterator[Redis
     """Of `own_redis`, which takes no writes without it."""
     folder = tmp_path / "replica"
     folder.mkdir()
-    server = RedisServer(folder, "--replicaof", "127.0.0.1", str(own_redis.port))
+    server = RedisServer(folder, f"replicaof 127.0.0.1 {own_redis.port}")
     with own_redis.client() as client:
-        await wait_until(
+        await wait_until_async(
             lambda: client.info("replication").get("slave0", {}).get("state") == "online",
             description="the replica follows",
         )
         client.config_set(MIN_REPLICAS, 1)
     yield server
-    server.stop()
+    server.close()
 
 
 async def test_what_a_client_was_told_is_at_the_replica(own_redis: RedisServer, replica: RedisServer) -> None:

@@ -16,8 +16,10 @@ from tasks.store.group_reader import GroupReader
 from tasks.store.job_store import GroupEntry, GroupPage, GroupProgress
 from tasks.wire import redis_keys
 from tests.support.failover import Failover
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 
-from .harness import RedisServer, celery_record, wait_until
+from .harness import celery_record
 
 MESSAGES = [{"role": "user", "content": "Hello"}]
 
@@ -56,7 +58,9 @@ class Reading:
             self.ids.append(result.id)
 
     async def until(self, count: int) -> None:
-        await wait_until(lambda: len(self.ids) >= count or self._task.done(), description=f"{count} results are read")
+        await wait_until_async(
+            lambda: len(self.ids) >= count or self._task.done(), description=f"{count} results are read"
+        )
 
     async def end(self) -> list[str]:
         await asyncio.wait_for(self._task, 20)

@@ -16,9 +16,11 @@ from tasks import PromptQueue, QueueUnavailable
 from tasks.redis.address import Address
 from tasks.redis.connection import RedisConnection
 from tasks.redis.sentinel import MasterNotFound
-from tests.support.redis_server import SentinelServer
+from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer, SentinelServer
+from tests.support.waiting import wait_until_async
 
-from .harness import FakeWorker, RedisServer, free_port, wait_until
+from .harness import FakeWorker
 
 MESSAGES = [{"role": "user", "content": "hello"}]
 REDIS_PASSWORD = "canary-redis-81c2"
@@ -48,7 +50,7 @@ async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
     replica = RedisServer(folders[1], *login, "--replicaof", "127.0.0.1", str(master.port))
     with redis.Redis(port=master.port, password=REDIS_PASSWORD) as client:
         # A sentinel asks who follows a master when it starts, and then every ten seconds.
-        await wait_until(
+        await wait_until_async(
             lambda: client.info("replication").get("slave0", {}).get("state") == "online",
             description="the replica follows",
         )
@@ -56,7 +58,7 @@ async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
     sentinel = SentinelServer(folders[2], master, *settings)
     yield Watched(master, replica, sentinel)
     for server in (sentinel, replica, master):
-        server.stop()
+        server.close()
 
 
 def sentinel_client(watched: Watched) -> Any:
@@ -69,8 +71,8 @@ async def fail_over(watched: Watched, *, closing: bool) -> None:
     `closing`: connections to the old master are closed, as Sentinel does; an operator's REPLICAOF leaves them open.
     """
     with sentinel_client(watched) as client:
-        await wait_until(lambda: begins_failover(client), description="the sentinel has looked at the replica")
-        await wait_until(
+        await wait_until_async(lambda: begins_failover(client), description="the sentinel has looked at the replica")
+        await wait_until_async(
             lambda: client.sentinel_master("mill")["port"] == watched.replica.port, description="the failover"
         )
     # As Sentinel does when it next looks at the old master, up to ten seconds later.
@@ -95,11 +97,11 @@ async def test_the_client_goes_on_at_the_new_master(watched: Watched, closing: b
         with Address.of(watched.url()).client() as threads:
             before = await queue.submit(model="m", messages=MESSAGES)
             waiting = asyncio.create_task(before.result(timeout_s=60))
-            await wait_until(threads.pubsub_channels, description="the subscription")
+            await wait_until_async(threads.pubsub_channels, description="the subscription")
             threads.wait(1, 10_000)
             await fail_over(watched, closing=closing)
             assert await accepted(queue, "after"), "it does not try the old master again"
-            await wait_until(lambda: is_at_the_master(threads), description="the client for threads follows")
+            await wait_until_async(lambda: is_at_the_master(threads), description="the client for threads follows")
         with FakeWorker(f"redis://:{REDIS_PASSWORD}@127.0.0.1:{watched.replica.port}/0", lambda body: "answer"):
             assert (await waiting).text == "answer"
             assert (await queue.job("after").result(timeout_s=10)).text == "answer"
@@ -130,7 +132,7 @@ async def test_a_sentinel_that_is_frozen_or_gone_is_passed_over(watched: Watched
             with Address.of(watched.url(before=others)).client() as threads:
                 assert threads.ping()
     finally:
-        frozen.stop()
+        frozen.close()
 
 
 async def test_a_process_keeps_two_connections_to_a_sentinel_while_it_has_one_to_the_master(watched: Watched) -> None:
@@ -145,8 +147,8 @@ async def test_a_process_keeps_two_connections_to_a_sentinel_while_it_has_one_to
             assert await accepted(queue, "one")
             with Address.of(watched.url()).client() as threads:
                 assert threads.ping()
-                await wait_until(lambda: len(others()) == 2, description="one that listens, one that asks")
-        await wait_until(lambda: not others(), description="nothing is left open")
+                await wait_until_async(lambda: len(others()) == 2, description="one that listens, one that asks")
+        await wait_until_async(lambda: not others(), description="nothing is left open")
 
 
 async def test_all_leave_the_master_before_a_replica_is_promoted_in_its_place(watched: Watched) -> None:
@@ -157,13 +159,17 @@ async def test_all_leave_the_master_before_a_replica_is_promoted_in_its_place(wa
             await queue.submit(model="m", messages=MESSAGES, id="before")
             waiting = asyncio.create_task(queue.job("before").result(timeout_s=60))
             blocked = thread.submit(blocking_read, threads)
-            await wait_until(lambda: waiters(watched.master) == {"blpop", "result"}, description="both wait")
+            await wait_until_async(lambda: waiters(watched.master) == {"blpop", "result"}, description="both wait")
             threads.wait(1, 10_000)
             with sentinel_client(watched) as client:
-                await wait_until(lambda: begins_failover(client), description="the sentinel has looked at the replica")
-                await wait_until(lambda: told_port(client) == watched.replica.port, description="the failover")
-            await wait_until(lambda: accepted(queue, "after"), description="the new master takes jobs")
-            await wait_until(lambda: waiters(watched.replica) == {"blpop", "result"}, description="both wait there")
+                await wait_until_async(
+                    lambda: begins_failover(client), description="the sentinel has looked at the replica"
+                )
+                await wait_until_async(lambda: told_port(client) == watched.replica.port, description="the failover")
+            await wait_until_async(lambda: accepted(queue, "after"), description="the new master takes jobs")
+            await wait_until_async(
+                lambda: waiters(watched.replica) == {"blpop", "result"}, description="both wait there"
+            )
             with redis.Redis(port=watched.master.port, password=REDIS_PASSWORD) as former:
                 assert former.info("replication")["role"] == "master", "nobody has told it yet"
                 assert not former.exists("pm:job:after")
@@ -228,10 +234,10 @@ async def test_a_master_that_is_not_found_is_an_error_with_a_next_step(watched: 
 
 
 async def test_a_master_that_is_down_is_told_apart(watched: Watched) -> None:
-    watched.replica.stop()
-    watched.master.stop()
+    watched.replica.close()
+    watched.master.close()
     with sentinel_client(watched) as client:
-        await wait_until(lambda: client.sentinel_master("mill")["is_sdown"], description="the sentinel notices")
+        await wait_until_async(lambda: client.sentinel_master("mill")["is_sdown"], description="the sentinel notices")
     async with PromptQueue(watched.url(), timeout_s=3) as queue:
         with pytest.raises(QueueUnavailable, match="the master mill is down, and no replica has taken over yet"):
             await queue.submit(model="m", messages=MESSAGES)

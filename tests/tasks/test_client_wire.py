@@ -23,8 +23,10 @@ from tasks.redis.clock import steady_s
 from tasks.store import terms
 from tasks.wire import redis_keys
 from tasks.wire.message import CELERY_PRIORITY, TASK_NAMES
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 
-from .harness import LISTS, RedisServer, celery_record, wait_until
+from .harness import LISTS, celery_record
 
 MESSAGES = [{"role": "user", "content": "Grüße, 한국 🙂"}]
 OF_EACH_MESSAGE = ("origin", "reply_to", "delivery_tag")
@@ -223,6 +225,18 @@ async def test_models_are_checked_while_workers_name_them(redis_server: RedisSer
     assert client.llen(LISTS[1]) == 1
 
 
+async def test_a_providers_own_names_pass_where_workers_have_the_provider(
+    redis_server: RedisServer, client: redis.Redis
+) -> None:
+    client.zadd(redis_keys.MODELS, dict.fromkeys(["gpt-4o-mini", "openai/*"], client.time()[0]))
+    async with PromptQueue(redis_server.url) as queue:
+        await queue.submit(model="openai/gpt-9", messages=MESSAGES)
+        for unknown in ("gpt-9", "nobody/gpt-9"):
+            with pytest.raises(UnknownModel, match="openai/"):
+                await queue.submit(model=unknown, messages=MESSAGES)
+    assert client.llen(LISTS[1]) == 1
+
+
 async def test_with_stale_models_anything_goes(redis_server: RedisServer, client: redis.Redis) -> None:
     client.zadd(redis_keys.MODELS, {"retired": client.time()[0] - redis_keys.MODELS_TTL_S - 1})
     async with PromptQueue(redis_server.url) as queue:
@@ -250,11 +264,11 @@ async def test_scripts_are_loaded_again_when_redis_forgot_them(queue: PromptQueu
 async def test_our_revoke_is_celerys(queue: PromptQueue, stock: Celery, redis_server: RedisServer) -> None:
     with redis_server.client() as client, client.pubsub(ignore_subscribe_messages=True) as listening:
         listening.psubscribe("*")
-        await wait_until(lambda: client.pubsub_numpat() == 1, description="the subscription")
+        await wait_until_async(lambda: client.pubsub_numpat() == 1, description="the subscription")
         job = await queue.submit(model="m", messages=MESSAGES)
         stock.control.revoke([job.id], terminate=True)
         assert await job.cancel()
-        celerys, ours = [await wait_until(listening.get_message, description="a revoke") for _ in range(2)]
+        celerys, ours = [await wait_until_async(listening.get_message, description="a revoke") for _ in range(2)]
     assert ours["channel"] == celerys["channel"] == "/0.celery.pidbox"
     theirs, mine = json.loads(celerys["data"]), json.loads(ours["data"])
     command, our_command = (json.loads(base64.b64decode(each["body"])) for each in (theirs, mine))
@@ -287,10 +301,10 @@ async def test_an_unknown_id_is_not_cancelled_and_leaves_no_mark(queue: PromptQu
     known = await queue.submit(model="m", messages=MESSAGES)
     with client.pubsub(ignore_subscribe_messages=True) as listening:
         listening.psubscribe("*")
-        await wait_until(lambda: client.pubsub_numpat() == 1, description="the subscription")
+        await wait_until_async(lambda: client.pubsub_numpat() == 1, description="the subscription")
         assert await queue.job("unknown").cancel() is False
         assert await known.cancel() is True
-        message = await wait_until(listening.get_message, description="a revoke")
+        message = await wait_until_async(listening.get_message, description="a revoke")
     assert json.loads(base64.b64decode(json.loads(message["data"])["body"]))["arguments"]["task_id"] == [known.id]
     assert client.zrange(redis_keys.CANCELLED, 0, -1) == [known.id]
     assert not client.exists(redis_keys.job("unknown"))
@@ -346,13 +360,17 @@ async def test_a_stock_celery_worker_obeys_our_cancel(queue: PromptQueue, client
     running = await queue.submit(model="m", messages=MESSAGES)
     waiting = await queue.submit(model="m", messages=MESSAGES)
     # Celery acks the one at its start; the other is prefetched and not acked.
-    await wait_until(lambda: client.llen(LISTS[1]) == 0 and client.hlen("unacked") == 1, description="both are taken")
+    await wait_until_async(
+        lambda: client.llen(LISTS[1]) == 0 and client.hlen("unacked") == 1, description="both are taken"
+    )
     assert await waiting.cancel()
     inspect = stock.control.inspect(timeout=0.5)
-    await wait_until(lambda: [waiting.id] in (inspect.revoked() or {}).values(), description="the worker knows")
+    await wait_until_async(lambda: [waiting.id] in (inspect.revoked() or {}).values(), description="the worker knows")
     client.set("release", 1)
-    await wait_until(lambda: _status(queue.job(waiting.id), "cancelled"), description="the waiting job is cancelled")
-    await wait_until(lambda: _status(queue.job(running.id), "failed"), description="its neighbour has run")
+    await wait_until_async(
+        lambda: _status(queue.job(waiting.id), "cancelled"), description="the waiting job is cancelled"
+    )
+    await wait_until_async(lambda: _status(queue.job(running.id), "failed"), description="its neighbour has run")
 
 
 async def _status(job: Job, expected: str) -> bool:

@@ -3,17 +3,19 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain, repeat
 from typing import Any
 
 import pytest
+import redis
 from pydantic import SecretStr
 
 from config.catalog import Catalog
 from config.settings import Http as HttpSettings
+from tests.support.redis_server import RedisServer
 from workers.http.session import Http
 from workers.limiter import Cost, Permit
 from workers.pipeline.offers import Offers
@@ -22,6 +24,7 @@ from workers.pipeline.retry import RetryPolicy
 from workers.prompt.job import Options, PromptJob
 from workers.providers.keyring import KeyRing
 from workers.simulator import RunningSimulator, SimulatorOptions, start
+from workers.telemetry.counts import counts
 
 KEY = "sk-canary-4f1d9e77c0"
 PROMPT = "the canary prompt 8c2a61"
@@ -40,6 +43,27 @@ class VirtualTime:
     async def sleep(self, delay_s: float) -> None:
         self.slept_s.append(delay_s)
         self.now_s += delay_s
+
+
+@pytest.fixture(autouse=True)
+def nothing_counted() -> None:
+    """What an earlier test has counted is no news of this one: the counts belong to the process."""
+    counts.take()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    server = RedisServer(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def client(server: RedisServer) -> Iterator[redis.Redis]:
+    """An empty Redis, with its replies as bytes."""
+    with redis.Redis(port=server.port) as client:
+        client.flushall()
+        yield client
 
 
 @pytest.fixture

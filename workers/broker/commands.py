@@ -139,6 +139,7 @@ class Commands:
                 self.key(redis_keys.FENCE),
                 self.key(redis_keys.CANCELLED),
                 self.key(redis_keys.SUSPECTED),
+                self.key(redis_keys.FORGOTTEN),
                 *chain.from_iterable(queue_keys),
             ),
             self._ask(
@@ -151,7 +152,7 @@ class Commands:
                 record_ttl_s=self._record_ttl_s,
             ),
             *chain.from_iterable(
-                (self.key(redis_keys.job(job)), int(has_record)) for job, has_record in load.started.values()
+                (self.key(redis_keys.job(job)), int(has_record), tag) for tag, (job, has_record) in load.started.items()
             ),
             *[lease.tag for lease in load.acks],
         )
@@ -192,6 +193,7 @@ class Commands:
                 self.key(redis_keys.REAPER),
                 self.key(redis_keys.CANCELLED),
                 self.key(redis_keys.SUSPECTED),
+                self.key(redis_keys.FORGOTTEN),
             ),
             self._ask(lease_ms=self._lease_ms, heartbeat_ms=int(heartbeat_s * 1000), seen_ms=seen_ms),
             *tags,

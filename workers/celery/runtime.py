@@ -69,7 +69,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
     """Build the pipeline and open its connections on the running loop; on leaving, close them.
 
     Raises what makes a start pointless: `config.SettingsError`, `config.catalog.InvalidCatalog`,
-    `config.api_keys.UnusableKey`, and ValueError for a CA file that can't be read. Redis may be away.
+    `config.api_keys.UnusableKey`, and ValueError for a CA file or a proxy that can't be used. Redis may be away.
     """
     settings = get_settings()
     catalog = load_catalog(settings.catalog)
@@ -87,6 +87,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             tenant_weights=settings.limit.tenant_weights,
             organisations=_organisations(catalog),
             named=catalog.models.keys(),
+            longest_alone_s=settings.retry.cap_s,
         ) as limits,
         Http(settings.http) as http,
         _offered(catalog, ring),

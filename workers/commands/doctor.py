@@ -19,7 +19,8 @@ from config.settings import SettingsError, get_settings
 
 from ..celery.flower import ADVICE, OPEN
 from ..checks import Finding, Level, check_file_limit, check_settings_redis
-from ..http.session import tls_context
+from ..http.session import check_proxies, tls_context
+from ..providers import CODECS
 from .common import JsonOption
 from .ladders import show_ladders
 
@@ -50,8 +51,8 @@ def doctor(
 ) -> None:
     """Check Redis, the file limit, Flower, the catalogue, and each provider's keys and models.
 
-    Asks each provider for its list of models (GET /models), which costs nothing. Exits 1 if something would keep jobs
-    from being done.
+    Asks each provider for its list of models, in the way of its kind, which costs nothing. Exits 1 if something would
+    keep jobs from being done.
     """
     if ladder is not None:
         show_ladders(ladder, as_json=as_json)
@@ -120,6 +121,10 @@ async def _examine_providers(catalog: Catalog) -> list[Finding]:
     timeout = aiohttp.ClientTimeout(total=PROBE_TIMEOUT_S)
     http = get_settings().http
     try:
+        check_proxies(http)
+    except ValueError as error:
+        return [Finding("refused", "proxy", str(error))]
+    try:
         tls = tls_context(http)
     except ValueError as error:
         return [Finding("refused", "certificates", str(error))]
@@ -160,11 +165,11 @@ class _Probe:
 
 async def _probe(provider: Provider, name: str, key: SecretStr | None, session: aiohttp.ClientSession) -> _Probe:
     subject = f"provider {provider.name}, {name}"
-    headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key is not None else {}
+    asked = CODECS[provider.kind].probe(provider, key)
     try:
-        async with session.get(f"{provider.base_url}/models", headers=headers, allow_redirects=False) as reply:
+        async with session.get(asked.url, headers=asked.headers, allow_redirects=False) as reply:
             body: Any = await reply.json(content_type=None) if reply.status == 200 else None
-            return _judge(subject, reply.status, body)
+            return _judge(subject, reply.status, body, names_models=asked.names_models)
     except (aiohttp.ClientError, TimeoutError, ValueError) as error:
         advice = "Check the base_url, DNS, proxy and certificates."
         return _Probe(
@@ -172,7 +177,7 @@ async def _probe(provider: Provider, name: str, key: SecretStr | None, session: 
         )
 
 
-def _judge(subject: str, status: int, body: Any) -> _Probe:
+def _judge(subject: str, status: int, body: Any, *, names_models: bool) -> _Probe:
     if status in {401, 403}:
         return _Probe(Finding("refused", subject, f"the provider refuses this key ({status}). Put a valid one there."))
     if status != 200:
@@ -180,7 +185,8 @@ def _judge(subject: str, status: int, body: Any) -> _Probe:
         return _Probe(Finding("warning", subject, text))
     rows = body.get("data") if isinstance(body, dict) else None
     names = frozenset(str(row["id"]) for row in rows or () if isinstance(row, dict) and "id" in row)
-    return _Probe(Finding("ok", subject, f"it answers, with {len(names)} models"), names)
+    finding = Finding("ok", subject, f"it answers, with {len(names)} models")
+    return _Probe(finding, names if names_models else frozenset())
 
 
 def _missing_models(catalog: Catalog, provider: Provider, probes: list[_Probe]) -> list[Finding]:

@@ -32,7 +32,8 @@ _CONNECT = _Meaning("connection", "can't connect to the provider", unreachable=T
 _BROKEN = _Meaning("connection", "the connection to the provider broke before the answer was complete")
 _TLS = _Meaning("connection", "TLS with the provider failed")
 _SLOW = _Meaning("timeout", "the provider did not answer within the model's time-out")
-_GARBLED = _Meaning("bad_response", "the provider's answer is not valid HTTP, or its headers are too large")
+# It would be the same the next time, and is paid for.
+_GARBLED = _Meaning("bad_response", "the provider's answer is not valid HTTP, or its headers are too large", False)
 _BAD_URL = _Meaning("connection", "the provider's base_url is not a usable http(s) URL; mend the catalogue", False)
 _PROXY = _Meaning("connection", "the HTTP proxy refused the connection to the provider")
 
@@ -53,8 +54,7 @@ _MEANINGS: dict[type[BaseException], _Meaning] = {
     client_exceptions.ClientSSLError: _TLS,
     client_exceptions.ClientConnectorSSLError: _TLS,
     client_exceptions.ClientConnectorCertificateError: _Meaning(
-        "connection",
-        "the provider's TLS certificate is not trusted; a private CA goes into PROMPTMILL_HTTP__CA_FILE",
+        "connection", "the provider's TLS certificate is not trusted"
     ),
     client_exceptions.UnixClientConnectorError: _CONNECT,
     client_exceptions.ServerConnectionError: _BROKEN,
@@ -111,10 +111,23 @@ def translate(error: BaseException, *, stage: Stage = "connecting") -> Failure:
     )
 
 
+_UNKNOWN_ISSUER = frozenset({18, 19, 20, 21})
+"""OpenSSL's codes for a certificate whose authority is not among ours."""
+
+
+def _certificate_detail(error: aiohttp.ClientConnectorCertificateError) -> str:
+    """OpenSSL's own words, and what helps against them."""
+    certificate = error.certificate_error
+    detail = f"{error.host}:{error.port}: {getattr(certificate, 'verify_message', '')}".rstrip(": ")
+    if getattr(certificate, "verify_code", None) in _UNKNOWN_ISSUER:
+        return f"{detail}; a private CA goes into PROMPTMILL_HTTP__CA_FILE"
+    return detail
+
+
 def _harmless_detail(error: BaseException) -> str:
     """What can hold neither key nor prompt: the peer's address and the system's own words."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
-        return f"{error.host}:{error.port}: {getattr(error.certificate_error, 'verify_message', '')}".rstrip(": ")
+        return _certificate_detail(error)
     if isinstance(error, aiohttp.ClientConnectorError):
         return f"{error.host}:{error.port}: {error.os_error.strerror or type(error.os_error).__name__}"
     if isinstance(error, OSError) and error.strerror:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import aiohttp
 from yarl import URL
 
+from .encoding import Decoder, decoder_of
 from .timeouts import Timeouts
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ async def _note_reuse(_session: aiohttp.ClientSession, context: Any, _: aiohttp.
 class Response:
     """An answer whose head has been read. When all of it has come, the connection goes back to the pool."""
 
-    __slots__ = ("_content", "_read_s", "_silences", "close", "headers", "status")
+    __slots__ = ("_content", "_decoder", "_read_s", "_silences", "close", "headers", "status")
 
     def __init__(
         self,
@@ -99,12 +100,28 @@ class Response:
         self._content = content
         self._silences = silences
         self._read_s = read_s
+        self._decoder: Decoder | None = None
+
+    def decode(self) -> None:
+        """Unpack the body while it is read. Raises `Undecodable` for an encoding that nobody asked for."""
+        self._decoder = decoder_of(self.headers.get("Content-Encoding"))
 
     async def read_some(self) -> bytes:
         """What has come of the body since the last time; waits for more if nothing has. Empty at its end.
 
-        Raises `SocketTimeoutError` when nothing comes for `read_s` seconds.
+        Raises `SocketTimeoutError` when nothing comes for `read_s` seconds, and `Undecodable`.
         """
+        if self._decoder is None:
+            return await self._read_raw()
+        while not (piece := self._decoder.take()):
+            if self._content.at_eof():
+                if self._decoder.is_whole:
+                    break
+                raise aiohttp.ClientPayloadError("the encoded body was cut off")
+            self._decoder.feed(await self._read_raw())
+        return piece
+
+    async def _read_raw(self) -> bytes:
         if chunk := self._content.read_nowait():
             return chunk
         with self._silences.after(self._read_s):
@@ -112,7 +129,7 @@ class Response:
 
     def at_eof(self) -> bool:
         """Whether the whole body has been read."""
-        return self._content.at_eof()
+        return self._content.at_eof() and (self._decoder is None or self._decoder.is_whole)
 
 
 class Exchanges:
@@ -176,7 +193,10 @@ class Exchanges:
             if protocol.transport is None or protocol.transport.is_closing():
                 raise aiohttp.ClientConnectionResetError("the connection is closing")
             protocol.set_response_params(
-                read_until_eof=True, max_line_size=self._max_header_bytes, max_field_size=self._max_header_bytes
+                read_until_eof=True,
+                auto_decompress=False,
+                max_line_size=self._max_header_bytes,
+                max_field_size=self._max_header_bytes,
             )
             protocol.transport.write(destination.message(request.headers, request.body))
             request.stage = "sent"

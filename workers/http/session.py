@@ -22,6 +22,7 @@ import aiohttp
 
 from ..prompt.failure import Failure
 from ..providers import ProviderRequest, RawResponse
+from .encoding import ACCEPTED, Undecodable
 from .errors import FOREIGN, translate
 from .exchange import Exchanges, Response, reuse_traces, watched_socket
 from .timeouts import Timeouts
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from config.catalog import Profile, Timeout
     from config.settings import Http as HttpSettings
 
-__all__ = ["Http", "tls_context"]
+__all__ = ["Http", "check_proxies", "tls_context"]
 
 ERROR_BODY_BYTES = 64 * 1024
 """So much of an error's body is read. Its status is what counts, however much follows."""
@@ -70,6 +71,7 @@ class Http:
         self._lanes: dict[Profile, _Lane] = {}
 
     async def __aenter__(self) -> Self:
+        check_proxies(self._settings)
         self._timeouts = Timeouts()
         self._unstored = Unstored(self._settings.max_unstored_bytes)
         limit, tls = self._settings.limit, tls_context(self._settings)
@@ -119,6 +121,8 @@ class Http:
             if response.at_eof() or response.status >= 300:
                 return RawResponse(response.status, response.headers, body)
             return await self._large(response, body, limit.expires_at - asyncio.get_running_loop().time(), most)
+        except Undecodable as unasked:
+            failure = _undecodable(unasked)
         except FOREIGN as error:
             failure = translate(error, stage=request.stage)
         try:
@@ -132,6 +136,7 @@ class Http:
         """All of a small answer, or what there is of an error's body; of a large answer the first part."""
         if response.status >= 300:
             return await _error_body(response)
+        response.decode()
         body = await _read(response, min(UNCOUNTED_BYTES, most))
         _check_size(response, body, most)
         return body
@@ -170,7 +175,8 @@ class Http:
             cookie_jar=aiohttp.DummyCookieJar(),
             max_line_size=self._settings.max_header_bytes,
             max_field_size=self._settings.max_header_bytes,
-            headers={"User-Agent": "promptmill"},
+            headers={"User-Agent": "promptmill", "Accept-Encoding": ACCEPTED},
+            auto_decompress=False,
             trace_configs=reuse_traces(),
         )
         exchanges = Exchanges(session, max_header_bytes=self._settings.max_header_bytes)
@@ -209,6 +215,16 @@ async def _rest(response: Response, beginning: bytes, share: Share, left_s: floa
     return b"".join(chunks)
 
 
+def _undecodable(body: Undecodable) -> Failure:
+    """The next answer would be encoded in the same way."""
+    return Failure(
+        "bad_response",
+        f"the provider's answer is encoded as {body.encoding}, or is not what its Content-Encoding says; we ask for "
+        f"{ACCEPTED}: see to the provider, or to a proxy before it",
+        suspected_payment=True,
+    )
+
+
 def _check_size(response: Response, body: bytes, most: int) -> None:
     if len(body) > most:
         raise Failure(
@@ -229,7 +245,8 @@ def _stated_length(response: Response) -> int | None:
 async def _error_body(response: Response) -> bytes:
     """What there is of an error's body. That it is cut, late or broken must not hide the status."""
     body = b""
-    with suppress(*FOREIGN):
+    with suppress(*FOREIGN, Undecodable):
+        response.decode()
         async with asyncio.timeout(ERROR_BODY_S):
             body = await _read(response, ERROR_BODY_BYTES)
     if not response.at_eof():
@@ -250,6 +267,21 @@ def _environment_proxy(scheme: str, host: str) -> str | None:
     aiohttp's own `trust_env` asks the environment and .netrc in a thread for each request.
     """
     return None if proxy_bypass(host) else getproxies().get(scheme)
+
+
+def check_proxies(settings: HttpSettings) -> None:
+    """Raises ValueError for a proxy of the environment that we can't speak to. Its address may hold a password."""
+    if settings.proxy is not None or not settings.trust_env:
+        return
+    proxies = getproxies()
+    for scheme in ("http", "https"):
+        spoken = urlsplit(proxies.get(scheme, "http:")).scheme.lower()
+        if spoken not in {"http", "https"}:
+            kind = "a SOCKS proxy" if spoken.startswith("socks") else "no http:// or https:// address"
+            raise ValueError(
+                f"{scheme.upper()}_PROXY names {kind}, which providers can't be called through. Name an HTTP proxy in "
+                "PROMPTMILL_HTTP__PROXY, put one before the SOCKS proxy, or switch PROMPTMILL_HTTP__TRUST_ENV off."
+            )
 
 
 def tls_context(settings: HttpSettings) -> ssl.SSLContext | bool:

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Literal, Protocol
 
+from ..providers.size import NO_MEDIA, Media
+
 __all__ = ["MOST_CALL_TOKENS", "MOST_CHARS_PER_TOKEN", "UNKNOWN", "Cost", "DimensionName", "TokenUsage"]
 
 MOST_CHARS_PER_TOKEN = 12.0
@@ -30,9 +32,9 @@ class TokenUsage(Protocol):
 class Cost:
     """One request's reservation.
 
-    `input_chars` is what `input_tokens` was estimated from: the estimate learns by it. `answers` is for how many
-    answers `output_tokens` was estimated; 0: it is no estimate. `most_output_tokens` is what the request permits them
-    all together; 0 where it does not say.
+    `input_chars` and `media` are what `input_tokens` was estimated from: the estimate learns by them. `answers` is for
+    how many answers `output_tokens` was estimated; 0: it is no estimate. `most_output_tokens` is what the request
+    permits them all together; 0 where it does not say.
     """
 
     input_tokens: int = 0
@@ -40,6 +42,7 @@ class Cost:
     input_chars: int = 0
     answers: int = 0
     most_output_tokens: int = 0
+    media: Media = NO_MEDIA
 
     def of(self, dimension: DimensionName) -> int:
         """How much of this dimension's limit the request takes."""
@@ -56,7 +59,7 @@ class Cost:
     def least(self, dimension: DimensionName) -> int:
         """The least that the request can take of this dimension's limit, where the rest of `of` is an estimate."""
         input_tokens, output_tokens = self.input_tokens, 0 if self.answers else self.output_tokens
-        if self.input_chars:
+        if self.input_chars or self.media is not NO_MEDIA:
             input_tokens = min(input_tokens, ceil(self.input_chars / MOST_CHARS_PER_TOKEN))
         return Cost(input_tokens, output_tokens).of(dimension)
 

@@ -7,6 +7,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..providers.size import NO_MEDIA, Media
 from .cost import MOST_CHARS_PER_TOKEN, Cost
 
 if TYPE_CHECKING:
@@ -21,6 +22,13 @@ CHARS_PER_TOKEN = 4.0
 
 _LEAST_CHARS_PER_TOKEN = 0.25
 _LEARNING = 0.05
+
+_FIRST_MEDIA_TOKENS = (1_000.0, 500.0, 5_000.0)
+"""Of a picture, a sound and a file, until the model has counted one. Models differ by more than ten times."""
+
+_MEDIA_LEARNING = 0.4
+_LEAST_MEDIA_TOKENS = 10.0
+_MOST_MEDIA_TOKENS = 1_000_000.0
 
 _WINDOW = 256
 _QUANTILE = 0.9
@@ -60,25 +68,33 @@ def _most_output(cost: Cost, longest: int) -> int:
 
 
 class Estimator:
-    """One model's tokens per character and the lengths of its answers, as a moving 90th percentile, and as a mean."""
+    """One model's tokens per character, picture, sound and file, and the lengths of its answers, as a moving 90th
+    percentile, and as a mean."""
 
     def __init__(self) -> None:
         self._chars_per_token = CHARS_PER_TOKEN
+        self._tokens_each = list(_FIRST_MEDIA_TOKENS)
         self._recent: deque[int] = deque()
         self._sorted: list[int] = []
         self._sum = 0
         self._overheard = 0
 
-    def cost(self, *, input_chars: int, max_tokens: int | None = None, answers: int = 1) -> Cost:
-        """The reservation for a prompt of so many characters. `max_tokens` bounds each of the `answers` (`n`)."""
+    def cost(
+        self, *, input_chars: int, media: Media = NO_MEDIA, max_tokens: int | None = None, answers: int = 1
+    ) -> Cost:
+        """The reservation for a prompt of so many characters, and of pictures, sounds and files.
+
+        `max_tokens` bounds each of the `answers` (`n`).
+        """
         output, most = self._output_tokens(), 0
         if max_tokens is not None:
             output, most = min(output, max_tokens), max_tokens * answers
-        return Cost(int(input_chars / self._chars_per_token) + 1, max(0, output * answers), input_chars, answers, most)
+        input_tokens = self._input_tokens(input_chars, media)
+        return Cost(input_tokens, max(0, output * answers), input_chars, answers, most, media)
 
-    def embedding_cost(self, *, input_chars: int) -> Cost:
+    def embedding_cost(self, *, input_chars: int, media: Media = NO_MEDIA) -> Cost:
         """Embeddings have no output."""
-        return Cost(int(input_chars / self._chars_per_token) + 1, 0, input_chars)
+        return Cost(self._input_tokens(input_chars, media), 0, input_chars, media=media)
 
     def renewed(self, cost: Cost) -> Cost:
         """The reservation of a request that has waited since nothing was known, now that something is.
@@ -112,12 +128,32 @@ class Estimator:
 
     def learn(self, cost: Cost, usage: TokenUsage) -> None:
         """What the request really took."""
-        if cost.input_chars > 0 and usage.input_tokens > 0:
+        if cost.media is not NO_MEDIA and any(cost.media):
+            self._learn_media(cost, usage.input_tokens)
+        elif cost.input_chars > 0 and usage.input_tokens > 0:
             seen = cost.input_chars / usage.input_tokens
             seen = min(max(seen, _LEAST_CHARS_PER_TOKEN), MOST_CHARS_PER_TOKEN)
             self._chars_per_token += _LEARNING * (seen - self._chars_per_token)
         if usage.output_tokens > 0:
             self._remember(-(-usage.output_tokens // max(1, cost.answers)))
+
+    def _input_tokens(self, chars: int, media: Media) -> int:
+        tokens = int(chars / self._chars_per_token) + 1
+        return tokens if media is NO_MEDIA else tokens + int(self._media_tokens(media))
+
+    def _media_tokens(self, media: Media) -> float:
+        return sum(count * tokens for count, tokens in zip(media, self._tokens_each, strict=True))
+
+    def _learn_media(self, cost: Cost, input_tokens: int) -> None:
+        """Each kind in the prompt is as far from its estimate as all of them together."""
+        if input_tokens <= 0:
+            return
+        text_tokens = cost.input_chars / self._chars_per_token
+        share = max(input_tokens - text_tokens, 1.0) / self._media_tokens(cost.media)
+        for kind, count in enumerate(cost.media):
+            if count:
+                seen = min(max(share * self._tokens_each[kind], _LEAST_MEDIA_TOKENS), _MOST_MEDIA_TOKENS)
+                self._tokens_each[kind] += _MEDIA_LEARNING * (seen - self._tokens_each[kind])
 
     def overhear(self, usage: TokenUsage) -> None:
         """What a request took that had no estimate: should a limit be learned later, the lengths of answers are known.

@@ -17,7 +17,7 @@ from .degraded import WhenAway
 from .dispatch import Dispatcher
 from .forecast import Forecast
 from .free_flow import FreeFlow
-from .headers import rate_headers, wait_s
+from .headers import HeaderReader, rate_headers, wait_s
 from .leases import LEASE_S, Leases
 from .outage import Outage
 from .pauses import Pauses
@@ -46,11 +46,15 @@ _DEFAULT_PAUSE_S = 1.0
 
 @dataclass(frozen=True, slots=True)
 class LimiterOptions:
-    """What all limiters of a process share. `process` is unique to the process's run."""
+    """What all limiters of a process share. `process` is unique to the process's run.
+
+    A single answer pauses a key for `longest_alone_s` at most, whatever it asks for; a second one may confirm it.
+    """
 
     process: str
     when_away: WhenAway = "degraded"
     degraded_for_s: float = 60.0
+    longest_alone_s: float = 60.0
 
 
 class Limiter:
@@ -74,6 +78,9 @@ class Limiter:
         """
         self.settlements = Settlements()
         self._estimator = estimator
+        self._now = now
+        self._headers = HeaderReader()
+        self._longest_alone_s = options.longest_alone_s
         self._loop = loop = asyncio.get_running_loop()
         self._opened_at = loop.time()
         self._queue = queue = WaitQueue() if queue is None else queue
@@ -210,16 +217,23 @@ class Limiter:
     def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> None:
         """See `Permit.rate_limited`."""
         if asked_s is None:
-            asked_s = wait_s(headers)
-        until = self._loop.time() + (_DEFAULT_PAUSE_S if asked_s is None else asked_s)
+            asked_s = wait_s(headers, self._now())
+        alone_s = self._longest_alone_s
+        until = self._loop.time() + (_DEFAULT_PAUSE_S if asked_s is None else min(asked_s, alone_s))
         if not self._pauses.covers(permit.epoch, until):
-            went_free = self.settlements.went_free
-            self._leases.report_pause(PauseReport(epoch=permit.epoch, asked_s=asked_s, went_free=went_free), until)
+            report = PauseReport(
+                epoch=permit.epoch, asked_s=asked_s, alone_s=alone_s, went_free=self.settlements.went_free
+            )
+            self._leases.report_pause(report, until)
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """See `Permit.observe`."""
-        if found := rate_headers(headers):
+        if found := self._headers.read(headers, self._now()):
             self._leases.note_headers(found)
+
+    def has_limits(self, headers: Mapping[str, str]) -> bool:
+        """Whether the headers tell a limit."""
+        return bool(rate_headers(headers, self._now()))
 
     def _permit(self, cost: Cost, instant: float | None) -> Permit:
         self.settlements.in_flight += 1

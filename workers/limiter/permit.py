@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .headers import rate_headers
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from typing import Self
@@ -80,5 +78,5 @@ class Permit:
         """Learn from the rate headers of any answer. Cheap; header names are looked up in lower case."""
         if self.owner is None:
             self._limiter.observe(headers)
-        elif rate_headers(headers):
+        elif self._limiter.has_limits(headers):
             self.owner().observe(headers)

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 
 from tasks.redis.cancellation import stop
 
+from ..providers.size import NO_MEDIA, Media
 from .channel import PauseChannel
 from .cost import UNKNOWN, Cost
 from .errors import Moved
@@ -104,17 +105,18 @@ class LimiterRegistry:
         tenant_weights: Mapping[str, float] | None = None,
         organisations: Mapping[str, Limits] | None = None,
         named: Collection[str] | None = None,
+        longest_alone_s: float = 60.0,
     ) -> None:
         """`now` gives epoch seconds by the clock of the jobs' deadlines. `redis` must return bytes.
 
         `organisations`: by provider, limits that all its keys together have for each of its models that states none.
-        `named`: the names of the catalogue's models; None: all are named.
+        `named`: the names of the catalogue's models; None: all are named. `longest_alone_s`: see `LimiterOptions`.
         """
         process = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._redis = redis
         self._now = now
         self._key_prefix = key_prefix
-        self._options = LimiterOptions(process, when_away, degraded_for_s)
+        self._options = LimiterOptions(process, when_away, degraded_for_s, longest_alone_s)
         self._weights = dict(tenant_weights or {})
         self._organisations = dict(organisations or {})
         self._named = named
@@ -211,13 +213,21 @@ class LimiterRegistry:
             return permit
 
     def estimate(
-        self, model: Model, *, input_chars: int, max_tokens: int | None = None, answers: int = 1, embeds: bool = False
+        self,
+        model: Model,
+        *,
+        input_chars: int,
+        media: Media = NO_MEDIA,
+        max_tokens: int | None = None,
+        answers: int = 1,
+        embeds: bool = False,
     ) -> Cost:
-        """The reservation for a request: its input by its length, its output by what the model has answered so far."""
+        """The reservation for a request: its input by its length and by what is no text in it, its output by what the
+        model has answered so far."""
         estimator = self._estimator(model)
         if embeds:
-            return estimator.embedding_cost(input_chars=input_chars)
-        cost = estimator.cost(input_chars=input_chars, max_tokens=max_tokens, answers=answers)
+            return estimator.embedding_cost(input_chars=input_chars, media=media)
+        cost = estimator.cost(input_chars=input_chars, media=media, max_tokens=max_tokens, answers=answers)
         for terms in self._plans(model):
             cost = terms.within(cost)
         return cost

@@ -105,10 +105,14 @@ class Grant:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PauseReport:
-    """A 429. `epoch` is that of the refused request's slot; `asked_s` is None where the provider named no time."""
+    """A 429. `epoch` is that of the refused request's slot; `asked_s` is None where the provider named no time.
+
+    `alone_s` is how long this answer alone may pause everybody.
+    """
 
     epoch: int
     asked_s: float | None
+    alone_s: float = 60.0
     went_free: int = 0
 
 
@@ -168,6 +172,7 @@ class RedisSchedule:
             "name": str(self._name),
             "epoch": report.epoch,
             "asked_s": -1 if report.asked_s is None else report.asked_s,
+            "alone_s": report.alone_s,
             "dimensions": self._dimensions,
             "knows_requests": self._knows_requests,
             "went_free": report.went_free,

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 from redis.exceptions import RedisError
 
-from config.catalog import ANY_MODEL
 from tasks.wire import redis_keys
+from tasks.wire.request import offered_as
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -77,7 +77,8 @@ class Offers:
             return self._withdrawn.get(provider, (0.0, 0.0))[0] > self._now()
 
     def now(self) -> frozenset[str]:
-        """The aliases that this worker can call; `*` is any that the catalogue does not name."""
+        """The aliases that this worker can call; `*` is any that the catalogue does not name, `PROVIDER/*` any of a
+        provider's."""
         with self._lock:
             now = self._now()
             return frozenset[str]().union(
@@ -127,7 +128,7 @@ class OtherWorkers:
     async def _ask(self, alias: str, queue: str) -> bool:
         mine = self._mine.now()
         # What this worker announces itself proves nothing about others.
-        asked = [name for name in (alias, ANY_MODEL) if name not in mine]
+        asked = [name for name in offered_as(alias) if name not in mine]
         if not asked:
             return False
         key, is_away = self._key_prefix + redis_keys.offers(queue), False

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tasks.results import JobError, PromptResult, Usage
 from tasks.wire.vocabulary import Status
 
 if TYPE_CHECKING:
-    from config.catalog import Model
+    from collections.abc import Sequence
+
+    from config.catalog import Model, Price
 
     from ..prompt.failure import Failure
     from ..providers import Answer
@@ -26,7 +29,7 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
         model=trip.job.model,
         answered_by=trip.route.answered_by,
         usage=answer.usage or Usage(),
-        cost_usd=_cost_usd(trip.route.model, answer.usage),
+        cost_usd=_cost_usd(trip.route.model, [answer.usage, *_counted(trip)]),
         attempts=trip.attempts,
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
@@ -37,12 +40,14 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
 
 
 def unanswered(trip: Trip, failure: Failure, now: float) -> PromptResult:
-    history = tuple(trip.failed)
+    history, counted = tuple(trip.failed), _counted(trip)
     status: Status = "expired" if failure.code == "expired" else "failed"
     return PromptResult(
         id=trip.job.id,
         status=status,
         model=trip.job.model or None,
+        usage=_sum(counted),
+        cost_usd=_cost_usd(trip.route.model, counted) if counted else None,
         attempts=trip.attempts,
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
@@ -60,13 +65,39 @@ def unanswered(trip: Trip, failure: Failure, now: float) -> PromptResult:
     )
 
 
-def _cost_usd(model: Model, usage: Usage | None) -> float | None:
-    if model.price is None or usage is None:
-        return None
-    cost = model.price.cost(
-        input_tokens=usage.input_tokens, output_tokens=usage.output_tokens, cached_tokens=usage.cached_tokens
+def _counted(trip: Trip) -> list[Usage]:
+    """What the provider counted for calls that brought no answer: it is paid for."""
+    return [attempt.usage for attempt in trip.failed if attempt.usage is not None]
+
+
+def _sum(counted: Sequence[Usage]) -> Usage:
+    return Usage(
+        input_tokens=sum(each.input_tokens for each in counted),
+        output_tokens=sum(each.output_tokens for each in counted),
+        cached_tokens=sum(each.cached_tokens for each in counted),
+        cache_write_tokens=sum(each.cache_write_tokens for each in counted),
     )
-    return None if cost is None else float(cost)
+
+
+def _cost_usd(model: Model, calls: Sequence[Usage | None]) -> float | None:
+    """What these calls cost together; None where that of one is not known."""
+    if model.price is None:
+        return None
+    total = Decimal(0)
+    for usage in calls:
+        if usage is None or (cost := _call_cost(model.price, usage)) is None:
+            return None
+        total += cost
+    return float(total)
+
+
+def _call_cost(price: Price, usage: Usage) -> Decimal | None:
+    return price.cost(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cached_tokens,
+        cache_write_tokens=usage.cache_write_tokens,
+    )
 
 
 def _queued_s(trip: Trip) -> float | None:

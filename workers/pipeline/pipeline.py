@@ -120,7 +120,7 @@ class Pipeline:
             Deadline(),
             Reach(self.outages, now=now, sleep=sleep, patience_s=patience_s, park_after_s=park_after_s),
             Retries(retry, now=now, sleep=sleep, rng=rng),
-            Admission(limits, keys_of=keys.of, park_after_s=park_after_s, longest_pause_s=retry.cap_s),
+            Admission(limits, keys_of=keys.of, park_after_s=park_after_s),
         )
         self._call = Call(http, now=now, compresses=compresses, time_limit=time_limit)
         self.ladder = lru_cache(maxsize=LADDERS_KEPT)(self._build)
@@ -204,6 +204,7 @@ class Pipeline:
             await self._elsewhere.leave(trip)
             raise
         trip.route = ladder.route
+        ladder.route.codec.check(trip.job)
         return await ladder.down(trip)
 
 

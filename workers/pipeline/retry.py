@@ -86,9 +86,9 @@ class RetryPolicy:
         """How many attempts a job has that asks for so many."""
         return self.max_attempts if asked is None else min(asked, max(self.attempts_cap, self.max_attempts))
 
-    def bounded(self, asked_s: float | None) -> float | None:
-        """What the provider asked us to wait, as long as we are willing to; None where it asked for nothing."""
-        return None if asked_s is None else min(self.cap_s, asked_s)
+    def is_postponed(self, failure: Failure) -> bool:
+        """Whether the provider asks for more than our longest pause: that is no attempt of the job's."""
+        return failure.code == "rate_limited" and (failure.retry_after_s or 0.0) > self.cap_s
 
     def _wait_s(self, asked_s: float, *, attempt: int, rng: Random) -> float:
         ceiling_s = min(self.cap_s, self.base_s * 2.0 ** min(attempt - 1, _MAX_DOUBLINGS))

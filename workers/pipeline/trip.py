@@ -66,6 +66,8 @@ class Trip:
     """Calls, those of earlier trips of a job that was parked among them."""
     attempts_before: int = 0
     """Those of earlier trips."""
+    postponed: int = 0
+    """Calls to which the provider said to come back after more than our longest pause: no attempts of the job's."""
     failed: list[Attempt] = field(default_factory=list)
     may_be_paid: bool = False
     """A call that brought no answer may have been paid for."""
@@ -93,6 +95,7 @@ class Trip:
             return None
         known = {
             "attempts": self.attempts,
+            "postponed": self.postponed,
             "may_be_paid": self.may_be_paid,
             "paid_twice": self.paid_twice,
             "failed": [asdict(attempt) for attempt in self.failed[-MOST_REMEMBERED:]],
@@ -103,10 +106,11 @@ class Trip:
         """Continue where the job was parked. A memory that can't be read leaves the suspicion of a payment."""
         try:
             known = orjson.loads(memory)
-            self.failed = [Attempt(**attempt) for attempt in known["failed"]]
+            self.failed = [Attempt.from_dict(attempt) for attempt in known["failed"]]
             self.attempts = self.attempts_before = int(known["attempts"])
+            self.postponed = int(known.get("postponed", 0))
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             self.may_be_paid = True
 
     @property

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from tasks.errors import ErrorCode
+    from tasks.results import Usage
 
 __all__ = ["Failure", "Incapable"]
 
@@ -22,6 +23,8 @@ class Failure(Exception):
     `retryable` says whether the same request may succeed later; `retry_after_s` is what the provider asked us
     to wait, in seconds; `provider_body` is its own text, already cut. `suspected_payment`: the request had been sent
     whole when the call ended without an answer. `unreachable`: no connection to the provider came to stand.
+    `is_refusal`: the provider refused the request before a model saw it. `usage` is what the provider counted for a
+    call that brought no answer.
     """
 
     def __init__(
@@ -36,6 +39,7 @@ class Failure(Exception):
         request_id: str | None = None,
         suspected_payment: bool = False,
         unreachable: bool = False,
+        usage: Usage | None = None,
     ) -> None:
         super().__init__(message)
         self.code: ErrorCode = code
@@ -47,11 +51,8 @@ class Failure(Exception):
         self.request_id = request_id
         self.suspected_payment = suspected_payment
         self.unreachable = unreachable
-
-    @property
-    def is_refusal(self) -> bool:
-        """Whether the provider refused the request before a model saw it. 408 may say that the model was too slow."""
-        return self.http_status is not None and 400 <= self.http_status < 500 and self.http_status != 408
+        self.usage = usage
+        self.is_refusal = False
 
     def advise(self, advice: str) -> None:
         """Say what to do about it, after what is wrong."""

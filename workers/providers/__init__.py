@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from .codec import Answer, AnswerSize, Codec, ProviderRequest, RawResponse, Stage
+from .anthropic import AnthropicCodec
+from .azure import AzureCodec
+from .codec import Answer, AnswerSize, Codec, Probe, ProviderRequest, RawResponse, Stage
 from .openai import OpenAICodec
 
-__all__ = ["CODECS", "Answer", "AnswerSize", "Codec", "ProviderRequest", "RawResponse", "Stage"]
+__all__ = ["CODECS", "Answer", "AnswerSize", "Codec", "Probe", "ProviderRequest", "RawResponse", "Stage"]
 
-CODECS: dict[str, Codec] = {"openai": OpenAICodec()}
+CODECS: dict[str, Codec] = {"openai": OpenAICodec(), "azure": AzureCodec(), "anthropic": AnthropicCodec()}
 """By `Provider.kind`."""

@@ -2,7 +2,7 @@
 
 A provider or gateway that says 200 may still send an error, nothing, HTML or half an object. Whatever it sends,
 these functions return an `Answer` or raise `Failure`: `bad_response`, retryable unless the same request can only
-bring the same again.
+bring the same again, or what the error within it means.
 """
 
 from __future__ import annotations
@@ -10,93 +10,178 @@ from __future__ import annotations
 import array
 import base64
 import math
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
-
-from tasks.results import Usage
 
 from ..prompt.failure import Failure
 from ..prompt.job import MAX_DEPTH
 from .codec import Answer
+from .refusals import refusal_within
+from .usage import read_usage
 
 if TYPE_CHECKING:
     from ..prompt.job import PromptJob
+    from .codec import RawResponse
 
 __all__ = ["count_inputs", "read_chat", "read_embeddings", "read_object"]
 
 _NUMBERS = {int, float}
+_BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_COMMENTS = re.compile(rb"\A(?:\s{0,64}:[^\n]*\n)+")
+_ESCAPE = re.compile(
+    rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
+    re.DOTALL,
+)
+"""A pair of surrogates, a lone one, or any other escape."""
+
+_USUAL = frozenset({"stop", "length", "tool_calls"})
+"""With these, or none, a text is an answer, if only the beginning of one."""
+
+_REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
+_OTHER_CONTENT = ("tool_calls", "function_call", "refusal", "audio", "images")
+_OTHER_PARTS = ("image_url", "image", "inline_data", "input_audio", "audio", "file")
+
+_FILTERED = re.compile(r"content_?filter.*|safety|recitation|prohibited_content|blocklist|spii|sensitive|refusal")
+_SPENT = frozenset({"length", "max_tokens", "model_length", "max_output_tokens", "model_context_window_exceeded"})
+_BROKEN = frozenset({"error", "network_error", "abort", "insufficient_system_resource"})
+"""Whatever text stands beside them is a piece of an answer."""
+
+_ERROR_MARKS = ("message", "msg", "detail", "errors", "error_code", "error_msg", "base_resp")
 
 
-def read_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a response's body. Anything else is a `bad_response`."""
+def read_object(raw: RawResponse, *, now: float) -> dict[str, Any]:
+    """The JSON object in a response's body. An error in it is that error; anything else is a `bad_response`."""
+    body = raw.body
     try:
         # orjson is strict (no NaN, no broken UTF-8) and stops at 1,024 levels by itself.
         parsed = orjson.loads(body)
     except ValueError:
-        raise _bad(_not_json(body)) from None
+        parsed = _loads_odd(body)
     if not isinstance(parsed, dict):
+        if isinstance(parsed, list) and parsed and isinstance(parsed[0], dict) and parsed[0].get("error"):
+            raise refusal_within(parsed, raw, now=now)
         raise _bad(f"the answer is a JSON {_json_type(parsed)}, not an object")
-    if parsed.get("error"):
-        raise _bad("the provider said 200 and sent an error in the body")
+    if parsed.get("error") or (not parsed.get("choices") and not parsed.get("data") and _is_error(parsed)):
+        raise refusal_within(parsed, raw, now=now)
     # Fewer brackets than levels can't nest too deep; counting them is far cheaper than walking.
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _depth_exceeds(parsed, MAX_DEPTH):
         raise _bad(f"the answer nests deeper than {MAX_DEPTH} levels")
     return parsed
 
 
-def read_chat(body: dict[str, Any]) -> Answer:
-    """The answer in a chat completion: text, a tool call, a refusal or audio in its first choice."""
-    choice = _first_choice(body)
-    message = choice.get("message")
-    if not isinstance(message, dict):
-        raise _bad("the answer's first choice has no message")
-    text = _text(message.get("content"))
-    if not text and not _has_other_content(message):
-        raise _no_content(choice.get("finish_reason"))
-    return Answer(text or None, body, read_usage(body))
+def read_chat(body: dict[str, Any], raw: RawResponse, *, now: float) -> Answer:
+    """The answer in a chat completion: text, a tool call, a refusal, a picture or a sound in one of its choices."""
+    choices = body.get("choices")
+    if type(choices) is not list or not choices or type(first := choices[0]) is not dict:
+        raise _bad("the answer has no choices")
+    message = first.get("message")
+    if type(message) is dict and type(text := message.get("content")) is str and text and _ends_well(first):
+        return Answer(text, body, read_usage(body))
+    return _odd_chat(choices, body, raw, now=now)
+
+
+def _ends_well(choice: dict[str, Any]) -> bool:
+    reason = choice.get("finish_reason")
+    return reason is None or (type(reason) is str and reason in _USUAL)
+
+
+def _odd_chat(choices: list[Any], body: dict[str, Any], raw: RawResponse, *, now: float) -> Answer:
+    """The same where the first choice is no plain text that ended as usual."""
+    usage = read_usage(body)
+    found = [_Choice.of(choice) for choice in choices if isinstance(choice, dict)]
+    if any(each.is_answer for each in found):
+        return Answer(next((each.text for each in found if each.is_answer and each.text), None), body, usage)
+    broken = next((choice for choice, each in zip(choices, found, strict=False) if each.is_broken), None)
+    failure = found[0].failure() if broken is None else _broken(broken, raw, now=now)
+    failure.usage = usage
+    raise failure
+
+
+class _Choice(NamedTuple):
+    text: str
+    has_other: bool
+    has_message: bool
+    has_reasoning: bool
+    reason: str
+
+    @classmethod
+    def of(cls, choice: dict[str, Any]) -> Self:
+        message = choice.get("message")
+        message = message if isinstance(message, dict) else {}
+        content = message.get("content")
+        return cls(
+            text=_text(content),
+            has_other=any(message.get(name) for name in _OTHER_CONTENT) or _has_other_part(content),
+            has_message=bool(message),
+            has_reasoning=any(message.get(name) for name in _REASONING),
+            reason=str(choice.get("finish_reason") or "").lower(),
+        )
+
+    @property
+    def is_broken(self) -> bool:
+        return self.reason in _BROKEN
+
+    @property
+    def is_answer(self) -> bool:
+        return bool(self.text or self.has_other) and not self.is_broken
+
+    def failure(self) -> Failure:
+        """Why it is no answer."""
+        if _FILTERED.fullmatch(self.reason):
+            return Failure("content_filter", "the provider's content filter withheld the answer")
+        if self.reason in _SPENT:
+            # Reasoning models do this; sending it again costs the same and brings the same.
+            return Failure(
+                "bad_response", "the model spent all its output tokens before it wrote any text; raise max_tokens"
+            )
+        if self.has_reasoning:
+            return Failure(
+                "bad_response",
+                "the model wrote its reasoning and no answer; if the answer stands in the reasoning, switch off the "
+                "server's reasoning parser or the model's thinking",
+            )
+        return _bad("the answer has no content" if self.has_message else "the answer's first choice has no message")
+
+
+def _broken(choice: dict[str, Any], raw: RawResponse, *, now: float) -> Failure:
+    if isinstance(choice.get("error"), dict):
+        return refusal_within(choice, raw, now=now)
+    return Failure("server_error", "the provider broke the answer off with an error", retryable=True)
 
 
 def read_embeddings(body: dict[str, Any], job: PromptJob) -> Answer:
     """The answer in an embeddings response: one vector of finite numbers for each input, all of one length."""
-    rows = body.get("data")
-    count = count_inputs(job.body["input"])
+    usage = read_usage(body, has_output=False)
+    try:
+        _check_embeddings(body.get("data"), count_inputs(job.body["input"]))
+    except Failure as failure:
+        failure.usage = usage
+        raise
+    return Answer(None, body, usage)
+
+
+def _check_embeddings(rows: Any, count: int) -> None:
     if not isinstance(rows, list) or len(rows) != count:
         found = len(rows) if isinstance(rows, list) else "no"
         raise _bad(f"the answer holds {found} embeddings for {count} inputs")
-    if sorted(map(_index, rows)) != list(range(count)):
+    if sorted(map(_index, rows, range(count))) != list(range(count)):
         raise _bad("the embeddings' indexes do not match the inputs")
     if len({_dimensions(row.get("embedding")) for row in rows}) != 1:
         raise _bad("the embeddings differ in length")
-    return Answer(None, body, read_usage(body))
 
 
-def read_usage(body: dict[str, Any]) -> Usage | None:
-    """What the provider counted; None if it counted nothing."""
-    usage = body.get("usage")
-    if not isinstance(usage, dict) or not _tokens(usage, "prompt_tokens"):
-        return None
-    details = usage.get("prompt_tokens_details")
-    cached = _tokens(details, "cached_tokens") if isinstance(details, dict) else 0
-    return Usage(
-        input_tokens=_tokens(usage, "prompt_tokens"),
-        output_tokens=_tokens(usage, "completion_tokens"),
-        # DeepSeek's own field for the same number.
-        cached_tokens=cached or _tokens(usage, "prompt_cache_hit_tokens"),
-    )
+def _is_error(parsed: dict[str, Any]) -> bool:
+    """Whether an object without an answer says what went wrong, in one of the forms that have no `error`."""
+    if "error" in (parsed.get("object"), parsed.get("type")) or parsed.get("success") is False:
+        return True
+    return any(parsed.get(mark) for mark in _ERROR_MARKS)
 
 
-def _tokens(usage: dict[str, Any], name: str) -> int:
-    value = usage.get(name)
-    return value if type(value) is int and value >= 0 else 0
-
-
-def _first_choice(body: dict[str, Any]) -> dict[str, Any]:
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise _bad("the answer has no choices")
-    first: dict[str, Any] = choices[0]
-    return first
+def _has_other_part(content: Any) -> bool:
+    parts = content if isinstance(content, list) else ()
+    return any(part.get(name) for part in parts if isinstance(part, dict) for name in _OTHER_PARTS)
 
 
 def _text(content: Any) -> str:
@@ -109,21 +194,6 @@ def _text(content: Any) -> str:
     return "".join(part for part in parts if isinstance(part, str))
 
 
-def _has_other_content(message: dict[str, Any]) -> bool:
-    return any(message.get(name) for name in ("tool_calls", "function_call", "refusal", "audio"))
-
-
-def _no_content(finish_reason: Any) -> Failure:
-    if finish_reason == "content_filter":
-        return Failure("content_filter", "the provider's content filter withheld the answer")
-    if finish_reason == "length":
-        # Reasoning models do this; sending it again costs the same and brings the same.
-        return Failure(
-            "bad_response", "the model spent all its output tokens before it wrote any text; raise max_tokens"
-        )
-    return _bad("the answer has no content")
-
-
 def count_inputs(value: Any) -> int:
     """How many inputs an embeddings request holds: a string or one list of token ids counts as one."""
     if isinstance(value, list) and value and not isinstance(value[0], int):
@@ -131,8 +201,9 @@ def count_inputs(value: Any) -> int:
     return 1
 
 
-def _index(row: Any) -> int:
-    index = row.get("index") if isinstance(row, dict) else None
+def _index(row: Any, position: int) -> int:
+    """Its place among the inputs. Servers that leave zeros out leave out the first one's."""
+    index = row.get("index", position) if isinstance(row, dict) else None
     return index if type(index) is int else -1
 
 
@@ -169,13 +240,32 @@ def _children(value: Any) -> list[Any]:
     return [item for item in items if isinstance(item, dict | list)]
 
 
-def _not_json(body: bytes) -> str:
+def _loads_odd(body: bytes) -> Any:
+    """JSON behind a byte order mark or the comments that keep a connection alive, or with halves of surrogate pairs in
+    it, as of an emoji that was cut: U+FFFD takes their place. Raises `Failure` for anything else."""
+    text = _COMMENTS.sub(b"", body.removeprefix(_BYTE_ORDER_MARK), count=1)
+    if b"\\u" in text:
+        text = _ESCAPE.sub(_without_lone_surrogate, text)
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        raise _not_json(text) from None
+
+
+def _without_lone_surrogate(escape: re.Match[bytes]) -> bytes:
+    return rb"\ufffd" if escape["lone"] else escape[0]
+
+
+def _not_json(body: bytes) -> Failure:
     start = body[:64].lstrip()
     if not start:
-        return "the answer is empty"
+        return _bad("the answer is empty")
     if start.startswith(b"<"):
-        return "the answer is HTML, not JSON; is the provider's base_url right?"
-    return "the answer is not valid JSON"
+        return _bad("the answer is HTML, not JSON; is the provider's base_url right?")
+    if start.startswith((b"data:", b"event:")):
+        # It would be one the next time too.
+        return Failure("bad_response", "the answer is an event stream; models that only stream can't be used")
+    return _bad("the answer is not valid JSON")
 
 
 def _json_type(value: Any) -> str:

@@ -1,7 +1,8 @@
 """What a provider codec is: pure functions from job to request and from response to answer.
 
 A codec does no I/O, so tables and property tests cover it without a socket (httpx's `auth_flow` is built the
-same way). To add a kind of provider, write a class with these three methods and name it in `workers.providers`.
+same way). To add a kind of provider, write a class with these methods and name it in `workers.providers`; it has to
+pass tests/workers/providers/test_conformance.py.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+
+from .size import NO_MEDIA, Media
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -18,7 +21,7 @@ if TYPE_CHECKING:
 
     from ..prompt.job import PromptJob
 
-__all__ = ["Answer", "AnswerSize", "Codec", "ProviderRequest", "RawResponse", "RequestSize", "Stage"]
+__all__ = ["Answer", "AnswerSize", "Codec", "Probe", "ProviderRequest", "RawResponse", "RequestSize", "Stage"]
 
 
 class RequestSize(NamedTuple):
@@ -27,6 +30,7 @@ class RequestSize(NamedTuple):
     input_chars: int
     max_tokens: int | None = None
     answers: int = 1
+    media: Media = NO_MEDIA
 
 
 class AnswerSize(NamedTuple):
@@ -81,8 +85,28 @@ class Answer:
     usage: Usage | None
 
 
+class Probe(NamedTuple):
+    """A GET that costs nothing and shows whether a key is taken: the list of the provider's models, as a rule.
+
+    `names_models`: the answer's `data` has an `id` for each model, by the name that the catalogue's `upstream` has.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+    names_models: bool = True
+
+    def __repr__(self) -> str:
+        return f"Probe(url={self.url!r}, names_models={self.names_models})"
+
+
 class Codec(Protocol):
-    """The wire format of one kind of provider."""
+    """The wire format of one kind of provider: URL, headers, body, and how to read what comes back."""
+
+    def check(self, job: PromptJob) -> None:
+        """Raise `Failure` (`bad_request`) for a body that this kind of provider has no words for.
+
+        Asked before the job waits for its turn. The text names the field and holds no value.
+        """
 
     def size(self, job: PromptJob) -> RequestSize:
         """How large the job is. Cheap: it counts no tokens."""
@@ -91,10 +115,13 @@ class Codec(Protocol):
         """How large the answer is likely to be. Cheap."""
 
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
-        """The job as this provider wants it. Raises `Failure` if its body can't be written as JSON."""
+        """The job as this provider wants it. Raises `Failure` for what `check` refuses, or what is no JSON."""
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """The answer that the response holds. Raises `Failure` for anything else, whatever the bytes are.
 
         `now` is in epoch seconds; a `Retry-After` date is measured against it.
         """
+
+    def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
+        """What to ask to learn whether a key is good."""

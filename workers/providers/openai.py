@@ -10,10 +10,13 @@ import orjson
 
 from ..prompt.failure import Failure
 from .answers import count_inputs, read_chat, read_embeddings, read_object
-from .codec import Answer, AnswerSize, ProviderRequest, RawResponse, RequestSize
+from .codec import Answer, AnswerSize, Probe, ProviderRequest, RawResponse, RequestSize
 from .refusals import refusal, with_evidence
+from .size import measure
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from pydantic import SecretStr
 
     from config.catalog import Model, Provider
@@ -37,7 +40,7 @@ _MOST_NUMBER_BYTES = 32
 _BASE64_NUMBER_BYTES = 6
 _ROW_BYTES = 512
 
-_PATHS: dict[JobKind, str] = {"chat": "/chat/completions", "embed": "/embeddings"}
+PATHS: dict[JobKind, str] = {"chat": "/chat/completions", "embed": "/embeddings"}
 
 
 class OpenAICodec:
@@ -50,8 +53,10 @@ class OpenAICodec:
     def size(self, job: PromptJob) -> RequestSize:
         """See `Codec.size`."""
         body = job.body
+        chars, media = measure([body.get("input" if job.kind == "embed" else "messages"), body.get("tools")])
         return RequestSize(
-            input_chars=_chars(body.get("input" if job.kind == "embed" else "messages")) + _chars(body.get("tools")),
+            input_chars=chars,
+            media=media,
             max_tokens=_count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")),
             answers=_count(body.get("n")) or 1,
         )
@@ -66,26 +71,33 @@ class OpenAICodec:
         likely_bytes = (dimensions or _DIMENSIONS) * number_bytes
         return AnswerSize(count_inputs(body["input"]), likely_bytes, kind=(dimensions, encoding == "base64"))
 
+    def check(self, job: PromptJob) -> None:
+        """See `Codec.check`. The provider judges the body."""
+
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
         """See `Codec.request`."""
         body = {**job.body, "model": model.upstream}
         body.pop("stream", None)
         body.pop("stream_options", None)
-        url = provider.base_url + _PATHS[job.kind]
-        return ProviderRequest(url, _headers(job, key), _dumps(body), _answer_bytes(job))
+        url = provider.base_url + PATHS[job.kind] + provider.query_string
+        return ProviderRequest(url, headers(job, provider, bearer(key)), dumps(body), answer_bytes(job))
+
+    def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
+        """See `Codec.probe`."""
+        return Probe(f"{provider.base_url}/models{provider.query_string}", {**provider.headers, **bearer(key)})
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """See `Codec.response`."""
         if not 200 <= raw.status < 300:
             raise refusal(raw, now=now)
         try:
-            body = read_object(raw.body)
-            return read_chat(body) if job.kind == "chat" else read_embeddings(body, job)
+            body = read_object(raw, now=now)
+            return read_chat(body, raw, now=now) if job.kind == "chat" else read_embeddings(body, job)
         except Failure as failure:
             raise with_evidence(failure, raw) from None
 
 
-def _answer_bytes(job: PromptJob) -> int:
+def answer_bytes(job: PromptJob) -> int:
     """How large the answer to a request of many may well be."""
     body = job.body
     if job.kind == "chat":
@@ -98,37 +110,28 @@ def _answer_bytes(job: PromptJob) -> int:
     return min(answers * each_bytes, MOST_ANSWER_BYTES) if answers > 1 else 0
 
 
-def _chars(value: Any) -> int:
-    """Characters of text in a JSON value, roughly as the provider's tokenizer meets them."""
-    chars, found = 0, [value]
-    for item in found:
-        if isinstance(item, str):
-            chars += len(item)
-        elif isinstance(item, dict):
-            found += item.values()
-        elif isinstance(item, list):
-            found += item
-        elif item is not None:
-            chars += 1
-    return chars
-
-
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def _headers(job: PromptJob, key: SecretStr | None) -> dict[str, str]:
-    headers = {
+def headers(job: PromptJob, provider: Provider, auth: Mapping[str, str]) -> dict[str, str]:
+    """The headers of a request: ours, the catalogue's, and last what shows the key."""
+    return {
         "Content-Type": "application/json",
         # A stock producer may choose any id; quoting keeps it a legal header value.
         "x-promptmill-job-id": job.id if job.id.isascii() and job.id.isprintable() else quote(job.id),
+        **provider.headers,
+        **auth,
     }
-    if key is not None:
-        headers["Authorization"] = f"Bearer {key.get_secret_value()}"
-    return headers
 
 
-def _dumps(body: dict[str, Any]) -> bytes:
+def bearer(key: SecretStr | None) -> dict[str, str]:
+    """The header that most providers take a key in."""
+    return {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
+
+
+def dumps(body: Mapping[str, Any]) -> bytes:
+    """A request's body. Raises `Failure` (`bad_request`) for what is no JSON."""
     try:
         # A copy, because orjson leaves 4 KB behind each text, and this one is kept for as long as the call lasts.
         return bytes(memoryview(orjson.dumps(body)))
@@ -136,7 +139,7 @@ def _dumps(body: dict[str, Any]) -> bytes:
         return _dumps_exactly(body)
 
 
-def _dumps_exactly(body: dict[str, Any]) -> bytes:
+def _dumps_exactly(body: Mapping[str, Any]) -> bytes:
     """For what orjson can't write: integers of more than 64 bits."""
     try:
         return json.dumps(body, allow_nan=False, separators=(",", ":")).encode()

@@ -7,6 +7,7 @@ from typing import Annotated
 import orjson
 import typer
 
+from .dialects import DialectName
 from .faults import FAULTS, parse_fault
 from .limits import Algorithm
 from .options import SimulatorOptions, TpmCharge
@@ -20,6 +21,9 @@ _DEFAULT = SimulatorOptions()
 def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by position
     host: Annotated[str, typer.Option(help="Address to listen on.")] = _DEFAULT.host,
     port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = _DEFAULT.port,
+    dialect: Annotated[
+        DialectName, typer.Option(help="Whose paths, key header, limit headers, errors and answers.")
+    ] = _DEFAULT.dialect,
     latency_ms: Annotated[float, typer.Option(help="Mean time to an answer, in milliseconds.")] = _DEFAULT.latency_ms,
     jitter: Annotated[
         float, typer.Option(help="Spread of the latency, as a share of its mean; 0 = exact.")
@@ -43,7 +47,7 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
         str | None, typer.Option(help="The one key that is let in.", show_default="any, or none")
     ] = _DEFAULT.api_key,
 ) -> None:
-    """Serve an OpenAI-compatible provider that answers, limits and fails as told, and costs nothing.
+    """Serve a provider that answers, limits and fails as told, and costs nothing: OpenAI, or another by --dialect.
 
     Prints its URL when it is ready. GET /__ledger lists the calls it served, GET /__stats the totals, which it
     also prints to stderr when SIGINT or SIGTERM stops it. The request header `x-simulate: NAME` asks for a fault
@@ -53,6 +57,7 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
         options = SimulatorOptions(
             host=host,
             port=port,
+            dialect=dialect,
             latency_ms=latency_ms,
             jitter=jitter,
             rpm=rpm,

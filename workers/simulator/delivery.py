@@ -26,12 +26,12 @@ _RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 Headers = Mapping[str, str]
 
 
-async def deliver(request: BaseRequest, plan: Plan, *, request_id: str) -> StreamResponse:
+async def deliver(request: BaseRequest, plan: Plan, *, request_id: Headers) -> StreamResponse:
     """Send what is planned. The connection may be gone afterwards.
 
     Raises `asyncio.CancelledError` as soon as the client goes away.
     """
-    answer, headers = plan.answer, {**plan.headers, "x-request-id": request_id}
+    answer, headers = plan.answer, {**plan.headers, **request_id}
     match plan.fault:
         case Instead() as instead:
             return _instead(instead, headers=headers, streamed=answer.streamed)

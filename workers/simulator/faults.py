@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from functools import cache
 from itertools import accumulate
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, Self
 
 import orjson
 
-from .replies import error_body
+from .replies import ErrorParts, error_body
 
 __all__ = [
     "FAULTS",
@@ -59,6 +59,21 @@ class Instead:
     headers: Mapping[str, str] = field(default_factory=dict)
     content_type: str = JSON_TYPE
     retry_date_s: float | None = None
+    error: ErrorParts | None = None
+    """What `body` says, for a provider that says it in other words."""
+
+    @classmethod
+    def of(
+        cls,
+        status: int,
+        error: ErrorParts,
+        headers: Mapping[str, str] | None = None,
+        *,
+        retry_date_s: float | None = None,
+    ) -> Self:
+        """An error in OpenAI's words."""
+        body = error_body(error.message, error.kind, code=error.code, param=error.param)
+        return cls(status, body, headers or {}, retry_date_s=retry_date_s, error=error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,12 +123,12 @@ Fault = Instead | Altered | Broken | Flood | Bomb
 
 
 def _rate_limited(headers: Mapping[str, str] | None = None, *, retry_date_s: float | None = None) -> Instead:
-    body = error_body("Rate limit reached. Please slow down.", "requests", code="rate_limit_exceeded")
-    return Instead(429, body, headers or {}, retry_date_s=retry_date_s)
+    error = ErrorParts("Rate limit reached. Please slow down.", "requests", code="rate_limit_exceeded")
+    return Instead.of(429, error, headers, retry_date_s=retry_date_s)
 
 
 def _error(status: int, message: str, kind: str, *, code: str | None = None, param: str | None = None) -> Instead:
-    return Instead(status, error_body(message, kind, code=code, param=param))
+    return Instead.of(status, ErrorParts(message, kind, code=code, param=param))
 
 
 def _page(status: int, title: str) -> Instead:

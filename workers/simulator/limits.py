@@ -184,7 +184,7 @@ class Allowance:
 
     def __init__(self, *, requests: Meter | None = None, tokens: Meter | None = None) -> None:
         meters: tuple[tuple[Dimension, Meter | None], ...] = (("requests", requests), ("tokens", tokens))
-        self._meters = [(name, meter) for name, meter in meters if meter is not None]
+        self.meters = [(name, meter) for name, meter in meters if meter is not None]
 
     @classmethod
     def of(
@@ -199,18 +199,18 @@ class Allowance:
     def admit(self, now_s: float, *, tokens: int) -> Refusal | None:
         """Count one request of `tokens`, or say what stands against it; the longest wait if both do."""
         costs: dict[Dimension, int] = {"requests": 1, "tokens": tokens}
-        waits = [(meter.wait_s(now_s, costs[name]), name, meter) for name, meter in self._meters]
+        waits = [(meter.wait_s(now_s, costs[name]), name, meter) for name, meter in self.meters]
         wait_s, name, meter = max(waits, key=lambda wait: wait[0], default=(0.0, None, None))
         if wait_s > 0 and name is not None and meter is not None:
             return Refusal(name, meter.limit, meter.remaining(now_s), costs[name], wait_s)
-        for name, meter in self._meters:
+        for name, meter in self.meters:
             meter.take(now_s, costs[name])
         return None
 
     def headers(self, now_s: float) -> dict[str, str]:
         """OpenAI's `x-ratelimit-*` headers, as they stand after the call."""
         headers: dict[str, str] = {}
-        for name, meter in self._meters:
+        for name, meter in self.meters:
             headers[f"x-ratelimit-limit-{name}"] = str(meter.limit)
             headers[f"x-ratelimit-remaining-{name}"] = str(meter.remaining(now_s))
             headers[f"x-ratelimit-reset-{name}"] = reset_text(meter.reset_s(now_s))

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from .dialects import DIALECTS, DialectName
 from .faults import check_shares
 from .limits import ALGORITHMS, Algorithm
 
@@ -25,6 +26,9 @@ class SimulatorOptions:
     host: str = "127.0.0.1"
     port: int = 0
     """0 takes a free port."""
+
+    dialect: DialectName = "openai"
+    """Whose paths, key, limits, errors and answers these are."""
 
     latency_ms: float = 200.0
     """Mean time to a whole answer; a streamed one begins after a fifth of it."""
@@ -65,6 +69,8 @@ class SimulatorOptions:
                 _check(name, value, at_least=1)
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f"algorithm is {self.algorithm!r}: choose one of {', '.join(ALGORITHMS)}")
+        if self.dialect not in DIALECTS:
+            raise ValueError(f"dialect is {self.dialect!r}: choose one of {', '.join(DIALECTS)}")
         check_shares(self.faults)
 
 

@@ -12,20 +12,19 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from . import replies
+from .dialects import DIALECTS, Endpoint
 from .draws import Attempts, lognormal, uniforms
 from .faults import FAULTS, JSON_TYPE, Altered, Fault, Instead, delivers_answer, pick
 from .ledger import Call
 from .limits import WINDOW_S, Allowance, Refusal
 from .options import SimulatorOptions
-from .request import ChatRequest, EmbeddingRequest, InvalidRequest, read_chat, read_embedding
+from .replies import ErrorParts
+from .request import ChatRequest, EmbeddingRequest, InvalidRequest
 
-__all__ = ["CHAT_PATH", "EMBEDDINGS_PATH", "EVENTS_TYPE", "Answer", "Plan", "Provider"]
+__all__ = ["EVENTS_TYPE", "Answer", "Incoming", "Plan", "Provider"]
 
-CHAT_PATH = "/v1/chat/completions"
-EMBEDDINGS_PATH = "/v1/embeddings"
 EVENTS_TYPE = "text/event-stream"
 
-_BEARER = "Bearer "
 _ATTEMPTS_KEPT = 200_000
 _FIRST_EVENT_SHARE = 0.2
 
@@ -61,6 +60,17 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Incoming:
+    """What a request says beside its body. `deployment` is the model that its path names."""
+
+    key: str = field(default="", repr=False)
+    endpoint: Endpoint = "chat"
+    deployment: str | None = None
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    forced_fault: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class _Asked:
     """One readable request, whichever endpoint it came to. `render` makes the answer of the final `fault`."""
 
@@ -80,14 +90,13 @@ class Provider:
         self._options = options
         self._attempts = Attempts(kept=_ATTEMPTS_KEPT)
         self._allowances: dict[bytes, Allowance] = {}
-        self._readers = {CHAT_PATH: self._read_chat, EMBEDDINGS_PATH: self._read_embedding}
+        self.dialect = DIALECTS[options.dialect]
 
-    def lets_in(self, authorization: str) -> bool:
-        """Whether this `Authorization` header carries the key; any key will do where none is asked for."""
+    def lets_in(self, key: str) -> bool:
+        """Whether this is the key; any will do where none is asked for."""
         if self._options.api_key is None:
-            return len(authorization) > len(_BEARER) and authorization.startswith(_BEARER)
-        expected = _BEARER + self._options.api_key
-        return hmac.compare_digest(authorization.encode(errors="replace"), expected.encode(errors="replace"))
+            return bool(key)
+        return hmac.compare_digest(key.encode(errors="replace"), self._options.api_key.encode(errors="replace"))
 
     @property
     def open_to_all(self) -> bool:
@@ -98,23 +107,37 @@ class Provider:
         """Every content's next attempt is its first again. The limits remember what they have let through."""
         self._attempts.clear()
 
-    def plan(self, call: Call, body: bytes, *, authorization: str, forced_fault: str | None, now_s: float) -> Plan:
+    def plan(self, call: Call, body: bytes, incoming: Incoming, *, now_s: float) -> Plan:
         """Decide on a call, and enter what is known of it in `call`. `now_s` is on a clock that never goes back."""
+        plan = self._plan(call, body, incoming, now_s)
+        return replace(plan, fault=self._spoken(plan.fault))
+
+    def _spoken(self, fault: Fault | None) -> Fault | None:
+        """An error in the dialect's words."""
+        if not isinstance(fault, Instead) or fault.error is None or self.dialect.name == "openai":
+            return fault
+        return replace(fault, body=self.dialect.error(fault.status, fault.error))
+
+    def _plan(self, call: Call, body: bytes, incoming: Incoming, now_s: float) -> Plan:
+        forced_fault = incoming.forced_fault
         if not call.authorized and not self.open_to_all:
             return Plan(fault=FAULTS["401"])
         if forced_fault is not None and forced_fault not in FAULTS:
             return Plan(fault=_invalid(f"Unknown fault to simulate; the known ones are {', '.join(FAULTS)}."))
         try:
-            asked = self._readers[call.path](body)
+            self.dialect.check_headers(incoming.headers)
+            asked = self._read_chat(body) if incoming.endpoint == "chat" else self._read_embedding(body)
         except InvalidRequest as error:
-            return Plan(fault=_invalid(str(error), param=error.param))
+            return Plan(fault=_invalid(str(error), param=error.param, status=self.dialect.invalid_status))
+        if incoming.deployment is not None:
+            asked = replace(asked, model=incoming.deployment)
         call.model, call.prompt_hash, call.stream = asked.model, asked.prompt_hash, asked.stream
-        allowance = self._allowance(authorization, asked.model)
+        allowance = self._allowance(incoming.key, asked.model)
         refusal = allowance.admit(now_s, tokens=self._charge(asked))
-        headers = allowance.headers(now_s)
+        headers = self.dialect.limits(allowance, now_s, call.time)
         if refusal is not None:
             call.rate_limited = True
-            return Plan(fault=_over_limit(refusal, asked.model), headers=headers)
+            return Plan(fault=_over_limit(refusal, asked.model, self.dialect.waits), headers=headers)
         return replace(self._plan_admitted(call, asked, forced_fault), headers=headers)
 
     def _plan_admitted(self, call: Call, asked: _Asked, forced_fault: str | None) -> Plan:
@@ -142,25 +165,25 @@ class Provider:
             return asked.reserved_tokens
         return asked.prompt_tokens + asked.completion_tokens
 
-    def _allowance(self, authorization: str, model: str) -> Allowance:
+    def _allowance(self, key: str, model: str) -> Allowance:
         # A digest, so that no key stays in memory longer than its request.
-        key = blake2b(f"{authorization}\0{model}".encode(errors="replace"), digest_size=16).digest()
-        if (allowance := self._allowances.get(key)) is None:
-            allowance = self._allowances[key] = self._new_allowance(key)
+        digest = blake2b(f"{key}\0{model}".encode(errors="replace"), digest_size=16).digest()
+        if (allowance := self._allowances.get(digest)) is None:
+            allowance = self._allowances[digest] = self._new_allowance(digest)
         return allowance
 
-    def _new_allowance(self, key: bytes) -> Allowance:
+    def _new_allowance(self, digest: bytes) -> Allowance:
         options = self._options
         return Allowance.of(
             algorithm=options.algorithm,
             rpm=options.rpm,
             tpm=options.tpm,
             burst=options.burst,
-            phase_s=uniforms(options.seed, "phase", key)[0] * WINDOW_S,
+            phase_s=uniforms(options.seed, "phase", digest)[0] * WINDOW_S,
         )
 
     def _read_chat(self, body: bytes) -> _Asked:
-        request, options = read_chat(body), self._options
+        request, options = self.dialect.read_chat(body), self._options
         completions = replies.complete(request, seed=options.seed, mean_tokens=options.output_tokens)
         return _Asked(
             model=request.model,
@@ -178,11 +201,11 @@ class Provider:
             # The text was made before it was withheld: its tokens count.
             completions = [replace(completion, text="", finish_reason="content_filter") for completion in completions]
         if request.stream:
-            return Answer(replies.chat_events(request, completions, seed=self._options.seed), EVENTS_TYPE)
-        return Answer([replies.chat_body(request, completions, seed=self._options.seed)])
+            return Answer(self.dialect.chat_events(request, completions, seed=self._options.seed), EVENTS_TYPE)
+        return Answer([self.dialect.chat_body(request, completions, seed=self._options.seed)])
 
     def _read_embedding(self, body: bytes) -> _Asked:
-        request = read_embedding(body)
+        request = self.dialect.read_embedding(body)
         return _Asked(
             model=request.model,
             prompt_hash=request.prompt_hash,
@@ -198,23 +221,18 @@ class Provider:
         return Answer([replies.embedding_body(request, seed=self._options.seed, dimensions=dimensions)])
 
 
-def _invalid(message: str, *, param: str | None = None) -> Instead:
-    return Instead(400, replies.error_body(message, "invalid_request_error", param=param))
+def _invalid(message: str, *, param: str | None = None, status: int = 400) -> Instead:
+    return Instead.of(status, ErrorParts(message, "invalid_request_error", param=param))
 
 
-def _over_limit(refusal: Refusal, model: str) -> Instead:
-    """OpenAI's 429: when to come back in three places, or nowhere if the call alone is larger than the limit."""
+def _over_limit(refusal: Refusal, model: str, waits: Callable[[float], dict[str, str]]) -> Instead:
+    """A 429: when to come back in the places that the provider has for it, or nowhere if the call alone is larger than
+    the limit."""
     short = {"requests": "RPM", "tokens": "TPM"}[refusal.dimension]
     limit = f"on {refusal.dimension} per min ({short}): Limit {refusal.limit}"
     if math.isinf(refusal.wait_s):
         message = f"Request too large for {model} {limit}, Requested {refusal.cost}."
-        return Instead(429, replies.error_body(message, refusal.dimension, code="rate_limit_exceeded"))
+        return Instead.of(429, ErrorParts(message, refusal.dimension, code="rate_limit_exceeded"))
     message = f"Rate limit reached for {model} {limit}, Available {refusal.remaining}, Requested {refusal.cost}."
-    return Instead(
-        429,
-        replies.error_body(message, refusal.dimension, code="rate_limit_exceeded"),
-        {
-            "Retry-After": str(math.ceil(refusal.wait_s)),
-            "retry-after-ms": str(math.ceil(refusal.wait_s * 1000)),
-        },
-    )
+    error = ErrorParts(message, refusal.dimension, code="rate_limit_exceeded", wait_s=refusal.wait_s)
+    return Instead.of(429, error, waits(refusal.wait_s))

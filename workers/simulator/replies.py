@@ -24,6 +24,7 @@ __all__ = [
     "DONE_EVENT",
     "MODELS",
     "Completion",
+    "ErrorParts",
     "chat_body",
     "chat_events",
     "complete",
@@ -83,6 +84,17 @@ class Completion:
     text: str
     tokens: int
     finish_reason: str = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorParts:
+    """An error before it is put into a provider's words. `wait_s`: how long it would have the client wait."""
+
+    message: str
+    kind: str
+    code: str | None = None
+    param: str | None = None
+    wait_s: float | None = None
 
 
 def complete(request: ChatRequest, *, seed: int, mean_tokens: float) -> list[Completion]:

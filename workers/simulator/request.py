@@ -10,7 +10,18 @@ from typing import Any
 
 import orjson
 
-__all__ = ["ChatRequest", "EmbeddingRequest", "InvalidRequest", "prompt_hash", "read_chat", "read_embedding"]
+__all__ = [
+    "ChatRequest",
+    "EmbeddingRequest",
+    "InvalidRequest",
+    "fields_of",
+    "message_tokens",
+    "model_of",
+    "numbers_in",
+    "prompt_hash",
+    "read_chat",
+    "read_embedding",
+]
 
 _CHARS_PER_TOKEN = 4
 _MAX_CHOICES = 128
@@ -62,33 +73,33 @@ def prompt_hash(messages_or_input: Any) -> str:
 
 def read_chat(body: bytes) -> ChatRequest:
     """Read a body for `/v1/chat/completions`. Raises `InvalidRequest`."""
-    fields = _fields(body)
+    fields = fields_of(body)
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("'messages' must be a list of at least one message.", "messages")
     texts = [_message_text(message) for message in messages]
     options = fields.get("stream_options")
     return ChatRequest(
-        model=_model(fields),
+        model=model_of(fields),
         prompt_hash=prompt_hash(messages),
-        prompt_tokens=_tokens(sum(map(len, texts))),
+        prompt_tokens=message_tokens(texts),
         max_tokens=_count(fields, "max_completion_tokens") or _count(fields, "max_tokens"),
         choices=_count(fields, "n", at_most=_MAX_CHOICES) or 1,
         stream=fields.get("stream") is True,
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
-        numbers=_numbers(texts[-1]),
+        numbers=numbers_in(texts[-1]),
     )
 
 
 def read_embedding(body: bytes) -> EmbeddingRequest:
     """Read a body for `/v1/embeddings`: `input` is a text, tokens, or a list of either. Raises `InvalidRequest`."""
-    fields = _fields(body)
+    fields = fields_of(body)
     asked = fields.get("input")
     inputs: list[Any] = asked if isinstance(asked, list) and not _is_tokens(asked) else [asked]
     if not inputs or not all(_is_input(item) for item in inputs):
         raise InvalidRequest("'input' must be a text or tokens, or a list of them, none of it empty.", "input")
     return EmbeddingRequest(
-        model=_model(fields),
+        model=model_of(fields),
         prompt_hash=prompt_hash(asked),
         prompt_tokens=sum(_tokens(len(item)) if isinstance(item, str) else len(item) for item in inputs),
         input_hashes=tuple(sha256(_canonical(item)).digest() for item in inputs),
@@ -97,7 +108,8 @@ def read_embedding(body: bytes) -> EmbeddingRequest:
     )
 
 
-def _fields(body: bytes) -> dict[str, Any]:
+def fields_of(body: bytes) -> dict[str, Any]:
+    """The JSON object in a body. Raises `InvalidRequest`."""
     try:
         fields = orjson.loads(body)
     except orjson.JSONDecodeError:
@@ -107,7 +119,8 @@ def _fields(body: bytes) -> dict[str, Any]:
     return fields
 
 
-def _model(fields: dict[str, Any]) -> str:
+def model_of(fields: dict[str, Any]) -> str:
+    """The model that is asked for. Raises `InvalidRequest`."""
     model = fields.get("model")
     if not isinstance(model, str) or not model:
         raise InvalidRequest("You must provide a 'model'.", "model")
@@ -145,11 +158,17 @@ def _is_tokens(item: Any) -> bool:
     return isinstance(item, list) and bool(item) and all(isinstance(token, int) for token in item)
 
 
+def message_tokens(texts: list[str]) -> int:
+    """What a prompt of these texts counts."""
+    return _tokens(sum(map(len, texts)))
+
+
 def _tokens(chars: int) -> int:
     return max(1, math.ceil(chars / _CHARS_PER_TOKEN))
 
 
-def _numbers(text: str) -> tuple[str, ...]:
+def numbers_in(text: str) -> tuple[str, ...]:
+    """The first numbers of a prompt, which its answer mentions."""
     return tuple(_NUMBER.findall(text[:_NUMBERS_SOUGHT_CHARS])[:_NUMBERS_KEPT])
 
 

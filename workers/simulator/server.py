@@ -7,6 +7,7 @@ import gc
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from itertools import count
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ from .delivery import deliver, json_response
 from .faults import REDIRECTED_PATH, status_sent
 from .ledger import Call, Ledger, Stats
 from .options import SimulatorOptions
-from .provider import CHAT_PATH, EMBEDDINGS_PATH, Provider
+from .provider import Incoming, Provider
+from .replies import ErrorParts
 
 __all__ = ["FAULT_HEADER", "JOB_ID_HEADER", "RunningSimulator", "serve", "start"]
 
@@ -28,9 +30,9 @@ FAULT_HEADER = "x-simulate"
 JOB_ID_HEADER = "x-promptmill-job-id"
 """Request header that the ledger keeps as `job_id`."""
 
-_MODELS_PATH = "/v1/models"
 _JOB_ID_KEPT_CHARS = 200
 _BACKLOG = 4_096
+_PATHS = 256
 _GRACE_S = 0.1
 
 Handler = Callable[[BaseRequest], Awaitable[StreamResponse]]
@@ -49,11 +51,10 @@ class _Site:
         # Without cancellation a client that hangs up would be noticed only when its answer is written.
         self.server = web.Server(self.handle, handler_cancellation=True, access_log=None)
         self._provider = Provider(options)
+        self.dialect = self._provider.dialect
+        self._locate = lru_cache(maxsize=_PATHS)(self.dialect.locate)
         self._request_ids = (f"req_{number:012x}" for number in count(1))
         self._routes = {
-            CHAT_PATH: _Route("POST", self._paid_call),
-            EMBEDDINGS_PATH: _Route("POST", self._paid_call),
-            _MODELS_PATH: _Route("GET", self._models),
             REDIRECTED_PATH: _Route("*", self._redirected),
             "/__ledger": _Route("GET", self._read_ledger),
             "/__stats": _Route("GET", self._read_stats),
@@ -72,10 +73,13 @@ class _Site:
     async def handle(self, request: BaseRequest) -> StreamResponse:
         """Answer any request."""
         path, route = request.path, self._routes.get(request.path)
+        place = self._locate(path) if route is None else None
+        if place is not None:
+            route = _Route("GET", self._models) if place[0] == "models" else _Route("POST", self._paid_call)
         if route is None:
-            return _failure(404, f"There is no {path} here; the API is under /v1.")
+            return self._failure(404, f"There is no {path} here; the API is under {self.dialect.prefix or '/'}.")
         if route.method not in ("*", request.method):
-            return _failure(405, f"Use {route.method} for {path}.", headers={"Allow": route.method})
+            return self._failure(405, f"Use {route.method} for {path}.", headers={"Allow": route.method})
         return await route.handler(request)
 
     async def _paid_call(self, request: BaseRequest) -> StreamResponse:
@@ -89,18 +93,21 @@ class _Site:
             self.ledger.end(call)
 
     async def _served(self, request: BaseRequest, call: Call) -> StreamResponse:
-        plan = self._provider.plan(
-            call,
-            await request.content.read(),
-            authorization=_authorization(request),
+        endpoint, deployment = self._locate(request.path) or ("chat", None)
+        incoming = Incoming(
+            key=self.dialect.key(request.headers),
+            endpoint=endpoint,
+            deployment=deployment,
+            headers=request.headers,
             forced_fault=request.headers.get(FAULT_HEADER),
-            now_s=asyncio.get_running_loop().time(),
         )
+        body = await request.content.read()
+        plan = self._provider.plan(call, body, incoming, now_s=asyncio.get_running_loop().time())
         if plan.first_s > 0:
             await asyncio.sleep(plan.first_s)
         call.status = status_sent(plan.fault)
         call.prompt_tokens, call.completion_tokens = plan.prompt_tokens, plan.completion_tokens
-        return await deliver(request, plan, request_id=call.request_id)
+        return await deliver(request, plan, request_id={self.dialect.request_id: call.request_id})
 
     async def _redirected(self, request: BaseRequest) -> StreamResponse:
         call = self._begin(request)
@@ -114,16 +121,20 @@ class _Site:
             time=time.time(),
             path=request.path,
             request_id=next(self._request_ids),
-            authorized=self._provider.lets_in(_authorization(request)),
+            authorized=self._provider.lets_in(self.dialect.key(request.headers)),
             job_id=job_id[:_JOB_ID_KEPT_CHARS] if job_id else None,
         )
         self.ledger.begin(call)
         return call
 
     async def _models(self, request: BaseRequest) -> StreamResponse:
-        if self._provider.open_to_all or self._provider.lets_in(_authorization(request)):
+        if self._provider.open_to_all or self._provider.lets_in(self.dialect.key(request.headers)):
             return json_response(replies.models_body())
-        return _failure(401, "Incorrect API key provided.")
+        return self._failure(401, "Incorrect API key provided.")
+
+    def _failure(self, status: int, message: str, *, headers: Mapping[str, str] | None = None) -> StreamResponse:
+        body = self.dialect.error(status, ErrorParts(message, "invalid_request_error"))
+        return json_response(body, status=status, headers=headers)
 
     async def _read_ledger(self, _request: BaseRequest) -> StreamResponse:
         return json_response(self.ledger.to_json())
@@ -150,7 +161,7 @@ class RunningSimulator:
     def url(self) -> str:
         """The base URL of the API, as a catalogue's `base_url` takes it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}/v1"
+        return f"http://{host}:{self.port}{self._site.dialect.prefix}"
 
     def stats(self) -> Stats:
         """The totals, as `GET /__stats` answers them, without a request that would count as a connection."""
@@ -217,11 +228,3 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
     except ImportError:
         return asyncio.new_event_loop
     return uvloop.new_event_loop
-
-
-def _authorization(request: BaseRequest) -> str:
-    return request.headers.get("Authorization", "")
-
-
-def _failure(status: int, message: str, *, headers: Mapping[str, str] | None = None) -> StreamResponse:
-    return json_response(replies.error_body(message, "invalid_request_error"), status=status, headers=headers)

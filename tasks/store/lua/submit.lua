@@ -10,7 +10,8 @@
 --   4      the group's hash, or "" where the jobs have no group
 --   5      the group's list of job ids, or ""
 --   6      the cancelled jobs: a sorted set, id -> milliseconds
---   7...   each job's record
+--   7      the forgotten jobs: a sorted set, id -> milliseconds
+--   8...   each job's record
 -- ARGV
 --   1      the group's id, or ""
 --   2      a JSON list with, for each job: [id, number of its list (1..3), task, model, tenant, delay in milliseconds,
@@ -32,7 +33,7 @@ end
 
 local group, result_prefix = ARGV[1], ARGV[3]
 local jobs = cjson.decode(ARGV[2])
-local first_record, first_message = 7, 5
+local first_record, first_message = 8, 5
 
 local fresh, taken, owners = {}, {}, {}
 for n, job in ipairs(jobs) do
@@ -77,8 +78,9 @@ for _, n in ipairs(fresh) do
   ids[#ids + 1] = id
 end
 if #ids > 0 then
-  -- A mark of cancellation is about an earlier job of this id.
+  -- A mark is about an earlier job of this id.
   redis.call("ZREM", KEYS[6], unpack(ids))
+  redis.call("ZREM", KEYS[7], unpack(ids))
 end
 for list = 1, #PRIORITIES do
   if #messages[list] > 0 then

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 import tasks
-from tests.tasks.harness import FakeWorker, RedisServer
+from tests.support.redis_server import RedisServer
+from tests.tasks.harness import FakeWorker
 
 EXAMPLES = Path(tasks.__file__).parent.parent / "examples"
 
@@ -19,7 +20,7 @@ EXAMPLES = Path(tasks.__file__).parent.parent / "examples"
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
-    server.stop()
+    server.close()
 
 
 def answer(body: dict[str, Any]) -> str:

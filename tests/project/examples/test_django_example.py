@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import tasks
-from tests.tasks.harness import RedisServer
+from tests.support.redis_server import RedisServer
 
 EXAMPLE = Path(tasks.__file__).parent.parent / "examples" / "django_view.py"
 

@@ -6,7 +6,8 @@ from types import ModuleType
 import httpx
 import pytest
 
-from tests.tasks.harness import RedisServer, wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 
 
 @pytest.fixture
@@ -32,7 +33,7 @@ async def test_ask_and_look_later(http: httpx.AsyncClient) -> None:
     async def answered() -> bool:
         return bool((await http.get(f"/jobs/{job_id}")).json()["answer"])
 
-    await wait_until(answered, description="the answer")
+    await wait_until_async(answered, description="the answer")
     assert (await http.get(f"/jobs/{job_id}")).json()["status"] == "succeeded"
 
 

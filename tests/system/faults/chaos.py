@@ -24,9 +24,10 @@ from kombu.exceptions import OperationalError
 from tasks import PromptQueue, QueueUnavailable
 from tasks.wire import redis_keys
 from tasks.wire.record import read_outcome
+from tests.support.waiting import wait_until
 
 from .fleet import Fleet
-from .harness import MESSAGES, Providers, World, wait_until
+from .harness import MESSAGES, Providers, World
 from .replicated import Replicated
 
 if TYPE_CHECKING:

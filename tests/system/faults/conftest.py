@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from .harness import Providers, RedisServer, World
+from tests.support.redis_server import RedisServer
+
+from .harness import Providers, World
 
 SIDE_BY_SIDE = 5
 

@@ -12,16 +12,16 @@ import redis
 
 from tasks import QueueUnavailable
 from tasks.wire.record import read_outcome
+from tests.support.waiting import wait_until
 
-from .harness import MESSAGES, World, wait_until
+from .harness import MESSAGES, World
 from .replicated import Replicated
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from tasks.results import PromptResult
-
-    from .harness import RedisServer
+    from tests.support.redis_server import RedisServer
 
 __all__ = ["Row", "strike"]
 

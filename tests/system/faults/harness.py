@@ -6,14 +6,11 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -27,14 +24,12 @@ from tasks.blocking import SyncJob, SyncQueue
 from tasks.results import PromptResult
 from tasks.wire.record import read_outcome
 from tests.support.proxy import Proxy
-from workers.commands.run.processes.redis_server import redis_binary
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
 APP = f"{__package__}.app"
 STOCK_APP = f"{__package__}.stock_app"
-
-PATIENCE_S = 60.0
-"""Long enough for a loaded machine; a test that waits for something true takes milliseconds."""
 
 LEASE_S = 1.5
 """A quarter of the default: what takes a worker 6 s takes it 1.5 s here."""
@@ -45,32 +40,6 @@ LATENCY_MS = {"quick": 20, "steady": 300, "slow": 1_000, "slower": 4_000}
 API_KEY = "sk-simulated-0123456789"
 
 MESSAGES = [{"role": "user", "content": "How much is 6 times 7?"}]
-
-
-def wait_until(condition: Callable[[], Any], description: str, *, timeout_s: float = PATIENCE_S) -> Any:
-    """Poll until the condition is true and return its value. Raises AssertionError with the description."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"Waited {timeout_s:g} s in vain: {description}")
-        time.sleep(0.01)
-    return value
-
-
-def free_port() -> int:
-    """Below 55,536: a node of a Redis Cluster listens 10,000 higher too."""
-    while True:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            if (port := int(probe.getsockname()[1])) < 55_536:
-                return port
-
-
-@cache
-def _redis_version(binary: Path) -> tuple[int, ...]:
-    told = subprocess.run([str(binary), "--version"], capture_output=True, text=True, check=True).stdout
-    (version,) = (word.removeprefix("v=") for word in told.split() if word.startswith("v="))
-    return tuple(int(part) for part in version.split("."))
 
 
 def promptmill(environ: Mapping[str, str], *arguments: str, exit_code: int = 0) -> str:
@@ -86,62 +55,6 @@ def promptmill(environ: Mapping[str, str], *arguments: str, exit_code: int = 0) 
     )
     assert ended.returncode == exit_code, ended.stdout + ended.stderr
     return ended.stdout
-
-
-class RedisServer:
-    """A private redis-server that a test may kill, start again, fill and freeze."""
-
-    def __init__(
-        self,
-        directory: Path,
-        *options: str,
-        binary: Path | None = None,
-        sentinel: bool = False,
-        environ: Mapping[str, str] | None = None,
-    ) -> None:
-        self.port = free_port()
-        self.url = f"redis://127.0.0.1:{self.port}/0"
-        self._directory = directory
-        self._options = options
-        self._binary = binary or redis_binary()
-        self._sentinel = sentinel
-        self._environ = {**os.environ, **(environ or {})}
-        directory.mkdir(parents=True, exist_ok=True)
-        self.start()
-
-    def start(self) -> None:
-        """Start, or start again with the data of before."""
-        config = self._directory / "redis.conf"
-        if not config.exists():
-            lines = [f"port {self.port}", "bind 127.0.0.1", f"dir {self._directory}", *self._options]
-            if _redis_version(self._binary) >= (7, 0):
-                lines.append("enable-debug-command local")  # DEBUG SLEEP is one of the faults
-            config.write_text("\n".join([*lines, *([] if self._sentinel else ['save ""']), ""]))
-        with (self._directory / "redis.log").open("ab") as log:
-            mode = ["--sentinel"] if self._sentinel else []
-            command = [str(self._binary), str(config), *mode]
-            self.process = subprocess.Popen(command, stdout=log, stderr=log, env=self._environ)
-        wait_until(self._answers, "redis-server answers")
-
-    def _answers(self) -> bool:
-        assert self.process.poll() is None, (self._directory / "redis.log").read_text()[-2000:]
-        try:
-            with self.client() as client:
-                return bool(client.ping())
-        except redis.RedisError:
-            return False
-
-    def client(self) -> redis.Redis:
-        return redis.Redis(port=self.port, decode_responses=True)
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def close(self) -> None:
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGCONT)
-            self.kill()
 
 
 class Provider:

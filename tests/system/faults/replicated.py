@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 import redis
 
 from tasks import PromptQueue
-
-from .harness import RedisServer, wait_until
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from .harness import World

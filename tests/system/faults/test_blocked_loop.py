@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .harness import LEASE_S, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import LEASE_S
 
 if TYPE_CHECKING:
     from .harness import World

@@ -8,7 +8,9 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
-from .harness import MESSAGES, ROOT, promptmill, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import MESSAGES, ROOT, promptmill
 from .test_privacy import drained
 
 if TYPE_CHECKING:

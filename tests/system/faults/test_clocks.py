@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tasks import PromptQueue
+from tests.support.waiting import wait_until
 
-from .harness import MESSAGES, wait_until
+from .harness import MESSAGES
 
 if TYPE_CHECKING:
     from tasks.blocking import SyncQueue

@@ -15,9 +15,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tasks import PromptQueue, QueueUnavailable
+from tests.support.ports import free_port
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import PATIENCE_S, wait_until
 
 from .failover import strike
-from .harness import MESSAGES, PATIENCE_S, RedisServer, free_port, promptmill, wait_until
+from .harness import MESSAGES, promptmill
 
 if TYPE_CHECKING:
     from pathlib import Path

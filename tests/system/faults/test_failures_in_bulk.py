@@ -8,7 +8,9 @@ from typing import Any
 import psutil
 import pytest
 
-from .harness import MESSAGES, Providers, World, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import MESSAGES, Providers, World
 
 JOBS = 1_500
 """With their frames they take 300 MB, and six times the CPU."""

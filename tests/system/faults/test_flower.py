@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .harness import API_KEY, Worker, free_port, promptmill, wait_until
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
+
+from .harness import API_KEY, Worker, promptmill
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from tests.support.browser import NoBrowser, is_required, open_browser
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
 
-from .harness import API_KEY, Providers, free_port, wait_until
+from .harness import API_KEY, Providers
 from .test_flower import LOGIN, page, start_flower, status_of
 
 if TYPE_CHECKING:

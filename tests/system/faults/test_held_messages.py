@@ -11,8 +11,10 @@ import pytest
 
 from tasks import PromptQueue
 from tasks.wire.record import read_outcome
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
-from .harness import MESSAGES, RedisServer, wait_until
+from .harness import MESSAGES
 from .test_redis_suffers import AOF_ALWAYS
 
 if TYPE_CHECKING:

@@ -10,7 +10,9 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psutil
 
-from .harness import MESSAGES, World, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import MESSAGES, World
 
 JOBS = 40
 TEXT = "An answer of many words. " * 320_000

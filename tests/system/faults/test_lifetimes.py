@@ -6,8 +6,10 @@ import pytest
 import redis
 
 from tasks.wire import redis_keys
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
-from .harness import RedisServer, World, wait_until
+from .harness import World
 
 WEEK_S = 7 * 86_400
 

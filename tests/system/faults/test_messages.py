@@ -12,8 +12,9 @@ import pytest
 from celery import Celery, chord
 
 from tasks import DeadLettered, InvalidJob, JobCancelled, PromptQueue
+from tests.support.waiting import wait_until
 
-from .harness import MESSAGES, promptmill, wait_until
+from .harness import MESSAGES, promptmill
 
 if TYPE_CHECKING:
     from .harness import World

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from .harness import API_KEY, Provider, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import API_KEY, Provider
 
 if TYPE_CHECKING:
     from .harness import World

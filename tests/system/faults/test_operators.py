@@ -12,11 +12,12 @@ from typer import Typer
 from typer.testing import CliRunner
 
 from tasks import DeadLettered
+from tests.support.waiting import wait_until
 from workers.checks import check_file_limit
 from workers.commands.dead import dead
 from workers.commands.doctor import doctor
 
-from .harness import MESSAGES, Provider, wait_until
+from .harness import MESSAGES, Provider
 from .test_messages import EMBEDDED, message
 
 if TYPE_CHECKING:

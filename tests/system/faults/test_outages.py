@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .harness import Provider, World, free_port, wait_until
+from tests.support.ports import free_port
+from tests.support.waiting import wait_until
+
+from .harness import Provider, World
 
 PLACES = 4
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .harness import MESSAGES, Worker, World, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import MESSAGES, Worker, World
 
 PLACES = 4
 

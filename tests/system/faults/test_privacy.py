@@ -6,7 +6,8 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
-from .harness import wait_until
+from tests.support.waiting import wait_until
+
 from .test_messages import EMBEDDED, message
 
 if TYPE_CHECKING:

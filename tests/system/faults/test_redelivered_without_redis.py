@@ -10,8 +10,10 @@ import pytest
 from tasks.blocking import SyncJob
 from tasks.results import PromptResult
 from tasks.wire.record import read_outcome
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until
 
-from .harness import RedisServer, Worker, World, wait_until
+from .harness import Worker, World
 
 WAITS = "Redis does not take a question about results"
 

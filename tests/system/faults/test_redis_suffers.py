@@ -9,8 +9,9 @@ import pytest
 import redis
 
 from tasks import QueueFull, QueueUnavailable, UnknownJob
+from tests.support.waiting import wait_until
 
-from .harness import LEASE_S, MESSAGES, wait_until
+from .harness import LEASE_S, MESSAGES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 from typing import TYPE_CHECKING
 
-from .harness import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from celery.result import AsyncResult

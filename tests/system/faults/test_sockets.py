@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 from celery import Celery
 
 from tasks import PromptQueue
+from tests.support.waiting import PATIENCE_S
 
-from .harness import MESSAGES, PATIENCE_S
+from .harness import MESSAGES
 
 if TYPE_CHECKING:
     from .harness import World

@@ -6,7 +6,9 @@ import signal
 import time
 from typing import TYPE_CHECKING
 
-from .harness import LEASE_S, published, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import LEASE_S, published
 
 if TYPE_CHECKING:
     from .harness import World

@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 from dotenv import dotenv_values
 
-from tests.system.faults.harness import free_port
+from tests.support.ports import free_port
 from workers.commands.run.processes.redis_server import redis_binary
 
 __all__ = ["ROOT", "Deployment", "services"]

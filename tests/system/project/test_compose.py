@@ -14,7 +14,7 @@ import pytest
 
 from config.catalog import load_catalog
 from tasks import JobFailed, PromptQueue
-from tests.system.faults.harness import wait_until
+from tests.support.waiting import wait_until
 
 from .compose_by_hand import ROOT, Deployment, services
 

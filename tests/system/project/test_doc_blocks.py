@@ -19,8 +19,10 @@ from config.catalog import Catalog, Limits, Timeout, load_catalog
 from tasks import PromptQueue
 from tests.project.doc_blocks import PAGES, ROOT, Block, Checkout, blocks_of
 from tests.soak.__main__ import SOAKS
+from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
-from tests.system.faults.harness import API_KEY, Provider, free_port, wait_until
+from tests.support.waiting import wait_until
+from tests.system.faults.harness import API_KEY, Provider
 from workers.commands.metrics.command import DEFAULT_PORT
 from workers.commands.run.input.input_file import Line
 from workers.commands.run.input.rows import Row, RowReader
@@ -147,7 +149,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     directory = tmp_path_factory.mktemp("place")
     redis, provider = RedisServer(directory), Provider("--latency-ms", "20")
     yield Place(Checkout(tmp_path_factory.mktemp("checkout")), redis, provider)
-    redis.stop()
+    redis.close()
     provider.close()
 
 
@@ -155,7 +157,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
     redis = RedisServer(tmp_path)
     yield redis
-    redis.stop()
+    redis.close()
 
 
 @pytest.fixture(scope="module")

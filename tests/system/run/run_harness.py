@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,20 +15,6 @@ import psutil
 
 COMMAND = (sys.executable, "-c", "from workers.cli import main; main()", "run")
 PRIVATE = ("PROMPTMILL_", "OPENAI_", "HOLYSHEEP_", "N1N_", "CELERY_")
-
-
-def wait_until(condition: Callable[[], Any], *, description: str, timeout_s: float = 30.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {description}"
-        time.sleep(0.02)
-
-
-async def wait_until_async(condition: Callable[[], Any], *, description: str, timeout_s: float = 30.0) -> None:
-    deadline_s = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline_s, f"not within {timeout_s:g} s: {description}"
-        await asyncio.sleep(0.02)
 
 
 @dataclass(frozen=True)

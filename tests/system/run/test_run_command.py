@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from typer.testing import CliRunner
 
 from tests.support.redis_server import RedisServer as RedisServerOfTests
+from tests.support.waiting import wait_until, wait_until_async
 from workers.cli import app
 from workers.commands.run.output.state import RunState
 from workers.commands.run.processes.environ import engine_environ
@@ -24,7 +25,7 @@ from workers.commands.run.processes.redis_server import RedisServer
 from workers.simulator import RunningSimulator, SimulatorOptions
 from workers.simulator import start as start_simulator
 
-from .run_harness import RunCommand, Started, read_rows, wait_until, wait_until_async, write_rows
+from .run_harness import RunCommand, Started, read_rows, write_rows
 
 QUICK = ("--simulate", "--latency-ms", "5", "--workers", "1")
 
@@ -454,7 +455,7 @@ def test_workers_0_without_workers_says_so(promptmill_run: RunCommand, tmp_path:
     try:
         refused = promptmill_run("in.jsonl", "-o", "out.jsonl", "--workers", "0", "--redis", server.url)
     finally:
-        server.stop()
+        server.close()
     assert refused.code == 2
     assert "--workers 0 uses workers that run already, and none listens at 127.0.0.1" in refused.stderr
 

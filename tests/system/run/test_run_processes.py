@@ -15,6 +15,7 @@ import pytest
 from redis.asyncio import Redis
 from redis.exceptions import AuthenticationError
 
+from tests.support.waiting import wait_until, wait_until_async
 from workers.commands.run.beside import beside
 from workers.commands.run.errors import RunError
 from workers.commands.run.output.state import RunState
@@ -22,8 +23,6 @@ from workers.commands.run.processes.environ import engine_environ
 from workers.commands.run.processes.fleet import WorkerFleet
 from workers.commands.run.processes.lifeline import Lifeline
 from workers.commands.run.processes.redis_server import RedisServer
-
-from .run_harness import wait_until, wait_until_async
 
 # A parent that starts a process which ignores TERM, and one that notes its own end, and is then killed.
 DOOMED = """

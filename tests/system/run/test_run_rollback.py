@@ -1,4 +1,4 @@
-"""`promptmill run` while a replica that was behind takes over from its Redis."""
+"""`promptmill run` whose Redis does not count right: a replica that was behind takes over, a job ends twice."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import redis
 from tasks import PromptResult
 from tasks.wire import redis_keys
 from tests.support.failover import Failover
+from tests.support.waiting import wait_until
 from tests.tasks.harness import celery_record
 
-from .run_harness import RunCommand, read_rows, wait_until, write_rows
+from .run_harness import RunCommand, read_rows, write_rows
 
 ROWS = 2_500
 WINDOW_JOBS = 2_000
@@ -83,3 +84,24 @@ def test_each_row_comes_once(promptmill_run: RunCommand, failover: Failover, tmp
 
 def jobs_of_group(client: redis.Redis) -> int:
     return sum(client.llen(name) for name in client.keys(redis_keys.group_jobs("*")))
+
+
+def test_a_row_counted_twice_hides_no_other(promptmill_run: RunCommand, failover: Failover, tmp_path: Path) -> None:
+    prompts = write_rows(tmp_path / "in.jsonl", [{"prompt": f"What is {number}?"} for number in range(20)])
+    output = tmp_path / "out.jsonl"
+    with failover.master.client() as master, master.pubsub() as worker:
+        worker.psubscribe("/0.celery.pidbox")
+        run = promptmill_run.start(
+            *(prompts, "-o", output, "--model", "m", "--workers", "0", "--redis", failover.url), "--json"
+        )
+        wait_until(lambda: jobs_of_group(master) == 20, description="all rows are submitted")
+        [jobs_key] = master.keys(redis_keys.group_jobs("*"))
+        group_id = jobs_key.removeprefix(redis_keys.group("")).removesuffix(":jobs")
+        ids = master.lrange(jobs_key, 0, -1)
+        wait_until(lambda: master.hget(redis_keys.group(group_id), "total") == "20", description="the group is closed")
+        end(master, [*ids[:10], *ids[:10]], group_id=group_id)
+        wait_until(lambda: output.exists() and len(output.read_bytes().splitlines()) >= 10, description="10 rows")
+        end(master, ids[10:], group_id=None)
+        finished = run.finish()
+    assert finished.code == 0, finished.stderr
+    assert sorted(read_rows(output)) == list(range(1, 21))

@@ -20,7 +20,7 @@ def redis_servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str
     servers = {flavour: RedisServer(tmp_path_factory.mktemp(flavour)) for flavour in CONCURRENCY}
     yield servers
     for server in servers.values():
-        server.stop()
+        server.close()
 
 
 @pytest.fixture(scope="session")

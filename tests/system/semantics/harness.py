@@ -22,18 +22,16 @@ import redis
 from celery import Celery
 from celery.backends.redis import RedisBackend
 
-from tests.support.redis_server import RedisServer as PlainRedisServer
+from tests.support import redis_server as support
+from tests.support.waiting import PATIENCE_S, wait_until
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from celery.canvas import Signature
 
 PACKAGE = __package__
 ROOT = Path(__file__).resolve().parents[3]
-
-WAIT_S = 60.0
-"""Long enough for a loaded machine; a test that waits for something true takes milliseconds."""
 
 PRIORITY_SEPARATOR = "\x06\x16"
 """kombu's, between a queue's name and a priority."""
@@ -54,24 +52,14 @@ class QuietBackend(RedisBackend):  # type: ignore[misc]  # Celery publishes no t
         return result
 
 
-def wait_until(condition: Callable[[], Any], description: str, *, timeout_s: float = WAIT_S) -> Any:
-    """Poll until the condition is true and return its value. Raises AssertionError with the description."""
-    deadline = time.monotonic() + timeout_s
-    while not (value := condition()):
-        if time.monotonic() > deadline:
-            raise AssertionError(f"Waited {timeout_s} s in vain: {description}")
-        time.sleep(0.005)
-    return value
-
-
-class RedisServer(PlainRedisServer):
+class RedisServer(support.RedisServer):
     """A private redis-server with a database for each worker."""
 
     DATABASES = 64
 
     def __init__(self, directory: Path) -> None:
         self.used = 0
-        super().__init__(directory, "--databases", str(self.DATABASES))
+        super().__init__(directory, f"databases {self.DATABASES}")
 
     def new_database(self) -> str:
         """The URL of a database that no other worker uses."""
@@ -158,7 +146,7 @@ class Side:
     def send_signal(self, number: int) -> None:
         self.process.send_signal(number)
 
-    def wait_exit(self, timeout_s: float = WAIT_S) -> int:
+    def wait_exit(self, timeout_s: float = PATIENCE_S) -> int:
         try:
             return self.process.wait(timeout_s)
         except subprocess.TimeoutExpired:
@@ -193,7 +181,7 @@ class Side:
         with self.app.producer_pool.acquire(block=True) as producer:
             return [self.send(name, *args, producer=producer) for args in arguments]
 
-    def wait_results(self, *ids: str, timeout_s: float = WAIT_S) -> list[Any]:
+    def wait_results(self, *ids: str, timeout_s: float = PATIENCE_S) -> list[Any]:
         """Wait for the tasks' ends and return their values, or their exceptions."""
         keys = [f"celery-task-meta-{id_}" for id_ in ids]
 

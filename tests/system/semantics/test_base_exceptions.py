@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .harness import wait_until
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from .harness import Side

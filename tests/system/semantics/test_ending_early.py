@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from .harness import Side, Workers, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import Side, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from .harness import RedisServer, Side, Workers, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import RedisServer, Side, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

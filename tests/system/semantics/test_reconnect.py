@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 
-from .harness import Side, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import Side
 
 if TYPE_CHECKING:
     from .harness import Workers

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -13,13 +11,6 @@ from workers.broker.leases import Leases
 from workers.telemetry.counts import counts
 
 FIELD = "suspected_payments_total:timeout"
-
-
-@pytest.fixture(autouse=True)
-def nothing_counted() -> Iterator[None]:
-    counts.take()
-    yield
-    counts.take()
 
 
 def commands_of(leases: Leases) -> Commands:

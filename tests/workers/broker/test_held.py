@@ -17,7 +17,7 @@ from kombu import Connection
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from tasks.wire import redis_keys
-from tests.system.faults.harness import RedisServer
+from tests.support.redis_server import RedisServer
 from workers.broker.compression import MAX_BODY_BYTES
 from workers.broker.kombu.channel import Channel
 from workers.broker.leases import Lease, Leases
@@ -142,10 +142,8 @@ class Consumed:
 
 
 @pytest.fixture
-def heartbeat() -> Iterator[Heartbeat]:
-    counts.take()
-    yield Heartbeat(SimpleNamespace())
-    counts.take()
+def heartbeat() -> Heartbeat:
+    return Heartbeat(SimpleNamespace())
 
 
 def look_twice(heartbeat: Heartbeat, worker: Worker) -> None:

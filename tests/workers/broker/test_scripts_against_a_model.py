@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from tasks.wire import redis_keys
-from tests.system.faults.harness import RedisServer
+from tests.support.redis_server import RedisServer
 from workers.broker.messages import read
 
 from .broker import STEPS, Broker, list_name, message

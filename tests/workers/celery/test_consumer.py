@@ -13,7 +13,7 @@ from kombu import Connection, Producer, Queue
 from kombu.transport.redis import Channel as KombuChannel
 
 from tasks.wire import redis_keys
-from tests.system.faults.harness import RedisServer
+from tests.support.redis_server import RedisServer
 from workers.broker.kombu.channel import Channel
 from workers.celery.consumer import Consumer
 from workers.celery.request import Request

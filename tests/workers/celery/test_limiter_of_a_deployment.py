@@ -14,7 +14,7 @@ import pytest
 from redis.asyncio import Redis
 
 from config.settings import get_settings
-from tests.workers.limiter.conftest import RedisServer
+from tests.support.redis_server import RedisServer
 from workers.celery.app import app
 from workers.celery.runtime import current, lifespan
 from workers.limiter import snapshot
@@ -33,6 +33,13 @@ limits = {{ {limits} }}
 
 
 @pytest.fixture
+async def client(server: RedisServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(server.url) as client:
+        await client.flushall()
+        yield client
+
+
+@pytest.fixture
 async def simulator() -> AsyncIterator[RunningSimulator]:
     running = await start(SimulatorOptions(latency_ms=5))
     yield running
@@ -41,13 +48,13 @@ async def simulator() -> AsyncIterator[RunningSimulator]:
 
 @pytest.fixture
 def deployment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: Redis, redis_server: RedisServer
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: Redis, server: RedisServer
 ) -> Iterator[pytest.MonkeyPatch]:
     """Two keys, and jobs that wait for their turn in the worker."""
     for name in ("OPENAI_API_KEY", "HOLYSHEEP_API_KEY", "N1N_API_KEY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PROMPTMILL_REDIS_URL", redis_server.url)
+    monkeypatch.setenv("PROMPTMILL_REDIS_URL", server.url)
     monkeypatch.setenv("PROMPTMILL_LIMIT__PARK_AFTER_S", "60")
     monkeypatch.setenv("PROMPTMILL_CATALOG", str(tmp_path / "catalog.toml"))
     monkeypatch.setenv("KEY_ONE", "sk-one-4d1f")

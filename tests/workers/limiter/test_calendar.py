@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from config.catalog import Limits
+from tests.support.redis_server import RedisServer
 from workers.limiter.cost import Cost
 from workers.limiter.rate import Plan, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, RedisSchedule
 
-from .conftest import RedisServer
 from .ledger import Ledger
 
 ABOVE = Limits(tpm=60_000, algorithm="bucket")

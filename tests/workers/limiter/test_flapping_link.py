@@ -13,11 +13,12 @@ from redis.asyncio import Redis
 from config.catalog import Limits
 from tasks.redis.address import Address
 from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 from workers.limiter import LimiterRegistry
 from workers.limiter.channel import PauseChannel
 
-from .conftest import RedisServer
-from .test_registry import model, once, wait_until
+from .test_registry import model, once
 
 
 def unseen_errors() -> list[dict[str, Any]]:
@@ -54,7 +55,7 @@ async def test_a_link_that_flaps_leaves_no_error_unseen(client: Redis, redis_ser
             await asyncio.sleep(0.3)  # as above
             running = False
             await asyncio.gather(*callers)
-            await wait_until(lambda: limits._channel.hears, description="pauses are heard again")
+            await wait_until_async(lambda: limits._channel.hears, description="pauses are heard again")
             await asyncio.wait_for(asyncio.gather(*(once(limits, each) for each in models)), 10.0)
     finally:
         await asyncio.to_thread(proxy.close)
@@ -88,7 +89,7 @@ async def test_a_fault_while_listening_does_not_leave_the_process_deaf(
     channel = PauseChannel(_Odd(client), _Ears())  # type: ignore[arg-type]  # as much of a client as is used
     channel.open()
     try:
-        await wait_until(lambda: channel.hears, description="it listens again")
+        await wait_until_async(lambda: channel.hears, description="it listens again")
     finally:
         await channel.close()
     assert "done again" in caplog.text

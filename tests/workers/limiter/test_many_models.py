@@ -19,13 +19,14 @@ from redis.exceptions import NoScriptError
 from config.catalog import Limits
 from tasks.redis.address import Address
 from tasks.results import Usage
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 from workers.limiter import LimiterRegistry, registry, snapshot
 from workers.limiter.link import MOST_CONNECTIONS, Link
 from workers.limiter.scripts import ACQUIRE
 
-from .conftest import RedisServer
 from .test_registry import model as model_of
-from .test_registry import once, wait_until
+from .test_registry import once
 
 TOLD = {
     "x-ratelimit-limit-requests": "6000",
@@ -88,7 +89,7 @@ async def test_a_made_up_name_that_has_limits_gets_a_limiter_of_its_own(
     client: Redis, redis_server: RedisServer
 ) -> None:
     async with opened(redis_server, named=["m"]) as limits, opened(redis_server, named=["m"]) as other:
-        await wait_until(lambda: limits._channel.hears and other._channel.hears, description="the subscriptions")
+        await wait_until_async(lambda: limits._channel.hears and other._channel.hears, description="the subscriptions")
         told, refused, free = (model_of(Limits(), name) for name in ("told", "refused", "free"))
         for each in (told, refused, free):
             await once(limits, each)
@@ -101,7 +102,9 @@ async def test_a_made_up_name_that_has_limits_gets_a_limiter_of_its_own(
         await once(limits, free)
         await once(limits, told)
         assert time.monotonic() - began_at < 0.5
-        await wait_until(lambda: ("p", "refused") in other._has_limits, description="the other hears of the pause")
+        await wait_until_async(
+            lambda: ("p", "refused") in other._has_limits, description="the other hears of the pause"
+        )
         await asyncio.gather(once(limits, refused), once(other, refused))
         assert time.monotonic() - began_at > 0.8
         assert {str(name) for name in limits._limiters} == {"p:*:none", "p:told:none", "p:refused:none"}
@@ -121,15 +124,15 @@ async def test_idle_limiters_are_closed_and_opened_again(
         def idle() -> int:
             return sum(each.idle_since < float("inf") for each in limits._limiters.values())
 
-        await wait_until(lambda: idle() == 49, description="Redis knows all of it")
+        await wait_until_async(lambda: idle() == 49, description="Redis knows all of it")
         await once(limits, limited[50])
-        await wait_until(lambda: not limits._closing, description="those that were closed have taken leave")
+        await wait_until_async(lambda: not limits._closing, description="those that were closed have taken leave")
         assert len(limits._limiters) == len(limits._pools) == len(limits._by_text) == 20
         assert len(asyncio.all_tasks()) - tasks_before <= 20
         assert held._limiter in limits._limiters.values()  # in use
         held.settle(Usage())
         await asyncio.wait_for(asyncio.gather(*(once(limits, each) for each in limited)), 5.0)
-        await wait_until(lambda: idle() == 60, description="Redis knows all of it again")
+        await wait_until_async(lambda: idle() == 60, description="Redis knows all of it again")
         limits._close_idle(for_s=0.0, most=0)
         assert not limits._limiters and not limits._pools and not limits._by_model
 

@@ -15,13 +15,12 @@ from redis.asyncio import Redis
 
 from config.catalog import Limits
 from tasks.wire import redis_keys
+from tests.support.redis_server import RedisServer
 from workers.limiter import LimiterView, snapshot
 from workers.limiter.cost import Cost
 from workers.limiter.rate import plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.view import LimiterHashes, mark_listed, view_of
-
-from .conftest import RedisServer
 
 NAME = ("p", "m", "k")
 BEGINNING = 1_790_000_000.0

@@ -11,8 +11,12 @@ from tasks.results import Usage
 from workers.limiter.clock import ScheduleClock
 from workers.limiter.cost import Cost
 from workers.limiter.estimate import Estimator
-from workers.limiter.headers import learned, rate_headers, reset_s, wait_s
+from workers.limiter.headers import learned, rate_headers, wait_s
+from workers.providers.durations import until_s
+from workers.providers.size import Media
 from workers.simulator.limits import reset_text
+
+NOW = 1_767_225_600.0
 
 
 @pytest.mark.parametrize(
@@ -26,8 +30,8 @@ from workers.simulator.limits import reset_text
         ("7", 7.0),
         (" 2s ", 2.0),
         ("86400s", 86_400.0),
-        ("900000s", None),
-        ("1000000000", None),
+        ("900000s", 900_000.0),
+        ("1000000000", 1e9),
         ("", None),
         ("soon", None),
         ("-1s", None),
@@ -39,12 +43,12 @@ from workers.simulator.limits import reset_text
     ],
 )
 def test_resets(text: str, seconds: float | None) -> None:
-    assert reset_s(text) == (None if seconds is None else pytest.approx(seconds))
+    assert until_s(text, NOW) == (None if seconds is None else pytest.approx(seconds))
 
 
 @given(st.floats(0, 3_600))
 def test_every_reset_that_the_simulator_writes_is_read(seconds: float) -> None:
-    assert reset_s(reset_text(seconds)) == pytest.approx(seconds, abs=0.0011, rel=1e-4)
+    assert until_s(reset_text(seconds), NOW) == pytest.approx(seconds, abs=0.0011, rel=1e-4)
 
 
 @given(
@@ -53,7 +57,7 @@ def test_every_reset_that_the_simulator_writes_is_read(seconds: float) -> None:
     )
 )
 def test_junk_is_no_news(headers: dict[str, str]) -> None:
-    for found in rate_headers(headers):
+    for found in rate_headers(headers, NOW):
         assert 0 <= found.remaining <= found.limit and found.reset_s >= 0
 
 
@@ -83,24 +87,24 @@ def test_limits_are_learned_where_unknown_and_only_lowered_where_known() -> None
     ],
 )
 def test_which_limit_a_header_tells(headers: dict[str, str], tells: str | None) -> None:
-    (found,) = rate_headers(headers)
+    (found,) = rate_headers(headers, NOW)
     assert found.tells == tells
 
 
 def test_a_429_without_retry_after_waits_for_what_is_spent() -> None:
-    assert wait_s(told(500, 0, "800ms") | told(30_000, 10, "20s", "tokens")) == pytest.approx(0.8)
-    assert wait_s(told(500, 0, "800ms") | told(30_000, 0, "20s", "tokens")) == 20.0
-    assert wait_s(told(500, 0, "7h0m0s")) == 60.0
-    assert wait_s(told(500, 3, "1s")) is None
+    assert wait_s(told(500, 0, "800ms") | told(30_000, 10, "20s", "tokens"), NOW) == pytest.approx(0.8)
+    assert wait_s(told(500, 0, "800ms") | told(30_000, 0, "20s", "tokens"), NOW) == 20.0
+    assert wait_s(told(500, 0, "7h0m0s"), NOW) == 25_200.0
+    assert wait_s(told(500, 3, "1s"), NOW) is None
 
 
 def test_what_azure_sends_tells_the_wait_or_nothing() -> None:
     no_limit = {"x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "55"}
-    assert wait_s(no_limit) == 55.0
-    assert rate_headers(no_limit) == []
+    assert wait_s(no_limit, NOW) == 55.0
+    assert rate_headers(no_limit, NOW) == []
     unknown = told(-1, -1, "0", "tokens")
-    assert wait_s(unknown) is None
-    assert rate_headers(unknown) == []
+    assert wait_s(unknown, NOW) is None
+    assert rate_headers(unknown, NOW) == []
 
 
 def test_output_is_the_90th_percentile_within_max_tokens() -> None:
@@ -197,3 +201,23 @@ def test_a_step_of_redis_s_clock_is_followed() -> None:
     clock.learn(100.0, asked_at=1.0, heard_at=1.001)
     clock.learn(500.0, asked_at=2.0, heard_at=2.001)
     assert clock.monotonic(501.0) == pytest.approx(3.001)
+
+
+PICTURE, SOUND, FILE = Media(pictures=1), Media(sounds=1), Media(files=1)
+
+
+@pytest.mark.parametrize("media", [PICTURE, SOUND, FILE])
+@pytest.mark.parametrize("tokens", [85, 25_000])
+def test_what_a_picture_a_sound_and_a_file_take_is_learned_for_each(media: Media, tokens: int) -> None:
+    estimator = Estimator()
+    text = estimator.cost(input_chars=400).input_tokens
+    for _ in range(12):
+        estimator.learn(estimator.cost(input_chars=400, media=media), Usage(text + tokens, 5))
+    assert estimator.cost(input_chars=400, media=media).input_tokens == pytest.approx(text + tokens, rel=0.05, abs=15)
+    assert estimator.cost(input_chars=400).input_tokens == text, "text is as it was"
+
+
+def test_a_prompt_with_a_picture_may_be_as_small_as_its_text() -> None:
+    cost = Estimator().cost(input_chars=120, media=Media(pictures=40))
+    assert cost.input_tokens > 40_000
+    assert cost.least("tokens") == 10

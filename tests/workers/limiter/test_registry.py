@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any
 
@@ -15,23 +15,17 @@ from redis.asyncio import Redis
 from config.catalog import Limits, Model
 from tasks.redis.cancellation import stop
 from tasks.results import Usage
+from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 from workers.limiter import Cost, LimiterRegistry, Permit, TooLargeForLimit, snapshot
 from workers.limiter.limiter import Limiter
 from workers.limiter.rate import plan
 from workers.prompt.parked import Parked
 
-from .conftest import RedisServer
 from .ledger import Ledger
 
 PATIENCE_S = 10.0
 FAST = Limits(rpm=60_000, algorithm="sliding")
-
-
-async def wait_until(condition: Callable[[], Any], *, description: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert time.monotonic() < deadline, f"waited {PATIENCE_S} s in vain: {description}"
-        await asyncio.sleep(0.002)
 
 
 def model(limits: Limits = FAST, name: str = "m") -> Model:
@@ -45,7 +39,7 @@ async def registries(url: str, count: int = 2, **options: Any) -> AsyncIterator[
         for _ in range(count):
             redis = await stack.enter_async_context(Redis.from_url(url))
             found.append(await stack.enter_async_context(LimiterRegistry(redis, now=time.time, **options)))
-        await wait_until(lambda: all(each._channel.hears for each in found), description="the subscriptions")
+        await wait_until_async(lambda: all(each._channel.hears for each in found), description="the subscriptions")
         yield found
 
 
@@ -75,10 +69,10 @@ async def test_a_429_of_one_worker_stops_the_other(client: Redis, redis_server: 
         refused = await one.admit(model(), [None], cost=Cost())
         sent: list[float] = []
         running = [asyncio.create_task(once(other, model(), sent)) for _ in range(2_000)]
-        await wait_until(lambda: len(sent) > 20, description="the other worker sends")
+        await wait_until_async(lambda: len(sent) > 20, description="the other worker sends")
         refused_at = time.monotonic()
         refused.rate_limited(0.6, {})
-        await wait_until(lambda: any(each > refused_at + 0.55 for each in sent), description="it goes on")
+        await wait_until_async(lambda: any(each > refused_at + 0.55 for each in sent), description="it goes on")
         assert not [each for each in sent if refused_at + 0.1 < each < refused_at + 0.6]
         for task in running:
             task.cancel()
@@ -91,7 +85,7 @@ async def test_calls_without_an_answer_count_as_no_tokens(client: Redis, redis_s
     cost = Cost(900, 100)
 
     async def used(registry: LimiterRegistry) -> tuple[int, int, float]:
-        await wait_until(
+        await wait_until_async(
             lambda: registry._by_model["p", "m"][0].settlements.unsaid_since == float("inf"), description="said"
         )
         (view,) = await snapshot(client)
@@ -347,10 +341,10 @@ async def redis_goes_away(
     sent: list[float] = []
     async with registries(server.url, count=1, **options) as (registry,):
         await once(registry, steady)
-        server.stop()
+        server.close()
         tasks = [asyncio.create_task(once(registry, steady, sent)) for _ in range(waiting)]
         (limiter,) = registry._limiters.values()
-        await wait_until(lambda: limiter.is_away, description="it notices that Redis is away")
+        await wait_until_async(lambda: limiter.is_away, description="it notices that Redis is away")
         yield limiter, sent
         for task in tasks:
             task.cancel()
@@ -362,29 +356,31 @@ async def test_degraded_goes_on_at_a_share_for_a_while_and_then_stops_until_redi
 ) -> None:
     async with redis_goes_away(own_redis_server, waiting=400, degraded_for_s=1.0) as (limiter, sent):
         away_at = asyncio.get_running_loop().time()
-        await wait_until(lambda: time.monotonic() > away_at + 2.0, description="the second in which it goes on is over")
+        await wait_until_async(
+            lambda: time.monotonic() > away_at + 2.0, description="the second in which it goes on is over"
+        )
         while_away = list(sent)
         assert 20 <= len(while_away) <= 0.8 * 100 + 3
         # Slots are leased up to a second and a half ahead, but not beyond the end.
         assert max(while_away) < away_at + 1.0 + limiter.plan.use_by_s + 0.1
         own_redis_server.start()
-        await wait_until(lambda: len(sent) > len(while_away) + 20, description="it finds Redis again and goes on")
+        await wait_until_async(lambda: len(sent) > len(while_away) + 20, description="it finds Redis again and goes on")
         assert not limiter.is_away
 
 
 async def test_closed_sends_nothing_until_redis_is_back(own_redis_server: RedisServer) -> None:
     async with redis_goes_away(own_redis_server, waiting=20, when_away="closed") as (limiter, sent):
         away_at = time.monotonic()
-        await wait_until(lambda: time.monotonic() > away_at + 1.0, description="the time of some calls is over")
+        await wait_until_async(lambda: time.monotonic() > away_at + 1.0, description="the time of some calls is over")
         assert not sent
         own_redis_server.start()
-        await wait_until(lambda: len(sent) == 20, description="it finds Redis again and sends everybody")
+        await wait_until_async(lambda: len(sent) == 20, description="it finds Redis again and sends everybody")
         assert not limiter.is_away
 
 
 async def test_open_sends_everybody_while_redis_is_away(own_redis_server: RedisServer) -> None:
     async with redis_goes_away(own_redis_server, waiting=400, when_away="open") as (limiter, sent):
-        await wait_until(lambda: len(sent) == 400, description="everybody is sent")
+        await wait_until_async(lambda: len(sent) == 400, description="everybody is sent")
         assert limiter.is_away
         own_redis_server.start()
-        await wait_until(lambda: not limiter.is_away, description="it finds Redis again")
+        await wait_until_async(lambda: not limiter.is_away, description="it finds Redis again")

@@ -23,12 +23,12 @@ from redis.asyncio import Redis
 
 from config.catalog import Limits
 from tasks.wire import redis_keys
+from tests.support.redis_server import RedisServer
 from workers.limiter.cost import Cost
 from workers.limiter.rate import BIN_S, Dimension, Plan, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.settlements import Refund
 
-from .conftest import RedisServer
 from .ledger import Ledger
 
 NAMES = ("a", "b", "c")

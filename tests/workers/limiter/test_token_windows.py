@@ -15,6 +15,7 @@ import redis
 
 from config.catalog import Limits
 from tasks.results import Usage
+from tests.support.redis_server import RedisServer
 from workers.limiter.estimate import Estimator
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.rate import Plan, plan
@@ -22,7 +23,6 @@ from workers.limiter.schedule import LimiterName, RedisSchedule
 from workers.limiter.wait_queue import Waiter
 from workers.simulator.limits import Allowance
 
-from .conftest import RedisServer
 from .plain import run_virtually
 
 TPM = 200_000

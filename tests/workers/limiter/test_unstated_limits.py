@@ -13,6 +13,7 @@ import redis
 
 from config.catalog import Limits
 from tasks.results import Usage
+from tests.support.redis_server import RedisServer
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned
 from workers.limiter.limiter import Limiter, LimiterOptions
@@ -21,7 +22,6 @@ from workers.limiter.schedule import Pause, PauseReport
 from workers.limiter.wait_queue import Waiter
 from workers.simulator.limits import Allowance
 
-from .conftest import RedisServer
 from .plain import run_virtually
 from .test_token_windows import VirtualSchedule
 

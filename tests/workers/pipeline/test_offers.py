@@ -177,6 +177,14 @@ async def test_only_what_others_offer_counts_and_only_in_time(
     assert await OtherWorkers(redis, mine=offers).offered("m", queue="q") is expected
 
 
+async def test_a_provider_is_offered_with_all_its_models() -> None:
+    aliases = ("openai/gpt-9", "gpt-9", "other/gpt-9")
+    redis: Any = Redis(*[{"openai/*": 100_001} for _ in aliases])
+    others = OtherWorkers(redis, mine=Offers())
+    offered = [await others.offered(alias, queue="q") for alias in aliases]
+    assert offered == [True, False, False]
+
+
 async def test_while_redis_is_away_the_job_waits() -> None:
     slept: list[float] = []
 

@@ -171,7 +171,7 @@ NOT_ANSWERS = {
     "deep": b"[" * 200_000 + b"]" * 200_000,
     "deep-object": b'{"a":' * 200_000,
     "deep-but-parsable": b'{"choices": [{"message": {"content": "x"}}], "x": ' + b"[" * 300 + b"]" * 300 + b"}",
-    "error": {"error": {"message": "upstream failed", "code": 500}},
+    "error": {"error": {"message": "upstream failed"}},
     "no-choices": {"id": "x"},
     "null-choices": {"choices": None},
     "empty-choices": {"choices": []},

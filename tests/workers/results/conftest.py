@@ -12,21 +12,6 @@ from workers.pool.app import App
 from workers.results.backend import Backend
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.stop()
-
-
-@pytest.fixture
-def client(server: RedisServer) -> Iterator[redis.Redis]:
-    """An empty Redis, with its replies as bytes."""
-    with redis.Redis(port=server.port) as client:
-        client.flushall()
-        yield client
-
-
 @pytest.fixture
 def app(server: RedisServer, client: redis.Redis) -> Iterator[App]:
     app = App("results", set_as_current=False)

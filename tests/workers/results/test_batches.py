@@ -74,7 +74,7 @@ async def test_an_outage_of_redis_is_waited_out(tmp_path: Path) -> None:
     app.conf.update(broker_url=server.url, result_backend=f"workers.results:Backend+{server.url}")
     writer = BatchWriter(app.backend)
     try:
-        server.stop()
+        server.close()
         waiting = [writer.put(entry("a")), writer.put(entry("b"))]
         _, pending = await asyncio.wait(waiting, timeout=0.3)
         assert len(pending) == 2
@@ -86,7 +86,7 @@ async def test_an_outage_of_redis_is_waited_out(tmp_path: Path) -> None:
     finally:
         await writer.aclose()
         app.close()
-        server.stop()
+        server.close()
 
 
 @pytest.mark.parametrize("asks", ["state", "chord part"])
@@ -102,7 +102,7 @@ async def test_what_the_tracer_asks_of_an_absent_redis_waits_for_it(tmp_path: Pa
         return app.backend.on_chord_part_return(request, "SUCCESS", 1)
 
     try:
-        server.stop()
+        server.close()
         waiting = asyncio.create_task(run_job(Cancellable(), object(), ask))
         _, pending = await asyncio.wait([waiting], timeout=0.3)
         assert pending
@@ -111,7 +111,7 @@ async def test_what_the_tracer_asks_of_an_absent_redis_waits_for_it(tmp_path: Pa
             assert await waiting == ("PENDING" if asks == "state" else None)
     finally:
         app.close()
-        server.stop()
+        server.close()
 
 
 async def test_small_results_overtake_huge_ones(app: App, client: redis.Redis) -> None:

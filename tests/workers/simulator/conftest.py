@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
 from typing import Any
@@ -41,11 +40,3 @@ async def ledger(http: aiohttp.ClientSession, simulator: RunningSimulator) -> li
     async with http.get(simulator.url.removesuffix("/v1") + "/__ledger") as response:
         calls: list[dict[str, Any]] = (await response.json())["calls"]
         return calls
-
-
-async def wait_until(predicate: Callable[[], bool], *, description: str, timeout_s: float = 5.0) -> None:
-    deadline_s = asyncio.get_running_loop().time() + timeout_s
-    while not predicate():
-        if asyncio.get_running_loop().time() > deadline_s:
-            pytest.fail(f"not within {timeout_s} s: {description}")
-        await asyncio.sleep(0.005)

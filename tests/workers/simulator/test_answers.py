@@ -13,11 +13,12 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.support.waiting import wait_until_async
 from workers.simulator import FAULT_HEADER, JOB_ID_HEADER, RunningSimulator, SimulatorOptions, prompt_hash
 from workers.simulator.ledger import Call
-from workers.simulator.provider import CHAT_PATH, Plan, Provider
+from workers.simulator.provider import Incoming, Plan, Provider
 
-from .conftest import Start, ledger, question, wait_until
+from .conftest import Start, ledger, question
 
 
 async def ask(
@@ -285,13 +286,13 @@ async def test_stats_count_connections_and_calls_at_once(simulate: Start) -> Non
     simulator = await simulate(latency_ms=60_000)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=3)) as http:
         asking = [asyncio.create_task(ask(http, simulator, question(f"{n}"))) for n in range(3)]
-        await wait_until(lambda: simulator.stats()["in_flight"] == 3, description="three calls in flight")
+        await wait_until_async(lambda: simulator.stats()["in_flight"] == 3, description="three calls in flight")
         stats = simulator.stats()
         assert (stats["connections"], stats["open_connections"], stats["peak_in_flight"]) == (3, 3, 3)
         for task in asking:
             task.cancel()
         await asyncio.gather(*asking, return_exceptions=True)
-    await wait_until(lambda: simulator.stats()["in_flight"] == 0, description="no call in flight")
+    await wait_until_async(lambda: simulator.stats()["in_flight"] == 0, description="no call in flight")
     assert simulator.stats()["peak_in_flight"] == 3
     assert simulator.stats()["open_connections"] == 0
 
@@ -299,9 +300,9 @@ async def test_stats_count_connections_and_calls_at_once(simulate: Start) -> Non
 async def test_a_client_that_goes_away_is_noticed_at_once(simulate: Start, http: aiohttp.ClientSession) -> None:
     simulator = await simulate(latency_ms=60_000)
     asking = asyncio.create_task(ask(http, simulator, question()))
-    await wait_until(lambda: simulator.stats()["in_flight"] == 1, description="a call in flight")
+    await wait_until_async(lambda: simulator.stats()["in_flight"] == 1, description="a call in flight")
     asking.cancel()
-    await wait_until(lambda: simulator.stats()["cancelled"] == 1, description="its client's leaving noticed")
+    await wait_until_async(lambda: simulator.stats()["cancelled"] == 1, description="its client's leaving noticed")
     (call,) = await ledger(http, simulator)
     assert (call["cancelled"], call["status"], call["completion_tokens"]) == (True, None, 0)
     assert simulator.stats()["by_status"] == {"none": 1}
@@ -319,9 +320,9 @@ def plans(seed: int, questions: list[str], **options: Any) -> dict[str, list[Pla
     provider = Provider(SimulatorOptions(seed=seed, **options))
     made: dict[str, list[Plan]] = {text: [] for text in questions}
     for text in questions:
-        call = Call(time=0.0, path=CHAT_PATH, request_id="r", authorized=True)
+        call = Call(time=0.0, path="/v1/chat/completions", request_id="r", authorized=True)
         body = json.dumps(question(text)).encode()
-        made[text].append(provider.plan(call, body, authorization="", forced_fault=None, now_s=0.0))
+        made[text].append(provider.plan(call, body, Incoming(), now_s=0.0))
     return made
 
 
@@ -339,9 +340,9 @@ def test_refused_calls_do_not_change_what_is_drawn_for_the_next() -> None:
     provider = Provider(SimulatorOptions(seed=1, jitter=0.5, rpm=1))
     drawn = []
     for now_s in (0.0, 1.0, 2.0, 60.0):
-        call = Call(time=0.0, path=CHAT_PATH, request_id="r", authorized=True)
+        call = Call(time=0.0, path="/v1/chat/completions", request_id="r", authorized=True)
         body = json.dumps(question("Question")).encode()
-        plan = provider.plan(call, body, authorization="", forced_fault=None, now_s=now_s)
+        plan = provider.plan(call, body, Incoming(), now_s=now_s)
         if not call.rate_limited:
             drawn.append(plan.first_s)
     assert drawn == [plan.first_s for plan in free]

@@ -12,10 +12,11 @@ from typing import Any
 import aiohttp
 import pytest
 
+from tests.support.waiting import wait_until_async
 from workers.simulator import FAULT_HEADER, RunningSimulator
 from workers.simulator.faults import Bomb
 
-from .conftest import Start, ledger, question, wait_until
+from .conftest import Start, ledger, question
 
 
 def asking(http: aiohttp.ClientSession, simulator: RunningSimulator, fault: str, **options: Any) -> Any:
@@ -147,10 +148,10 @@ async def test_a_bad_answer_to_a_stream_comes_as_an_event(simulate: Start, http:
 async def test_hang_answers_never_and_notices_the_leaving(simulate: Start, http: aiohttp.ClientSession) -> None:
     simulator = await simulate()
     waiting = asyncio.create_task(asking(http, simulator, "hang").__aenter__())
-    await wait_until(lambda: simulator.stats()["in_flight"] == 1, description="the call hanging")
+    await wait_until_async(lambda: simulator.stats()["in_flight"] == 1, description="the call hanging")
     assert not waiting.done()
     waiting.cancel()
-    await wait_until(lambda: simulator.stats()["cancelled"] == 1, description="the client's leaving noticed")
+    await wait_until_async(lambda: simulator.stats()["cancelled"] == 1, description="the client's leaving noticed")
 
 
 async def test_reset_ends_with_rst_and_close_with_fin(simulate: Start, http: aiohttp.ClientSession) -> None:
@@ -228,7 +229,7 @@ async def test_huge_is_streamed_and_stops_with_its_reader(simulate: Start, http:
             if received > 5_000_000:
                 break
         response.close()
-    await wait_until(lambda: simulator.stats()["in_flight"] == 0, description="the flood stopped")
+    await wait_until_async(lambda: simulator.stats()["in_flight"] == 0, description="the flood stopped")
     assert simulator.stats()["cancelled"] == 1
 
 
@@ -293,7 +294,7 @@ async def test_faults_strike_embeddings_too(simulate: Start, http: aiohttp.Clien
 async def test_a_stop_breaks_off_what_hangs(simulate: Start, http: aiohttp.ClientSession) -> None:
     simulator = await simulate()
     waiting = asyncio.create_task(asking(http, simulator, "hang").__aenter__())
-    await wait_until(lambda: simulator.stats()["in_flight"] == 1, description="the call hanging")
+    await wait_until_async(lambda: simulator.stats()["in_flight"] == 1, description="the call hanging")
     await simulator.stop()
     with pytest.raises(aiohttp.ClientConnectionError):
         await waiting

@@ -4,20 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterator
 
 import pytest
 
 from tasks.results import Attempt, JobError, PromptResult
 from workers.telemetry.counts import counts
 from workers.telemetry.failure_log import FailureLog
-
-
-@pytest.fixture(autouse=True)
-def nothing_counted() -> Iterator[None]:
-    counts.take()
-    yield
-    counts.take()
 
 
 def failed(job_id: str, code: str = "auth", model: str = "m") -> PromptResult:

@@ -38,7 +38,7 @@ LETTER: dict[str, Any] = {
 def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
-    server.stop()
+    server.close()
 
 
 def shown(server: RedisServer, *arguments: str) -> str:

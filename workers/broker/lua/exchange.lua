@@ -8,13 +8,14 @@
 -- A job may have been cancelled while nobody was there to hear it, or so long ago that the workers have forgotten: the
 -- reply names those among the jobs that were taken. One whose end is recorded already is not taken: its message goes. A
 -- delayed message may outlive the mark of its job's cancellation; the record says it still. A job that is marked as
--- suspected has had a call of which Redis has lost the lease or the result: its message says so from now on.
+-- suspected has had a call of which Redis has lost the lease or the result: its message says so from now on. One that is
+-- marked as forgotten has ended, and whoever asked for it has its result: its message goes.
 --
 --- @include constants message
 --
 -- KEYS  1 unacked (hash, kombu's), 2 unacked_index (zset, kombu's), 3 leases (zset, tag -> ms when it ends), 4 fence
---       (the last number given), 5 cancelled (zset, job id -> ms), 6 suspected (zset, job id or tag -> ms); then for
---       each queue its delayed messages (zset) and its lists, most urgent first
+--       (the last number given), 5 cancelled (zset, job id -> ms), 6 suspected (zset, job id or tag -> ms), 7 forgotten
+--       (zset, job id -> ms); then for each queue its delayed messages (zset) and its lists, most urgent first
 -- ARGV  1 a JSON map:
 --       messages, bytes   to take at most
 --       lease_ms
@@ -22,28 +23,36 @@
 --       lists             as list_of takes them
 --       started           how many jobs have started; record_ttl_s  lifetime of their records
 --       records           prefix of the jobs' records
---       then for each started job its record and 1 if the record is to be made where there is none; then the tags to
---       acknowledge
+--       then for each started job its record, 1 if the record is to be made where there is none, and its message's tag;
+--       then the tags to acknowledge
 -- Returns {now (ms), ms when the next delayed message is due or -1, {ids of jobs taken that are cancelled}, tag, number of
 --          the queue, message, tag, ...}
 
 local unacked, index, leases, fence, cancelled, suspected = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local forgotten = KEYS[7]
 local ask = cjson.decode(ARGV[1])
 local room, bytes, queues, lists_each = ask.messages, ask.bytes, #ask.queues, ask.lists_each
-local first_started, first_ack = 2, 2 + 2 * ask.started
+local first_started, first_ack = 2, 2 + 3 * ask.started
 local now = now_ms()
+local any_forgotten = redis.call('ZCARD', forgotten) > 0
+
+local function is_forgotten(id)
+  return any_forgotten and redis.call('ZSCORE', forgotten, id)
+end
 
 local started_at = string.format('%.3f', now / 1000)
-for i = first_started, first_ack - 1, 2 do
-  if ARGV[i + 1] == '1' or redis.call('EXISTS', ARGV[i]) == 1 then
-    redis.call('HSET', ARGV[i], 'state', RUNNING, 'started_at', started_at)
-    redis.call('EXPIRE', ARGV[i], ask.record_ttl_s)
+for i = first_started, first_ack - 1, 3 do
+  local record = ARGV[i]
+  local is_wanted = ARGV[i + 1] == '1' or redis.call('EXISTS', record) == 1
+  if is_wanted and not is_forgotten(string.sub(record, #ask.records + 1)) then
+    redis.call('HSET', record, 'state', RUNNING, 'started_at', started_at, 'tag', ARGV[i + 2])
+    redis.call('EXPIRE', record, ask.record_ttl_s)
   end
 end
 forget_all(unacked, index, leases, ARGV, first_ack)
 
 local function key_of(queue, list)
-  return KEYS[6 + (queue - 1) * (lists_each + 1) + 1 + list]
+  return KEYS[7 + (queue - 1) * (lists_each + 1) + 1 + list]
 end
 
 local next_due = -1
@@ -86,9 +95,12 @@ for list = 1, lists_each do
       local raw = redis.pcall('RPOP', key_of(queue, list))
       if type(raw) == 'table' then problem = raw end
       if type(raw) ~= 'string' then break end
-      local id = (any_cancelled or any_suspected) and job_id(raw)
+      local id = (any_cancelled or any_suspected or any_forgotten) and job_id(raw)
       local is_cancelled = any_cancelled and id and redis.call('ZSCORE', cancelled, id)
       if is_cancelled and may_drop > 0 and redis.call('HGET', ask.records .. id, 'state') == CANCELLED then
+        may_drop = may_drop - 1
+      elseif id and is_forgotten(id) and may_drop > 0 then
+        redis.call('ZREM', forgotten, id)
         may_drop = may_drop - 1
       else
         if any_suspected and id and redis.call('ZREM', suspected, id) == 1 then

@@ -7,7 +7,7 @@
 --- @include constants message
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 reaper (hash: at, grace_until), 5 cancelled (zset, job id -> ms),
---       6 suspected (zset, job id or tag -> ms when the mark ends)
+--       6 suspected (zset, job id or tag -> ms when the mark ends), 7 forgotten (zset, job id -> ms)
 -- ARGV  1 a JSON map:
 --       lease_ms, heartbeat_ms
 --       lists            as list_of takes them
@@ -18,8 +18,8 @@
 --          ms up to which cancellations were seen, {ids of cancelled jobs, some perhaps for the second time},
 --          {tags whose call is not the first of its job}}
 
-local unacked, index, leases, reaper, cancelled, suspected =
-  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local unacked, index, leases, reaper, cancelled, suspected, forgotten =
+  KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]
 local ask = cjson.decode(ARGV[1])
 local lease_ms = ask.lease_ms
 local now = now_ms()
@@ -44,11 +44,13 @@ local function delay_ms(deliveries, tag)
   return math.floor(500 * 2 ^ math.min(deliveries, 6) * (0.5 + share / 2))
 end
 
+-- 1 if the message is back in its queue; 0 if its job has ended, and there is nobody who could tell.
 local function give_back(tag)
   local record = redis.call('HGET', unacked, tag)
   local raw, queue
   if record then raw, queue = unpacked(record) end
-  if raw then
+  local is_forgotten = raw and redis.call('ZREM', forgotten, job_id(raw) or '') == 1
+  if raw and not is_forgotten then
     local deliveries = history(raw) + 1
     raw = with_history(raw, deliveries, 1)
     if deliveries == 1 then
@@ -59,6 +61,7 @@ local function give_back(tag)
     mark_queued(raw, ask.records)
   end
   forget(unacked, index, leases, tag)
+  return is_forgotten and 0 or 1
 end
 
 local reaped_at = tonumber(redis.call('HGET', reaper, 'at') or 0)
@@ -82,13 +85,13 @@ redis.call('HSET', reaper, 'at', now)
 local given_back = 0
 if now >= grace_until then
   for _, tag in ipairs(redis.call('ZRANGEBYSCORE', leases, '-inf', now, 'LIMIT', 0, 200)) do
-    give_back(tag)
-    given_back = given_back + 1
+    given_back = given_back + give_back(tag)
   end
 end
 
 -- One that is cancelled in this very millisecond, after us, must not be missed: the next look begins with it again.
 redis.call('ZREMRANGEBYSCORE', cancelled, '-inf', now - WAITING_TTL_S * 1000)
+redis.call('ZREMRANGEBYSCORE', forgotten, '-inf', now - RECORD_TTL_S * 1000)
 local seen, seen_before = now, ask.seen_ms
 if seen_before > now + 10 then seen_before = now - lease_ms end -- the clock was set back
 local news = redis.call('ZRANGEBYSCORE', cancelled, seen_before, '+inf', 'WITHSCORES', 'LIMIT', 0, 1000)

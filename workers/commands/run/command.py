@@ -13,6 +13,7 @@ import uvloop
 from rich.console import Console
 
 from config.settings import Settings
+from workers.simulator.dialects import DialectName
 from workers.simulator.limits import Algorithm
 from workers.simulator.options import SimulatorOptions
 
@@ -61,6 +62,7 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Send everything to a simulated provider: no key, no cost.")
     ] = False,
+    dialect: Annotated[DialectName | None, _simulated("Whose wire it speaks.", DEFAULT.dialect)] = None,
     latency_ms: Annotated[float | None, _simulated("Mean time to an answer.", DEFAULT.latency_ms)] = None,
     jitter: Annotated[float | None, _simulated("Its spread, as a share of the mean.", DEFAULT.jitter)] = None,
     rpm: Annotated[int | None, _simulated("Requests a minute.", "unlimited")] = None,
@@ -77,6 +79,7 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
     Exit code: 0 all succeeded, 1 some failed, 2 bad usage or bad rows, 130 interrupted.
     """
     simulation = Simulation(
+        dialect=dialect,
         latency_ms=latency_ms,
         jitter=jitter,
         rpm=rpm,

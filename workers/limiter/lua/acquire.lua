@@ -39,7 +39,7 @@ local levels = { s = state, o = hash(KEYS[7]) }
 
 -- What answers state of the limits is kept here for all processes. A process that made its dimensions without it is sold
 -- nothing, or it would be by another pace, or by none.
-local schedule = schedule_of(state, ask, now)
+local schedule = schedule_of(KEYS[2], state, ask, now)
 local learned = learned_limits(KEYS[2], state, ask, schedule.dims, now)
 local knows_limits = learned == ask.learned
 open_schedule(schedule, KEYS, state, levels.o, ask)
@@ -54,11 +54,13 @@ local day, has_day = math.floor(now / 86400), ask.requests_per_day > 0
 local known_today = has_day and tonumber(redis.call('HGET', KEYS[5], day) or 0) or 0
 local used_today = math.max(known_today, used_today_by_header)
 local sale = sell(schedule, ask, processes, {
+  probe_in_s = schedule.is_doubted and probe_in_s(state, now),
   knows_limits = knows_limits,
   left_today = has_day and ask.requests_per_day - used_today,
   next_day_s = (day + 1) * 86400 - now,
 })
 local granted = #sale.slots
+if schedule.is_doubted and granted > 0 then note_probe(KEYS[2], tonumber(sale.slots[1]) / 1000000) end
 
 local sent = granted + ask.went_free - returned - ask.unsent
 local flow, _, flow_from = flow_with(state, now, granted + ask.went_free)

@@ -4,7 +4,7 @@
 -- else with its next reply. The buckets are emptied, so that the first after the pause is followed at the pace, not by a
 -- herd. Calls that were under way when the pause began (an older epoch) make it longer at most: they tell nothing new.
 --
---- @include constants clock pace unstated
+--- @include constants clock pace unstated witness
 --
 -- KEYS  1 clock, 2 state
 -- ARGV  1 a JSON map:
@@ -12,6 +12,7 @@
 --       channel, name    where it is published, and the limiter's name
 --       epoch            in which the refused request was sent
 --       asked_s          what the provider asks for; -1 = it does not say
+--       alone_s          how much of it one answer is believed
 --       dimensions       as for acquire.lua; knows_requests  whether the limit of requests is stated or learned
 --       went_free        requests that went without a slot and were not yet reported
 -- Returns {now, epoch, paused until} (us)
@@ -27,7 +28,9 @@ local is_news = report.epoch >= epoch and pause <= now
 local strikes = tonumber(state.strikes or 0)
 if now - tonumber(state.struck_at or 0) > 60 then strikes = 0 end
 if is_news then strikes = strikes + 1 end
+local is_long = asked_s > report.alone_s
 if asked_s < 0 then asked_s = math.min(60, 2 ^ (math.max(1, strikes) - 1)) end
+asked_s = believed_s(KEYS[2], state, now, asked_s, report.alone_s, is_news)
 
 local ends = math.max(pause, now + asked_s)
 if is_news or ends > pause + 0.001 then epoch = epoch + 1 end
@@ -39,7 +42,8 @@ if is_news then
   redis.call('HSET', KEYS[2], 'struck_at', seconds(now))
   redis.call('HINCRBY', KEYS[2], 'refused', 1)
   if not report.knows_requests then
-    cap_after(KEYS[2], state, now, ends, report.asked_s, per_s, unsaid)
+    -- So long a wait tells of no window of a minute.
+    cap_after(KEYS[2], state, now, ends, is_long and -1 or report.asked_s, per_s, unsaid)
   elseif strikes > 1 then
     -- The first may be the network's doing. The second says that the limit is lower than stated, or shared.
     redis.call('HSET', KEYS[2], 'factor', seconds(math.max(0.05, factor_at(state, now) * 0.7)), 'factor_at', seconds(ends))

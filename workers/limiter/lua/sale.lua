@@ -2,8 +2,8 @@
 --- @include clock schedule processes
 -- Gives: sell(schedule, ask, processes, allowance) = { slots (us), tokens, why, wait, horizon, vt }.
 --
--- `allowance` says whether the process knows the limits by which is sold, how many requests of the day are left, and in how
--- many seconds the next day begins.
+-- `allowance` says whether the process knows the limits by which is sold, how many requests of the day are left, in how many
+-- seconds the next day begins, and, where only a probe may go (witness.lua), in how many seconds it may.
 
 -- The instant, the seconds of the tightest dimension that the cost takes, and its places in the calendar.
 local function first_instant(schedule, cost)
@@ -33,6 +33,9 @@ end
 local function refusal(schedule, ask, processes, allowance, sale, at, unit)
   local now, granted, horizon = schedule.now, #sale.slots, sale.horizon
   if not allowance.knows_limits then return 'limits', 0 end
+  if allowance.probe_in_s and (granted > 0 or allowance.probe_in_s > 0) then
+    return 'far', math.max(1, allowance.probe_in_s)
+  end
   if allowance.left_today and granted >= allowance.left_today then return 'day', allowance.next_day_s end
   if ask.max_in_flight > 0 then
     -- It is shared evenly while others wait too.

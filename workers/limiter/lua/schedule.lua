@@ -1,6 +1,6 @@
 -- schedule.lua: one limiter's schedule as it stands at `now`, and what of it is put down again.
---- @include clock pace recent unstated calendar window
--- Gives: schedule_of(state, ask, now) = { now, pause, from, lost_until, epoch, longest_s, dims, above }, and with
+--- @include clock pace recent unstated witness calendar window
+-- Gives: schedule_of(state_key, state, ask, now) = { now, pause, from, lost_until, epoch, is_doubted, longest_s, dims, above }, and with
 --        open_schedule(schedule, keys, state, above_state, ask) also { cap, factor, recent, calendar, window, window_above };
 --        write_schedule(schedule, keys, state).
 --
@@ -25,6 +25,8 @@ local function set_pace(schedule, keys, state, now)
   end
   local cap, is_searched = cap_at(state, now)
   if has_requests then return cap ~= nil end
+  -- While a long wait is doubted, nobody goes without a slot.
+  cap = cap or schedule.is_doubted and 1 or nil
   schedule.cap = cap
   if cap then
     schedule.dims[#schedule.dims + 1] = { name = 'requests', rate = cap, burst = 1, span = 0 }
@@ -46,7 +48,7 @@ local function set_beginnings(schedule, state, is_lifted, now)
   end
 end
 
-local function schedule_of(state, ask, now)
+local function schedule_of(state_key, state, ask, now)
   local schedule = { now = now, longest_s = ask.longest_s, dims = {}, above = {} }
   for _, dim in ipairs(dimensions_of(ask.dimensions)) do
     local level = dim.level == 's' and schedule.dims or schedule.above
@@ -57,6 +59,7 @@ local function schedule_of(state, ask, now)
   if schedule.was_lost then
     schedule.lost_until = math.ceil((now + ask.furthest_s) / ask.bin_s) * ask.bin_s
   end
+  schedule.is_doubted = is_doubted(state_key, state, ask, now)
   schedule.epoch = string.format('%.0f', math.max(tonumber(state.epoch or 1), ask.epoch))
   schedule.pause = tonumber(state.pause or 0)
   schedule.from = math.max(now, schedule.lost_until, schedule.pause)

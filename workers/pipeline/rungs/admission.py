@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...limiter import TooLargeForLimit, TooLate
 from ...prompt.failure import Failure
+from ...providers.size import NO_MEDIA, Media
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,7 +27,14 @@ class Limits(Protocol):
     """The shared limit: `limiter.LimiterRegistry`, and what the tests put in its place."""
 
     def estimate(
-        self, model: Model, *, input_chars: int, max_tokens: int | None = None, answers: int = 1, embeds: bool = False
+        self,
+        model: Model,
+        *,
+        input_chars: int,
+        media: Media = NO_MEDIA,
+        max_tokens: int | None = None,
+        answers: int = 1,
+        embeds: bool = False,
     ) -> Cost: ...
 
     def admit_free(
@@ -60,15 +68,11 @@ class Admission:
         *,
         keys_of: Callable[[Provider], Sequence[SecretStr | None]],
         park_after_s: float | None,
-        longest_pause_s: float,
     ) -> None:
-        """A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place.
-        A provider's request for a pause is heard up to `longest_pause_s`.
-        """
+        """A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place."""
         self._limits = limits
         self._keys_of = keys_of
         self._park_after_s = park_after_s
-        self._longest_pause_s = longest_pause_s
 
     def serves(self, shape: Shape) -> bool:
         return True
@@ -95,10 +99,11 @@ class Admission:
         if trip.headers is not None:
             permit.observe(trip.headers)
             if failure.code == "rate_limited":
-                asked_s = failure.retry_after_s
-                permit.rate_limited(None if asked_s is None else min(self._longest_pause_s, asked_s), trip.headers)
+                permit.rate_limited(failure.retry_after_s, trip.headers)
         if failure.unreachable or failure.is_refusal:
             permit.give_back()
+        elif failure.usage is not None:
+            permit.settle(failure.usage)
 
     async def _admit(self, trip: Trip, keys: Sequence[SecretStr | None]) -> Permit:
         options, route = trip.job.options, trip.route
@@ -106,6 +111,7 @@ class Admission:
         cost = self._limits.estimate(
             route.model,
             input_chars=size.input_chars,
+            media=size.media,
             max_tokens=size.max_tokens,
             answers=size.answers,
             embeds=trip.job.kind == "embed",

@@ -75,21 +75,22 @@ class Call:
     async def _send(self, trip: Trip, request: ProviderRequest) -> Answer:
         route = trip.route
         raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
+        now = self._now()
         trip.headers = raw.headers
         if trip.key is not None:
             raw.body = _without(raw.body, trip.key.get_secret_value())
         try:
-            answer = await self._read(trip, raw)
+            answer = await self._read(trip, raw, now)
         except Failure as failure:
-            failure.suspected_payment = 200 <= raw.status < 300
+            failure.suspected_payment = 200 <= raw.status < 300 and not failure.is_refusal
             raise
         if trip.held is not None and raw.held is not None:
             trip.held.append(raw.held)
         return answer
 
-    async def _read(self, trip: Trip, raw: RawResponse) -> Answer:
+    async def _read(self, trip: Trip, raw: RawResponse, now: float) -> Answer:
         route, job = trip.route, trip.job
-        answer = route.codec.response(job, raw, now=self._now())
+        answer = route.codec.response(job, raw, now=now)
         if len(raw.body) >= LARGE_BYTES:
             if job.kind == "embed":
                 route.sizes.learn(route.codec.answer_size(job), answer)
@@ -107,6 +108,7 @@ class Call:
             duration_s=self._now() - trip.called_at,
             retry_after_s=failure.retry_after_s,
             suspected_payment=failure.suspected_payment,
+            usage=failure.usage,
         )
         trip.failed.append(attempt)
         trip.paid_twice = trip.may_be_paid

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Retries"]
 
+MOST_POSTPONED = 48
+"""How many calls that a provider postponed are no attempts: of two days, where it asks for an hour each time."""
+
 
 class Retries:
     """Tries a job again while that may help. One counter of attempts serves every cause of failure."""
@@ -45,6 +48,8 @@ class Retries:
             except Failure as failure:
                 if failure.unreachable:
                     raise  # it was no attempt
+                if self._policy.is_postponed(failure):
+                    trip.postponed += 1
                 match self._decide(trip, failure):
                     case Retry() if failure.code == "rate_limited":
                         pause_s = 0.0  # the limiter makes everybody wait, and this job in its turn
@@ -63,7 +68,7 @@ class Retries:
         asked = options.repeat_timeouts
         return self._policy.decide(
             failure,
-            attempt=trip.attempts,
+            attempt=max(1, trip.attempts - min(trip.postponed, MOST_POSTPONED)),
             max_attempts=options.max_attempts,
             now=self._now(),
             deadline_at=options.deadline_at,

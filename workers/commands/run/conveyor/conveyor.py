@@ -103,6 +103,7 @@ class Conveyor:
             except QueueUnavailable as error:
                 raise RunError(str(error)) from None
             else:
+                self._losses.follow_rest()
                 return
 
     async def _settle_or_cancel(self, results: Iterable[PromptResult]) -> None:

@@ -123,7 +123,7 @@ class _Starter:
         environ = {f"PROMPTMILL_{name}_URL": url for name in ("REDIS", "BROKER", "RESULT")}
         simulation = self.options.simulation
         if simulator is not None and simulation is not None and self.catalog is not None:
-            text = simulated_catalog(self.catalog, url=simulator.url, limits=simulation.limits())
+            text = simulated_catalog(self.catalog, url=simulator.url, limits=simulation.limits(), kind=simulation.kind)
             self.state.catalog.write_text(text, encoding="utf-8")
             environ["PROMPTMILL_CATALOG"] = str(self.state.catalog)
         return environ

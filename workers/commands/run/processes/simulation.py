@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from config.catalog import Catalog, Limits, Model, Price, Provider
+from workers.simulator.dialects import DIALECTS, DialectName
 from workers.simulator.faults import parse_fault
 from workers.simulator.options import SimulatorOptions
 
@@ -34,6 +35,7 @@ class Simulation:
     None leaves the simulator's own default.
     """
 
+    dialect: DialectName | None = None
     latency_ms: float | None = None
     jitter: float | None = None
     rpm: int | None = None
@@ -62,6 +64,11 @@ class Simulation:
         for fault in self.faults:
             command += ["--fault", fault]
         return command
+
+    @property
+    def kind(self) -> str:
+        """The catalogue's word for the wire that it speaks."""
+        return DIALECTS[self.dialect or SimulatorOptions().dialect].kind
 
     def limits(self) -> Limits:
         """What a limiter is told of it."""
@@ -112,21 +119,22 @@ async def _address(child: Child) -> str | None:
     return None
 
 
-def simulated_catalog(catalog: Catalog, *, url: str, limits: Limits) -> str:
+def simulated_catalog(catalog: Catalog, *, url: str, limits: Limits, kind: str = "openai") -> str:
     """The catalogue's models, with their prices, as a TOML file in which all of them are the simulator's.
 
     The real providers stand in it without keys and at the simulator's address: a simulated run must be unable to
     send anything elsewhere, and must not stop at a key that is missing.
     """
-    tables = [_provider_table(provider, url) for provider in catalog.providers.values()]
-    tables.append(_table("providers", PROVIDER, {"base_url": url, "api_keys": []}))
+    tables = [_provider_table(provider, url, kind) for provider in catalog.providers.values()]
+    tables.append(_table("providers", PROVIDER, {"base_url": url, "kind": kind, "api_keys": []}))
     tables += [_model_table(model, limits, catalog.repeats_timeouts(model)) for model in catalog.models.values()]
     return "\n".join(tables)
 
 
-def _provider_table(provider: Provider, url: str) -> str:
+def _provider_table(provider: Provider, url: str, kind: str) -> str:
     values = {
         "base_url": url,
+        "kind": kind,
         "api_keys": [],
         "any_model": provider.any_model,
         "timeout": provider.timeout.model_dump(),
@@ -149,7 +157,7 @@ def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
 
 
 def _price(price: Price) -> dict[str, Any]:
-    amounts = price.model_dump(include={"input", "output", "cached_input"}, exclude_none=True)
+    amounts = price.model_dump(include={"input", "output", "cached_input", "cache_write"}, exclude_none=True)
     return {
         **{name: float(amount) for name, amount in amounts.items()},
         **price.model_dump(mode="json", include={"currency", "date", "source"}),

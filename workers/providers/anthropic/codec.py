@@ -1,0 +1,65 @@
+"""What is Anthropic's of a request and of what comes back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...prompt.failure import Failure
+from ..answers import read_chat, read_object
+from ..codec import Answer, Probe, ProviderRequest, RawResponse
+from ..openai import OpenAICodec, bearer, dumps, headers
+from ..refusals import refusal, with_evidence
+from .answer import chat_completion
+from .messages import refused
+from .request import messages_request
+
+if TYPE_CHECKING:
+    from pydantic import SecretStr
+
+    from config.catalog import Model, Provider
+
+    from ...prompt.job import PromptJob
+
+__all__ = ["AnthropicCodec"]
+
+_VERSION = {"anthropic-version": "2023-06-01"}
+"""The version that takes `temperature` and `top_p` for the models that have them; a provider's `headers` may name the
+next one, 2026-10-21, which refuses both."""
+
+
+class AnthropicCodec(OpenAICodec):
+    """The Messages API. Jobs and answers have OpenAI's shape, so what is measured of them is measured alike."""
+
+    def check(self, job: PromptJob) -> None:
+        """See `Codec.check`."""
+        if job.kind != "chat":
+            raise Failure("bad_request", "Anthropic has no embeddings; name a model of another provider")
+        messages_request(job.body, model=job.model)
+
+    def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
+        """See `Codec.request`."""
+        if job.kind != "chat":
+            raise refused("input", "Anthropic has no embeddings; name a model of another provider")
+        body = messages_request(job.body, model=model.upstream)
+        url = f"{provider.base_url}/messages{provider.query_string}"
+        return ProviderRequest(url, _VERSION | headers(job, provider, _auth(provider, key)), dumps(body))
+
+    def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
+        """See `Codec.response`."""
+        if not 200 <= raw.status < 300:
+            raise refusal(raw, now=now)
+        try:
+            return read_chat(chat_completion(read_object(raw, now=now), now=now), raw, now=now)
+        except Failure as failure:
+            raise with_evidence(failure, raw) from None
+
+    def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
+        """See `Codec.probe`."""
+        query = provider.query_string or "?limit=1000"
+        return Probe(f"{provider.base_url}/models{query}", {**_VERSION, **provider.headers, **_auth(provider, key)})
+
+
+def _auth(provider: Provider, key: SecretStr | None) -> dict[str, str]:
+    if key is None or provider.auth == "bearer":
+        return bearer(key)
+    return {"x-api-key": key.get_secret_value()}
