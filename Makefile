@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install run test browser lint format lock bench soak clean
+.PHONY: help install run check test browser lint format lock bench soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -31,8 +31,11 @@ run: $(VENV)/run.stamp ## the main job: 1,319 real questions through 2 workers a
 	@mkdir -p out
 	@$(BIN)/promptmill run examples/gsm8k.jsonl --simulate -o out/gsm8k.jsonl $(ARGS)
 
+check: lint ## lint, and the tests that start no worker processes: two minutes on two cores
+	$(BIN)/python -m pytest -n logical --dist worksteal --ignore tests/system $(ARGS)
+
 test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool"
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
 browser: $(VENV)/dev.stamp ## a headless Chromium, for the tests that open Flower's pages
 	@$(BIN)/python -m tests.support.browser >/dev/null 2>&1 \

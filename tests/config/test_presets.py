@@ -5,9 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from decimal import Decimal
 
+import orjson
 import pytest
+from pydantic import SecretStr
 
 from config.catalog import load_catalog
+from workers.prompt.job import PromptJob
+from workers.providers import CODECS
 
 PRESETS = load_catalog()
 
@@ -18,11 +22,53 @@ PRESETS = load_catalog()
         ("openai", "https://api.openai.com/v1", "OPENAI_API_KEY"),
         ("holysheep", "https://api.holysheep.ai/v1", "HOLYSHEEP_API_KEY"),
         ("n1n", "https://api.n1n.ai/v1", "N1N_API_KEY"),
+        ("anthropic", "https://api.anthropic.com/v1", "ANTHROPIC_API_KEY"),
+        ("gemini", "https://generativelanguage.googleapis.com/v1beta/openai", "GEMINI_API_KEY"),
+        ("openrouter", "https://openrouter.ai/api/v1", "OPENROUTER_API_KEY"),
+        ("groq", "https://api.groq.com/openai/v1", "GROQ_API_KEY"),
+        ("xai", "https://api.x.ai/v1", "XAI_API_KEY"),
+        ("deepseek", "https://api.deepseek.com", "DEEPSEEK_API_KEY"),
+        ("dashscope", "https://dashscope-intl.aliyuncs.com/compatible-mode/v1", "DASHSCOPE_API_KEY"),
+        ("mistral", "https://api.mistral.ai/v1", "MISTRAL_API_KEY"),
+        ("together", "https://api.together.ai/v1", "TOGETHER_API_KEY"),
     ],
 )
 def test_each_provider_has_its_address_and_its_key(name: str, base_url: str, variable: str) -> None:
     provider = PRESETS.providers[name]
     assert (provider.base_url, provider.api_keys) == (base_url, (variable,))
+
+
+@pytest.mark.parametrize(
+    ("name", "url", "header"),
+    [
+        ("openai/m", "https://api.openai.com/v1/chat/completions", "Authorization"),
+        ("anthropic/m", "https://api.anthropic.com/v1/messages", "x-api-key"),
+        (
+            "gemini/m",
+            "https://generativelanguage.googleapis.com/v1beta/openai/chat/completions",
+            "Authorization",
+        ),
+        ("openrouter/maker/m", "https://openrouter.ai/api/v1/chat/completions", "Authorization"),
+        ("groq/m", "https://api.groq.com/openai/v1/chat/completions", "Authorization"),
+        ("xai/m", "https://api.x.ai/v1/chat/completions", "Authorization"),
+        ("deepseek/m", "https://api.deepseek.com/chat/completions", "Authorization"),
+        (
+            "dashscope/m",
+            "https://dashscope-intl.aliyuncs.com/compatible-mode/v1/chat/completions",
+            "Authorization",
+        ),
+        ("mistral/m", "https://api.mistral.ai/v1/chat/completions", "Authorization"),
+        ("together/maker/m", "https://api.together.ai/v1/chat/completions", "Authorization"),
+    ],
+)
+def test_each_provider_is_called_at_its_address_with_its_key(name: str, url: str, header: str) -> None:
+    model = PRESETS.model(name)
+    provider = PRESETS.provider(model)
+    job = PromptJob("j", "chat", name, {"model": name, "messages": [{"role": "user", "content": "Hi"}]})
+    request = CODECS[provider.kind].request(job, model=model, provider=provider, key=SecretStr("canary"))
+    assert request.url == url
+    assert request.headers[header].removeprefix("Bearer ") == "canary"
+    assert orjson.loads(request.body)["model"] == name.partition("/")[2]
 
 
 @pytest.mark.parametrize(

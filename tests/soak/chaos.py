@@ -50,7 +50,7 @@ def _play(seed: int, *, sentinel: bool, options: argparse.Namespace) -> Report:
         providers = Providers(directory, {})
         recorder = RedisServer(directory / "recorder")
         closing.callback(recorder.close)
-        faults = FAULTS
+        faults: tuple[str, ...] = FAULTS
         if sentinel:
             faults = (*WORKERS, "cut", "freeze", f"failover: {FAILOVERS[seed // 2 % len(FAILOVERS)]}")
         plan = Plan.of(seed, jobs=options.jobs, rate_per_s=options.rate, faults=faults, stock=not sentinel)

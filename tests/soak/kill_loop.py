@@ -128,7 +128,7 @@ def _strike(
         for number in range(times):
             # Spread over the run: each strikes when its share of the jobs has ended.
             wanted = (number + random.random() * 0.8) / times * row.submitted
-            wait_until(lambda n=wanted: _ended(world, group.id) >= n, f"{wanted:.0f} ended", timeout_s=PATIENCE_S)
+            _wait_ended(world, group.id, wanted)
             struck_at.append(time.time())
             strike()
         if times:
@@ -163,6 +163,10 @@ def _watched_leases(world: World) -> Iterator[list[float]]:
     finally:
         is_over.set()
         looker.join()
+
+
+def _wait_ended(world: World, group_id: str, count: float) -> None:
+    wait_until(lambda: _ended(world, group_id) >= count, f"{count:.0f} have ended", timeout_s=PATIENCE_S)
 
 
 def _ended(world: World, group_id: str) -> int:

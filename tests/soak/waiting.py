@@ -13,7 +13,8 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,10 @@ def _waiting(server: RedisServer, way: Callable[[Waiter], Iterator[None]], n: in
         waiter.client.close()
 
 
+def _have_taken(waiters: Sequence[Any], count: int) -> bool:
+    return sum(len(waiter.taken) for waiter in waiters) >= count
+
+
 def _one_waiter(server: RedisServer, client: redis.Redis, way: Any) -> tuple[float, list[float]]:
     with _waiting(server, way, 1) as (waiter,):
         commands = _commands(client)
@@ -211,7 +216,7 @@ def _one_waiter(server: RedisServer, client: redis.Redis, way: Any) -> tuple[flo
         for number in range(ROUNDS):
             sent_at = time.monotonic()
             client.lpush(LISTS[0], number)
-            wait_until(lambda number=number: len(waiter.taken) > number, "it is taken")
+            wait_until(partial(_have_taken, [waiter], number + 1), "it is taken")
             delays_ms.append((waiter.taken[number][1] - sent_at) * 1000)
     return idle, delays_ms
 
@@ -225,7 +230,7 @@ def _many_waiters(server: RedisServer, client: redis.Redis, way: Any) -> float:
         before, began_at = _redis_cpu_s(client), time.monotonic()
         for number in range(ROUNDS):
             client.lpush(LISTS[0], number)
-            wait_until(lambda number=number: sum(len(w.taken) for w in waiters) > number, "it is taken")
+            wait_until(partial(_have_taken, waiters, number + 1), "it is taken")
         spent_s = _redis_cpu_s(client) - before - idle_share * (time.monotonic() - began_at)
     return spent_s / ROUNDS * 1e6
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import inspect
 
+from pydantic import BaseModel
+
 from config.catalog import Limits, Model, Price, Provider, Timeout
 from config.settings import NESTED, PREFIX, settings_variables
 from tasks.wire.options import OPTIONS
@@ -11,12 +13,17 @@ from workers.commands.run.command import run
 
 __all__ = ["FOR_PEOPLE", "TABLES", "names"]
 
-TABLES = {"providers": Provider, "models": Model, "limits": Limits, "price": Price, "timeout": Timeout}
+TABLES: dict[str, type[BaseModel]] = {
+    "providers": Provider,
+    "models": Model,
+    "limits": Limits,
+    "price": Price,
+    "timeout": Timeout,
+}
 
 FOR_PEOPLE = {
     ("catalog", "price.date"): "says how old a price is to whoever reads the file",
     ("catalog", "price.source"): "says where a price is from to whoever reads the file",
-    ("catalog", "providers.kind"): "has one value, and others are refused",
 }
 """Names without a behaviour of their own, and why they are there all the same."""
 

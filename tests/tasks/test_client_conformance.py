@@ -61,9 +61,9 @@ def redis_queue(server: RedisServer, script: Script) -> Iterator[PromptQueue]:
 @pytest.fixture(params=["redis", "memory"])
 def queue(request: pytest.FixtureRequest, script: Script) -> Iterator[PromptQueue]:
     if request.param == "memory":
-        queue = InMemoryQueue(script)
-        yield queue
-        queue.sync.close()
+        in_memory = InMemoryQueue(script)
+        yield in_memory
+        in_memory.sync.close()
     else:
         with redis_queue(request.getfixturevalue("redis_server"), script) as queue:
             yield queue
@@ -319,9 +319,9 @@ async def test_a_result_that_was_deleted_is_reported_as_such(queue: PromptQueue)
 
 async def test_another_tenants_id_is_refused(queue: PromptQueue) -> None:
     first = await queue.submit(model="m", messages=MESSAGES, id="ours", tenant="a")
-    for other in ({"tenant": "b"}, {}):
+    for tenant in ("b", None):
         with pytest.raises(IdTaken, match="'ours' is the id of another tenant's job"):
-            await queue.submit(model="m", messages=MESSAGES, id="ours", **other)
+            await queue.submit(model="m", messages=MESSAGES, id="ours", tenant=tenant)
     again = await queue.submit(model="m", messages=MESSAGES, id="ours", tenant="a")
     assert (await again.result(timeout_s=10)).id == (await first.result(timeout_s=10)).id
     await queue.submit(model="m", messages=MESSAGES, id="nobodys")

@@ -195,7 +195,7 @@ async def test_a_wiped_redis_ends_the_waiting(own_redis: RedisServer) -> None:
         job = await queue.submit(model="m", messages=MESSAGES)
         group = await queue.submit_many([{"model": "m", "messages": MESSAGES}])
         waiting = asyncio.create_task(job.result())
-        reading = asyncio.create_task(anext(group.as_completed()))
+        reading = asyncio.ensure_future(anext(group.as_completed()))
         with own_redis.client() as client:
             await wait_until_async(client.pubsub_channels, description="the subscription")
             client.flushall()

@@ -65,7 +65,7 @@ def test_a_script_that_closes_nothing_ends_cleanly(url: str) -> None:
 
 async def test_async_and_blocking_use_at_once(url: str) -> None:
     async with PromptQueue(url) as queue:
-        both = await asyncio.gather(ask(queue), asyncio.to_thread(ask_blocking, queue))
+        both = list(await asyncio.gather(ask(queue), asyncio.to_thread(ask_blocking, queue)))
     assert both == ["answer", "answer"]
 
 

@@ -135,7 +135,7 @@ async def test_calls_that_change_or_ask_something_do_not_wait(queue: PromptQueue
 
 
 async def test_patience_counts_from_the_first_fault_and_is_renewed_by_an_answer() -> None:
-    answers = [QueueUnavailable("no"), "yes"]
+    answers: list[QueueUnavailable | str] = [QueueUnavailable("no"), "yes"]
 
     async def call() -> str:
         answer = answers.pop(0) if answers else QueueUnavailable("no")

@@ -5,8 +5,6 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from dataclasses import dataclass, field
-from itertools import chain, repeat
 from typing import Any
 
 import pytest
@@ -15,7 +13,10 @@ from pydantic import SecretStr
 
 from config.catalog import Catalog
 from config.settings import Http as HttpSettings
+from tests.support.raw_server import RawServer, http_reply, raw_servers
 from tests.support.redis_server import RedisServer
+from tests.support.virtual_time import VirtualTime
+from tests.support.waiting import wait_until_async
 from workers.http.session import Http
 from workers.limiter import Cost, Permit
 from workers.pipeline.offers import Offers
@@ -28,21 +29,6 @@ from workers.telemetry.counts import counts
 
 KEY = "sk-canary-4f1d9e77c0"
 PROMPT = "the canary prompt 8c2a61"
-
-
-@dataclass
-class VirtualTime:
-    """A clock that only a sleep moves."""
-
-    now_s: float = 1_000_000.0
-    slept_s: list[float] = field(default_factory=list)
-
-    def __call__(self) -> float:
-        return self.now_s
-
-    async def sleep(self, delay_s: float) -> None:
-        self.slept_s.append(delay_s)
-        self.now_s += delay_s
 
 
 @pytest.fixture(autouse=True)
@@ -117,7 +103,8 @@ class FreeLimits:
         self.asked.append(options)
         if self.raises and (why := self.raises.pop(0)) is not None:
             raise why
-        permit = Permit(self, Cost(), epoch=0)
+        limiter: Any = self
+        permit = Permit(limiter, Cost(), epoch=0)
         permit.key = keys[self.turn % len(keys)] if keys else None
         self.turn += 1
         return permit
@@ -217,66 +204,10 @@ async def simulate() -> AsyncIterator[Callable[..., Awaitable[RunningSimulator]]
         await simulator.stop()
 
 
-@dataclass
-class RawServer:
-    """A server that answers with ready-made bytes, and keeps what it was sent."""
-
-    url: str
-    requests: list[bytes] = field(default_factory=list)
-    connections: int = 0
-    disconnected: asyncio.Event = field(default_factory=asyncio.Event)
-
-
 @pytest.fixture
 async def raw_server() -> AsyncIterator[Callable[..., Awaitable[RawServer]]]:
-    """`server = await raw_server(b"HTTP/1.1 200 OK...")`; without bytes it never answers.
-
-    Of several replies each is sent once, in turn, and the last from then on.
-    """
-    listeners: list[asyncio.Server] = []
-
-    async def serve(*replies: bytes, close: bool = True) -> RawServer:
-        server = RawServer(url="")
-        turns = chain(replies, repeat(replies[-1] if replies else b""))
-
-        async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            server.connections += 1
-            try:
-                server.requests.append(await _read_request(reader))
-                reply = next(turns)
-                writer.write(reply)
-                await writer.drain()
-                if not close or not reply:
-                    await reader.read()
-                    server.disconnected.set()
-            except (ConnectionError, asyncio.IncompleteReadError):
-                server.disconnected.set()
-            finally:
-                writer.close()
-
-        listener = await asyncio.start_server(answer, "127.0.0.1", 0)
-        listeners.append(listener)
-        server.url = f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}/v1"
-        return server
-
-    yield serve
-    for listener in listeners:
-        listener.close()
-        await listener.wait_closed()
-
-
-async def _read_request(reader: asyncio.StreamReader) -> bytes:
-    head = await reader.readuntil(b"\r\n\r\n")
-    length = next(
-        (int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length")), 0
-    )
-    return head + await reader.readexactly(length)
-
-
-def http_reply(status: int, body: bytes, *headers: str) -> bytes:
-    """A whole HTTP response, after which the connection closes."""
-    lines = [f"HTTP/1.1 {status} X", f"Content-Length: {len(body)}", "Connection: close", *headers]
-    return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+    async with raw_servers() as serve:
+        yield serve
 
 
 @pytest.fixture
@@ -285,12 +216,5 @@ def reply() -> Callable[..., bytes]:
 
 
 @pytest.fixture
-def wait_until() -> Callable[..., Awaitable[None]]:
-    async def wait(predicate: Callable[[], bool], *, description: str, timeout_s: float = 10.0) -> None:
-        until = time.monotonic() + timeout_s
-        while not predicate():
-            if time.monotonic() > until:
-                raise AssertionError(f"waited {timeout_s} s in vain until {description}")
-            await asyncio.sleep(0.005)
-
-    return wait
+def wait_until() -> Callable[..., Awaitable[Any]]:
+    return wait_until_async

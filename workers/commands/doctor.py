@@ -132,12 +132,37 @@ async def _examine_providers(catalog: Catalog) -> list[Finding]:
         timeout=timeout, connector=aiohttp.TCPConnector(ssl=tls), proxy=http.proxy, trust_env=http.trust_env
     ) as session:
         found = await asyncio.gather(
-            *(_examine_provider(catalog, provider, session) for provider in catalog.providers.values())
+            *(
+                _examine_provider(catalog, provider, session)
+                for provider in catalog.providers.values()
+                if not _is_unused(catalog, provider)
+            )
         )
-    findings = [finding for group in found for finding in group]
+    findings = [finding for group in found for finding in group] + _unused(catalog)
     if not any(finding.level == "ok" for finding in findings):
         findings.append(Finding("refused", "providers", "not one of them can be called: every job would fail"))
     return findings
+
+
+def _is_unused(catalog: Catalog, provider: Provider) -> bool:
+    """Whether it is one of the presets' addresses, without a key and without a model of its own."""
+    if provider.any_model or any(model.provider == provider.name for model in catalog.models.values()):
+        return False
+    try:
+        read_keys(provider)
+    except MissingKey:
+        return True
+    except KeyProblem:
+        pass
+    return False
+
+
+def _unused(catalog: Catalog) -> list[Finding]:
+    names = [name for name, provider in catalog.providers.items() if _is_unused(catalog, provider)]
+    if not names:
+        return []
+    text = f"no key for {', '.join(names)}: a model called PROVIDER/MODEL needs one, others don't"
+    return [Finding("warning", "other providers", text)]
 
 
 async def _examine_provider(catalog: Catalog, provider: Provider, session: aiohttp.ClientSession) -> list[Finding]:

@@ -52,7 +52,11 @@ def limits(
         for view in views:
             typer.echo(json.dumps(asdict(view)))
     else:
-        Console(markup=False).print(_table(views) if views else "No worker has used a limiter yet.")
+        console = Console(markup=False)
+        console.print(_table(views) if views else "No worker has used a limiter yet.")
+        for view in views:
+            if view.asked_wait_s:
+                console.print(f"\n{_asked(view)}")
 
 
 async def _read(address: Address, key_prefix: str) -> list[LimiterView]:
@@ -61,6 +65,15 @@ async def _read(address: Address, key_prefix: str) -> list[LimiterView]:
         return await snapshot(redis, key_prefix=key_prefix)
     finally:
         await redis.aclose()
+
+
+def _asked(view: LimiterView) -> str:
+    """For a provider that asks for more than a pause."""
+    name = printable(f"{view.provider}/{view.model}")
+    asks = f"{name} (key {view.fingerprint}): the provider asks to wait {_duration(view.asked_wait_s)}."
+    if view.paused_for_s:
+        return f"{asks} Its jobs wait {_duration(view.paused_for_s)}, and then one tries."
+    return f"{asks} One job tries whether that holds, and the others wait for its answer."
 
 
 def _table(views: Iterable[LimiterView]) -> Table:

@@ -7,15 +7,14 @@ OpenAI's own names are looked up first. Of others the words count, not their ord
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ..providers.durations import until_s
+from ..providers.durations import simple_duration_s, until_s
 from .rate import WINDOW_S
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from config.catalog import Limits
 
@@ -36,7 +35,11 @@ _DAY_S = 86_400.0
 _MAX_LIMIT = 1_000_000_000
 """A minute. Some providers write as much where nothing is limited."""
 
-_USUAL: tuple[Literal["requests", "tokens"], ...] = ("requests", "tokens")
+_LIMIT_CHARS = 9
+_USUAL: tuple[tuple[Quantity, str, str, str], ...] = (
+    ("requests", "x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    ("tokens", "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
+)
 _ROUNDING_S = 1.0
 
 _PREFIX = re.compile(r"(?:llm_provider-)?(?:x-|anthropic-)*rate-?limit(bysize)?(?:-(.+))?", re.ASCII)
@@ -65,8 +68,7 @@ _LOOK_EVERY = 16
 """A provider whose answers have no rate headers is asked for odd ones once in so many: a look takes microseconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class RateHeader:
+class RateHeader(NamedTuple):
     """One limited quantity as the provider sees it: `remaining` of `limit`, and all of it free in `reset_s` seconds.
 
     `window_s` is how long the limit counts, where the header says so.
@@ -110,17 +112,19 @@ class RateHeader:
 class HeaderReader:
     """Reads the headers of one limiter's answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, now: Callable[[], float]) -> None:
+        """`now` gives epoch seconds."""
+        self._now = now
         self._skips = 0
 
-    def read(self, headers: Mapping[str, str], now: float) -> list[RateHeader]:
+    def read(self, headers: Mapping[str, str]) -> list[RateHeader]:
         """See `rate_headers`; odd names are not looked for in each answer of a provider that has none."""
-        if found := _usual(headers, now):
-            return found
+        if "x-ratelimit-limit-requests" in headers or "x-ratelimit-limit-tokens" in headers:
+            return rate_headers(headers, self._now())
         if self._skips:
             self._skips -= 1
             return []
-        found = _odd(headers, now)
+        found = _odd(headers, self._now())
         self._skips = 0 if found else _LOOK_EVERY - 1
         return found
 
@@ -159,16 +163,28 @@ def wait_s(headers: Mapping[str, str], now: float) -> float | None:
 def _usual(headers: Mapping[str, str], now: float) -> list[RateHeader]:
     """By OpenAI's names."""
     found = []
-    for name in _USUAL:
-        if (limit := headers.get(f"x-ratelimit-limit-{name}")) is not None:
-            parts: dict[Part, str | None] = {
-                "limit": limit,
-                "remaining": headers.get(f"x-ratelimit-remaining-{name}"),
-                "reset": headers.get(f"x-ratelimit-reset-{name}"),
-            }
-            if (header := _header(name, None, parts, headers, now)) is not None:
-                found.append(header)
+    for name, limit_name, remaining_name, reset_name in _USUAL:
+        if (limit := headers.get(limit_name)) is None:
+            continue
+        remaining, reset = headers.get(remaining_name, ""), headers.get(reset_name, "")
+        header = _usually_spelt(name, limit, remaining, reset)
+        if header is None:
+            parts: dict[Part, str | None] = {"limit": limit, "remaining": remaining, "reset": reset}
+            header = _header(name, None, parts, headers, now)
+        if header is not None:
+            found.append(header)
     return found
+
+
+def _usually_spelt(name: Quantity, limit: str, remaining: str, reset: str) -> RateHeader | None:
+    """Counts, and a duration with one unit; None for any other spelling. It is done for each answer."""
+    if not (limit.isdecimal() and remaining.isdecimal() and limit.isascii() and remaining.isascii()):
+        return None
+    reset_s = simple_duration_s(reset)
+    most = int(limit) if len(limit) <= _LIMIT_CHARS else 0
+    if reset_s is None or reset_s > _DAY_S or not most or len(remaining) > _LIMIT_CHARS:
+        return None
+    return RateHeader(name, most, min(int(remaining), most), reset_s)
 
 
 def _odd(headers: Mapping[str, str], now: float) -> list[RateHeader]:

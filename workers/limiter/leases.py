@@ -44,6 +44,9 @@ IDLE_FLUSH_S = 2.0
 FREE_REPORT_S = 1.0
 RENEW_S = 4.0
 MOST_COSTS = 256
+_SAME_PAUSE_S = 1.0
+"""Heard again, by another way, a pause ends a moment later."""
+
 _LEAD_S = (0.010, 0.050)
 
 
@@ -65,9 +68,11 @@ class Leases:
         loop: asyncio.AbstractEventLoop,
         hears_pauses: Callable[[], bool],
         on_learned: Callable[[Mapping[LearnedLimit, int]], None],
+        on_pause: Callable[[float], None],
         on_answer: Callable[[], None],
     ) -> None:
-        """`on_answer` is called when the schedule has answered, before it is decided when it is asked again."""
+        """`on_pause` is called with the seconds that are left of a new or longer pause; `on_answer` when the schedule
+        has answered, before it is decided when it is asked again."""
         self.plan = plan
         self.slots = Slots(loop, self._dispatch)
         self.learned = LearnedLimits()
@@ -84,6 +89,7 @@ class Leases:
         self._loop = loop
         self._hears_pauses = hears_pauses
         self._on_learned = on_learned
+        self._on_pause = on_pause
         self._on_answer = on_answer
         self._clock = ScheduleClock()
         self._asked_for: list[Waiter] = []
@@ -136,12 +142,14 @@ class Leases:
 
     def note_pause(self, epoch: int, until: float) -> None:
         """What is leased is void from that epoch on. `until` is monotonic; minus infinity where nothing was asked."""
-        news = self._pauses.note(epoch, until)
+        known_until, news = self._pauses.until, self._pauses.note(epoch, until)
         if news == "known":
             return
         for slot in self.slots.drain():
             self._dispatcher.void(slot)
         if news == "longer":
+            if until > known_until + _SAME_PAUSE_S:
+                self._on_pause(until - self._loop.time())
             self._eject()
         self._ask_at = min(self._ask_at, self._loop.time() + RENEW_S)
         self.ask_soon()

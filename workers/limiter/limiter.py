@@ -71,15 +71,17 @@ class Limiter:
         queue: WaitQueue | None = None,
         hears_pauses: Callable[[], bool] = lambda: True,
         on_learned: Callable[[Mapping[LearnedLimit, int]], None] = lambda limits: None,
+        on_pause: Callable[[float], None] = lambda left_s: None,
     ) -> None:
         """`now`: epoch seconds, as deadlines are told. `hears_pauses`: whether the channel of pauses works.
 
-        `on_learned` is called when answers state other limits than before; it answers with `replan`.
+        `on_learned` is called when answers state other limits than before; it answers with `replan`. `on_pause` is
+        called with the seconds that are left of a new or longer pause.
         """
         self.settlements = Settlements()
         self._estimator = estimator
         self._now = now
-        self._headers = HeaderReader()
+        self._headers = HeaderReader(now)
         self._longest_alone_s = options.longest_alone_s
         self._loop = loop = asyncio.get_running_loop()
         self._opened_at = loop.time()
@@ -103,6 +105,7 @@ class Limiter:
             loop=loop,
             hears_pauses=hears_pauses,
             on_learned=on_learned,
+            on_pause=on_pause,
             on_answer=self._let_free_go,
         )
         self._free = FreeFlow(self._leases, outage, queue=queue, pauses=pauses, dispatcher=dispatcher, loop=loop)
@@ -228,7 +231,7 @@ class Limiter:
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """See `Permit.observe`."""
-        if found := self._headers.read(headers, self._now()):
+        if found := self._headers.read(headers):
             self._leases.note_headers(found)
 
     def has_limits(self, headers: Mapping[str, str]) -> bool:

@@ -8,6 +8,7 @@ import os
 import secrets
 from contextlib import suppress
 from dataclasses import replace
+from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from itertools import count
@@ -50,6 +51,7 @@ __all__ = ["LimiterRegistry", "fingerprint", "snapshot"]
 
 logger = logging.getLogger("promptmill.limiter")
 
+_ROUNDING_S = 1.0
 LIST_EVERY_S = 3_600.0
 LIST_AGAIN_S = 30.0
 NO_KEY = "none"
@@ -68,6 +70,16 @@ MOST_MODELS = 1_024
 
 LOOKS_AT_ONCE = 32
 """Limiters that a snapshot reads at a time: each takes a connection."""
+
+
+def long_wait(name: LimiterName, left_s: float, *, now: float) -> str:
+    """What people are told where a provider asks for more than a pause. `now` in epoch seconds."""
+    until = datetime.fromtimestamp(now + left_s, UTC)
+    return (
+        f"Provider {name.provider} asks to wait {round(left_s / 60)} minutes before the next call of {name.model} "
+        f"(key {name.fingerprint}). Its jobs wait until {until:%H:%M} UTC, and then one tries. If a quota is used up, "
+        "a higher tier or another key ends the wait."
+    )
 
 
 def fingerprint(key: SecretStr | None) -> str:
@@ -353,8 +365,14 @@ class LimiterRegistry:
             queue=WaitQueue(self._weights),
             hears_pauses=lambda: self._channel.hears,
             on_learned=learn,
+            on_pause=partial(self._tell_long_pause, name),
         )
         return limiter
+
+    def _tell_long_pause(self, name: LimiterName, left_s: float) -> None:
+        """Of a pause that more than one answer has asked for: people may want to do something about it."""
+        if left_s > self._options.longest_alone_s + _ROUNDING_S:
+            logger.warning("%s", long_wait(name, left_s, now=self._now()))
 
     def _terms(
         self, name: LimiterName, model: Model, found: Mapping[LearnedLimit, int], *, keys: int

@@ -195,6 +195,7 @@ class RedisSchedule:
             "held": ask.held,
             "dimensions": self._dimensions,
             "learned": self._learned,
+            "learns": LEARNED_LIMITS,
             "max_in_flight": self._max_in_flight,
             "requests_per_day": self._requests_per_day,
             "costs": _runs(ask.costs),

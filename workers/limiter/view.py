@@ -40,7 +40,8 @@ class LimiterView:
 
     `estimated_tokens` were reserved for, and `actual_tokens` taken by, the `settled` calls. `pace_share` is what 429s
     have left of the stated pace; `refused` counts the 429s that began a pause. `paused_until` is in epoch seconds by
-    Redis's clock, `paused_for_s` needs no clock.
+    Redis's clock, `paused_for_s` needs no clock. `asked_wait_s` is how much longer the provider asks us to wait, where
+    that is more than a pause: at first one answer alone is not believed, and the pause is shorter.
 
     `wait_s` is about how long a request of the usual size would wait that came now and stood behind all others; in a
     worker with a short queue of its own it goes sooner. None: nobody can tell.
@@ -62,6 +63,7 @@ class LimiterView:
     processes: int
     paused_until: float | None
     paused_for_s: float
+    asked_wait_s: float
     refused: int
     pace_share: float
     settled: int
@@ -125,6 +127,7 @@ def view_of(name: tuple[str, str, str], hashes: LimiterHashes, *, redis_now: flo
         processes=len(alive),
         paused_until=redis_now + pause - now if pause > now else None,
         paused_for_s=max(0.0, pause - now),
+        asked_wait_s=max(0.0, _number(state, b"long_until") - now),
         refused=int(_number(state, b"refused")),
         pace_share=pace_share(state, now=now),
         settled=int(_number(state, b"settled")),

@@ -36,8 +36,8 @@ _ESCAPE = re.compile(
 )
 """A pair of surrogates, a lone one, or any other escape."""
 
-_USUAL = frozenset({"stop", "length", "tool_calls"})
-"""With these, or none, a text is an answer, if only the beginning of one."""
+_USUAL = ("stop", None, "length", "tool_calls")
+"""With these a text is an answer, if only the beginning of one."""
 
 _REASONING = ("reasoning_content", "reasoning", "reasoning_details", "thinking", "thinking_blocks")
 _OTHER_CONTENT = ("tool_calls", "function_call", "refusal", "audio", "images")
@@ -77,14 +77,14 @@ def read_chat(body: dict[str, Any], raw: RawResponse, *, now: float) -> Answer:
     if type(choices) is not list or not choices or type(first := choices[0]) is not dict:
         raise _bad("the answer has no choices")
     message = first.get("message")
-    if type(message) is dict and type(text := message.get("content")) is str and text and _ends_well(first):
+    if (
+        type(message) is dict
+        and type(text := message.get("content")) is str
+        and text
+        and first.get("finish_reason") in _USUAL
+    ):
         return Answer(text, body, read_usage(body))
     return _odd_chat(choices, body, raw, now=now)
-
-
-def _ends_well(choice: dict[str, Any]) -> bool:
-    reason = choice.get("finish_reason")
-    return reason is None or (type(reason) is str and reason in _USUAL)
 
 
 def _odd_chat(choices: list[Any], body: dict[str, Any], raw: RawResponse, *, now: float) -> Answer:

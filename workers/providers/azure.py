@@ -31,7 +31,7 @@ class AzureCodec(OpenAICodec):
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
         """See `Codec.request`."""
         request = super().request(job, model=model, provider=provider, key=None)
-        request.headers = headers(job, provider, _auth(provider, key))
+        request.headers = headers(job, provider) | _auth(provider, key)
         if not provider.is_azure_v1:
             # Quoted, because a job may choose the name.
             path = f"/openai/deployments/{quote(model.upstream, safe='')}{PATHS[job.kind]}"

@@ -1,8 +1,8 @@
 """What a provider codec is: pure functions from job to request and from response to answer.
 
 A codec does no I/O, so tables and property tests cover it without a socket (httpx's `auth_flow` is built the
-same way). To add a kind of provider, write a class with these methods and name it in `workers.providers`; it has to
-pass tests/workers/providers/test_conformance.py.
+same way). To add a kind of provider, write a class with these methods and name it in `workers.providers`; the
+conformance suite then holds it to what all of them promise.
 """
 
 from __future__ import annotations

@@ -6,11 +6,12 @@ import re
 from datetime import datetime
 from email.utils import mktime_tz, parsedate_tz
 
-__all__ = ["duration_s", "instant_s", "until_s"]
+__all__ = ["duration_s", "instant_s", "simple_duration_s", "until_s"]
 
 MAX_CHARS = 64
 """No duration and no date is longer."""
 
+_SIMPLE_CHARS = 20
 _UNIT_S = {
     **dict.fromkeys(("ms", "msec", "millisecond", "milliseconds"), 0.001),
     **dict.fromkeys(("s", "sec", "secs", "second", "seconds"), 1.0),
@@ -49,6 +50,17 @@ def duration_s(text: str) -> float | None:
         return None
     parts = [(amount, _UNIT_S.get(unit)) for amount, unit in _PART.findall(text)]
     return None if any(unit is None for _, unit in parts) else sum(float(n) * unit for n, unit in parts if unit)
+
+
+def simple_duration_s(text: str) -> float | None:
+    """Seconds of an amount and `ms` or `s`, as most answers have them; None for any other spelling. Cheap."""
+    amount = text[:-1] if text.endswith("s") else ""
+    unit_s = 1.0
+    if amount.endswith("m"):
+        amount, unit_s = amount[:-1], 0.001
+    if len(amount) > _SIMPLE_CHARS or not amount.isascii() or not amount.replace(".", "", 1).isdecimal():
+        return None
+    return float(amount) * unit_s
 
 
 def instant_s(text: str, now: float) -> float | None:

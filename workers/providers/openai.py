@@ -79,8 +79,13 @@ class OpenAICodec:
         body = {**job.body, "model": model.upstream}
         body.pop("stream", None)
         body.pop("stream_options", None)
-        url = provider.base_url + PATHS[job.kind] + provider.query_string
-        return ProviderRequest(url, headers(job, provider, bearer(key)), dumps(body), answer_bytes(job))
+        url = provider.base_url + PATHS[job.kind]
+        if provider.query:
+            url += provider.query_string
+        sent = headers(job, provider)
+        if key is not None:
+            sent["Authorization"] = f"Bearer {key.get_secret_value()}"
+        return ProviderRequest(url, sent, dumps(body), answer_bytes(job))
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """See `Codec.probe`."""
@@ -114,15 +119,16 @@ def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else None
 
 
-def headers(job: PromptJob, provider: Provider, auth: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a request: ours, the catalogue's, and last what shows the key."""
-    return {
+def headers(job: PromptJob, provider: Provider) -> dict[str, str]:
+    """The headers of a request, but for the key: ours and the catalogue's."""
+    found = {
         "Content-Type": "application/json",
         # A stock producer may choose any id; quoting keeps it a legal header value.
         "x-promptmill-job-id": job.id if job.id.isascii() and job.id.isprintable() else quote(job.id),
-        **provider.headers,
-        **auth,
     }
+    if provider.headers:
+        found.update(provider.headers)
+    return found
 
 
 def bearer(key: SecretStr | None) -> dict[str, str]:

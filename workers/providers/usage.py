@@ -20,7 +20,8 @@ _INPUT_DETAILS = ("prompt_tokens_details", "input_tokens_details")
 _OUTPUT_DETAILS = ("completion_tokens_details", "output_tokens_details")
 _CACHED = ("cached_tokens", "cache_read_tokens", "prompt_cache_hit_tokens", "cache_read_input_tokens")
 _CACHE_WRITE = ("cache_write_tokens", "cache_creation_tokens", "cache_creation_input_tokens")
-_ODD_CACHES = frozenset([*_CACHED[1:], *_CACHE_WRITE, "input_tokens_details"])
+_ODD_IN_DETAILS = frozenset(_CACHE_WRITE)
+_ODD_IN_USAGE = frozenset([*_CACHED, *_CACHE_WRITE, "input_tokens_details"])
 
 
 def read_usage(body: dict[str, Any], *, has_output: bool = True) -> Usage | None:
@@ -64,12 +65,12 @@ def _usage(usage: dict[str, Any], *, has_output: bool) -> Usage | None:
 
 def _caches(usage: dict[str, Any]) -> tuple[int, int]:
     """Tokens read from, and written to, the provider's cache."""
-    details = usage.get("prompt_tokens_details")
-    if _ODD_CACHES.isdisjoint(usage) and "cached_tokens" not in usage and (details is None or type(details) is dict):
+    if _ODD_IN_USAGE.isdisjoint(usage):
+        details = usage.get("prompt_tokens_details")
         if not details:
             return 0, 0
-        if _ODD_CACHES.isdisjoint(details) and type(cached := details.get("cached_tokens", 0)) is int and cached >= 0:
-            return cached, 0
+        if type(details) is dict and type(cached := details.get("cached_tokens")) is int and cached >= 0:
+            return (cached, 0) if _ODD_IN_DETAILS.isdisjoint(details) else _odd_caches(usage)
     return _odd_caches(usage)
 
 

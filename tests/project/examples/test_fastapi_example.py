@@ -57,7 +57,7 @@ async def test_an_unreachable_queue_is_503(
 
 
 async def test_waiting_too_long_is_504(http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
-    import fastapi_app  # as the fixture loaded it
+    import fastapi_app  # type: ignore[import-not-found]  # as the fixture loaded it
 
     monkeypatch.setattr(fastapi_app, "WAIT_S", 0.05)
     assert (await http.post("/ask", json={"question": "nobody answers"})).status_code == 504

@@ -245,9 +245,8 @@ async def _submit_all(world: World, plan: Plan, url: str, strikes: dict[str, Cal
 async def _submit(queue: PromptQueue, job: Job) -> None:
     """Until it is accepted. Without an id of its own, what was not accepted may have arrived; nobody asks for it."""
     start = queue.submit if job.group is None else queue.new_group(job.group).submit
-    own = {} if job.id is None else {"id": job.id}
     job.asked_at = time.time()
-    submitted = await _accepted(lambda: start(messages=MESSAGES, **job.options, **own))
+    submitted = await _accepted(lambda: start(messages=MESSAGES, id=job.id, **job.options))
     job.id = submitted.id
     if job.kind == "own":
         await _accepted(lambda: start(messages=MESSAGES, **job.options, id=job.id))

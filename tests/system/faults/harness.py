@@ -161,6 +161,9 @@ class Worker:
     def wait_logged(self, text: str) -> None:
         wait_until(lambda: text in self.log_text(), f"{self.name} logs {text!r}")
 
+    def wait_logged_often(self, text: str, times: int) -> None:
+        wait_until(lambda: self.log_text().count(text) >= times, f"{self.name} logs {text!r} {times} times")
+
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")
 
@@ -285,6 +288,9 @@ class World:
 
     def count_ended(self, jobs: Sequence[SyncJob]) -> int:
         return sum(result is not None for result in self.stored(jobs))
+
+    def wait_ended(self, jobs: Sequence[SyncJob], count: int) -> None:
+        wait_until(lambda: self.count_ended(jobs) >= count, f"{count} jobs have ended")
 
     def calls(self, jobs: Sequence[SyncJob], *, model: str) -> list[int]:
         """How often the provider was called for each job."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -38,7 +38,7 @@ def test_a_clock_two_hours_ahead_changes_nothing(world: World) -> None:
     }
     world.start_redis()
     # It looks for messages that were forgotten as often as it can.
-    sweeps = {"unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}
+    sweeps: dict[str, Any] = {"unacked_restore_interval": 0.2, "unacked_restore_throttle": 1}
     right = world.start_worker(concurrency=4)
     jobs = world.submit(8, model="slower", deadline_s=600)
     wait_until(lambda: world.redis.zcard("pm:leases") == 4, "the right one has its hands full")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import pytest
+from playwright.sync_api import ConsoleMessage, Request, Response
 
 from tests.support.browser import NoBrowser, is_required, open_browser
 from tests.support.ports import free_port
@@ -50,7 +51,11 @@ def test_every_page_of_flower_in_a_browser(world: World) -> None:
     try:
         with open_browser() as browser:
             username, password = LOGIN.split(":")
-            login = {"username": username, "password": password, "send": "always"}  # Flower's API asks nobody for one
+            login: Any = {
+                "username": username,
+                "password": password,
+                "send": "always",
+            }  # Flower's API asks nobody for one
             context = browser.new_context(http_credentials=login)
             context.set_default_timeout(30_000)
             visitor = Visitor(context, url)
@@ -89,7 +94,7 @@ def _visit(visitor: Visitor, worker: str, states: Mapping[str, str]) -> None:
 def _a_job_in_each_state(world: World) -> dict[SyncJob | AsyncResult[object], str]:
     """With the states that Flower shows of those that a worker has taken. The worker has one place, and three wait."""
 
-    def submit(model: str, **options: str) -> SyncJob:
+    def submit(model: str, **options: Any) -> SyncJob:
         return world.queue.submit(model=model, messages=MESSAGES, **options)
 
     done, failed = submit("quick"), submit("broken")
@@ -134,10 +139,23 @@ class Visitor:
     def _new_page(self) -> Page:
         page = self._context.new_page()
         complain = self.complaints.append
+
+        def on_console(message: ConsoleMessage) -> None:
+            if message.type == "error":
+                complain(f"{page.url}: {message.text}")
+
+        def on_request(request: Request) -> None:
+            if not self._is_ours(request.url):
+                complain(f"{page.url} asks {request.url}")
+
+        def on_response(reply: Response) -> None:
+            if reply.status >= 400:
+                complain(f"{reply.url}: {reply.status}")
+
         page.on("pageerror", lambda error: complain(f"{page.url}: {error}"))
-        page.on("console", lambda message: message.type == "error" and complain(f"{page.url}: {message.text}"))
-        page.on("request", lambda request: self._is_ours(request.url) or complain(f"{page.url} asks {request.url}"))
-        page.on("response", lambda reply: reply.status < 400 or complain(f"{reply.url}: {reply.status}"))
+        page.on("console", on_console)
+        page.on("request", on_request)
+        page.on("response", on_response)
         return page
 
     def _is_ours(self, url: str) -> bool:

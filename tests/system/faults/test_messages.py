@@ -103,7 +103,7 @@ def test_a_job_that_comes_again_after_its_end_is_not_run_again(world: World) -> 
 
 def test_deployments_with_key_prefixes_share_a_redis_and_nothing_else(world: World) -> None:
     world.start_redis()
-    row = {"model": "quick", "messages": MESSAGES}
+    row: dict[str, Any] = {"model": "quick", "messages": MESSAGES}
     prefixes = ("", "staging:")
     for prefix in prefixes:
         world.start_worker(concurrency=2, environ={"PROMPTMILL_KEY_PREFIX": prefix}, wait=False)
@@ -162,7 +162,7 @@ def test_a_job_that_had_ended_already_is_not_called_again_and_still_counts_in_it
     world.start_redis()
     # Celery keeps a chord's results, and at the interpreter's end would ask a Redis that is gone.
     client = world.celery()
-    client.conf.result_backend = f"semantics.harness:QuietBackend+{world.server.url}"
+    client.conf.result_backend = f"tests.system.semantics.harness:QuietBackend+{world.server.url}"
     call = client.signature("prompts.chat", kwargs={"model": "quick", "messages": MESSAGES})
     body_id = chord([call.clone(), call.clone()], app=client)(client.signature("tests.system.faults.app.count")).id
     raw = world.redis.lindex("prompts", -1)

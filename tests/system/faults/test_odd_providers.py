@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from .harness import MESSAGES, World, wait_until
+from tests.support.waiting import wait_until
+
+from .harness import MESSAGES, World
 from .scripted import Answer, Asked, ScriptedProvider, completion
 
 WITHIN_S = 30.0
@@ -63,6 +65,7 @@ def test_a_request_that_can_never_fit_fails_at_once_and_holds_nobody_up(world: W
     wait_until(lambda: provider.asked, "the provider is asked")
     small = [submit(world, "short") for _ in range(20)]
     (failed,) = world.results([large])
+    assert failed.error is not None
     assert (failed.error.code, failed.attempts) == ("too_large", 1)
     assert all(result.ok for result in world.results(small))
     assert len(provider.asked) == 21

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import redis
@@ -35,7 +37,7 @@ def test_connections_cut_under_load_run_nothing_twice(world: World) -> None:
     jobs = world.submit(80, model="steady")
     for cut in range(3):
         ended = 15 * (cut + 1)
-        wait_until(lambda ended=ended: world.count_ended(jobs) >= ended, f"{ended} jobs have ended")
+        world.wait_ended(jobs, ended)
         for kind in ("normal", "pubsub"):
             world.redis.client_kill_filter(_type=kind, skipme=True)
     assert_each_ran_once(world, jobs, model="steady")
@@ -50,7 +52,7 @@ def test_naps_cut_off_from_redis_run_once(world: World) -> None:
     naps = [client.send_task("tests.system.faults.app.nap", args=[0.1 * (n % 7)]) for n in range(40)]
     for cut in range(4):
         ended = 8 * (cut + 1)
-        wait_until(lambda ended=ended: sum(nap.ready() for nap in naps) >= ended, f"{ended} naps have ended")
+        wait_until(partial(_are_ready, naps, ended), f"{ended} naps have ended")
         world.redis.client_kill_filter(_type="normal", skipme=True)
     wait_until(lambda: all(nap.successful() for nap in naps), "all naps end")
     world.wait_clean()
@@ -81,7 +83,7 @@ def test_a_redis_that_crashes_and_comes_back_has_lost_nothing(world: World) -> N
     jobs = world.submit(60, model="steady")
     for crash in range(2):
         ended = 15 * (crash + 1)
-        wait_until(lambda ended=ended: world.count_ended(jobs) >= ended, f"{ended} jobs have ended")
+        world.wait_ended(jobs, ended)
         world.server.kill()
         with pytest.raises(QueueUnavailable):
             world.queue.submit(model="quick", messages=MESSAGES)
@@ -98,7 +100,7 @@ def test_workers_wait_for_a_redis_that_is_away_and_go_on_by_themselves(world: Wo
     world.server.kill()
     for worker in workers:
         # Several attempts, each announced: it goes on trying, at the same pace.
-        wait_until(lambda worker=worker: worker.log_text().count("Cannot connect") >= 6, "it keeps trying")
+        worker.wait_logged_often("Cannot connect", 6)
     late = world.start_worker(wait=False)  # nor does one exit that starts now
     late.wait_logged("Cannot connect")
     assert all(worker.is_alive() for worker in (*workers, late))
@@ -206,3 +208,7 @@ def test_without_free_connections_callers_get_a_named_error_and_workers_wait(wor
     world.redis.config_set("maxclients", 1000)
     assert_each_ran_once(world, world.submit(3, model="quick"), model="quick")
     assert worker.is_alive()
+
+
+def _are_ready(naps: Sequence[Any], count: int) -> bool:
+    return sum(nap.ready() for nap in naps) >= count

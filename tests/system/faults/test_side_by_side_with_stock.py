@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tests.support.waiting import wait_until
 
@@ -63,7 +63,7 @@ def test_ours_restores_what_a_killed_stock_worker_had(world: World) -> None:
     stock = world.start_stock_worker()
     wait_until(lambda: world.redis.hlen("unacked") >= 4, "stock has taken some")
     stock.kill()
-    options = {"visibility_timeout": 2, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
+    options: dict[str, Any] = {"visibility_timeout": 2, "unacked_restore_interval": 1, "unacked_restore_throttle": 1}
     for _ in range(2):
         world.start_worker(concurrency=4, wait=False, **options)
     assert_all_end(world, naps, most_starts=2)

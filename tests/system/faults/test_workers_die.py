@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
+from functools import partial
 from typing import TYPE_CHECKING
 
 from tests.support.waiting import wait_until
@@ -11,7 +12,7 @@ from tests.support.waiting import wait_until
 from .harness import LEASE_S, published
 
 if TYPE_CHECKING:
-    from .harness import World
+    from .harness import Worker, World
 
 
 def test_a_killed_workers_jobs_end_elsewhere_and_are_flagged(world: World) -> None:
@@ -83,7 +84,7 @@ def test_a_few_kills_under_load_lose_nothing(world: World) -> None:
     jobs = world.submit(80, model="steady")
     for kill in range(3):
         ended = 15 * (kill + 1)
-        wait_until(lambda ended=ended: world.count_ended(jobs) >= ended, f"{ended} jobs have ended")
+        world.wait_ended(jobs, ended)
         workers[kill % 2].kill()
         workers[kill % 2] = world.start_worker(concurrency=10, wait=False)
     results, calls = world.results(jobs), world.calls(jobs, model="steady")
@@ -199,7 +200,7 @@ def test_a_poison_job_is_buried_after_a_few_deliveries(world: World) -> None:
     neighbour = world.celery().send_task("tests.system.faults.app.nap", args=[0.2])
     while not world.dead():
         worker = world.start_worker(concurrency=4, lease_s=0.8, max_deliveries=3, wait=False)
-        wait_until(lambda worker=worker: not worker.is_alive() or world.dead(), "it dies of the poison, or buries it")
+        wait_until(partial(_has_poisoned, world, worker), "it dies of the poison, or buries it")
     (letter,) = world.dead()
     assert (letter["kind"], letter["id"]) == ("poison", task.id)
     assert "died 3 times" in letter["reason"]
@@ -209,3 +210,7 @@ def test_a_poison_job_is_buried_after_a_few_deliveries(world: World) -> None:
     assert neighbour.get(timeout=60) == "rested"
     assert worker.is_alive()
     world.wait_clean()
+
+
+def _has_poisoned(world: World, worker: Worker) -> bool:
+    return not worker.is_alive() or bool(world.dead())

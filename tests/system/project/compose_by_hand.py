@@ -58,7 +58,7 @@ class Deployment:
         self._services = services({**self._variables, **(environ or {})})
         self._ports = {name: free_port() for name in self._services}
         self._closing = contextlib.ExitStack()
-        self._image_variables = {}
+        self._image_variables: dict[str, str] = {}
         self.image = directory / "app"
         self.image.mkdir()
         for line in (ROOT / "Dockerfile").read_text().splitlines():

@@ -7,9 +7,10 @@ import json
 import re
 import textwrap
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -140,7 +141,7 @@ class Place:
     def here(self, text: str) -> str:
         return text.replace("localhost:6379", f"127.0.0.1:{self.redis.port}").replace("sk-...", API_KEY)
 
-    def run(self, commands: str, **options: int) -> str:
+    def run(self, commands: str, **options: Any) -> str:
         return self.checkout.run(self.here(commands), PROMPTMILL_CATALOG=str(self.catalog), **options)
 
 
@@ -260,7 +261,11 @@ def test_your_own_tasks_run_in_the_same_workers(place: Place, own_redis: RedisSe
     readme = (ROOT / "README.md").read_text()
     enqueue = 'summarise.delay("https://example.org")'
     assert enqueue in readme and "`celery -A summaries worker`" in readme
-    ours = {"PROMPTMILL_CATALOG": str(place.catalog), "OPENAI_API_KEY": API_KEY, "PROMPTMILL_REDIS_URL": own_redis.url}
+    ours: dict[str, Any] = {
+        "PROMPTMILL_CATALOG": str(place.catalog),
+        "OPENAI_API_KEY": API_KEY,
+        "PROMPTMILL_REDIS_URL": own_redis.url,
+    }
     with place.checkout.running("celery -A summaries worker", **ours):
         program = f"from summaries import summarise; print({enqueue}.get(timeout=30))"
         printed = place.checkout.run(f"python -c '{program}'", **ours)
@@ -373,10 +378,11 @@ def test_prometheus_is_led_to_our_exporter_and_rules() -> None:
 
 
 def test_what_is_measured_exists() -> None:
+    measured: dict[str, Mapping[str, object]] = {"bench": BENCHMARKS, "soak": SOAKS}
     for line in MEASURING.text.splitlines():
         target, arguments = re.match(r'make (\w+)(?: +ARGS="?([^"#]*))?', line).groups()  # type: ignore[union-attr]
         names = re.sub(r"--\S+( [\d.]\S*)?", "", arguments or "").split()
-        assert set(names) <= set({"bench": BENCHMARKS, "soak": SOAKS}[target]), line
+        assert set(names) <= measured[target].keys(), line
 
 
 @pytest.mark.usefixtures("worker")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -63,6 +64,10 @@ def is_gone(pid: int) -> bool:
         return True
 
 
+def _is_written(log: Path) -> bool:
+    return log.exists() and log.stat().st_size > 0
+
+
 def test_kill_9_of_the_parent_ends_its_children(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", DOOMED, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     with parent:
@@ -70,7 +75,7 @@ def test_kill_9_of_the_parent_ends_its_children(tmp_path: Path) -> None:
         pids = [int(pid) for pid in parent.stdout.readline().split()]
         for name in ("stubborn", "polite"):
             log = tmp_path / f"{name}.log"
-            wait_until(lambda log=log: log.exists() and log.read_text(), description=f"{name} runs")
+            wait_until(partial(_is_written, log), f"{name} runs")
         assert not any(map(is_gone, pids))
         parent.kill()
     wait_until(lambda: all(map(is_gone, pids)), description="children are gone", timeout_s=15)

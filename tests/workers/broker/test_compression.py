@@ -6,6 +6,7 @@ import bz2
 import lzma
 import tracemalloc
 import zlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from kombu import compression as kombu_compression
 from workers.broker import compression
 from workers.broker.compression import MAX_BODY_BYTES, why_unreadable
 
-METHODS = {"gzip": zlib.compress, "bzip2": bz2.compress, "lzma": lzma.compress}
+METHODS: dict[str, Callable[[bytes], bytes]] = {"gzip": zlib.compress, "bzip2": bz2.compress, "lzma": lzma.compress}
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -9,7 +9,7 @@ import pytest
 
 from tasks import PromptQueue
 from tasks.wire import redis_keys
-from tests.system.faults.harness import RedisServer
+from tests.support.redis_server import RedisServer
 
 from .broker import Broker, message
 

@@ -156,7 +156,7 @@ def look_twice(heartbeat: Heartbeat, worker: Worker) -> None:
 
 def test_what_is_held_and_not_run_goes_back_at_the_second_look(heartbeat: Heartbeat) -> None:
     leases = Leases()
-    channel = SimpleNamespace(leases=leases, delivered=["delivered", "dropped"])
+    channel: Any = SimpleNamespace(leases=leases, delivered=["delivered", "dropped"])
     others = [Request(tag) for tag in ("active", "scheduled", "limited", "in line", "reserved")]
     active, scheduled, limited, in_line, reserved = others
     users = Consumed("a user's")

@@ -54,7 +54,7 @@ class Model(RuleBasedStateMachine):
     @rule(room=st.integers(0, 4), dies=st.booleans(), queues=st.sampled_from([("q",), ("r", "q"), ()]))
     def take(self, room: int, dies: bool, queues: tuple[str, ...]) -> None:
         broker = self.dying if dies else self.living
-        expected = []
+        expected: list[Any] = []
         for name in [list_name(queue, step) for step in STEPS for queue in queues]:
             while self.waiting[name] and len(expected) < room:
                 expected.append((self.waiting[name].pop(0), name))
@@ -147,7 +147,7 @@ def job_of(raw: bytes) -> str:
 
 def test_whatever_workers_do_each_message_is_in_one_place(server: RedisServer) -> None:
     machine = type("Case", (Model,), {"port": server.port})
-    run_state_machine_as_test(  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(
         machine,
         settings=settings(
             max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tasks.wire import redis_keys
-from workers.broker.commands import FURTHEST_MS
+from workers.broker.lanes import FURTHEST_MS
 from workers.broker.lookout import Lookout
 
 from .broker import Broker, message

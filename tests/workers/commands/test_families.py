@@ -14,7 +14,8 @@ import workers
 from workers.commands.metrics.families import DEAD_LETTER_REASONS, DURATION, LIMITER, QUEUE, UP
 
 ROOT = Path(__file__).parents[3]
-METRICS: dict[str, Any] = {f"promptmill_{metric.name}": metric for metric in (UP, DURATION, *QUEUE, *LIMITER)}
+METRICS_IN_ORDER: tuple[Any, ...] = (UP, DURATION, *QUEUE, *LIMITER)
+METRICS: dict[str, Any] = {f"promptmill_{metric.name}": metric for metric in METRICS_IN_ORDER}
 ADDED_BY_PROMETHEUS = {"job", "instance"}
 
 [GROUP] = yaml.safe_load((ROOT / "docs" / "alerts.yml").read_text())["groups"]

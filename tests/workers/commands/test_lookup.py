@@ -8,9 +8,8 @@ import time
 from collections.abc import Iterator
 
 import pytest
-from click.testing import Result
 from redis.asyncio import Redis
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from config.catalog import Model
 from tasks import PromptQueue

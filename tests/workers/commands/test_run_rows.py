@@ -320,7 +320,8 @@ def test_custom_ids_grow() -> None:
 
 @given(st.lists(st.tuples(st.text(max_size=3), st.integers(1, 2**64 - 1))))
 def test_digests_by_id_are_a_dict_that_keeps_the_first(pairs: list[tuple[str, int]]) -> None:
-    digests, known = DigestsById(), {}
+    digests = DigestsById()
+    known: dict[str, int] = {}
     for text, digest in pairs:
         assert digests.add(text, digest) is (text not in known)
         known.setdefault(text, digest)

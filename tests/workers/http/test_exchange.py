@@ -70,12 +70,15 @@ def spoken(request: bytes) -> tuple[bytes, list[bytes], bytes]:
     return first, sorted(line for line in headers if not line.startswith(b"X-Note")), body
 
 
+NAMED: dict[str, Any] = {"Authorization": "Bearer sk-1", "X-Name": "Zoë"}
+
+
 @pytest.mark.parametrize("force_close", [False, True])
 async def test_both_ways_say_the_same(force_close: bool, raw_server: Any, reply: Any) -> None:
     server = await raw_server(reply(200, b"{}"))
     async with Http(HttpSettings(force_close=force_close)) as http:
         for way in (DIRECTLY, BY_SESSION):
-            await ask(http, server.url, way, Authorization="Bearer sk-1", **{"X-Name": "Zoë"})
+            await ask(http, server.url, way, **NAMED)
     directly, by_session = map(spoken, server.requests)
     assert directly == by_session
     assert directly[0] == b"POST /v1/chat/completions HTTP/1.1"
@@ -412,6 +415,7 @@ async def test_a_dead_peer_is_noticed_within_a_minute(way: dict[str, str], http:
     connector = http._lanes["default"].session.connector
     assert connector is not None
     ((protocol, _),) = next(iter(connector._conns.values()))
+    assert protocol.transport is not None
     sock = protocol.transport.get_extra_info("socket")
     assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
     tcp = {name: sock.getsockopt(socket.IPPROTO_TCP, getattr(socket, f"TCP_{name}")) for name in KEEPALIVE}

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.workers.limiter.plain import VirtualLoop
+from tests.support.virtual_time import VirtualLoop
 from workers.http.timeouts import Timeouts
 
 Call = tuple[float, float, float, float | None]
@@ -92,7 +92,7 @@ def test_a_thousand_calls_share_one_timer() -> None:
             set_.append(when)
             return call_at(when, *args, **options)
 
-        loop.call_at = counted  # type: ignore[method-assign]  # sleep(0) sets none
+        loop.call_at = counted  # type: ignore[method-assign, assignment]  # sleep(0) sets none
         ended = asyncio.gather(*(entered(after(60), asyncio.sleep(0)) for _ in range(1_000)))
         await ended
         return len(set_)

@@ -1,12 +1,10 @@
-"""A schedule in memory, and an event loop whose time passes only when everybody sleeps."""
+"""A schedule in memory."""
 
 from __future__ import annotations
 
 import asyncio
-import selectors
 from collections import Counter
-from collections.abc import Coroutine, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 from redis.exceptions import ConnectionError as RedisConnectionError
 
@@ -14,41 +12,6 @@ from workers.limiter.cost import Cost, DimensionName
 from workers.limiter.headers import LearnedLimit
 from workers.limiter.rate import BIN_S, Dimension, Plan
 from workers.limiter.schedule import Ask, Grant, Pause, PauseReport
-
-
-class _Selector(selectors.DefaultSelector):
-    """Instead of waiting, it moves the clock."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now_s = 1_000.0
-
-    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
-        events = super().select(0)
-        if events or timeout == 0:
-            return events
-        assert timeout is not None, "everybody waits for something that will never come"
-        self.now_s += max(timeout, 1e-6)
-        return events
-
-
-class VirtualLoop(asyncio.SelectorEventLoop):
-    def __init__(self) -> None:
-        self._virtual = _Selector()
-        super().__init__(self._virtual)
-
-    def time(self) -> float:
-        return self._virtual.now_s
-
-    def skip(self, seconds: float) -> None:
-        """Nothing runs for so long, as after SIGSTOP."""
-        self._virtual.now_s += seconds
-
-
-def run_virtually(main: Coroutine[Any, Any, None]) -> None:
-    """Hours in milliseconds."""
-    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
-        runner.run(asyncio.wait_for(main, 100_000))
 
 
 class PlainSchedule:

@@ -15,6 +15,7 @@ import pytest
 from config.catalog import Limits
 from tasks.results import Usage
 from tasks.wire.vocabulary import Priority
+from tests.support.virtual_time import VirtualLoop, run_virtually
 from workers.limiter.cost import UNKNOWN, Cost
 from workers.limiter.errors import TooLate
 from workers.limiter.estimate import Estimator
@@ -27,7 +28,7 @@ from workers.limiter.wait_queue import Waiter, WaitQueue
 from workers.prompt.parked import Parked
 
 from .ledger import Ledger
-from .plain import PlainSchedule, VirtualLoop, run_virtually
+from .plain import PlainSchedule
 
 TEN_A_SECOND = plan(Limits(rpm=600, algorithm="sliding"))
 

@@ -13,14 +13,16 @@ import redis
 
 from config.catalog import Limits
 from tasks.results import Usage
+from tests.support.redis_server import RedisServer
+from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.rate import Plan, plan
+from workers.limiter.registry import long_wait
+from workers.limiter.schedule import LimiterName
 from workers.limiter.wait_queue import Waiter
 
-from .conftest import RedisServer
-from .plain import run_virtually
 from .test_unstated_limits import HeardSchedule
 
 Reply = tuple[float | None, dict[str, str]]
@@ -36,6 +38,8 @@ class Calls:
     answer: Callable[[float], Reply]
     taken: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
+    pauses: list[float] = field(default_factory=list)
+    """How long each was as it began, in seconds, in each process."""
 
     async def call(self, began_at: float) -> Reply:
         at = asyncio.get_running_loop().time() - began_at
@@ -55,6 +59,7 @@ def play(
     processes: int = 1,
 ) -> Calls:
     """`jobs`: how many come in which second. Each is tried until it is answered."""
+    pauses = calls.pauses
 
     async def run(client: redis.Redis) -> None:
         loop = asyncio.get_running_loop()
@@ -78,6 +83,7 @@ def play(
                 estimator=Estimator(),
                 now=lambda: 1_790_000_000 + loop.time(),
                 on_learned=learn,
+                on_pause=pauses.append,
             )
             return limiter
 
@@ -125,6 +131,7 @@ def test_an_hour_is_believed_when_a_second_answer_asks_for_it(
     assert probes[0] == pytest.approx(61, abs=4)
     assert probes[1] == pytest.approx(probes[0] + HOUR_S, abs=5)
     assert len(calls.taken) == 43
+    assert sum(pause > 100 for pause in calls.pauses) == 2 * processes, "each process can tell people of both"
     assert min(at for at in calls.taken if at > 10) == pytest.approx(probes[1] + HOUR_S, abs=5)
 
 
@@ -132,6 +139,7 @@ def test_one_odd_answer_stops_nobody_for_an_hour(redis_server: RedisServer) -> N
     calls = Calls(lambda at: (HOUR_S, {}) if 1 <= at < 2 else (None, {}))
     play(redis_server, calls, jobs=[(0, 3), (1, 1), (3, 20)], for_s=120, limits=Limits(rpm=600))
     assert len(calls.refused) == 1
+    assert max(calls.pauses) < 61, "there is nothing to tell"
     assert len(calls.taken) == 24, "once the probe is answered, the others go"
 
 
@@ -189,3 +197,9 @@ def test_a_zero_is_no_advice_and_the_pauses_grow(redis_server: RedisServer) -> N
     play(redis_server, calls, jobs=[(0, 1)], for_s=100)
     assert len(calls.refused) <= 3
     assert len(calls.taken) == 1
+
+
+def test_what_people_are_told_names_provider_model_and_time() -> None:
+    text = long_wait(LimiterName("groq", "llama", "a1b2c3"), HOUR_S, now=1_767_225_600.0)
+    assert "Provider groq asks to wait 60 minutes before the next call of llama (key a1b2c3)." in text
+    assert "until 01:00 UTC" in text

@@ -52,7 +52,7 @@ class Worker:
     async def peek(self) -> LimiterView:
         of = redis_keys.limiter(*NAME)
         read = (of.clock, of.state, of.processes, of.days, of.organisation)
-        hashes: list[Any] = [await self.redis.hgetall(key) for key in read]  # type: ignore[misc] # redis-py types its commands for both clients
+        hashes: list[Any] = [await self.redis.hgetall(key) for key in read]
         return view_of(NAME, LimiterHashes(*hashes), redis_now=self.now)
 
     async def next_wait_s(self) -> float:

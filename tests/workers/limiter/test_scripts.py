@@ -280,6 +280,16 @@ async def test_a_limit_that_one_process_was_told_binds_the_others(client: Redis)
     assert gaps(granted) == pytest.approx([1 / plan(Limits(rpm=600)).dimensions[0].rate_per_s] * 4, abs=1e-5)
 
 
+async def test_limits_of_input_and_output_are_learned_apart_and_tell_of_nobody_else(client: Redis) -> None:
+    headers = [RateHeader("input", 30_000, 10, 50.0), RateHeader("output", 8_000, 10, 50.0)]
+    learned = {"input_tpm": 30_000, "output_tpm": 8_000}
+    first = await schedule(client, Limits(), now=998.0).acquire(Ask(process="a", seq=1, headers=headers))
+    assert first.learned == learned
+    known = schedule(client, Limits(input_tpm=30_000, output_tpm=8_000), now=999.0, learned=learned)
+    grant = await known.acquire(ask("a", 2, 1, epoch=1, headers=headers))
+    assert len(grant.slots) == 1, "what was used of it may well be our own: nobody counts it"
+
+
 async def test_the_lowest_limit_that_was_told_counts_for_ten_minutes(client: Redis) -> None:
     async def told(seq: int, limit: int, now: float) -> Any:
         header = RateHeader("tokens", limit, limit, 0.0)
@@ -463,7 +473,7 @@ async def test_an_organisation_s_tokens_are_settled(client: Redis, refund: int) 
 
 
 async def calendar(client: Redis) -> dict[str, float]:
-    fields = await client.hgetall("{rl:p:m}:organisation")  # type: ignore[misc]  # redis-py types it for both worlds
+    fields: dict[Any, Any] = await client.hgetall("{rl:p:m}:organisation")
     return {name.decode(): float(sold) for name, sold in fields.items() if b":" in name}
 
 
@@ -579,7 +589,7 @@ KEYS = redis_keys.limiter("p", "m", "k")
 
 
 async def windows(client: Redis, key: str = KEYS.window) -> dict[str, float]:
-    fields = await client.hgetall(key)  # type: ignore[misc]  # redis-py types it for both worlds
+    fields: dict[Any, Any] = await client.hgetall(key)
     return {field.decode(): float(charged) for field, charged in fields.items()}
 
 
@@ -592,7 +602,7 @@ def test_the_windows_keys_say_how_long_a_bin_lasts() -> None:
 async def test_bins_that_somebody_numbered_by_another_width_are_thrown_away(client: Redis) -> None:
     """By ours they lie decades ahead, and Redis would stand still while a script walked there."""
     far = int(2 * 1_000.0 / BIN_S) + 1_000_000
-    await client.hset(KEYS.window, f"tokens:{far}", 60_000)  # type: ignore[misc]  # redis-py types it for both worlds
+    await client.hset(KEYS.window, f"tokens:{far}", 60_000)
     (slot,) = (
         await schedule(client, MINUTE, now=1_000.0).acquire(
             Ask(process="a", seq=1, costs=[Cost(100, 100)], longest_horizon_s=60.0)
@@ -711,7 +721,7 @@ async def test_the_keys_of_an_organisation_share_its_window(client: Redis) -> No
     await one.buys(1_000.0, 100)
     await one.settles(1_000.0, 1_000.0, -59_501)
     assert await windows(client, KEYS.organisation_window) == {f"tokens:{bin_at(1_000.0)}": 59_601}
-    assert await other.buys(1_060.2, 400) == [pytest.approx(1_000.0 + BIN_S + SPAN_S)]
+    assert await other.buys(1_060.2, 400) == pytest.approx([1_000.0 + BIN_S + SPAN_S])
 
 
 async def test_a_lost_window_is_taken_for_full_and_empties_at_the_pace(client: Redis) -> None:
@@ -1012,6 +1022,6 @@ async def test_the_figures_of_the_last_minute_fade_with_the_one_before(client: R
     await schedule(client, limits, now=minute + 10).acquire(call)
     for seq, now, requests in ((2, minute + 59.0, 30), (3, minute + 60.0, 30), (4, minute + 180.0, 0)):
         await schedule(client, limits, now=now).acquire(Ask(process="a", seq=seq, epoch=1, went_free=0))
-        state = await client.hgetall("{rl:p:m}:k:state")  # type: ignore[misc]  # redis-py types it for both worlds
+        state: dict[Any, Any] = await client.hgetall("{rl:p:m}:k:state")
         counted = float(state[b"requests"]) + float(state[b"last_requests"])
         assert counted == requests

@@ -24,7 +24,7 @@ from redis.asyncio import Redis
 from config.catalog import Limits
 from tasks.wire import redis_keys
 from tests.support.redis_server import RedisServer
-from workers.limiter.cost import Cost
+from workers.limiter.cost import Cost, DimensionName
 from workers.limiter.rate import BIN_S, Dimension, Plan, plan
 from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.settlements import Refund
@@ -79,7 +79,7 @@ class Granted:
             self.reserved.add([call.instant], call.cost.of("tokens"))
         self.calls += calls
 
-    def check(self, paces: Mapping[str, Dimension]) -> None:
+    def check(self, paces: Mapping[DimensionName, Dimension]) -> None:
         if (pace := paces.get("requests")) is not None:
             burst = 1 if pace.shared_by else pace.burst
             assert self.requests.worst_excess(rate_per_s=pace.rate_per_s, burst=burst) <= 1e-6

@@ -16,14 +16,13 @@ import redis
 from config.catalog import Limits
 from tasks.results import Usage
 from tests.support.redis_server import RedisServer
+from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.rate import Plan, plan
 from workers.limiter.schedule import LimiterName, RedisSchedule
 from workers.limiter.wait_queue import Waiter
 from workers.simulator.limits import Allowance
-
-from .plain import run_virtually
 
 TPM = 200_000
 TIME_S, WARM_UP_S = 130.0, 5.0

@@ -14,6 +14,7 @@ import redis
 from config.catalog import Limits
 from tasks.results import Usage
 from tests.support.redis_server import RedisServer
+from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned
 from workers.limiter.limiter import Limiter, LimiterOptions
@@ -22,7 +23,6 @@ from workers.limiter.schedule import Pause, PauseReport
 from workers.limiter.wait_queue import Waiter
 from workers.simulator.limits import Allowance
 
-from .plain import run_virtually
 from .test_token_windows import VirtualSchedule
 
 PROCESSES, WAITERS = 4, 25

@@ -44,7 +44,10 @@ def test_doctor_shows_the_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = CliRunner().invoke(app, ["doctor", "--ladder", "gpt-4o-mini"])
     assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 100
     as_json = CliRunner().invoke(app, ["doctor", "--ladder", "gpt-4o-mini", "--json"])
-    assert json.loads(as_json.stdout)["chat with a deadline"] == [*LADDERS["chat", "m", True], "Call"]
+    assert json.loads(as_json.stdout)["chat with a deadline"] == [
+        *LADDERS[Shape("chat", "m", has_deadline=True)],
+        "Call",
+    ]
     unknown = CliRunner().invoke(app, ["doctor", "--ladder", "nope"])
     assert unknown.exit_code == 1 and "no model is named 'nope'" in unknown.stderr
     get_settings.cache_clear()

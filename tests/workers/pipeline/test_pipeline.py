@@ -6,6 +6,7 @@ import asyncio
 import gc
 import json
 import logging
+import random
 from typing import Any
 
 import pytest
@@ -551,7 +552,11 @@ async def test_a_missing_key_is_the_problem_of_the_job_that_needs_it(
 
 async def test_a_refused_key_is_named_by_its_variable(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
     simulator = await simulate("401")
-    for provider, advice in (({}, "; check P_KEY"), ({"api_keys": []}, "; it wants one: name its variable in")):
+    advised: list[tuple[dict[str, Any], str]] = [
+        ({}, "; check P_KEY"),
+        ({"api_keys": []}, "; it wants one: name its variable in"),
+    ]
+    for provider, advice in advised:
         async with pipeline_to(simulator.url, provider=provider) as pipeline:
             assert advice in (await pipeline.run(chat_job())).error.message
 
@@ -624,15 +629,16 @@ class _Broken:
 
 
 def broken_pipeline(error: BaseException, catalog: Any, clock: Any, limits: Any) -> Pipeline:
+    broken: Any = _Broken(error)
     return Pipeline(
         catalog=catalog,
-        http=_Broken(error),
+        http=broken,
         keys=KeyRing({"p": [SecretStr("k")]}),
         limits=limits,
         retry=RetryPolicy(),
         now=clock,
         sleep=clock.sleep,
-        rng=None,
+        rng=random.Random(),
         time_limit=SoftTimeLimitExceeded,
     )
 
@@ -642,6 +648,7 @@ async def test_a_fault_of_ours_ends_the_job_and_tells_no_prompt(
 ) -> None:
     pipeline = broken_pipeline(KeyError(prompt), catalog_at("http://h/v1"), clock, free_limits)
     result = await pipeline.run(chat_job())
+    assert result.error is not None
     assert (result.status, result.error.code) == ("failed", "internal")
     assert "KeyError" in result.error.message
     assert "job-1" in caplog.text
@@ -653,7 +660,8 @@ async def test_celerys_soft_time_limit_is_a_time_out(
     catalog_at: Any, chat_job: Any, clock: Any, free_limits: Any
 ) -> None:
     pipeline = broken_pipeline(SoftTimeLimitExceeded(3), catalog_at("http://h/v1"), clock, free_limits)
-    assert (await pipeline.run(chat_job())).error.code == "timeout"
+    result = await pipeline.run(chat_job())
+    assert result.error is not None and result.error.code == "timeout"
 
 
 # -- the shared limit

@@ -136,7 +136,8 @@ def test_a_group_lives_until_its_last_job_has_ended_and_a_day(
     backend.store_result("b", ValueError("no"), states.FAILURE, request=request("b", group=GROUP))
     backend.store_result("b", ValueError("again"), states.FAILURE, request=request("b", group=GROUP))
     assert client.hmget(redis_keys.group(GROUP), "succeeded", "failed") == [b"1", b"1"]
-    assert [fields[b"id"] for _, fields in client.xrange(redis_keys.group_done(GROUP))] == [b"a", b"b"]
+    done: Any = client.xrange(redis_keys.group_done(GROUP))
+    assert [fields[b"id"] for _, fields in done] == [b"a", b"b"]
     for key in (redis_keys.group(GROUP), redis_keys.group_done(GROUP), redis_keys.group_jobs(GROUP)):
         assert lifetime_s - 5 <= ttl(client, key) <= lifetime_s
 

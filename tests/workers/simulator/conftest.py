@@ -3,27 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from typing import Any
 
 import aiohttp
 import pytest
 
-from workers.simulator import RunningSimulator, SimulatorOptions, start
+from workers.simulator import RunningSimulator
 
 Start = Callable[..., Awaitable[RunningSimulator]]
-
-
-@pytest.fixture
-async def simulate() -> AsyncIterator[Start]:
-    async with AsyncExitStack() as stack:
-
-        async def start_one(**options: Any) -> RunningSimulator:
-            simulator = await start(SimulatorOptions(**{"latency_ms": 0, **options}))
-            stack.push_async_callback(simulator.stop)
-            return simulator
-
-        yield start_one
 
 
 @pytest.fixture

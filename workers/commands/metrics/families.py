@@ -186,6 +186,11 @@ LIMITER: Final[tuple[Metric[LimiterView], ...]] = (
         lambda view: view.paused_for_s,
     ),
     _limiter_figure(
+        "asked_wait_seconds",
+        "How long a provider that asks for more than a pause wants us to wait; 0: it asks for no such wait.",
+        lambda view: view.asked_wait_s,
+    ),
+    _limiter_figure(
         "rate_limited_total",
         "429s that began a pause. Those of calls already under way then are not counted.",
         lambda view: view.refused,

@@ -58,6 +58,14 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
     redis: Annotated[
         str | None, typer.Option(metavar="URL", help="A running Redis. Without: one of the run's own.")
     ] = None,
+    base_url: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="An OpenAI-compatible server in place of the catalogue; --model is its own."),
+    ] = None,
+    api_key_env: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="With --base-url: the variable that holds its key. Without: no key is sent."),
+    ] = None,
     as_json: JsonOption = False,
     simulate: Annotated[
         bool, typer.Option("--simulate", help="Send everything to a simulated provider: no key, no cost.")
@@ -101,6 +109,8 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
             concurrency=concurrency,
             redis=redis,
             simulation=_asked_for(simulation, simulate=simulate),
+            base_url=base_url,
+            api_key_env=api_key_env,
         )
         outcome = _finished(options, console)
     except RunError as error:

@@ -9,6 +9,7 @@ from pathlib import Path
 from tasks.redis.address import Address
 
 from .errors import UnusableInput
+from .processes.own_server import OwnServer
 from .processes.simulation import Simulation
 
 __all__ = ["RunOptions"]
@@ -22,7 +23,8 @@ class RunOptions:
     """The command line of `promptmill run`, checked as far as that needs no file.
 
     `concurrency` is per worker process, None for the setting's; `redis` None means an embedded one, and
-    `simulation` None the catalogue's providers. Raises `UnusableInput`.
+    `simulation` None the catalogue's providers. `base_url` stands in place of the catalogue, with the key that
+    `api_key_env` names, if any. Raises `UnusableInput`.
     """
 
     input: Path
@@ -34,6 +36,8 @@ class RunOptions:
     concurrency: int | None = None
     redis: str | None = dataclasses.field(default=None, repr=False)
     simulation: Simulation | None = None
+    base_url: str | None = None
+    api_key_env: str | None = None
 
     def __post_init__(self) -> None:
         if str(self.input) == "-":
@@ -56,6 +60,25 @@ class RunOptions:
             )
         if self.simulation is not None:
             self.simulation.check()
+        self._check_own_server()
+
+    def _check_own_server(self) -> None:
+        if self.base_url is None and self.api_key_env is not None:
+            raise UnusableInput("--api-key-env names the key of the server that --base-url names. Add --base-url.")
+        if self.base_url is not None and self.simulation is not None:
+            raise UnusableInput("--simulate and --base-url each say where all prompts go: leave one of them out.")
+        if self.base_url is not None and self.workers == 0:
+            raise UnusableInput(
+                "--base-url needs workers of its own, because those that run already have their own catalogue: "
+                "leave out --workers 0."
+            )
+        if self.own_server is not None:
+            self.own_server.catalog()
+
+    @property
+    def own_server(self) -> OwnServer | None:
+        """The server that `base_url` names."""
+        return None if self.base_url is None else OwnServer(self.base_url, self.api_key_env)
 
     def services_text(self) -> str:
         """What the run is about to start, for people who wait for it."""

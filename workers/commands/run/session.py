@@ -21,7 +21,7 @@ from .conveyor.shelf import Shelf
 from .errors import UnusableInput
 from .input.input_file import MAX_LINE_BYTES
 from .input.models import ModelCheck
-from .input.rows import BadRow, RowReader
+from .input.rows import DEFAULT_MODEL, BadRow, RowReader
 from .input.source import RowSource, count_rows
 from .notices import show_notices
 from .options import RunOptions
@@ -101,6 +101,8 @@ class Session:
     def _catalog(self) -> Catalog | None:
         if self._options.workers == 0:
             return None
+        if (server := self._options.own_server) is not None:
+            return server.catalog()
         try:
             return load_catalog(self._settings.catalog)
         except CatalogError as error:
@@ -111,7 +113,12 @@ class Session:
         simulated = options.simulation is not None
         return RowSource(
             options.input,
-            reader=RowReader(model=options.model, field=options.field, simulated=simulated),
+            reader=RowReader(
+                model=options.model,
+                default_model=DEFAULT_MODEL if options.base_url is None else None,
+                field=options.field,
+                simulated=simulated,
+            ),
             models=ModelCheck(catalog, with_keys=not simulated),
             finished=output.finished,
             limit=options.limit,

@@ -14,7 +14,7 @@
 --       longest_s          its longest horizon; furthest_s  how far ahead any process leases
 --       backlog            waiters without a slot; held  calls in flight and slots unused
 --       dimensions         the plan's, as dimensions_of reads them
---       learned            the learned limits by which it made them
+--       learned            the learned limits by which it made them; learns  the fields that it knows of
 --       max_in_flight, requests_per_day  0 = any
 --       costs              of the first waiters: [[count, input, output], ...]
 --       beyond_tokens      what one call may take beyond its reservation

@@ -19,7 +19,7 @@ local function note_others(key, state, dims, headers, lost_until, now)
   for _, header in ipairs(headers) do
     if header.tells == 'rpd' then
       used_today = used_today_by(key, state, header, now)
-    elseif header.tells ~= 'none' and now >= lost_until + 120 then
+    elseif (header.tells == 'rpm' or header.tells == 'tpm') and now >= lost_until + 120 then
       -- A bucket's `remaining` is its level, so only what `reset` confirms counts as used.
       local used = math.min(header.limit - header.remaining, header.reset_s * header.limit / 60)
       local name, others = header.name, 'foreign_' .. header.name

@@ -10,16 +10,19 @@
 -- - What was told twice is kept: the lowest. A higher one holds when the lower has not been told for ten minutes.
 --
 -- The state holds `told:<field>` = "limit at", what is believed; `sure:<field>` = the limit, where it was told twice; and
--- `doubt:<field>` = "limit at", what was told once and not believed. (A process of an older version writes `told` alone.)
+-- `doubt:<field>` = "limit at", what was told once and not believed. (A process of an older version writes `told` alone, and
+-- does not say which fields it `learns`: it knows of three.)
 
 local apart_s, unsure_s, kept_s = 1, 60, 600
+local dimension_of = { rpm = 'requests', tpm = 'tokens', input_tpm = 'input', output_tpm = 'output' }
 
 -- What is known without an answer's help: the limit that is stated, or as much as was used, with what is `said` of it
 -- along with the header.
 local function reference_of(state, dims, max_day, said, field)
   if field == 'rpd' then return max_day > 0 and max_day or math.huge end
-  local name = field == 'rpm' and 'requests' or 'tokens'
-  local known = math.max(tonumber(state[name] or 0) + said[name], tonumber(state['last_' .. name] or 0))
+  local name = dimension_of[field]
+  -- Of input and output alone nobody keeps count.
+  local known = math.max(tonumber(state[name] or 0) + (said[name] or 0), tonumber(state['last_' .. name] or 0))
   for _, dim in ipairs(dims) do
     if dim.name == name then known = math.max(known, dim.limit) end
   end
@@ -74,7 +77,7 @@ local function learned_limits(key, state, ask, dims, now)
   local said = { requests = ask.went_free, tokens = 0 }
   for _, refund in ipairs(ask.refunds) do said.tokens = said.tokens - refund[2] - refund[3] end
   local found = {}
-  for _, field in ipairs({ 'rpm', 'tpm', 'rpd' }) do
+  for _, field in ipairs(ask.learns or { 'rpm', 'tpm', 'rpd' }) do
     local reference = reference_of(state, dims, ask.requests_per_day, said, field)
     local limit = learned_limit(key, state, field, ask.headers, reference, ask.settled, now)
     if limit then found[#found + 1] = string.format('%s=%.0f', field, limit) end

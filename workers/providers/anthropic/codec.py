@@ -42,7 +42,7 @@ class AnthropicCodec(OpenAICodec):
             raise refused("input", "Anthropic has no embeddings; name a model of another provider")
         body = messages_request(job.body, model=model.upstream)
         url = f"{provider.base_url}/messages{provider.query_string}"
-        return ProviderRequest(url, _VERSION | headers(job, provider, _auth(provider, key)), dumps(body))
+        return ProviderRequest(url, _VERSION | headers(job, provider) | _auth(provider, key), dumps(body))
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """See `Codec.response`."""

@@ -103,7 +103,8 @@ class Conveyor:
             except QueueUnavailable as error:
                 raise RunError(str(error)) from None
             else:
-                self._losses.follow_rest()
+                # A job that Redis has seen end twice was counted twice, and then another was not waited for.
+                self._losses.follow_also(set(self._ledger.unfinished))
                 return
 
     async def _settle_or_cancel(self, results: Iterable[PromptResult]) -> None:

@@ -51,13 +51,6 @@ class Losses:
         """Wait for each of them, because no group tells of their ends."""
         self._followed.put_nowait(job_ids)
 
-    def follow_rest(self) -> None:
-        """Wait for all that is unfinished, now that the group tells of no more ends.
-
-        A job that Redis has seen end twice was counted twice, and then another was not waited for.
-        """
-        self._followed.put_nowait(set(self._ledger.unfinished))
-
     async def follow(self) -> None:
         """Settle those that are followed as they end, until cancelled."""
         while True:

@@ -85,9 +85,10 @@ class _Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """Reads rows as the options of a run say. `model` stands over the row's own model."""
+    """Reads rows as the options of a run say. `model` stands over the row's own model, `default_model` in for none."""
 
     model: str | None = None
+    default_model: str | None = DEFAULT_MODEL
     field: str | None = None
     simulated: bool = False
 
@@ -186,7 +187,9 @@ class RowReader:
 
     def _model(self, body: dict[str, Any]) -> str:
         own = body.get("model")
-        own = DEFAULT_MODEL if own is None else own
+        own = (self.model or self.default_model) if own is None else own
+        if own is None:
+            raise _Unusable("it names no model, and no server but OpenAI's has a usual one; give --model")
         if not isinstance(own, str) or not own:
             raise _Unusable(f"its `model` holds {_kind_of(own)}; a model is a name")
         return self.model or own

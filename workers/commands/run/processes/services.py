@@ -124,9 +124,14 @@ class _Starter:
         simulation = self.options.simulation
         if simulator is not None and simulation is not None and self.catalog is not None:
             text = simulated_catalog(self.catalog, url=simulator.url, limits=simulation.limits(), kind=simulation.kind)
-            self.state.catalog.write_text(text, encoding="utf-8")
-            environ["PROMPTMILL_CATALOG"] = str(self.state.catalog)
+            environ |= self._catalog_file(text)
+        elif (server := self.options.own_server) is not None:
+            environ |= self._catalog_file(server.catalog_text())
         return environ
+
+    def _catalog_file(self, text: str) -> dict[str, str]:
+        self.state.catalog.write_text(text, encoding="utf-8")
+        return {"PROMPTMILL_CATALOG": str(self.state.catalog)}
 
 
 async def _check_reachable(redis: Redis, url: str) -> None:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +17,7 @@ from ..errors import RunError, UnusableInput
 from ..output.state import RunState
 from .environ import engine_environ
 from .lifeline import Child, Lifeline, log_tail
+from .toml import table
 
 __all__ = ["Simulation", "Simulator", "simulated_catalog"]
 
@@ -126,7 +125,7 @@ def simulated_catalog(catalog: Catalog, *, url: str, limits: Limits, kind: str =
     send anything elsewhere, and must not stop at a key that is missing.
     """
     tables = [_provider_table(provider, url, kind) for provider in catalog.providers.values()]
-    tables.append(_table("providers", PROVIDER, {"base_url": url, "kind": kind, "api_keys": []}))
+    tables.append(table("providers", PROVIDER, {"base_url": url, "kind": kind, "api_keys": []}))
     tables += [_model_table(model, limits, catalog.repeats_timeouts(model)) for model in catalog.models.values()]
     return "\n".join(tables)
 
@@ -140,7 +139,7 @@ def _provider_table(provider: Provider, url: str, kind: str) -> str:
         "timeout": provider.timeout.model_dump(),
         "repeat_timeouts": provider.repeat_timeouts,
     }
-    return _table("providers", provider.name, values)
+    return table("providers", provider.name, values)
 
 
 def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
@@ -153,7 +152,7 @@ def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
     }
     if model.price is not None:
         values["price"] = _price(model.price)
-    return _table("models", model.name, values)
+    return table("models", model.name, values)
 
 
 def _price(price: Price) -> dict[str, Any]:
@@ -162,23 +161,3 @@ def _price(price: Price) -> dict[str, Any]:
         **{name: float(amount) for name, amount in amounts.items()},
         **price.model_dump(mode="json", include={"currency", "date", "source"}),
     }
-
-
-def _table(section: str, name: str, values: dict[str, Any]) -> str:
-    return "\n".join([f"[{section}.{_toml(name)}]", *_lines(values), ""])
-
-
-def _lines(values: dict[str, Any]) -> Iterator[str]:
-    for name, value in values.items():
-        yield f"{name} = {_toml(value)}"
-
-
-def _toml(value: Any) -> str:
-    match value:
-        case dict():
-            return "{ " + ", ".join(_lines(value)) + " }"
-        case list():
-            return "[" + ", ".join(map(_toml, value)) + "]"
-        case _:
-            # JSON's texts, numbers and booleans are TOML's too, but for escaped surrogate pairs.
-            return json.dumps(value, ensure_ascii=False)
