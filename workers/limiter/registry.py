@@ -19,17 +19,17 @@ from redis.exceptions import RedisError
 from tasks.redis.cancellation import stop
 
 from ..providers.size import NO_MEDIA, Media
-from .channel import PauseChannel
 from .cost import UNKNOWN, Cost
 from .errors import Moved
 from .estimate import Estimator
 from .headers import learned
 from .limiter import Limiter, LimiterOptions
-from .link import Link
 from .rate import plan
-from .schedule import LimiterName, RedisSchedule
+from .shared.channel import PauseChannel
+from .shared.link import Link
+from .shared.schedule import LimiterName, RedisSchedule
 from .view import LimiterView, listed, look, mark_listed
-from .wait_queue import Waiter, WaitQueue
+from .waiting.wait_queue import Waiter, WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     from config.catalog import Limits, Model
     from tasks.wire.vocabulary import Priority
 
-    from .degraded import WhenAway
     from .headers import LearnedLimit
+    from .leasing.degraded import WhenAway
     from .permit import Permit
     from .rate import Plan
 
