@@ -99,7 +99,7 @@ async def test_a_made_up_name_with_limits_gets_a_limiter_of_its_own(client: Redi
         await once(limits, told)
         assert time.monotonic() - began_at < 0.5
         await wait_until_async(
-            lambda: ("p", "refused") in other._has_limits, description="the other hears of the pause"
+            lambda: ("p", "refused") in other._naming._has_limits, description="the other hears of the pause"
         )
         await asyncio.gather(once(limits, refused), once(other, refused))
         assert time.monotonic() - began_at > 0.8
