@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ FOLDER = Path(workers.limiter.__file__).parent
 def test_the_reading_order_names_every_module_once(folder: str) -> None:
     path = FOLDER / folder
     text = ast.get_docstring(ast.parse((path / "__init__.py").read_text()), clean=False) or ""
-    listed = [line.split()[0].rstrip("/") for line in text.splitlines() if line.startswith("    ")]
+    listed = [name.rstrip("/") for name in re.findall(r"^ *(\w+(?:\.py|/)) {2,}", text, re.MULTILINE)]
     modules = [each.name for each in path.glob("*.py") if each.name != "__init__.py"]
     folders = [each.parent.name for each in path.glob("*/__init__.py")]
     assert sorted(listed) == sorted([*modules, *folders])
