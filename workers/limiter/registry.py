@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 from tasks.redis.cancellation import stop
 
 from ..providers.size import NO_MEDIA, Media
+from ..telemetry.notices import notices
 from .channel import PauseChannel
 from .cost import UNKNOWN, Cost
 from .errors import Moved
@@ -372,7 +373,9 @@ class LimiterRegistry:
     def _tell_long_pause(self, name: LimiterName, left_s: float) -> None:
         """Of a pause that more than one answer has asked for: people may want to do something about it."""
         if left_s > self._options.longest_alone_s + _ROUNDING_S:
-            logger.warning("%s", long_wait(name, left_s, now=self._now()))
+            text = long_wait(name, left_s, now=self._now())
+            logger.warning("%s", text)
+            notices.tell("long_wait", str(name), text, lasts_s=left_s)
 
     def _terms(
         self, name: LimiterName, model: Model, found: Mapping[LearnedLimit, int], *, keys: int

@@ -29,7 +29,6 @@ __all__ = ["count_inputs", "read_chat", "read_embeddings", "read_object"]
 
 _NUMBERS = {int, float}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
-_COMMENTS = re.compile(rb"\A(?:\s{0,64}:[^\n]*\n)+")
 _ESCAPE = re.compile(
     rb"\\(?:u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|(?P<lone>u[dD][89a-fA-F][0-9a-fA-F]{2})|.)",
     re.DOTALL,
@@ -241,9 +240,9 @@ def _children(value: Any) -> list[Any]:
 
 
 def _loads_odd(body: bytes) -> Any:
-    """JSON behind a byte order mark or the comments that keep a connection alive, or with halves of surrogate pairs in
-    it, as of an emoji that was cut: U+FFFD takes their place. Raises `Failure` for anything else."""
-    text = _COMMENTS.sub(b"", body.removeprefix(_BYTE_ORDER_MARK), count=1)
+    """JSON behind a byte order mark, or with halves of surrogate pairs in it, as of an emoji that was cut: U+FFFD takes
+    their place. Raises `Failure` for anything else."""
+    text = body.removeprefix(_BYTE_ORDER_MARK)
     if b"\\u" in text:
         text = _ESCAPE.sub(_without_lone_surrogate, text)
     try:

@@ -24,7 +24,7 @@ _AMOUNT = r"[0-9]{1,20}(?:\.[0-9]{1,20})?"
 _NUMBER = re.compile(_AMOUNT, re.ASCII)
 _PART = re.compile(rf"({_AMOUNT})\s?([a-z]+)", re.ASCII)
 _WHOLE = re.compile(rf"(?:{_PART.pattern}[\s,]*)+", re.ASCII)
-_ON_A_CLOCK = re.compile(r"([0-9]{1,3}):([0-5][0-9]):([0-5][0-9](?:\.[0-9]{1,9})?)", re.ASCII)
+_ON_A_CLOCK = re.compile(r"(?:([0-9]{1,3})\.)?([0-9]{1,3}):([0-5][0-9]):([0-5][0-9](?:\.[0-9]{1,9})?)", re.ASCII)
 _RFC_3339 = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.]{5,18}(?:[Zz]|[+-][0-9]{2}:?[0-9]{2})", re.ASCII)
 
 _EPOCH_S = 1_000_000_000.0
@@ -35,7 +35,7 @@ _TEN_YEARS_S = 10 * 365 * 86_400.0
 
 
 def duration_s(text: str) -> float | None:
-    """Seconds of `6m0s`, `1d`, `20ms`, `1.5`, `2 minutes`, `00:00:03`; None for anything else. A bare number is in
+    """Seconds of `6m0s`, `1d`, `20ms`, `1.5`, `2 minutes`, `1.00:00:03`; None for anything else. A bare number is in
     seconds."""
     text = text.strip()
     if not 0 < len(text) <= MAX_CHARS:
@@ -44,8 +44,8 @@ def duration_s(text: str) -> float | None:
         return float(text)
     text = text.lower()
     if (clock := _ON_A_CLOCK.fullmatch(text)) is not None:
-        hours, minutes, seconds = clock.groups()
-        return int(hours) * 3_600 + int(minutes) * 60 + float(seconds)
+        days, hours, minutes, seconds = clock.groups()
+        return int(days or 0) * 86_400 + int(hours) * 3_600 + int(minutes) * 60 + float(seconds)
     if _WHOLE.fullmatch(text) is None:
         return None
     parts = [(amount, _UNIT_S.get(unit)) for amount, unit in _PART.findall(text)]

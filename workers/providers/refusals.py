@@ -122,7 +122,7 @@ _BY_SENTENCE: tuple[tuple[_Rule, tuple[str, ...]], ...] = (
             r"余额不足",
             r"requires more credits",
             r"account (is |has been )?suspended",
-            r"budget (has been )?exceeded",
+            r"budget (has been )?exceeded|(crossed|exceeded) budget",
             r"used all available credits",
             r"monthly (included credits|spending limit)",
             r"key limit exceeded",

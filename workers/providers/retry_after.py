@@ -30,7 +30,7 @@ _AMOUNT = r"[0-9]{1,9}(?:\.[0-9]{1,12})?"
 _UNIT = r"(?:ms|milliseconds?|seconds?|secs?|s|minutes?|mins?|m|hours?|hrs?|h|days?|d)"
 _IN_WORDS = re.compile(
     rf"(?:again|retry|retried|wait|retry[ -]after|replenished|reset|resets)(?: (?:after|in|for|within|at least))* "
-    rf"((?:{_AMOUNT} ?{_UNIT}(?![a-z])[ ,]{{0,2}}){{1,4}}|[0-9]{{1,3}}:[0-5][0-9]:[0-5][0-9])",
+    rf"((?:{_AMOUNT} ?{_UNIT}(?![a-z])[ ,]{{0,2}}){{1,4}}|(?:[0-9]{{1,3}}\.)?[0-9]{{1,3}}:[0-5][0-9]:[0-5][0-9])",
     re.IGNORECASE | re.ASCII,
 )
 
