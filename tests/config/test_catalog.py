@@ -92,7 +92,7 @@ def test_limits_of_the_provider_hold_for_models_that_state_none(load_text: Load)
     assert catalog.model("b").limits == Limits(tpm=5)
 
 
-def test_limits_of_the_organisation_are_the_model_s_or_the_provider_s(load_text: Load) -> None:
+def test_an_organisation_s_limits_are_the_model_s_or_provider_s(load_text: Load) -> None:
     catalog = load_text(
         LOCAL
         + "organisation_limits = { rpm = 9, input_tpm = 5 }\n"
@@ -125,7 +125,7 @@ def test_an_unknown_model_is_refused_with_the_nearest_names() -> None:
     assert isinstance(caught.value, LookupError)
 
 
-def test_an_unknown_model_without_a_near_name_lists_what_there_is() -> None:
+def test_an_unknown_model_without_a_near_name_lists_all() -> None:
     with pytest.raises(UnknownModel, match=r"There are 'claude-sonnet-4.5', 'deepseek-v3.2'"):
         PRESETS.model("zzz")
 
@@ -147,7 +147,7 @@ def test_any_model_takes_names_that_the_catalogue_lacks(load_text: Load) -> None
 
 
 @pytest.mark.covers("catalog", "providers.timeout")
-def test_a_providers_time_out_holds_for_its_models_that_state_none(load_text: Load) -> None:
+def test_a_providers_time_out_holds_for_models_that_state_none(load_text: Load) -> None:
     catalog = load_text(
         LOCAL
         + "any_model = true\ntimeout = { total_s = 900 }\nrepeat_timeouts = true\n"
@@ -379,7 +379,7 @@ _VALUES = st.recursive(_LEAVES, lambda inner: st.lists(inner, max_size=3) | st.d
 
 @untimed
 @given(st.dictionaries(st.sampled_from(["providers", "models", "x"]), st.dictionaries(_KEYS, _VALUES, max_size=3)))
-def test_whatever_the_tables_hold_only_a_validation_error_comes_out(document: dict[str, object]) -> None:
+def test_any_tables_raise_nothing_but_a_validation_error(document: dict[str, object]) -> None:
     try:
         catalog = Catalog.model_validate(document)
     except ValidationError:
@@ -393,7 +393,7 @@ _AMOUNTS = st.decimals(min_value=0, max_value=10_000, places=6)
 _TOKENS = st.integers(min_value=0, max_value=10**9)
 
 
-def test_five_million_tokens_at_eight_dollars_a_million_are_forty_dollars() -> None:
+def test_five_million_tokens_at_eight_dollars_are_forty_dollars() -> None:
     assert price(input=8).cost(input_tokens=5_000_000, output_tokens=0) == Decimal(40)
 
 

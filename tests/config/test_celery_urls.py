@@ -62,7 +62,7 @@ def test_a_connection_that_fails_stays_with_our_transport() -> None:
 
 
 @pytest.mark.parametrize("url", [SENTINELS, f"redis://:{SECRET}@a/0", f"unix://:{SECRET}@/run/redis.sock"])
-def test_where_celery_shows_its_settings_the_passwords_are_hidden(url: str) -> None:
+def test_passwords_are_hidden_where_celery_shows_its_settings(url: str) -> None:
     app = set_up(url)
     with app.connection_for_read() as connection:
         assert connection.password == SECRET
@@ -89,7 +89,7 @@ def test_where_celery_shows_its_settings_the_passwords_are_hidden(url: str) -> N
         ("sentinel://a:6379/0?master_name=mill", "redis://a/0", False),
     ],
 )
-def test_the_results_know_whether_the_leases_are_in_the_same_redis(broker: str, results: str, same: bool) -> None:
+def test_results_know_whether_leases_are_in_the_same_redis(broker: str, results: str, same: bool) -> None:
     """Only then one script can refuse the result of a lost lease."""
     assert bool(set_up(broker, results).backend.names.leases) is same
 

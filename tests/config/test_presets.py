@@ -94,7 +94,7 @@ def test_limits_are_the_sources(alias: str, rpm: int, tpm: int) -> None:
     assert (limits.rpm, limits.tpm) == (rpm, tpm)
 
 
-def test_a_model_whose_input_price_no_source_gives_costs_an_unknown_amount() -> None:
+def test_a_model_without_an_input_price_costs_an_unknown_amount() -> None:
     price = PRESETS.model("claude-sonnet-4.5").price
     assert price is not None
     assert price.cost(input_tokens=10, output_tokens=10) is None

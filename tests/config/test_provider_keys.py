@@ -129,7 +129,7 @@ def test_the_same_key_twice_is_refused() -> None:
     assert caught.value.variable == "B"
 
 
-def test_without_an_environment_of_its_own_the_process_and_dotenv_are_read(
+def test_without_an_own_environment_process_and_dotenv_are_read(
     clean_environment: pytest.MonkeyPatch,
 ) -> None:
     Path(".env").write_text("IN_FILE=sk-file1\nIN_BOTH=sk-file2\n")

@@ -158,9 +158,7 @@ async def test_cancelling_an_unknown_job(queue: PromptQueue) -> None:
     assert (await job.result(timeout_s=10)).ok
 
 
-async def test_a_forgotten_id_may_be_submitted_again_though_it_was_cancelled(
-    queue: PromptQueue, script: Script
-) -> None:
+async def test_a_forgotten_cancelled_id_may_be_submitted_again(queue: PromptQueue, script: Script) -> None:
     gate = Gate()
     answer, script.with_ = script.with_, gate.holding("never seen")
     job = await queue.submit(model="m", messages=MESSAGES, id="again")
@@ -329,7 +327,7 @@ async def test_another_tenants_id_is_refused(queue: PromptQueue) -> None:
         await queue.submit(model="m", messages=MESSAGES, id="nobodys", tenant="a")
 
 
-async def test_a_row_with_another_tenants_id_is_named_and_those_before_it_run(queue: PromptQueue) -> None:
+async def test_a_row_with_another_tenants_id_is_named_and_others_run(queue: PromptQueue) -> None:
     await queue.submit(model="m", messages=MESSAGES, id="taken", tenant="a")
     ours = [{"model": "m", "messages": MESSAGES, "id": f"row-{number}", "tenant": "b"} for number in range(300)]
     ours[270]["id"] = "taken"
@@ -347,7 +345,7 @@ async def test_an_id_of_two_tenants_in_one_call_is_refused(queue: PromptQueue) -
         await queue.submit_many(two)
 
 
-async def test_a_refused_id_is_no_fault_of_those_who_submit_at_the_same_time(queue: PromptQueue) -> None:
+async def test_a_refused_id_does_not_harm_concurrent_submits(queue: PromptQueue) -> None:
     await queue.submit(model="m", messages=MESSAGES, id="taken", tenant="a")
     ids = ["one", "taken", "two", "three"]
     submitting = [queue.submit(model="m", messages=MESSAGES, id=job_id, tenant="b") for job_id in ids]

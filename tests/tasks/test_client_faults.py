@@ -92,6 +92,7 @@ async def test_a_black_hole_does_not_block_the_loop() -> None:
         assert gaps.longest_s < MAX_GAP_S
 
 
+@pytest.mark.promise(10)
 async def test_each_call_gives_a_black_hole_up_in_time() -> None:
     with black_hole() as port:
         url = f"redis://user:{PASSWORD}@127.0.0.1:{port}/0"
@@ -131,6 +132,7 @@ def test_the_blocking_face_raises_the_same() -> None:
         blocking.submit(model="m", messages=MESSAGES)
 
 
+@pytest.mark.promise(11)
 async def test_a_full_redis_refuses_whole_batches(own_redis: RedisServer) -> None:
     with own_redis.client() as client:
         async with PromptQueue(own_redis.url) as queue:
@@ -190,6 +192,7 @@ async def test_a_restart_of_redis_is_ridden_out(own_redis: RedisServer) -> None:
             assert (await waiting).text == "after the restart"
 
 
+@pytest.mark.promise(9)
 async def test_a_wiped_redis_ends_the_waiting(own_redis: RedisServer) -> None:
     async with PromptQueue(own_redis.url) as queue:
         job = await queue.submit(model="m", messages=MESSAGES)
@@ -246,7 +249,7 @@ async def test_a_cancelled_waiter_leaves_the_others_alone(own_redis: RedisServer
             assert (await staying).text == "late"
 
 
-def test_uvloop_too_replaces_a_connection_that_broke_while_nobody_read(own_redis: RedisServer) -> None:
+def test_uvloop_too_replaces_a_connection_that_broke_unread(own_redis: RedisServer) -> None:
     """In the middle of a pipeline, say: uvloop has a RuntimeError of its own for a write to it."""
 
     async def write_after_break() -> None:
@@ -262,7 +265,7 @@ def test_uvloop_too_replaces_a_connection_that_broke_while_nobody_read(own_redis
         runner.run(write_after_break())
 
 
-async def test_a_link_that_its_reader_closes_is_a_broken_one_to_its_writer(own_redis: RedisServer) -> None:
+async def test_a_link_that_its_reader_closes_is_broken_to_its_writer(own_redis: RedisServer) -> None:
     """On a flapping link it was an AttributeError, which nobody retrieved; the waiter's subscriptions stood still."""
     async with Address.of(own_redis.url).async_client(retry=Retry(NoBackoff(), 0)) as client:
         link = await client.connection_pool.get_connection()

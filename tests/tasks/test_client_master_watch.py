@@ -88,7 +88,7 @@ def test_a_sentinel_that_is_behind_is_not_believed(watch: MasterWatch, connectio
     assert not connection.is_cut
 
 
-def test_sentinels_that_count_anew_are_believed_when_nobody_knows_better(
+def test_sentinels_that_count_anew_are_believed_without_others(
     watch: MasterWatch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert watch.learn(Master(*HERE, epoch=7), said_by=ONE)
@@ -96,13 +96,13 @@ def test_sentinels_that_count_anew_are_believed_when_nobody_knows_better(
     assert watch.learn(Master(*THERE, epoch=0), said_by=ONE)
 
 
-def test_a_connection_made_meanwhile_to_a_former_master_is_refused(watch: MasterWatch, connection: Connection) -> None:
+def test_a_connection_made_to_a_former_master_is_refused(watch: MasterWatch, connection: Connection) -> None:
     assert watch.learn(Master(*THERE, epoch=2), said_by=ONE)
     with pytest.raises(redis.ConnectionError, match="replaced"):
         watch.admit(connection)
 
 
-def test_from_a_failover_on_the_master_is_left_whatever_others_say(watch: MasterWatch, connection: Connection) -> None:
+def test_from_a_failover_on_the_master_is_left_for_good(watch: MasterWatch, connection: Connection) -> None:
     assert watch.learn(Master(*HERE, epoch=1), said_by=ONE)
     watch.admit(connection)
     watch.expect_another(HERE, said_by=ONE)

@@ -111,7 +111,7 @@ def test_what_is_not_built_is_refused_everywhere(reader: str, name: str) -> None
         assert "leave it out" in said
 
 
-def test_a_providers_field_of_such_a_name_goes_through_extra_body() -> None:
+def test_a_providers_field_of_that_name_goes_through_extra_body() -> None:
     assert '"fallbacks":["b"]' in new_job(model="m", messages=MESSAGES, extra_body={"fallbacks": ["b"]}).body
 
 

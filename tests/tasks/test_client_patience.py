@@ -134,7 +134,7 @@ async def test_calls_that_change_or_ask_something_do_not_wait(queue: PromptQueue
     assert [type(outcome) for outcome in outcomes] == [QueueUnavailable] * len(calls)
 
 
-async def test_patience_counts_from_the_first_fault_and_is_renewed_by_an_answer() -> None:
+async def test_patience_counts_from_the_first_fault_until_an_answer() -> None:
     answers: list[QueueUnavailable | str] = [QueueUnavailable("no"), "yes"]
 
     async def call() -> str:

@@ -169,6 +169,7 @@ def json_values(integers: st.SearchStrategy[int]) -> st.SearchStrategy[Any]:
     )
 
 
+@pytest.mark.promise(16)
 @given(value=json_values(st.integers()), metadata=json_values(st.integers(-(2**63), 2**64 - 1)))
 def test_any_json_value_arrives_as_it_was(value: Any, metadata: Any) -> None:
     submitted = json.loads(job(custom=value, metadata={"custom": metadata}).text(submitted_at=0))
@@ -183,6 +184,7 @@ anything = st.recursive(
 )
 
 
+@pytest.mark.promise(16)
 @given(value=anything)
 def test_anything_else_is_refused_by_name(value: Any) -> None:
     try:

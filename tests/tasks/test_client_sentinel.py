@@ -45,9 +45,9 @@ async def watched(tmp_path: Path) -> AsyncIterator[Watched]:
     folders = [tmp_path / name for name in ("master", "replica", "sentinel")]
     for folder in folders:
         folder.mkdir()
-    login = ("--requirepass", REDIS_PASSWORD, "--masterauth", REDIS_PASSWORD)
+    login = (f"requirepass {REDIS_PASSWORD}", f"masterauth {REDIS_PASSWORD}")
     master = RedisServer(folders[0], *login)
-    replica = RedisServer(folders[1], *login, "--replicaof", "127.0.0.1", str(master.port))
+    replica = RedisServer(folders[1], *login, f"replicaof 127.0.0.1 {master.port}")
     with redis.Redis(port=master.port, password=REDIS_PASSWORD) as client:
         # A sentinel asks who follows a master when it starts, and then every ten seconds.
         await wait_until_async(
@@ -135,7 +135,7 @@ async def test_a_sentinel_that_is_frozen_or_gone_is_passed_over(watched: Watched
         frozen.close()
 
 
-async def test_a_process_keeps_two_connections_to_a_sentinel_while_it_has_one_to_the_master(watched: Watched) -> None:
+async def test_a_process_keeps_two_connections_to_a_sentinel(watched: Watched) -> None:
     with sentinel_client(watched) as client:
         own = client.client_id()
 
@@ -151,7 +151,7 @@ async def test_a_process_keeps_two_connections_to_a_sentinel_while_it_has_one_to
         await wait_until_async(lambda: not others(), description="nothing is left open")
 
 
-async def test_all_leave_the_master_before_a_replica_is_promoted_in_its_place(watched: Watched) -> None:
+async def test_all_leave_the_master_before_a_replica_is_promoted(watched: Watched) -> None:
     """As in a planned failover, where the former master takes writes for some ten seconds more, and then loses them."""
     address = Address.of(watched.url())
     with address.client() as threads, ThreadPoolExecutor(1) as thread:
@@ -200,7 +200,7 @@ def told_port(sentinel: redis.Redis) -> int:
     return int(sentinel.execute_command("SENTINEL GET-MASTER-ADDR-BY-NAME", "mill")[1])
 
 
-async def test_a_master_without_its_replicas_is_asked_for_again_and_named(watched: Watched) -> None:
+async def test_a_master_without_replicas_is_asked_for_again_and_named(watched: Watched) -> None:
     with redis.Redis(port=watched.master.port, password=REDIS_PASSWORD) as direct:
         direct.config_set("min-replicas-to-write", 5)
     with Address.of(watched.url()).client() as threads:

@@ -226,9 +226,7 @@ async def test_models_are_checked_while_workers_name_them(redis_server: RedisSer
     assert client.llen(LISTS[1]) == 1
 
 
-async def test_a_providers_own_names_pass_where_workers_have_the_provider(
-    redis_server: RedisServer, client: redis.Redis
-) -> None:
+async def test_a_providers_own_names_pass_where_workers_have_it(redis_server: RedisServer, client: redis.Redis) -> None:
     client.zadd(redis_keys.MODELS, dict.fromkeys(["gpt-4o-mini", "openai/*"], client.time()[0]))
     async with PromptQueue(redis_server.url) as queue:
         await queue.submit(model="openai/gpt-9", messages=MESSAGES)

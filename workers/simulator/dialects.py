@@ -264,7 +264,7 @@ def _vllm_error(status: int, error: ErrorParts) -> bytes:
     )
 
 
-DIALECTS: Mapping[DialectName, Dialect] = MappingProxyType(
+DIALECTS: Mapping[str, Dialect] = MappingProxyType(
     {
         dialect.name: dialect
         for dialect in (

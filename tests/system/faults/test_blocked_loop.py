@@ -18,7 +18,7 @@ BLOCKED_S = 4 * LEASE_S
 
 
 @pytest.mark.parametrize("patience_s", [60.0, 0.0], ids=["patient", "impatient"])
-def test_neighbours_are_paid_once_and_what_has_not_started_goes_elsewhere(world: World, patience_s: float) -> None:
+def test_neighbours_are_paid_once_and_the_unstarted_go_elsewhere(world: World, patience_s: float) -> None:
     world.start_redis()
     first = world.start_worker(concurrency=5, loop_patience_s=patience_s)
     second = world.start_worker(concurrency=5)

@@ -29,6 +29,7 @@ def faketime_library() -> str:
     return str(library)
 
 
+@pytest.mark.promise(13)
 def test_a_clock_two_hours_ahead_changes_nothing(world: World) -> None:
     environ = {
         "LD_PRELOAD": faketime_library(),
@@ -59,6 +60,7 @@ def test_a_clock_two_hours_ahead_changes_nothing(world: World) -> None:
     world.wait_clean()
 
 
+@pytest.mark.promise(46)
 @pytest.mark.parametrize("step", ["-600", "+3600"])
 def test_redis_clock_may_be_set(world: World, step: str) -> None:
     clock = world.directory / "faketime"

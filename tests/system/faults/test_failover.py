@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 FEW_JOBS = 12
 
 
-def test_all_follow_the_master_and_lose_what_was_not_replicated_at_most(world: World) -> None:
+@pytest.mark.promise(25)
+def test_all_follow_the_master_and_lose_the_unreplicated_at_most(world: World) -> None:
     """Through a URL whose first sentinel is dead, so that everybody has to go on to the second."""
     master = world.start_redis()
     replica = world.enter(RedisServer(world.directory / "replica", f"replicaof 127.0.0.1 {master.port}"))
@@ -69,6 +70,7 @@ def test_all_follow_the_master_and_lose_what_was_not_replicated_at_most(world: W
     check_commands(environ, before[0].id)
 
 
+@pytest.mark.promise(42)
 @pytest.mark.parametrize(("kind", "min_replicas"), [("paused", False), ("stop", True)])
 def test_nothing_answered_is_lost_when_the_master_is_replaced(world: World, kind: str, *, min_replicas: bool) -> None:
     """All kinds, with 3,000 jobs each and in time: `make soak ARGS=failover`."""

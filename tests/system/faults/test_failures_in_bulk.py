@@ -23,6 +23,7 @@ def rows(model: str, **options: Any) -> Iterator[dict[str, Any]]:
         yield {"model": model, "messages": MESSAGES, **options}
 
 
+@pytest.mark.promise(43)
 @pytest.mark.parametrize(
     ("status", "model", "options"), [("failed", "refuses", {}), ("expired", "answers", {"deadline_s": 0.001})]
 )
@@ -44,7 +45,7 @@ def test_costs_what_success_costs(world: World, status: str, model: str, options
     assert ending_s < 2.5 * succeeding_s
 
 
-def test_a_tasks_own_exceptions_keep_their_traceback_and_do_not_pile_up(world: World) -> None:
+def test_a_tasks_exceptions_keep_tracebacks_and_do_not_pile_up(world: World) -> None:
     world.start_redis()
     worker = psutil.Process(world.start_worker(concurrency=100).pid)
     app = world.celery()

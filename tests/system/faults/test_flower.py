@@ -55,6 +55,7 @@ def test_flower_without_a_password_does_not_start(world: World) -> None:
         assert "Visit me" not in flower.log_text(), "it never listened"
 
 
+@pytest.mark.promise(24)
 def test_flower_with_a_password_runs_and_shows_no_prompt(world: World) -> None:
     world.start_redis()
     worker = world.start_worker(concurrency=2, app="workers", options=["-E"])
@@ -77,7 +78,7 @@ def test_flower_with_a_password_runs_and_shows_no_prompt(world: World) -> None:
 
 
 @pytest.mark.covers("setting", "allow_open_flower", "flower_url")
-def test_an_open_flower_is_allowed_by_name_and_the_doctor_finds_it(world: World) -> None:
+def test_an_open_flower_is_allowed_by_name_and_found_by_doctor(world: World) -> None:
     world.start_redis()
     url = f"http://127.0.0.1:{free_port()}"
     flower = start_flower(world, "flower", f"--port={url.rpartition(':')[2]}", PROMPTMILL_ALLOW_OPEN_FLOWER="true")
@@ -122,7 +123,7 @@ def status_of(url: str) -> int:
         return 0
 
 
-def test_every_page_of_flower_opens_and_the_queues_lengths_are_right(world: World) -> None:
+def test_every_page_of_flower_opens_with_the_right_queue_lengths(world: World) -> None:
     world.start_redis()
     url = f"http://127.0.0.1:{free_port()}"
     worker = world.start_worker(concurrency=1, app="workers", options=["-E"])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .harness import World
 
 
+@pytest.mark.promise(39)
 @pytest.mark.parametrize("end", ["cancelled", "expired"])
 def test_an_end_that_redis_does_not_take_holds_up_no_other(world: World, end: str) -> None:
     """One take brings 20 messages; the end of one of them is refused for as long as the results' Redis is away."""

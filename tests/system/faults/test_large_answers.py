@@ -9,6 +9,7 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import psutil
+import pytest
 
 from tests.support.waiting import wait_until
 
@@ -58,6 +59,7 @@ def _body(text: str) -> bytes:
     return json.dumps({"choices": [{"index": 0, "finish_reason": "stop", "message": message}]}).encode()
 
 
+@pytest.mark.promise(44)
 def test_take_a_bounded_part_of_memory_and_of_time(world: World) -> None:
     provider: Provider = world.enter(Provider())
     catalog = world.directory / "large.toml"

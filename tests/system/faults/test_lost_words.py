@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -33,7 +35,7 @@ def test_jobs_under_way_are_called_once(world: World) -> None:
     assert all(worker.is_alive() for worker in workers)
 
 
-def test_a_job_that_redis_has_lost_whole_is_answered_under_its_id(world: World) -> None:
+def test_a_job_that_redis_lost_whole_is_answered_under_its_id(world: World) -> None:
     world.start_redis()
     world.redis.save()
     world.start_worker(concurrency=10)
@@ -46,6 +48,7 @@ def test_a_job_that_redis_has_lost_whole_is_answered_under_its_id(world: World) 
     world.wait_clean()
 
 
+@pytest.mark.promise(41)
 def test_jobs_whose_ends_are_lost_are_flagged(world: World) -> None:
     """They were answered and acknowledged; Redis comes back with their messages in the queue."""
     world.start_redis()
@@ -60,6 +63,7 @@ def test_jobs_whose_ends_are_lost_are_flagged(world: World) -> None:
     world.wait_clean()
 
 
+@pytest.mark.promise(41)
 def test_results_that_a_replica_missed_are_not_acknowledged(world: World) -> None:
     """It has the leases and takes over while the acknowledgements wait in the worker."""
     master = world.start_redis()
@@ -84,7 +88,7 @@ def test_results_that_a_replica_missed_are_not_acknowledged(world: World) -> Non
     world.wait_clean()
 
 
-def test_results_in_another_redis_are_acknowledged_when_a_replica_has_them(world: World) -> None:
+def test_results_in_another_redis_wait_until_a_replica_has_them(world: World) -> None:
     """It is behind when it takes over, and would have no results of jobs whose messages the queue has forgotten."""
     world.start_redis()
     master: RedisServer = world.enter(RedisServer(world.directory / "results"))

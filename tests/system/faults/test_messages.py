@@ -63,7 +63,8 @@ GARBAGE = [
 ]
 
 
-def test_what_can_not_be_done_is_buried_with_its_reason_and_the_worker_lives(world: World) -> None:
+@pytest.mark.promise(15)
+def test_what_can_not_be_done_is_buried_and_the_worker_lives(world: World) -> None:
     world.start_redis()
     worker = world.start_worker(concurrency=5)
     for garbage in GARBAGE:
@@ -101,7 +102,7 @@ def test_a_job_that_comes_again_after_its_end_is_not_run_again(world: World) -> 
     assert world.calls(jobs, model="quick") == [1, 1]
 
 
-def test_deployments_with_key_prefixes_share_a_redis_and_nothing_else(world: World) -> None:
+def test_deployments_with_key_prefixes_share_nothing_but_a_redis(world: World) -> None:
     world.start_redis()
     row: dict[str, Any] = {"model": "quick", "messages": MESSAGES}
     prefixes = ("", "staging:")
@@ -119,6 +120,7 @@ def test_deployments_with_key_prefixes_share_a_redis_and_nothing_else(world: Wor
     assert ours | {f"staging:{name}" for name in ours} <= set(world.redis.keys())
 
 
+@pytest.mark.promise(15)
 def test_bad_arguments_fail_with_what_to_mend(world: World) -> None:
     world.start_redis()
     world.start_worker(concurrency=5)
@@ -136,6 +138,7 @@ def test_bad_arguments_fail_with_what_to_mend(world: World) -> None:
     world.wait_clean()
 
 
+@pytest.mark.promise(16)
 def test_users_data_comes_through_unchanged_or_is_refused(world: World) -> None:
     world.start_redis()
     world.start_worker(concurrency=5)
@@ -157,7 +160,7 @@ def test_users_data_comes_through_unchanged_or_is_refused(world: World) -> None:
     world.wait_clean()
 
 
-def test_a_job_that_had_ended_already_is_not_called_again_and_still_counts_in_its_chord(world: World) -> None:
+def test_an_ended_job_is_not_called_again_and_counts_in_a_chord(world: World) -> None:
     """As if its worker had died after storing its result, before telling the chord and acknowledging."""
     world.start_redis()
     # Celery keeps a chord's results, and at the interpreter's end would ask a Redis that is gone.
@@ -200,7 +203,7 @@ def test_a_message_of_protocol_1_is_answered(world: World, headers: dict[str, An
 
 
 @pytest.mark.covers("setting", "producers.priority_steps", "producers.separator")
-def test_producers_with_priority_settings_of_their_own_are_read_where_a_setting_says_so(world: World) -> None:
+def test_producers_own_priority_settings_are_read_by_a_setting(world: World) -> None:
     world.start_redis()
     options = {"priority_steps": list(range(10)), "sep": ":", "queue_order_strategy": "priority"}
     producer = Celery(broker=world.server.url, backend=world.server.url)

@@ -46,7 +46,7 @@ def test_one_429_does_not_slow_down_a_key_that_tells_its_limits(world: World) ->
     assert max(asked.at for asked in provider.asked) < WITHIN_S
 
 
-def test_a_request_that_can_never_fit_fails_at_once_and_holds_nobody_up(world: World) -> None:
+def test_a_request_that_never_fits_fails_and_holds_nobody_up(world: World) -> None:
     never = {
         "error": {
             "message": "Request too large for model `m` on tokens per minute (TPM): Limit 6000, Requested 12328, "

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.waiting import wait_until
 
 from .harness import API_KEY, Provider
@@ -21,6 +23,7 @@ provider = "careful"
 """
 
 
+@pytest.mark.promise(45)
 def test_what_one_worker_lacks_another_does(world: World) -> None:
     provider: Provider = world.enter(Provider("--latency-ms", "20", "--api-key", API_KEY))
     whole, lacking = world.directory / "whole.toml", world.directory / "lacking.toml"

@@ -42,7 +42,7 @@ def run(*arguments: str, exit_code: int = 0) -> str:
 
 
 @pytest.mark.covers("setting", "allow_eviction")
-def test_a_worker_refuses_a_redis_that_evicts_unless_told_otherwise(world: World) -> None:
+def test_a_worker_refuses_an_evicting_redis_unless_told_not_to(world: World) -> None:
     world.start_redis("maxmemory-policy allkeys-lru")
     refused = world.start_worker(wait=False)
     assert refused.wait_exit() != 0
@@ -53,13 +53,15 @@ def test_a_worker_refuses_a_redis_that_evicts_unless_told_otherwise(world: World
     allowed.wait_logged("it keeps nothing on disk")
 
 
-def test_a_worker_refuses_more_prompts_than_it_may_open_files_for(world: World) -> None:
+@pytest.mark.promise(12)
+def test_a_worker_refuses_more_prompts_than_it_has_files_for(world: World) -> None:
     world.start_redis()
     few = world.start_worker(concurrency=400, files=256, wait=False)
     assert few.wait_exit() != 0
     assert "`ulimit -n` is 256" in few.log_text() and "need about 500" in few.log_text()
 
 
+@pytest.mark.promise(12)
 @pytest.mark.parametrize(
     ("concurrency", "limit", "level"), [(156, 256, "ok"), (157, 256, "refused"), (10_000, resource.RLIM_INFINITY, "ok")]
 )
@@ -67,7 +69,7 @@ def test_the_file_limit_counts_the_connections(concurrency: int, limit: int, lev
     assert check_file_limit(concurrency, limit=limit).level == level
 
 
-def test_dead_letters_are_listed_shown_given_a_new_life_and_thrown_away(world: World) -> None:
+def test_dead_letters_are_listed_shown_retried_and_thrown_away(world: World) -> None:
     world.start_redis()
     first = world.start_worker(concurrency=2)
     body = [[], {"model": "quick", "messages": [{"role": "user", "content": "a secret"}]}, EMBEDDED]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from tests.support.ports import free_port
 from tests.support.waiting import wait_until
 
@@ -10,6 +12,7 @@ from .harness import Provider, World
 PLACES = 4
 
 
+@pytest.mark.promise(48)
 def test_row_48_no_job_fails_by_an_outage_and_other_models_go_on(world: World) -> None:
     world.start_redis()
     port = free_port()

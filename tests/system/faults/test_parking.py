@@ -25,7 +25,7 @@ def parked(world: World) -> int:
 
 
 @pytest.mark.covers("setting", "limit.park_after_s")
-def test_jobs_far_from_their_turn_wait_in_redis_and_leave_their_places_to_others(world: World) -> None:
+def test_jobs_far_from_their_turn_wait_in_redis(world: World) -> None:
     worker = start_worker(world, rpm=300)
     limited = world.submit(30, model="limited")
     wait_until(lambda: parked(world), "a job is parked")
@@ -39,7 +39,7 @@ def test_jobs_far_from_their_turn_wait_in_redis_and_leave_their_places_to_others
     assert "Traceback" not in worker.log_text()
 
 
-def test_jobs_behind_one_that_was_parked_are_not_started_to_be_parked(world: World) -> None:
+def test_jobs_behind_a_parked_one_are_not_started_to_be_parked(world: World) -> None:
     worker = start_worker(world, rpm=60)
     world.queue.submit_many({"model": "limited", "messages": MESSAGES} for _ in range(400))
     wait_until(lambda: parked(world) > 380, "nearly all are parked")

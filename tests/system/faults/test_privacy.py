@@ -6,6 +6,8 @@ import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from tests.support.waiting import wait_until
 
 from .test_messages import EMBEDDED, message
@@ -17,6 +19,7 @@ KEY = "sk-canary-7d1f20c9e4b85a63"
 PROMPT = "the canary sings in gallery nine"
 
 
+@pytest.mark.promise(24)
 def test_neither_key_nor_prompt_is_seen_outside_the_job(world: World) -> None:
     world.start_redis()
     seen: list[Any] = []

@@ -40,6 +40,7 @@ def ends(results: RedisServer, jobs: Sequence[SyncJob]) -> list[PromptResult]:
         return outcomes
 
 
+@pytest.mark.promise(40)
 @pytest.mark.parametrize("fault", ["away", "silent"])
 def test_wait_until_it_answers(world: World, fault: str) -> None:
     results, jobs, _ = begin(world)
@@ -53,6 +54,7 @@ def test_wait_until_it_answers(world: World, fault: str) -> None:
     assert world.calls(jobs, model="slower") == [2] * len(jobs)
 
 
+@pytest.mark.promise(40)
 def test_go_back_when_their_worker_is_to_stop_meanwhile(world: World) -> None:
     results, jobs, _ = begin(world)
     results.kill()

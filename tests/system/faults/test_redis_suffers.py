@@ -31,6 +31,7 @@ def assert_each_ran_once(world: World, jobs: Sequence[SyncJob], *, model: str) -
     world.wait_clean()
 
 
+@pytest.mark.promise(6)
 def test_connections_cut_under_load_run_nothing_twice(world: World) -> None:
     world.start_redis()
     workers = [world.start_worker(concurrency=10, wait=False) for _ in range(2)]
@@ -44,6 +45,7 @@ def test_connections_cut_under_load_run_nothing_twice(world: World) -> None:
     assert all(worker.is_alive() for worker in workers)
 
 
+@pytest.mark.promise(6)
 def test_naps_cut_off_from_redis_run_once(world: World) -> None:
     # The same for tasks of the user's own, whose results are not looked up before they run again.
     world.start_redis()
@@ -59,6 +61,7 @@ def test_naps_cut_off_from_redis_run_once(world: World) -> None:
     assert [len(world.starts(nap.id)) for nap in naps] == [1] * 40
 
 
+@pytest.mark.promise(7)
 @pytest.mark.parametrize("pause_s", [0.8 * LEASE_S, 2.5 * LEASE_S], ids=["within-a-lease", "beyond-a-lease"])
 @pytest.mark.parametrize("command", ["DEBUG SLEEP", "CLIENT PAUSE"])
 def test_a_redis_that_stands_still_makes_nobody_run_a_job_twice(world: World, command: str, pause_s: float) -> None:
@@ -77,6 +80,7 @@ def test_a_redis_that_stands_still_makes_nobody_run_a_job_twice(world: World, co
     world.wait_clean()
 
 
+@pytest.mark.promise(8)
 def test_a_redis_that_crashes_and_comes_back_has_lost_nothing(world: World) -> None:
     world.start_redis(*AOF_ALWAYS)
     workers = [world.start_worker(concurrency=10, wait=False) for _ in range(2)]
@@ -92,7 +96,8 @@ def test_a_redis_that_crashes_and_comes_back_has_lost_nothing(world: World) -> N
     assert all(worker.is_alive() for worker in workers)
 
 
-def test_workers_wait_for_a_redis_that_is_away_and_go_on_by_themselves(world: World) -> None:
+@pytest.mark.promise(8)
+def test_workers_wait_for_redis_and_continue_by_themselves(world: World) -> None:
     world.start_redis(*AOF_ALWAYS)
     workers = [world.start_worker(concurrency=2), world.start_worker(concurrency=2)]
     running = world.submit(2, model="slow")
@@ -110,6 +115,7 @@ def test_workers_wait_for_a_redis_that_is_away_and_go_on_by_themselves(world: Wo
     late.wait_ready()
 
 
+@pytest.mark.promise(9)
 def test_callers_of_a_wiped_redis_are_told_and_the_workers_live(world: World) -> None:
     world.start_redis()
     worker = world.start_worker(concurrency=1)
@@ -134,6 +140,7 @@ def test_scripts_that_redis_has_forgotten_are_loaded_again(world: World) -> None
     assert_each_ran_once(world, jobs, model="quick")
 
 
+@pytest.mark.promise(10)
 @pytest.mark.parametrize("fault", ["refuse", "black_hole", "reset"])
 def test_a_link_that_breaks_is_made_again(world: World, fault: str) -> None:
     world.start_redis()
@@ -158,6 +165,7 @@ def test_a_link_that_breaks_is_made_again(world: World, fault: str) -> None:
     assert worker.is_alive()
 
 
+@pytest.mark.promise(10)
 def test_a_slow_link_only_takes_longer(world: World) -> None:
     world.start_redis()
     proxy = world.start_proxy()
@@ -166,6 +174,7 @@ def test_a_slow_link_only_takes_longer(world: World) -> None:
     assert_each_ran_once(world, world.submit(12, model="quick"), model="quick")
 
 
+@pytest.mark.promise(11)
 def test_a_full_redis_refuses_jobs_and_is_drained(world: World) -> None:
     world.start_redis()
     worker = world.start_worker(concurrency=5)
@@ -188,6 +197,7 @@ def fill(world: World) -> None:
         world.redis.set("one more", "value")
 
 
+@pytest.mark.promise(11)
 def test_workers_start_on_a_full_redis_and_drain_it(world: World) -> None:
     world.start_redis()
     jobs = world.submit(10, model="quick")
@@ -196,7 +206,8 @@ def test_workers_start_on_a_full_redis_and_drain_it(world: World) -> None:
     assert_each_ran_once(world, jobs, model="quick")
 
 
-def test_without_free_connections_callers_get_a_named_error_and_workers_wait(world: World) -> None:
+@pytest.mark.promise(12)
+def test_without_free_connections_callers_get_a_named_error(world: World) -> None:
     world.start_redis()
     worker = world.start_worker(concurrency=2)
     world.queue.close()

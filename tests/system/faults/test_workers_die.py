@@ -7,6 +7,8 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING
 
+import pytest
+
 from tests.support.waiting import wait_until
 
 from .harness import LEASE_S, published
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from .harness import Worker, World
 
 
+@pytest.mark.promise(1)
 def test_a_killed_workers_jobs_end_elsewhere_and_are_flagged(world: World) -> None:
     world.start_redis()
     doomed, other = world.start_worker(concurrency=3, wait=False), world.start_worker(concurrency=20, wait=False)
@@ -33,7 +36,8 @@ def test_a_killed_workers_jobs_end_elsewhere_and_are_flagged(world: World) -> No
     assert all(job.status() == "succeeded" for job in jobs)
 
 
-def test_a_death_is_noticed_in_ten_seconds_with_the_default_lease(world: World) -> None:
+@pytest.mark.promise(1)
+def test_a_death_is_noticed_in_ten_s_with_the_default_lease(world: World) -> None:
     world.start_redis()
     doomed = world.start_worker(concurrency=1, lease_s=6.0)
     (job,) = world.submit(1, model="slower")
@@ -47,6 +51,7 @@ def test_a_death_is_noticed_in_ten_seconds_with_the_default_lease(world: World) 
     assert other.is_alive()
 
 
+@pytest.mark.promise(2)
 def test_a_worker_killed_while_it_waits_loses_nothing(world: World) -> None:
     world.start_redis()
     for _ in range(2):
@@ -60,6 +65,7 @@ def test_a_worker_killed_while_it_waits_loses_nothing(world: World) -> None:
         world.redis.flushall()  # no worker is left to hear of it but the last, which has nothing to do
 
 
+@pytest.mark.promise(2)
 def test_messages_taken_but_never_received_come_back(world: World) -> None:
     # The moment that BRPOP loses: Redis has given the messages away, the worker has not got them.
     world.start_redis()
@@ -78,6 +84,7 @@ def test_messages_taken_but_never_received_come_back(world: World) -> None:
     world.wait_clean()
 
 
+@pytest.mark.promise(3)
 def test_a_few_kills_under_load_lose_nothing(world: World) -> None:
     world.start_redis()
     workers = [world.start_worker(concurrency=10, wait=False) for _ in range(2)]
@@ -95,6 +102,7 @@ def test_a_few_kills_under_load_lose_nothing(world: World) -> None:
     world.wait_clean()
 
 
+@pytest.mark.promise(4)
 def test_a_frozen_workers_late_answer_is_refused(world: World) -> None:
     world.start_redis()
     frozen = world.start_worker(concurrency=2)
@@ -121,6 +129,7 @@ def test_a_frozen_workers_late_answer_is_refused(world: World) -> None:
     world.wait_clean()
 
 
+@pytest.mark.promise(5)
 def test_a_stopping_worker_finishes_its_jobs_under_their_leases(world: World) -> None:
     world.start_redis()
     stopping = world.start_worker(concurrency=2)
@@ -136,6 +145,7 @@ def test_a_stopping_worker_finishes_its_jobs_under_their_leases(world: World) ->
     world.wait_clean()
 
 
+@pytest.mark.promise(5)
 def test_a_worker_told_to_quit_hands_its_jobs_back_at_once(world: World) -> None:
     world.start_redis()
     # A lease that outlasts the test: only the hand-back can bring the jobs back.
@@ -153,6 +163,7 @@ def test_a_worker_told_to_quit_hands_its_jobs_back_at_once(world: World) -> None
     assert [result.suspected_double_payment for result in results] == [True, True, False]
 
 
+@pytest.mark.promise(5)
 def test_a_worker_killed_in_its_grace_time_loses_nothing(world: World) -> None:
     world.start_redis()
     stopping = world.start_worker(concurrency=2)
@@ -167,6 +178,7 @@ def test_a_worker_killed_in_its_grace_time_loses_nothing(world: World) -> None:
     assert world.calls(jobs, model="slower") == [2, 2]
 
 
+@pytest.mark.promise(14)
 def test_a_job_much_longer_than_its_lease_runs_once(world: World) -> None:
     world.start_redis()
     for _ in range(2):
@@ -177,6 +189,7 @@ def test_a_job_much_longer_than_its_lease_runs_once(world: World) -> None:
     world.wait_clean()
 
 
+@pytest.mark.promise(14)
 def test_a_countdown_is_kept_though_its_first_worker_is_killed(world: World) -> None:
     world.start_redis()
     doomed = world.start_worker()
@@ -194,6 +207,7 @@ def test_a_countdown_is_kept_though_its_first_worker_is_killed(world: World) -> 
     world.wait_clean()
 
 
+@pytest.mark.promise(17)
 def test_a_poison_job_is_buried_after_a_few_deliveries(world: World) -> None:
     world.start_redis()
     task = world.celery().send_task("tests.system.faults.app.poison")

@@ -69,7 +69,7 @@ def test_the_image_is_built_of_what_is_in_its_context(tmp_path: Path) -> None:
     assert missing == []
 
 
-def test_env_example_as_it_is_starts_everything_and_a_job_says_what_is_missing(tmp_path: Path) -> None:
+def test_env_example_starts_all_and_a_job_says_what_is_missing(tmp_path: Path) -> None:
     with Deployment(tmp_path, env_file=AS_IT_IS) as deployment:
         deployment.start("redis")
         wait_until(lambda: deployment.is_healthy("redis"), "Redis is healthy")
@@ -121,7 +121,7 @@ def test_without_a_key_the_profile_try_answers_a_run(tmp_path: Path) -> None:
     assert len(output.read_text().splitlines()) == 20
 
 
-def test_a_wrong_key_is_seen_within_ten_seconds_in_log_and_metrics(tmp_path: Path) -> None:
+def test_a_wrong_key_is_seen_within_ten_s_in_log_and_metrics(tmp_path: Path) -> None:
     env_file = tmp_path / "env"
     key = "sk-wrong-canary-0c7d41e9"
     env_file.write_text(AS_IT_IS.read_text().replace("OPENAI_API_KEY=", f"OPENAI_API_KEY={key}"))
@@ -148,7 +148,7 @@ def test_a_wrong_key_is_seen_within_ten_seconds_in_log_and_metrics(tmp_path: Pat
         assert "OPENAI_API_KEY" in worker() and key not in worker()
 
 
-def test_the_simulated_catalogue_sends_every_preset_to_the_simulator() -> None:
+def test_the_simulated_catalogue_sends_presets_to_the_simulator() -> None:
     catalog = load_catalog(ROOT / "config" / "simulated.toml")
     assert {provider.base_url for provider in catalog.providers.values()} == {"http://simulator:8000/v1"}
     assert all(not provider.api_keys for provider in catalog.providers.values())

@@ -99,6 +99,8 @@ JOBS_ROW = block(
     "docs/reference/jobs.md",
     '{"custom_id": "q-17", "question": "How many?", "promptmill": {"tenant": "acme", "deadline_s": 3600}}',
 )
+LOCAL_SERVER = block("docs/guides/providers.md", "[providers.local]")
+AZURE = block("docs/guides/providers.md", "[providers.azure-eu]")
 CONTRIBUTING_SETUP = block("CONTRIBUTING.md", "$ make install")
 same_block(START, EXAMPLE_RUN.name[1], EXAMPLE_RUN)
 same_block("docs/guides/file-of-prompts.md", EXAMPLE_RUN.name[1], EXAMPLE_RUN)
@@ -107,6 +109,20 @@ same_block("docs/guides/own-tasks.md", README_TASK.name[1], README_TASK)
 PLANNED_FAILOVER = BLOCKS["docs/guides/failover.md", "$ redis-cli -h MASTER CLIENT PAUSE 30000 WRITE"]
 PROMETHEUS = BLOCKS["docs/guides/monitoring.md", "# prometheus.yml"]
 MEASURING = next(found for found in BLOCKS.values() if found.text.startswith("make bench"))
+
+
+@pytest.mark.parametrize(
+    ("table", "name", "url"),
+    [
+        (LOCAL_SERVER, "qwen3", "http://127.0.0.1:8000/v1"),
+        (AZURE, "gpt-4.1-eu", "https://my-resource.openai.azure.com/openai/v1"),
+    ],
+)
+def test_the_guides_tables_of_providers_load(table: Block, name: str, url: str, tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    path.write_text(table.text)
+    catalog = load_catalog(path)
+    assert catalog.provider(catalog.model(name)).base_url == url
 
 
 def test_no_block_is_unaccounted_for() -> None:

@@ -387,7 +387,7 @@ def test_rows_with_a_custom_id_may_move(promptmill_run: RunCommand, tmp_path: Pa
     assert "in.jsonl:3 is not the row" in changed.stderr
 
 
-def test_a_limit_does_not_hide_that_rows_without_an_id_have_moved(promptmill_run: RunCommand, tmp_path: Path) -> None:
+def test_a_limit_does_not_hide_that_rows_without_id_have_moved(promptmill_run: RunCommand, tmp_path: Path) -> None:
     path = write_rows(tmp_path / "in.jsonl", prompts(3))
     assert promptmill_run("in.jsonl", "-o", "out.jsonl", *QUICK).code == 0
     assert promptmill_run("in.jsonl", "-o", "out.jsonl", "--limit", "1", *QUICK).code == 0
@@ -425,9 +425,7 @@ def test_an_input_that_is_no_json_lines_is_refused_at_once(
     assert names_in(tmp_path) == ["in.jsonl"]
 
 
-def test_a_run_whose_first_rows_all_fail_alike_stops_and_says_the_provider_s_reason(
-    promptmill_run: RunCommand, tmp_path: Path
-) -> None:
+def test_a_run_whose_first_rows_fail_alike_stops_with_the_reason(promptmill_run: RunCommand, tmp_path: Path) -> None:
     write_rows(tmp_path / "in.jsonl", prompts(3_000))
     stopped = promptmill_run("in.jsonl", "-o", "out.jsonl", *QUICK, "--fault", "401=1.0")
     assert stopped.code == 1, stopped.stderr

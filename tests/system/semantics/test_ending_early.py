@@ -100,7 +100,7 @@ def test_terminated_while_it_runs(ours: Side, prefork: Side) -> None:
     assert set(ours.event_names("terminated")) == {"received", "prerun", "before_start", "revoked", "postrun"}
 
 
-def test_terminating_closes_the_http_request_and_lets_the_clean_up_finish(ours: Side, hanging: HangingServer) -> None:
+def test_terminating_closes_the_request_and_lets_clean_up_finish(ours: Side, hanging: HangingServer) -> None:
     id_ = ours.send("fetch", hanging.url)
     assert hanging.asked.wait(20)
     asked_at = time.monotonic()
@@ -239,7 +239,7 @@ def test_a_hard_limit_on_a_coroutine_that_swallows_it(ours: Side, name: str) -> 
     assert ours.count(id_, "failure") == 1
 
 
-def test_a_timed_out_task_that_must_not_be_acknowledged_runs_again(ours: Side, prefork: Side) -> None:
+def test_a_timed_out_task_that_was_not_acknowledged_runs_again(ours: Side, prefork: Side) -> None:
     for side in (ours, prefork):
         side.send("slow_once", task_id="slow", time_limit=0.5)
     for side in (ours, prefork):

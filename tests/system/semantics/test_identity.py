@@ -45,7 +45,7 @@ def test_the_body_sees_context_variables_that_task_prerun_set(wide: Side, name: 
     assert wide.wait_results(*ids) == ids
 
 
-def test_coroutines_share_the_loops_thread_and_plain_functions_do_not(ours: Side) -> None:
+def test_coroutines_share_a_thread_and_plain_functions_do_not(ours: Side) -> None:
     (pid, def_thread), (async_pid, async_thread) = ours.wait_results(ours.send("where"), ours.send("where_async"))
     assert pid == async_pid == ours.process.pid
     assert async_thread == "promptmill-loop"

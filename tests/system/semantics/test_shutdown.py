@@ -113,7 +113,7 @@ def test_a_lifespan_that_fails_ends_the_worker_with_the_reason(workers: Workers)
     assert "AttributeError" not in side.log_text()
 
 
-def test_a_broker_without_an_event_loop_is_refused_with_the_reason(workers: Workers) -> None:
+def test_a_broker_without_an_event_loop_is_refused(workers: Workers) -> None:
     side = workers.launch(conf={"broker_url": "memory://", "broker_transport": None})
     assert side.wait_exit() != 0
     assert "The asyncio pool needs a broker that Celery can poll" in side.log_text()

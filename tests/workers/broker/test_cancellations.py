@@ -20,7 +20,7 @@ def cancellations() -> Iterator[Cancellations]:
     worker_state.revoked.clear()
 
 
-def test_redis_word_counts_if_it_was_asked_after_its_mark_was_heard_of(cancellations: Cancellations) -> None:
+def test_redis_word_counts_if_asked_after_the_mark_was_heard_of(cancellations: Cancellations) -> None:
     asked_before = steady_s()
     cancellations.hear(["a"])
     cancellations.not_named("a", asked_at=asked_before)

@@ -60,7 +60,7 @@ def _id(raw: bytes) -> str:
     return str(json.loads(raw)["headers"]["id"])
 
 
-def test_an_error_in_the_middle_of_a_delivery_leaves_nobody_behind(channel: Channel, client: Any) -> None:
+def test_an_error_in_mid_delivery_leaves_no_message_behind(channel: Channel, client: Any) -> None:
     def callback(delivered: Any) -> None:
         if delivered.headers["id"] == "b":
             raise RedisConnectionError("the results' Redis is away")
@@ -76,9 +76,7 @@ def test_an_error_in_the_middle_of_a_delivery_leaves_nobody_behind(channel: Chan
     assert not client.exists("unacked", "unacked_index", redis_keys.LEASES)
 
 
-def test_what_an_error_left_undelivered_is_delivered_next_where_the_channel_stays(
-    channel: Channel, client: Any
-) -> None:
+def test_what_an_error_left_undelivered_is_delivered_next(channel: Channel, client: Any) -> None:
     seen: list[str] = []
 
     def callback(delivered: Any) -> None:
@@ -208,7 +206,7 @@ def test_a_stray_that_had_started_counts_a_delivery(broker: Broker, started: boo
     assert (read(raw).deliveries, read(raw).suspected) == past
 
 
-def test_ends_are_stored_one_after_the_other_and_reported_on_the_hub() -> None:
+def test_ends_are_stored_in_order_and_reported_on_the_hub() -> None:
     reports: list[Exception | None] = []
     endings = Endings()
     problem = RedisConnectionError("away")

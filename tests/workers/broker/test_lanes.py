@@ -47,7 +47,7 @@ def test_after_a_second_the_next_is_started_and_asks_again(lanes: Lanes) -> None
     assert lanes.turn_ms("a", now_ms=NOW_MS + FRESH_MS + 1) is None
 
 
-def test_no_turn_is_given_twice_when_the_limiter_gives_an_earlier_one(lanes: Lanes) -> None:
+def test_no_turn_is_given_twice_when_an_earlier_one_is_given(lanes: Lanes) -> None:
     """It counts only the jobs that it was asked about."""
     given = [lanes.turn_ms("a", now_ms=NOW_MS) for _ in range(50)]
     lanes.parked("a", NOW_MS + 5_040, gap_ms=20, now_ms=NOW_MS + 500)
@@ -82,5 +82,5 @@ def test_only_a_job_that_never_began_waits_unstarted(raw: bytes, lane: str | Non
     assert read(raw).lane == lane
 
 
-def test_after_redis_clock_was_set_back_the_next_is_started_and_asks_again(lanes: Lanes) -> None:
+def test_after_redis_clock_was_set_back_the_next_asks_again(lanes: Lanes) -> None:
     assert lanes.turn_ms("a", now_ms=NOW_MS - 600_000) is None

@@ -38,7 +38,7 @@ def test_what_is_let_go_is_held_no_more_and_said_once(leases: Leases) -> None:
     assert [(grave.lease.tag, grave.kind) for grave in leases.graves] == [("d", REJECTED)]
 
 
-def test_the_condemned_is_buried_when_celery_lets_go_of_it_and_the_first_reason_stands(leases: Leases) -> None:
+def test_the_condemned_is_buried_with_the_first_reason(leases: Leases) -> None:
     leases.condemn("a", "invalid", "first")
     leases.condemn("a", "invalid", "second")
     leases.condemn("unheld", "invalid", "nobody has it")
@@ -70,7 +70,7 @@ def test_a_job_that_goes_back_is_not_said_to_be_running(leases: Leases) -> None:
     assert leases.returns[0].started
 
 
-def test_what_a_broken_connection_may_not_have_carried_is_said_again_in_its_order(leases: Leases) -> None:
+def test_what_a_broken_connection_lost_is_said_again_in_order(leases: Leases) -> None:
     commands, link = commands_of(leases), Link(load_scripts=lambda: None)
     leases.start("d", "job d")
     leases.acks = [Lease(f"done-{n}", "q", b"") for n in range(1_500)]
@@ -98,7 +98,7 @@ def test_a_command_without_a_reply_is_told_why() -> None:
     assert isinstance(told[0], RedisConnectionError)
 
 
-def test_a_grave_whose_end_can_not_be_told_is_left_to_the_next_worker(leases: Leases) -> None:
+def test_a_grave_whose_end_can_not_be_told_is_left_to_others(leases: Leases) -> None:
     leases.tell_end = lambda grave: False
     leases.bury("a")
     assert commands_of(leases).news(now_ms=0) == []

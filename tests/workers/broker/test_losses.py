@@ -72,7 +72,7 @@ def test_a_lease_that_redis_lost_is_taken_back_with_its_message(
     assert 0 < client.ttl(redis_keys.SUSPECTED) <= redis_keys.RECORD_TTL_S or place != "nowhere"
 
 
-def test_a_job_that_another_has_by_now_is_given_up_and_the_other_is_flagged(broker: Broker, client: Any) -> None:
+def test_a_job_that_another_has_is_given_up_and_flagged_there(broker: Broker, client: Any) -> None:
     tag, raw = take(broker)
     forget(client, tag)
     other = Broker(client)
@@ -95,7 +95,7 @@ def test_a_job_that_has_ended_is_given_up(broker: Broker, client: Any) -> None:
     assert not client.exists("unacked", redis_keys.LEASES, redis_keys.SUSPECTED)
 
 
-def test_a_message_that_turns_up_later_is_flagged_when_it_is_taken(broker: Broker, client: Any) -> None:
+def test_a_message_that_turns_up_later_is_flagged_when_taken(broker: Broker, client: Any) -> None:
     tag, raw = take(broker)
     forget(client, tag)
     assert reclaim(broker, tag) == [1]
@@ -106,7 +106,7 @@ def test_a_message_that_turns_up_later_is_flagged_when_it_is_taken(broker: Broke
     assert not client.exists(redis_keys.SUSPECTED)
 
 
-def test_a_lost_lease_of_a_job_that_has_not_begun_is_taken_back_too(broker: Broker, client: Any) -> None:
+def test_a_lost_lease_of_an_unstarted_job_is_taken_back_too(broker: Broker, client: Any) -> None:
     broker.put(message("a"))
     ((tag, raw),) = broker.take()
     forget(client, tag)
@@ -120,7 +120,7 @@ def end(broker: Broker, tag: str) -> None:
     broker.exchange()
 
 
-def test_an_acknowledgement_is_doubted_where_the_server_is_another(broker: Broker, client: Any) -> None:
+def test_an_acknowledgement_is_doubted_after_a_change_of_server(broker: Broker, client: Any) -> None:
     """Of two jobs that had ended, one's result is lost, and both acknowledgements are."""
     leases = broker.leases
     assert not leases.meet("first", 0)
@@ -140,7 +140,7 @@ def test_an_acknowledgement_is_doubted_where_the_server_is_another(broker: Broke
     assert dict(counts.take()) == {"suspected_payments_total:redis_lost": 2}
 
 
-def test_what_was_acknowledged_just_before_the_loss_is_looked_at_too(broker: Broker, client: Any) -> None:
+def test_what_was_acknowledged_before_the_loss_is_verified_too(broker: Broker, client: Any) -> None:
     broker.leases.meet("first", 0)
     tag, raw = take(broker)
     end(broker, tag)
@@ -205,7 +205,7 @@ def test_doubt_lasts_until_old_connections_are_gone() -> None:
         assert len(leases.doubted) == doubted
 
 
-def test_a_server_that_does_not_say_who_it_is_is_another_each_time() -> None:
+def test_a_server_without_a_name_is_another_each_time() -> None:
     leases = Leases()
     assert not leases.meet(None, 0)
     assert leases.meet(None, 0)

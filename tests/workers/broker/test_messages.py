@@ -22,6 +22,7 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.promise(15)
 @given(st.binary(max_size=200))
 def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
     try:
@@ -30,6 +31,7 @@ def test_any_bytes_are_read_or_refused(raw: bytes) -> None:
         assert str(refused)
 
 
+@pytest.mark.promise(15)
 @given(st.fixed_dictionaries({}, optional=dict.fromkeys(("body", "headers", "properties", "promptmill"), JSON)))
 def test_any_json_is_read_or_refused(payload: dict[str, Any]) -> None:
     try:
@@ -56,7 +58,7 @@ def test_an_eta_is_read_as_celery_writes_it(eta: Any, due_ms: int | None) -> Non
     assert read(message("a", eta=eta)).due_ms == due_ms
 
 
-def test_a_message_that_is_due_hides_its_eta_from_celery_and_shows_it_to_the_task() -> None:
+def test_a_due_message_hides_its_eta_from_celery_not_the_task() -> None:
     # Celery would ask this machine's clock.
     eta = datetime.now(UTC).isoformat()
     payload = read(message("a", eta=eta)).ready("pm-1")
@@ -108,7 +110,7 @@ def test_a_dead_letter_keeps_any_message(raw: bytes) -> None:
     assert (letter["id"], letter["kind"], letter["at"]) == ("pm-1", "garbage", 1.5)
 
 
-def test_the_context_of_a_message_is_what_celery_would_make_of_it() -> None:
+def test_the_context_of_a_message_is_as_celerys() -> None:
     body = "W1tdLCB7fSwgeyJjaG9yZCI6IHsiYSI6IDF9fV0="  # [[], {}, {"chord": {"a": 1}}]
     made = context(message("a", body=body, group="g"))
     assert (made.id, made.group, made.chord) == ("a", "g", {"a": 1})

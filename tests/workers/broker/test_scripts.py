@@ -45,7 +45,7 @@ def test_bytes_are_bounded_too_but_one_message_always_passes(broker: Broker) -> 
     assert len(exchanged.taken) == 1 and exchanged.emptied
 
 
-def test_a_fence_is_never_given_twice_not_even_by_a_redis_that_forgot(broker: Broker, client: Any) -> None:
+def test_a_fence_is_never_given_twice_even_if_redis_forgot(broker: Broker, client: Any) -> None:
     tags = set()
     for forget in (
         lambda: None,
@@ -116,7 +116,7 @@ def test_records_of_unacked_are_kombus(broker: Broker, client: Any) -> None:
 
 
 @pytest.mark.parametrize(("started", "past"), [(False, (0, False)), (True, (0, True))])
-def test_handed_back_they_are_next_and_say_whether_they_may_have_cost(
+def test_handed_back_they_are_next_and_say_if_they_may_have_cost(
     broker: Broker, started: bool, past: tuple[int, bool]
 ) -> None:
     broker.put(message("a", priority=3), step=3)
@@ -210,9 +210,7 @@ def test_what_is_not_due_waits_in_redis_and_its_record_says_so(broker: Broker, c
 
 
 @pytest.mark.parametrize("suspected", [False, True])
-def test_a_memory_replaces_the_one_before_and_outlives_a_lost_worker(
-    broker: Broker, client: Any, suspected: bool
-) -> None:
+def test_a_memory_replaces_the_last_and_outlives_a_lost_worker(broker: Broker, client: Any, suspected: bool) -> None:
     raw = message("a", body='e30=", "promptmill_parked": "bm8="}, {')  # what a producer writes is no memory
     broker.put(raw)
     for memory in ("first", "longer, and the last", None):
@@ -351,7 +349,7 @@ def test_a_message_goes_back_to_the_list_that_kombu_would_choose(broker: Broker,
     assert client.llen(list_name("q", step)) == 1
 
 
-def test_a_clock_that_was_set_back_keeps_no_lease_and_no_message_for_longer(broker: Broker, client: Any) -> None:
+def test_a_clock_that_was_set_back_prolongs_no_lease_or_delay(broker: Broker, client: Any) -> None:
     broker.put(message("dead"))
     broker.put(message("parked"))
     (dead, _), (parked, _) = broker.take()

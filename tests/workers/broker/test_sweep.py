@@ -100,7 +100,8 @@ def test_a_message_whose_jobs_end_is_recorded_is_not_taken(broker: Broker, clien
     assert broker.waiting() == []
 
 
-def test_a_delayed_job_is_cancelled_for_longer_than_its_mark_is_kept(broker: Broker, client: Any) -> None:
+@pytest.mark.promise(49)
+def test_a_delayed_job_is_cancelled_beyond_the_life_of_its_mark(broker: Broker, client: Any) -> None:
     delay(client, "a", now_ms(client) - 1)
     client.hset(redis_keys.job("a"), mapping={"state": "queued", "cancel": "1.0"})
     assert broker.exchange("q").cancelled == ["a"]

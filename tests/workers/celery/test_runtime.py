@@ -252,7 +252,7 @@ async def test_a_job_may_ask_for_attempts_up_to_the_cap(
 
 
 @pytest.mark.covers("setting", "retry.cap_s")
-async def test_no_pause_is_longer_than_the_cap_whatever_the_provider_asks_for(
+async def test_no_pause_is_longer_than_the_cap_whatever_is_asked(
     environment: pytest.MonkeyPatch, tmp_path: Path, raw_server: Any, reply: Any
 ) -> None:
     server = await raw_server(reply(503, b"{}", "Retry-After: 30"))
@@ -266,7 +266,7 @@ async def test_no_pause_is_longer_than_the_cap_whatever_the_provider_asks_for(
 
 
 @pytest.mark.covers("setting", "breaker.patience_s")
-async def test_a_job_without_a_deadline_waits_for_a_provider_as_long_as_the_setting_says(
+async def test_a_job_without_deadline_waits_as_long_as_the_setting(
     environment: pytest.MonkeyPatch,
 ) -> None:
     environment.setenv("PROMPTMILL_BREAKER__PATIENCE_S", "0.01")
@@ -307,7 +307,7 @@ async def test_without_redis_limited_models_do_as_the_setting_says(
 
 @pytest.mark.covers("setting", "limit.degraded_for_s")
 @pytest.mark.parametrize(("for_s", "status"), [("60", "succeeded"), ("0.001", "expired")])
-async def test_without_redis_a_worker_goes_on_for_as_long_as_the_setting_says(
+async def test_without_redis_a_worker_continues_as_the_setting_says(
     provider: Any, environment: pytest.MonkeyPatch, tmp_path: Path, for_s: str, status: str
 ) -> None:
     await provider()

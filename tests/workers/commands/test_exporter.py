@@ -236,7 +236,7 @@ def test_redis_goes_and_comes_back(tmp_path: Path) -> None:
         server.close()
 
 
-def test_a_redis_that_says_nothing_holds_up_neither_a_scrape_nor_the_end(tmp_path: Path) -> None:
+def test_a_silent_redis_holds_up_neither_a_scrape_nor_the_end(tmp_path: Path) -> None:
     server = RedisServer(tmp_path)
     try:
         with exporter("--redis", server.url) as running:

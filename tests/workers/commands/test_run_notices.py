@@ -22,7 +22,7 @@ KEY = "p:" + redis_keys.NOTICES
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
     server = RedisServer(tmp_path_factory.mktemp("redis"))
     yield server
-    server.stop()
+    server.close()
 
 
 @pytest.fixture

@@ -139,7 +139,7 @@ def test_any_prefix_of_an_output_can_be_continued(
 # -- state
 
 
-def test_job_ids_are_the_same_as_long_as_the_run_has_not_finished(tmp_path: Path) -> None:
+def test_job_ids_stay_the_same_until_the_run_has_finished(tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     first = RunState.open(output)
     job_id = first.job_id(custom_id="row-1", digest=DIGEST)

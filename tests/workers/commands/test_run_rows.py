@@ -134,7 +134,7 @@ def test_a_request_of_the_responses_api_is_not_embedded(row: dict[str, object], 
     assert "hush" not in reason(row)
 
 
-def test_a_text_with_an_embeddings_url_is_embedded_whatever_its_model_is_called() -> None:
+def test_a_text_with_an_embeddings_url_is_embedded_by_any_model() -> None:
     assert good({"url": "/v1/embeddings", "body": {"model": "bge-m3", "input": "text"}}).kind == "embed"
 
 

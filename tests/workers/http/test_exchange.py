@@ -101,7 +101,7 @@ async def test_the_two_ways_share_the_connections(http: Http, simulate: Any) -> 
 
 
 @pytest.mark.parametrize("size", [MAX_BODY_BYTES, MAX_BODY_BYTES + 1])
-async def test_the_last_body_that_goes_directly_and_the_first_that_does_not(
+async def test_the_last_body_that_goes_directly_and_the_first_not(
     size: int, http: Http, raw_server: Any, reply: Any
 ) -> None:
     server = await raw_server(reply(200, b"{}"))
@@ -127,6 +127,7 @@ async def test_a_login_in_the_url_beside_a_key_is_refused(http: Http, raw_server
     assert (caught.value.code, caught.value.retryable, server.requests) == ("internal", False, [])
 
 
+@pytest.mark.promise(21)
 @both_ways
 async def test_a_redirect_is_not_followed(way: dict[str, str], http: Http, simulate: Any) -> None:
     simulator = await simulate("redirect")
@@ -178,7 +179,7 @@ async def test_an_answer_may_have_no_body(way: dict[str, str], http: Http, raw_s
 
 
 @both_ways
-async def test_a_switch_of_protocols_is_an_answer_and_ends_the_connection(
+async def test_a_switch_of_protocols_is_an_answer_and_ends_the_link(
     way: dict[str, str], http: Http, raw_server: Any
 ) -> None:
     server = await raw_server(
@@ -203,8 +204,9 @@ async def test_an_answer_in_pieces_is_put_together(way: dict[str, str]) -> None:
         assert (await ask(http, url, way)).body == b"abcdef"
 
 
+@pytest.mark.promise(18)
 @both_ways
-async def test_a_silence_in_an_answer_is_called_one_and_closes_the_connection(
+async def test_a_silence_in_an_answer_is_named_and_closes_the_link(
     way: dict[str, str], http: Http, raw_server: Any
 ) -> None:
     server = await raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc", close=False)
@@ -215,6 +217,7 @@ async def test_a_silence_in_an_answer_is_called_one_and_closes_the_connection(
         await server.disconnected.wait()
 
 
+@pytest.mark.promise(26)
 @both_ways
 async def test_before_the_first_byte_only_the_whole_calls_time_counts(
     way: dict[str, str], http: Http, raw_server: Any, reply: Any
@@ -284,6 +287,7 @@ async def test_no_connection_in_time_is_called_so(way: dict[str, str], http: Htt
         assert (caught.value.suspected_payment, caught.value.unreachable) == (False, True)
 
 
+@pytest.mark.promise(18)
 @both_ways
 async def test_a_provider_that_hangs_up_is_named(way: dict[str, str]) -> None:
     async def hang_up(reader: asyncio.StreamReader, _writer: asyncio.StreamWriter) -> None:
@@ -336,11 +340,10 @@ def closing_server(
     return answered, answer
 
 
+@pytest.mark.promise(27)
 @both_ways
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
-async def test_row_27_an_idle_connection_that_the_server_closes_meanwhile_is_replaced(
-    way: dict[str, str], reset: bool
-) -> None:
+async def test_row_27_an_idle_connection_that_is_closed_is_replaced(way: dict[str, str], reset: bool) -> None:
     answered, answer = closing_server(reset=reset)
     async with serving(answer) as url, Http(HttpSettings()) as http:
         await ask(http, url, way)
@@ -348,6 +351,7 @@ async def test_row_27_an_idle_connection_that_the_server_closes_meanwhile_is_rep
         assert answered == [1, 1]
 
 
+@pytest.mark.promise(27)
 async def test_row_27_the_other_idle_connections_are_not_tried(wait_until: Any) -> None:
     """A server that was restarted has closed them all."""
     requests: list[int] = []
@@ -368,6 +372,7 @@ async def test_row_27_the_other_idle_connections_are_not_tried(wait_until: Any) 
         assert sorted(requests) == [1, 1, 1, 2]
 
 
+@pytest.mark.promise(27)
 @both_ways
 @pytest.mark.parametrize(
     "ending", [{"after_s": 1.1}, {"says": b"HTTP/1.1 200 OK\r\nContent-"}], ids=["later", "after a byte"]
@@ -383,6 +388,7 @@ async def test_row_27_what_the_server_may_have_read_is_not_sent_again(
     assert (caught.value.code, caught.value.suspected_payment, answered) == ("connection", True, [1])
 
 
+@pytest.mark.promise(27)
 @both_ways
 async def test_row_27_a_new_connection_is_not_replaced(way: dict[str, str], http: Http, raw_server: Any) -> None:
     connections = []
@@ -397,7 +403,7 @@ async def test_row_27_a_new_connection_is_not_replaced(way: dict[str, str], http
     assert (caught.value.suspected_payment, len(connections)) == (True, 1)
 
 
-async def test_a_large_prompt_that_could_not_be_sent_whole_is_not_paid_for(http: Http) -> None:
+async def test_a_large_prompt_that_was_not_sent_whole_is_not_paid_for(http: Http) -> None:
     async def stop_reading(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(1_000)
         writer.transport.abort()

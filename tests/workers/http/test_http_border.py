@@ -64,7 +64,7 @@ NEVER_RAISED = {
 }
 
 
-def test_each_exception_of_aiohttps_client_has_a_meaning_of_its_own() -> None:
+def test_each_exception_of_aiohttps_client_has_its_own_meaning() -> None:
     raised = {cls for cls in exceptions_of(client_exceptions) if cls.__name__ not in NEVER_RAISED}
     assert raised <= _MEANINGS.keys()
 
@@ -105,7 +105,7 @@ async def test_connections_are_pooled_and_closed(simulate: Any, wait_until: Any)
 CHAT = b'{"model": "m", "messages": [{"role": "user", "content": "2 + 2"}]}'
 
 
-async def test_the_fragile_profile_makes_few_connections_and_uses_each_once(simulate: Any) -> None:
+async def test_the_fragile_profile_uses_few_connections_each_once(simulate: Any) -> None:
     simulator = await simulate(latency_ms=5)
     async with Http(HttpSettings()) as http:
         request = request_to(simulator.url, CHAT)
@@ -149,9 +149,10 @@ async def test_an_idle_connection_is_closed_after_its_time(simulate: Any, wait_u
         await wait_until(lambda: simulator.stats()["open_connections"] == 0, description="it is closed")
 
 
+@pytest.mark.promise(48)
 @pytest.mark.covers("setting", "http.ttl_dns_cache_s")
 @pytest.mark.parametrize(("ttl_s", "lookups"), [(30, 1), (0, 3)])
-async def test_an_address_is_remembered_for_as_long_as_the_setting_says(
+async def test_an_address_is_remembered_as_long_as_the_setting_says(
     ttl_s: int, lookups: int, raw_server: Any, reply: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = await raw_server(reply(200, b"{}"))
@@ -181,9 +182,7 @@ async def test_a_cancelled_call_closes_its_connection(raw_server: Any, wait_unti
             await call
 
 
-async def test_a_call_cancelled_while_its_answer_arrives_closes_its_connection(
-    raw_server: Any, wait_until: Any
-) -> None:
+async def test_a_call_cancelled_in_its_answer_closes_its_connection(raw_server: Any, wait_until: Any) -> None:
     server = await raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", close=False)
     async with Http(HttpSettings()) as http:
         call = asyncio.create_task(http.post(request_to(server.url), timeout=Timeout(total_s=60)))
@@ -209,6 +208,7 @@ async def test_a_compressed_body_is_opened(raw_server: Any, reply: Any) -> None:
     assert (await post(server.url)).body == b"x" * 5_000
 
 
+@pytest.mark.promise(20)
 @pytest.mark.parametrize("fault", ["huge", "gzip-bomb"])
 async def test_200_mb_of_answer_stay_out_of_memory(simulate: Any, fault: str) -> None:
     simulator = await simulate(fault)
@@ -250,6 +250,7 @@ async def test_a_prompt_of_megabytes_is_sent_whole(raw_server: Any, reply: Any) 
     assert server.requests[0].endswith(b"x" * 3_000_000)
 
 
+@pytest.mark.promise(21)
 async def test_a_redirect_is_not_followed(simulate: Any) -> None:
     simulator = await simulate("redirect")
     async with Http(HttpSettings()) as http:
@@ -281,6 +282,7 @@ async def test_each_time_out_says_which_it_was(raw_server: Any) -> None:
     assert "read time-out" in read.message
 
 
+@pytest.mark.promise(23)
 async def test_refused_connection_unknown_host_and_tls_error(simulate: Any, unused_url: str) -> None:
     refused = await failed(unused_url)
     unknown = await failed("http://provider.invalid/v1")
@@ -436,7 +438,7 @@ async def test_what_we_ask_for_is_decoded(
         ("gzip", b"\x1f\x8b\x08" + b"broken" * 20, "gzip"),
     ],
 )
-async def test_an_encoding_that_nobody_asked_for_is_one_failure_that_names_it(
+async def test_an_encoding_that_was_not_asked_for_is_named(
     raw_server: Any, reply: Any, encoding: str, body: bytes, says: str, padding: bytes
 ) -> None:
     server = await raw_server(reply(200, body, f"Content-Encoding: {encoding}"))

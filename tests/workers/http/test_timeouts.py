@@ -119,7 +119,7 @@ def test_the_shorter_of_two_around_a_call_ends_it(inner_s: float) -> None:
 
 
 @pytest.mark.parametrize("make", [Ours, Theirs])
-def test_a_call_that_was_cancelled_first_stays_cancelled_though_its_time_runs_out(make: Callable[[], Any]) -> None:
+def test_a_cancelled_call_stays_so_though_its_time_runs_out(make: Callable[[], Any]) -> None:
     async def cleans_up_slowly() -> None:
         try:
             await asyncio.sleep(60)

@@ -60,7 +60,7 @@ async def test_one_that_is_larger_than_all_there_is_passes_alone() -> None:
     await other
 
 
-async def test_two_that_hold_all_and_need_more_do_not_wait_for_each_other() -> None:
+async def test_two_that_hold_all_and_need_more_do_not_deadlock() -> None:
     unstored, ended = Unstored(10), list[int]()
     elder, younger = await share(unstored, 5, ended), await share(unstored, 5, ended)
     newcomer = share(unstored, 1, ended)
@@ -87,7 +87,7 @@ async def test_who_gives_up_leaves_the_queue() -> None:
     assert unstored.held == 4
 
 
-async def test_large_ones_leave_the_loop_to_others_for_as_long_as_they_took() -> None:
+async def test_large_ones_leave_the_loop_as_long_as_they_took() -> None:
     unstored, pauses = Unstored(1), list[float]()
 
     async def handle() -> None:

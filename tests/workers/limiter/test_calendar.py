@@ -74,7 +74,7 @@ async def sell_all(url: str, terms: Plan, wanted: list[Purchase]) -> Ledger:
     of_key=Limits(rpm=60, tpm=30_000, algorithm="bucket"),
     wanted=[("k3", 2, 375, 0.1), ("k1", 3, 150, 0.0), ("k2", 3, 750, 0.0)],
 )
-def test_no_time_holds_more_than_the_pace_and_a_burst_or_the_largest_lump(
+def test_no_time_holds_more_than_the_pace_and_a_burst_or_lump(
     redis_server: RedisServer, rpm: int | None, of_key: Limits, wanted: list[Purchase]
 ) -> None:
     terms = plan(of_key, organisation=ABOVE.model_copy(update={"rpm": rpm}), keys=3)

@@ -44,7 +44,7 @@ class Scene:
             yield parked.until_s - NOW_S
 
 
-async def test_a_turn_takes_what_answers_take_on_average_not_what_is_reserved() -> None:
+async def test_a_turn_takes_the_average_answer_not_what_is_reserved() -> None:
     scene = Scene(answers=100)
     scene.wait(Cost(100, 900, 400, 1))
     per_s = TOKENS.dimensions[0].rate_per_s
@@ -52,7 +52,7 @@ async def test_a_turn_takes_what_answers_take_on_average_not_what_is_reserved() 
     assert scene.forecast.turn_s(TOKENS, live=4) == pytest.approx(4 * 300 / per_s)
 
 
-async def test_before_the_first_answers_they_are_taken_to_be_short_and_slow_turns_tell_nothing() -> None:
+async def test_before_the_first_answers_slow_turns_tell_nothing() -> None:
     scene = Scene()
     scene.wait(Cost(100, 1_024, 400, 1))
     for at in range(5):
@@ -67,7 +67,7 @@ async def test_turns_that_come_more_slowly_than_planned_count() -> None:
     assert scene.forecast.turn_s(REQUESTS, live=1) == pytest.approx(1.0, rel=0.01)
 
 
-async def test_parked_jobs_come_back_as_if_one_process_had_parked_them_all_and_before_their_turns() -> None:
+async def test_parked_jobs_come_back_before_their_turns_as_if_of_one() -> None:
     scene = Scene()
     gap_s = scene.forecast.gap_s(REQUESTS, live=4)
     assert gap_s == pytest.approx(0.75 * 0.1, rel=0.01)
@@ -76,7 +76,7 @@ async def test_parked_jobs_come_back_as_if_one_process_had_parked_them_all_and_b
     assert all(later - earlier == pytest.approx(gap_s) for earlier, later in pairwise(returns))
 
 
-async def test_where_only_calls_in_flight_are_limited_the_turns_that_were_seen_tell_the_gap() -> None:
+async def test_with_only_calls_in_flight_limited_turns_tell_the_gap() -> None:
     scene = Scene()
     free = plan(Limits(max_in_flight=10))
     assert scene.forecast.gap_s(free, live=2) == 0
@@ -94,7 +94,7 @@ async def test_nobody_is_parked_for_very_long_nor_into_a_pause() -> None:
     assert list(paused.returns_s(1, wait_s=10.0, gap_s=1.0)) == [60.0]
 
 
-def test_a_reservation_that_has_waited_shrinks_with_what_is_learned_and_never_grows() -> None:
+def test_a_waiting_reservation_shrinks_and_never_grows() -> None:
     estimator = Estimator()
     guess = estimator.cost(input_chars=400, answers=2)
     assert guess.output_tokens == 2_048

@@ -126,7 +126,7 @@ async def test_a_cancelled_waiter_leaves_its_turn_to_the_next() -> None:
 
 
 @virtually
-async def test_a_permit_that_was_given_to_a_cancelled_task_is_given_back() -> None:
+async def test_a_permit_given_to_a_cancelled_task_is_given_back() -> None:
     async with limiter_of() as (limiter, _):
         waiter = Waiter(Cost(), asyncio.get_running_loop().create_future())
         task = asyncio.create_task(limiter.admit(waiter))
@@ -167,7 +167,7 @@ async def test_who_is_too_late_in_the_line_is_told_and_takes_no_slot() -> None:
 
 
 @virtually
-async def test_a_far_slot_is_parked_and_parked_jobs_come_back_one_by_one() -> None:
+async def test_a_far_slot_is_parked_and_jobs_come_back_one_by_one() -> None:
     async with limiter_of() as (limiter, _):
         others = [asyncio.create_task(sent_at(limiter)) for _ in range(100)]
         await asyncio.sleep(0.5)
@@ -183,7 +183,7 @@ async def test_a_far_slot_is_parked_and_parked_jobs_come_back_one_by_one() -> No
 
 
 @virtually
-async def test_after_a_429_nothing_leaves_until_the_pause_is_over_and_then_no_herd() -> None:
+async def test_after_a_429_nothing_leaves_in_the_pause_nor_then_a_herd() -> None:
     loop = asyncio.get_running_loop()
     async with limiter_of() as (limiter, schedule):
         first = await admit(limiter)
@@ -222,7 +222,7 @@ async def test_a_pause_heard_by_the_channel_voids_what_was_leased() -> None:
 
 
 @virtually
-async def test_a_pause_longer_than_a_waiter_s_patience_sends_it_to_park() -> None:
+async def test_a_pause_longer_than_a_waiter_s_patience_parks_it() -> None:
     async with limiter_of() as (limiter, _):
         others = [asyncio.create_task(admit(limiter, park_after_s=5.0)) for _ in range(30)]
         await asyncio.sleep(0.2)
@@ -235,7 +235,7 @@ async def test_a_pause_longer_than_a_waiter_s_patience_sends_it_to_park() -> Non
 
 
 @virtually
-async def test_a_stalled_loop_drops_its_slots_instead_of_sending_a_burst() -> None:
+async def test_a_stalled_loop_drops_its_slots_and_sends_no_burst() -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
     async with limiter_of() as (limiter, _):
@@ -318,7 +318,7 @@ async def test_a_model_without_limits_waits_for_nobody_but_a_pause() -> None:
 
 @pytest.mark.parametrize("live", [1, 4])
 @virtually
-async def test_degraded_keeps_to_a_share_of_the_pace_for_a_bounded_time(live: int) -> None:
+async def test_degraded_keeps_a_share_of_the_pace_for_a_bounded_time(live: int) -> None:
     loop = asyncio.get_running_loop()
     async with limiter_of(degraded_for_s=20.0, live=live) as (limiter, schedule):
         await admit(limiter)
@@ -380,7 +380,7 @@ async def test_its_share_begins_behind_what_the_others_have_leased_too() -> None
 
 @pytest.mark.parametrize("when_away", ["degraded", "open"])
 @virtually
-async def test_calls_of_the_time_without_redis_are_counted_when_it_is_back(when_away: str) -> None:
+async def test_calls_made_without_redis_are_counted_when_it_is_back(when_away: str) -> None:
     loop = asyncio.get_running_loop()
     per_minute = plan(Limits(tpm=60_000, algorithm="sliding"))
     async with limiter_of(per_minute, when_away=when_away) as (limiter, schedule):
@@ -490,7 +490,7 @@ def told(limit: int, remaining: int, reset: str, name: str = "requests") -> dict
 
 
 @virtually
-async def test_a_429_without_retry_after_pauses_until_what_is_spent_is_free() -> None:
+async def test_a_429_without_retry_after_pauses_until_room_is_free() -> None:
     loop = asyncio.get_running_loop()
     async with limiter_of() as (limiter, schedule):
         permit = await admit(limiter)
@@ -515,7 +515,7 @@ async def test_a_second_429_only_ever_makes_the_pause_longer() -> None:
 
 
 @virtually
-async def test_a_request_larger_than_a_limit_that_was_told_goes_as_all_of_its_window() -> None:
+async def test_a_request_larger_than_a_learned_limit_takes_its_window() -> None:
     loop = asyncio.get_running_loop()
     wide = plan(Limits(tpm=600_000, algorithm="sliding"))
     schedule = PlainSchedule(wide)
@@ -544,7 +544,7 @@ async def test_a_request_larger_than_a_limit_that_was_told_goes_as_all_of_its_wi
 
 
 @virtually
-async def test_the_first_request_to_a_model_without_limits_goes_alone_for_a_second() -> None:
+async def test_the_first_request_without_limits_is_alone_for_a_second() -> None:
     loop = asyncio.get_running_loop()
     async with limiter_of(Plan()) as (limiter, _):
         asked_at = loop.time()

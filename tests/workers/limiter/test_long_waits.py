@@ -151,7 +151,7 @@ def test_while_the_probe_is_out_nobody_else_goes(redis_server: RedisServer) -> N
     assert len(calls.taken) == 201
 
 
-def test_after_one_429_a_key_that_tells_its_limits_is_used_at_their_pace(redis_server: RedisServer) -> None:
+def test_after_one_429_a_key_is_used_at_the_pace_that_it_tells(redis_server: RedisServer) -> None:
     tells = {
         "x-ratelimit-limit-requests": "600",
         "x-ratelimit-remaining-requests": "599",

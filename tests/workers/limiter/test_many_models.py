@@ -49,7 +49,7 @@ def resident_bytes() -> int:
     return pages * resource.getpagesize()
 
 
-async def test_two_hundred_limited_models_at_once_share_a_few_connections(
+async def test_two_hundred_limited_models_share_a_few_connections(
     client: Redis, redis_server: RedisServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     before = len(await client.client_list())
@@ -62,9 +62,7 @@ async def test_two_hundred_limited_models_at_once_share_a_few_connections(
     assert "away" not in caplog.text
 
 
-async def test_twenty_thousand_names_that_users_make_up_leave_nothing_behind(
-    client: Redis, redis_server: RedisServer
-) -> None:
+async def test_twenty_thousand_made_up_names_leave_nothing_behind(client: Redis, redis_server: RedisServer) -> None:
     async def call(limits: LimiterRegistry, number: int) -> None:
         made_up = model_of(Limits(), f"made-up-{number}")
         permit = limits.admit_free(made_up, [None])
@@ -85,9 +83,7 @@ async def test_twenty_thousand_names_that_users_make_up_leave_nothing_behind(
         assert len(limits._limiters) == len(limits._pools) == 1
 
 
-async def test_a_made_up_name_that_has_limits_gets_a_limiter_of_its_own(
-    client: Redis, redis_server: RedisServer
-) -> None:
+async def test_a_made_up_name_with_limits_gets_a_limiter_of_its_own(client: Redis, redis_server: RedisServer) -> None:
     async with opened(redis_server, named=["m"]) as limits, opened(redis_server, named=["m"]) as other:
         await wait_until_async(lambda: limits._channel.hears and other._channel.hears, description="the subscriptions")
         told, refused, free = (model_of(Limits(), name) for name in ("told", "refused", "free"))
@@ -150,7 +146,7 @@ class Broken:
         raise self.error
 
 
-async def test_a_failure_reaches_each_caller_of_the_link_and_none_is_reported_as_unseen() -> None:
+async def test_a_failure_reaches_each_caller_and_none_is_unseen() -> None:
     loop, unseen = asyncio.get_running_loop(), list[dict[str, Any]]()
     loop.set_exception_handler(lambda _, context: unseen.append(context))
     link = Link(Broken(RedisConnectionError("cut")))  # type: ignore[arg-type]  # as much of a client as is used

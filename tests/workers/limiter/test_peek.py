@@ -199,7 +199,7 @@ async def test_the_pace_that_429s_have_left(client: Redis, limits: Limits) -> No
     assert (limits.rpm is None) == (not later.permitted_per_minute)
 
 
-async def test_a_limit_that_is_learned_lifts_the_pace_that_a_429_has_left(client: Redis) -> None:
+async def test_a_learned_limit_lifts_the_pace_that_a_429_has_left(client: Redis) -> None:
     worker = Worker(client, Limits())
     await worker.acquire(went_free=5)
     await worker.refuse(1.0)

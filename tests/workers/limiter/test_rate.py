@@ -69,7 +69,7 @@ def test_one_request_a_second_forgives_the_network_40_ms() -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["sliding", "fixed", "unknown"])
-def test_tokens_under_windows_are_remembered_for_a_minute_and_the_jitter(algorithm: Any) -> None:
+def test_tokens_of_windows_are_kept_for_a_minute_and_the_jitter(algorithm: Any) -> None:
     pace = plan(Limits(rpm=600, tpm=60_000, algorithm=algorithm), organisation=Limits(tpm=90_000), keys=2)
     requests, tokens, above = pace.dimensions
     assert requests.span_s == 0
@@ -84,7 +84,7 @@ def test_a_bucket_of_tokens_needs_no_memory() -> None:
     assert tokens.span_s == 0
 
 
-def test_a_request_above_a_minute_s_tokens_is_refused_with_the_reason() -> None:
+def test_a_request_above_a_minute_s_tokens_is_refused() -> None:
     pace = plan(Limits(tpm=30_000, input_tpm=20_000))
     pace.check(Cost(20_000, 10_000))
     with pytest.raises(TooLargeForLimit, match="at least 30001 tokens, but the limit is 30000 a minute"):
@@ -93,7 +93,7 @@ def test_a_request_above_a_minute_s_tokens_is_refused_with_the_reason() -> None:
         pace.check(Cost(20_001, 0))
 
 
-def test_only_a_limit_that_is_stated_refuses_and_only_what_is_certain() -> None:
+def test_only_a_stated_limit_refuses_and_only_what_is_certain() -> None:
     stated, told = Limits(tpm=30_000), Limits(tpm=1, input_tpm=1)
     told_too = plan(told, stated=stated)
     told_too.check(Cost(20_000, 10_000))

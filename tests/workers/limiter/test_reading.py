@@ -69,7 +69,7 @@ def told(limit: int, remaining: int, reset: str, name: str = "requests") -> dict
     }
 
 
-def test_limits_are_learned_where_unknown_and_only_lowered_where_known() -> None:
+def test_limits_are_learned_if_unknown_and_only_lowered_if_known() -> None:
     assert learned(Limits(), {"rpm": 500, "tpm": 30_000}) == Limits(rpm=500, tpm=30_000)
     assert learned(Limits(rpm=100, tpm=40_000), {"rpm": 500, "tpm": 30_000}) == Limits(rpm=100, tpm=30_000)
 
@@ -125,7 +125,7 @@ def test_a_few_short_answers_do_not_lower_the_first_guess() -> None:
     assert estimator.cost(input_chars=4).output_tokens == 10
 
 
-def test_a_call_may_take_twice_the_longest_answer_but_no_more_than_it_permits() -> None:
+def test_a_call_may_take_twice_the_longest_answer_it_permits() -> None:
     estimator = Estimator()
     assert estimator.beyond_tokens([estimator.cost(input_chars=4)]) == 0  # the first guess is all there is
     for tokens in range(1, 101):
@@ -155,7 +155,7 @@ def test_one_odd_answer_is_not_what_is_reserved_for_each() -> None:
     assert longer.cost(input_chars=4).output_tokens == 60_000
 
 
-def test_of_a_call_with_several_answers_each_counts_for_its_share() -> None:
+def test_each_of_a_call_s_answers_counts_for_its_share() -> None:
     estimator = Estimator()
     for _ in range(40):
         estimator.learn(estimator.cost(input_chars=4, answers=4), Usage(1, 400))
@@ -183,7 +183,7 @@ def test_characters_per_token_are_learned() -> None:
     trips=st.lists(st.tuples(st.floats(0, 0.5), st.floats(0, 0.5)), min_size=1, max_size=30),
     ahead_s=st.floats(0, 4),
 )
-def test_instants_are_late_by_the_fastest_reply_at_most_and_never_early(
+def test_instants_are_late_by_the_fastest_reply_at_most(
     offset: float, trips: list[tuple[float, float]], ahead_s: float
 ) -> None:
     clock, now = ScheduleClock(), 1_000.0
@@ -208,7 +208,7 @@ PICTURE, SOUND, FILE = Media(pictures=1), Media(sounds=1), Media(files=1)
 
 @pytest.mark.parametrize("media", [PICTURE, SOUND, FILE])
 @pytest.mark.parametrize("tokens", [85, 25_000])
-def test_what_a_picture_a_sound_and_a_file_take_is_learned_for_each(media: Media, tokens: int) -> None:
+def test_what_a_picture_a_sound_or_a_file_takes_is_learned(media: Media, tokens: int) -> None:
     estimator = Estimator()
     text = estimator.cost(input_chars=400).input_tokens
     for _ in range(12):

@@ -152,9 +152,7 @@ async def test_too_large_is_refused_before_redis_is_asked() -> None:
         await registry.__aexit__(None, None, None)
 
 
-async def test_where_nothing_is_limited_nothing_is_estimated_and_what_is_taken_counts(
-    client: Redis, redis_server: RedisServer
-) -> None:
+async def test_without_limits_nothing_is_estimated_but_counted(client: Redis, redis_server: RedisServer) -> None:
     free, keys = model(Limits()), [SecretStr("one"), SecretStr("other")]
     async with registries(redis_server.url, 1) as (registry,):
         assert registry.admit_free(free, keys) is None  # before Redis has said that it may be: `admit` asks
@@ -228,6 +226,7 @@ async def test_limits_are_learned_from_the_answers(client: Redis, redis_server: 
         assert max(sent) - min(sent) > 0.4
 
 
+@pytest.mark.promise(47)
 @pytest.mark.parametrize("limits", [Limits(), Limits(rpm=6_000, tpm=6_000_000)], ids=["unknown", "stated"])
 async def test_one_odd_limit_fails_nobody_and_makes_nobody_wait(
     client: Redis, redis_server: RedisServer, limits: Limits
@@ -351,7 +350,7 @@ async def redis_goes_away(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_degraded_goes_on_at_a_share_for_a_while_and_then_stops_until_redis_is_back(
+async def test_degraded_continues_at_a_share_and_then_waits_for_redis(
     own_redis_server: RedisServer,
 ) -> None:
     async with redis_goes_away(own_redis_server, waiting=400, degraded_for_s=1.0) as (limiter, sent):

@@ -42,7 +42,7 @@ async def test_a_cold_start_has_one_permit(client: Redis) -> None:
     assert all(later - earlier > gap_s - 1e-5 for earlier, later in pairwise(grant.slots))
 
 
-async def test_a_lost_state_begins_behind_what_any_process_may_have_leased(client: Redis) -> None:
+async def test_a_lost_state_begins_behind_all_that_may_be_leased(client: Redis) -> None:
     limits = Limits(rpm=1_200)
     deaf = Ask(process="a", seq=7, epoch=3, backlog=9, costs=[Cost()] * 9, longest_horizon_s=0.5)
     grant = await schedule(client, limits, now=1_000.0).acquire(deaf)
@@ -147,7 +147,7 @@ async def test_after_a_429_on_a_quiet_key_the_pace_doubles_each_second(client: R
     assert min(gaps(replace(grant, slots=sent))) > 0.005
 
 
-async def test_a_429_at_the_pace_that_was_found_is_followed_by_little_less(client: Redis) -> None:
+async def test_a_429_at_the_found_pace_is_followed_by_little_less(client: Redis) -> None:
     """By what was sent in the last minute, where the provider's wait tells of windows; else by the pace in force."""
     for asked_s in (0.2, 30.0):
         await client.flushall()
@@ -165,7 +165,7 @@ async def test_a_429_at_the_pace_that_was_found_is_followed_by_little_less(clien
         assert 7.0 < pace_of(grant) < 10.0
 
 
-async def test_a_window_s_limit_is_what_was_let_through_before_a_long_pause(client: Redis) -> None:
+async def test_a_window_s_limit_is_what_passed_before_a_long_pause(client: Redis) -> None:
     """Other processes tell what they have sent, and what of it was refused, while the pause lasts."""
     free = Limits()
     for process in ("a", "b"):
@@ -177,7 +177,7 @@ async def test_a_window_s_limit_is_what_was_let_through_before_a_long_pause(clie
     assert pace_of(grant) == pytest.approx(0.9 * 120 / 60, rel=0.05)
 
 
-async def test_a_window_that_is_full_when_its_pause_ends_does_not_lower_what_was_counted(client: Redis) -> None:
+async def test_a_window_full_at_the_end_of_its_pause_lowers_no_count(client: Redis) -> None:
     free = Limits()
     await schedule(client, free, now=1_000.0).acquire(Ask(process="a", seq=1, went_free=600))
     epoch = (await paused(client, free, now=1_000.5, epoch=1, asked_s=40.0)).epoch
@@ -187,7 +187,7 @@ async def test_a_window_that_is_full_when_its_pause_ends_does_not_lower_what_was
     assert pace_of(grant) == pytest.approx(9.0, rel=0.05)
 
 
-async def test_a_ceiling_that_was_found_twice_is_looked_for_by_calls_and_not_by_seconds(client: Redis) -> None:
+async def test_a_ceiling_found_twice_is_probed_by_calls_not_seconds(client: Redis) -> None:
     free, now, epoch, reached = Limits(), 1_000.0, 1, []
     await schedule(client, free, now=now).acquire(Ask(process="a", seq=1, went_free=60))
     epoch = (await paused(client, free, now=now, epoch=epoch, asked_s=40.0)).epoch
@@ -210,7 +210,7 @@ async def test_a_ceiling_that_was_found_twice_is_looked_for_by_calls_and_not_by_
     assert gap_s < 0.5
 
 
-async def test_headers_only_slow_down_where_somebody_else_has_used_the_key(client: Redis) -> None:
+async def test_headers_only_slow_down_where_others_have_used_the_key(client: Redis) -> None:
     limits = Limits(rpm=600, algorithm="fixed")
     told: Any = {"learned": {"rpm": 600}}
     await schedule(client, limits, now=1_000.0).acquire(ask("a", 1, 5))
@@ -242,7 +242,7 @@ async def test_somebody_else_s_use_takes_its_share_of_the_pace_once(client: Redi
     assert await wait_after(3, 130, 1_002.0) == pytest.approx(130 / rate - 2, abs=0.7)
 
 
-async def test_after_a_lost_state_our_own_forgotten_calls_are_nobody_else_s(client: Redis) -> None:
+async def test_after_a_lost_state_our_own_calls_are_nobody_else_s(client: Redis) -> None:
     limits, told = Limits(rpm=600, algorithm="sliding"), {"rpm": 600}
     used = RateHeader("requests", 600, 100, 60.0)
 
@@ -306,7 +306,7 @@ async def test_the_lowest_limit_that_was_told_counts_for_ten_minutes(client: Red
 
 
 @pytest.mark.parametrize("stated", [True, False], ids=["stated", "told"])
-async def test_a_limit_far_below_what_is_known_counts_from_its_second_telling_on(client: Redis, stated: bool) -> None:
+async def test_a_limit_far_below_the_known_counts_when_told_twice(client: Redis, stated: bool) -> None:
     limits = Limits(rpm=600) if stated else Limits()
 
     async def told(seq: int, limit: int, now: float) -> Any:
@@ -321,7 +321,7 @@ async def test_a_limit_far_below_what_is_known_counts_from_its_second_telling_on
     assert await told(6, 600, 1_021.0) == {"rpm": 2}
 
 
-async def test_a_limit_below_what_was_just_used_is_not_believed_at_once(client: Redis) -> None:
+async def test_a_limit_below_what_was_just_used_is_not_believed_yet(client: Redis) -> None:
     used = Ask(process="a", seq=1, went_free=100, refunds=[Refund(0, -6_000, -4_000)], settled=100)
     await schedule(client, Limits(), now=1_000.0).acquire(used)
     odd = [RateHeader("requests", 1, 0, 60.0), RateHeader("tokens", 1, 0, 60.0)]
@@ -330,7 +330,7 @@ async def test_a_limit_below_what_was_just_used_is_not_believed_at_once(client: 
 
 
 @pytest.mark.parametrize("field", ["requests", "tokens"])
-async def test_the_first_limit_that_is_told_counts_until_an_answer_contradicts_it(client: Redis, field: Any) -> None:
+async def test_the_first_told_limit_counts_until_an_answer_contradicts(client: Redis, field: Any) -> None:
     seq = 0
 
     async def told(limit: int | None, now: float, **fields: Any) -> Any:
@@ -389,7 +389,7 @@ async def test_one_odd_usage_takes_a_window_at_most(client: Redis, limits: Limit
         assert (grant.wait_s or grant.slots[0] - now) <= 61.0 - (now - 1_000.0)
 
 
-async def test_what_was_used_of_the_day_elsewhere_counts_and_does_not_slow_the_minute(client: Redis) -> None:
+async def test_use_of_the_day_elsewhere_does_not_slow_the_minute(client: Redis) -> None:
     limits, told = Limits(rpm=600, rpd=200, algorithm="fixed"), {"rpd": 200}
     header = RateHeader("requests", 200, 50, 64_800.0)
     begins = 86_400.0 * 100
@@ -404,7 +404,7 @@ async def test_what_was_used_of_the_day_elsewhere_counts_and_does_not_slow_the_m
     assert more.reason == "day"
 
 
-async def test_processes_with_different_catalogues_stay_under_the_highest(client: Redis) -> None:
+async def test_processes_with_other_catalogues_stay_under_the_highest(client: Redis) -> None:
     low, high = Limits(rpm=600, algorithm="sliding"), Limits(rpm=1_200, algorithm="sliding")
     ledger = Ledger()
     for step in range(100):
@@ -477,7 +477,7 @@ async def calendar(client: Redis) -> dict[str, float]:
     return {name.decode(): float(sold) for name, sold in fields.items() if b":" in name}
 
 
-async def test_requests_and_tokens_of_an_organisation_are_sold_for_the_same_instants(client: Redis) -> None:
+async def test_an_organisation_s_requests_and_tokens_share_instants(client: Redis) -> None:
     above = Limits(rpm=600, tpm=60_000, algorithm="sliding")
     requests, _ = (each for each in plan(Limits(), organisation=above).dimensions)
     call = Ask(process="a", seq=1, costs=[Cost(0, 900)] * 4, longest_horizon_s=60.0)
@@ -487,7 +487,7 @@ async def test_requests_and_tokens_of_an_organisation_are_sold_for_the_same_inst
     assert bins == {f"requests:{round(slot * requests.rate_per_s)}" for slot in grant.slots}
 
 
-async def test_a_crumb_before_full_bins_is_left_to_those_that_it_is_enough_for(client: Redis) -> None:
+async def test_a_crumb_before_full_bins_is_left_to_those_it_suffices(client: Redis) -> None:
     above = Limits(tpm=60_000, algorithm="sliding")
     (tokens,) = plan(Limits(), organisation=above).dimensions
 
@@ -533,7 +533,7 @@ async def test_bins_that_have_passed_are_forgotten(client: Redis) -> None:
         seen |= bins
 
 
-async def test_of_what_went_without_a_slot_a_moment_counts_against_the_pace(client: Redis) -> None:
+async def test_of_calls_without_a_slot_a_moment_counts_for_the_pace(client: Redis) -> None:
     limits = Limits(rpm=600, tpm=60_000, algorithm="sliding")
     requests = plan(limits).dimensions[0]
     away = Ask(process="a", seq=1, went_free=90, refunds=[Refund(bin_at(970.0), 0, -30_000)], costs=[Cost(0, 10)] * 4)
@@ -599,7 +599,7 @@ def test_the_windows_keys_say_how_long_a_bin_lasts() -> None:
     assert KEYS.organisation_window.endswith(f":window:{BIN_S * 1000:.0f}")
 
 
-async def test_bins_that_somebody_numbered_by_another_width_are_thrown_away(client: Redis) -> None:
+async def test_bins_numbered_by_another_width_are_thrown_away(client: Redis) -> None:
     """By ours they lie decades ahead, and Redis would stand still while a script walked there."""
     far = int(2 * 1_000.0 / BIN_S) + 1_000_000
     await client.hset(KEYS.window, f"tokens:{far}", 60_000)
@@ -612,7 +612,7 @@ async def test_bins_that_somebody_numbered_by_another_width_are_thrown_away(clie
     assert f"tokens:{far}" not in await windows(client)
 
 
-async def test_room_is_kept_for_what_one_call_may_take_beyond_its_reservation(client: Redis) -> None:
+async def test_room_is_kept_for_one_call_beyond_its_reservation(client: Redis) -> None:
     async def first_slot(beyond: int, **limits: int) -> float:
         await client.flushall()
         buyer = Buyer(client, Limits(**limits, algorithm="sliding"))
@@ -774,7 +774,7 @@ async def test_another_limit_makes_nothing_of_what_is_sold_already(client: Redis
     assert (second.slots or [1_060.0])[0] >= 1_010.0 + (9 - old_pace.burst) / old_pace.rate_per_s
 
 
-async def test_the_burst_of_another_limit_is_not_sold_beside_that_of_the_first(client: Redis) -> None:
+async def test_the_burst_of_another_limit_is_not_sold_as_well(client: Redis) -> None:
     former, latter = (Limits(rpm=rpm, algorithm="sliding") for rpm in (12_000, 6_000))
     epoch = (await schedule(client, former, now=1_000.0).acquire(ask("a", 1, 1))).epoch
     burst = await schedule(client, former, now=1_010.0).acquire(ask("a", 2, 4, epoch=epoch))
@@ -795,7 +795,7 @@ async def test_a_lower_limit_makes_no_pause_longer(client: Redis) -> None:
     assert first.slots[0] - pause.until < 2 / plan(latter).dimensions[0].rate_per_s
 
 
-async def test_what_is_owed_at_a_lower_limit_of_tokens_is_owed_for_a_minute_at_most(client: Redis) -> None:
+async def test_what_is_owed_at_a_lower_limit_is_owed_for_a_minute(client: Redis) -> None:
     former, latter = (Limits(tpm=tpm, algorithm="bucket") for tpm in (60_000, 6_000))
     took_more = Ask(process="a", seq=1, refunds=[Refund(0, output_tokens=-30_000)])
     await schedule(client, former, now=1_000.0).acquire(took_more)
@@ -813,7 +813,7 @@ async def paused(client: Redis, limits: Limits, *, now: float, epoch: int, asked
     return await schedule(client, limits, now=now).pause(PauseReport(epoch=epoch, asked_s=asked_s, alone_s=60.0))
 
 
-async def test_a_known_limit_is_cut_at_the_second_pause_of_a_minute_and_recovers(client: Redis) -> None:
+async def test_a_known_limit_is_cut_at_the_second_pause_and_recovers(client: Redis) -> None:
     limits = Limits(rpm=600, algorithm="sliding")
     full = plan(limits).dimensions[0].rate_per_s
 
@@ -847,7 +847,7 @@ async def test_without_a_stated_time_pauses_grow_from_strike_to_strike(client: R
     assert lengths == [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0, 1.0]
 
 
-async def test_a_429_from_before_the_pause_tells_nothing_new_but_a_longer_wait(client: Redis) -> None:
+async def test_a_429_from_before_the_pause_tells_only_a_longer_wait(client: Redis) -> None:
     first = await paused(client, FAST, now=1_000.0, epoch=1, asked_s=5.0)
     assert (first.epoch, first.until) == (2, 1_005.0)
     shorter = await paused(client, FAST, now=1_001.0, epoch=1, asked_s=1.0)
@@ -903,7 +903,7 @@ async def test_the_pause_of_an_unlimited_model_holds_too(client: Redis) -> None:
     assert all(slot >= 1_003.0 for slot in grant.slots)
 
 
-async def test_a_lost_reply_is_told_again_without_slots_that_a_pause_has_made_void(client: Redis) -> None:
+async def test_a_lost_reply_is_told_again_without_void_slots(client: Redis) -> None:
     call = ask("a", 1, 5, backlog=5)
     first = await schedule(client, FAST, now=1_000.0).acquire(call)
     again = await schedule(client, FAST, now=1_000.5).acquire(call)
@@ -970,7 +970,7 @@ async def test_the_head_may_look_as_far_as_its_own_cost_takes(client: Redis) -> 
     assert large.wait_s > 6_000 / rate
 
 
-async def test_a_lump_pays_for_what_is_more_than_the_burst_before_it_goes_and_for_no_more(client: Redis) -> None:
+async def test_a_lump_pays_before_it_goes_for_what_exceeds_the_burst(client: Redis) -> None:
     limits = Limits(tpm=60_000, algorithm="sliding")
     (tokens,) = plan(limits).dimensions
     call = Ask(process="a", seq=1, costs=[Cost(0, 6_000), Cost(0, int(tokens.burst))], longest_horizon_s=60.0)

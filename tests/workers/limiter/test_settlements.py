@@ -41,7 +41,7 @@ def test_a_reservation_stands_where_nobody_counted() -> None:
     assert spelt(settlements) == []
 
 
-def test_a_request_that_went_without_a_slot_is_charged_and_then_settled() -> None:
+def test_a_request_without_a_slot_is_charged_and_then_settled() -> None:
     settlements = Settlements()
     settlements.charge(RESERVED, 10.0)
     assert settlements.went_free == 1
@@ -50,20 +50,20 @@ def test_a_request_that_went_without_a_slot_is_charged_and_then_settled() -> Non
     assert spelt(settlements) == [f"{AT_10}:0:250"]
 
 
-def test_before_the_schedule_s_time_is_known_it_is_charged_to_now() -> None:
+def test_before_the_schedule_s_time_is_known_now_is_charged() -> None:
     settlements = Settlements()
     settlements.charge(RESERVED, None)
     assert settlements.say().refunds == {0: Refund(0, -100, -400)}
 
 
-def test_a_slot_for_one_that_another_took_is_charged_with_that_one_s_cost() -> None:
+def test_a_slot_that_another_took_is_charged_with_its_cost() -> None:
     settlements = Settlements()
     settlements.adjust(RESERVED, Cost(60, 300), 10.0)
     settlements.refund(Cost(1, 2), 12.0)
     assert spelt(settlements) == [f"{AT_10}:40:100", f"{AT_12}:1:2"]
 
 
-async def test_a_slot_that_is_earlier_than_those_leased_before_goes_first() -> None:
+async def test_a_slot_earlier_than_those_leased_before_goes_first() -> None:
     slots = Slots(asyncio.get_running_loop(), lambda: None)
     for due in (2.0, 3.0, 1.0, 2.5):
         slots.add(Slot(due, due, Cost(), is_local=due > 2.0))

@@ -68,9 +68,7 @@ class Clock:
         return self.now_s
 
 
-async def test_a_job_that_only_this_worker_can_not_do_is_left_to_the_others(
-    pipeline_to: Any, chat_job: Any, clock: Any
-) -> None:
+async def test_a_job_that_only_this_worker_lacks_is_left_to_others(pipeline_to: Any, chat_job: Any, clock: Any) -> None:
     others = Others()
     async with pipeline_to("http://127.0.0.1:1/v1", keys=NO_KEY, others=others) as pipeline:
         with pytest.raises(Parked) as without_key:
@@ -101,7 +99,7 @@ async def test_a_job_that_waits_for_the_others_ends_at_its_deadline(
     assert (result.status, result.error.code) == ("expired", "expired")
 
 
-async def test_a_refused_key_is_tried_once_and_its_jobs_left_to_the_others(
+async def test_a_refused_key_is_tried_once_and_jobs_left_to_others(
     pipeline_to: Any, chat_job: Any, simulate: Any, key: str
 ) -> None:
     simulator = await simulate(api_key="sk-another")

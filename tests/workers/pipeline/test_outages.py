@@ -55,7 +55,7 @@ def test_pauses_double_up_to_half_a_minute() -> None:
     assert outage.since == 0.0
 
 
-def test_calls_that_were_under_way_when_the_pause_began_tell_nothing_new() -> None:
+def test_calls_under_way_when_the_pause_began_tell_nothing_new() -> None:
     known = Outages()
     outage = fail(known, 10.0)
     assert [known.failed("p", REFUSED, began_at=9.0, now=12.0) for _ in range(99)] == [None] * 99
@@ -88,6 +88,7 @@ def test_an_outage_that_nobody_has_looked_at_is_another_one() -> None:
 # -- jobs
 
 
+@pytest.mark.promise(48)
 @pytest.mark.usefixtures("hurried")
 async def test_row_48_no_job_fails_by_a_short_outage(
     pipeline_to: Any, chat_job: Any, simulate: Any, port: int, wait_until: Any
@@ -107,7 +108,7 @@ async def test_row_48_no_job_fails_by_a_short_outage(
 
 
 @pytest.mark.usefixtures("hurried")
-async def test_those_that_wait_go_when_one_has_a_connection_not_when_it_has_an_answer(
+async def test_those_that_wait_go_when_one_has_a_connection(
     pipeline_to: Any, chat_job: Any, port: int, simulate: Any, wait_until: Any
 ) -> None:
     async with pipeline_to(f"http://127.0.0.1:{port}/v1", real_time=True) as line:

@@ -62,7 +62,7 @@ async def test_an_answered_job(pipeline_to: Any, chat_job: Any, raw_server: Any,
 
 
 @pytest.mark.covers("catalog", "models.upstream")
-async def test_the_request_names_the_upstream_model_the_key_and_the_job(
+async def test_the_request_names_upstream_model_key_and_job(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, key: str
 ) -> None:
     server = await raw_server(reply(200, completion()))
@@ -136,7 +136,7 @@ async def test_an_answer_costs_what_its_failed_attempts_have_cost_too(
     assert result.cost_usd == pytest.approx(0.0015 + 0.0011)
 
 
-async def test_a_parked_job_remembers_what_its_failed_attempts_were_counted(chat_job: Any) -> None:
+async def test_a_parked_job_remembers_its_failed_attempts(chat_job: Any) -> None:
     before, after = Trip(chat_job(), 1.0), Trip(chat_job(), 2.0)
     before.attempts, before.failed = 1, [Attempt("server_error", "broken off", usage=Usage(7, 8, 1, 2))]
     after.remember(before.memory() or "")
@@ -177,7 +177,7 @@ async def test_messages_of_both_forms_are_handled(pipeline_to: Any, chat_job: An
 # -- attempts
 
 
-async def test_a_failing_provider_is_tried_again_and_each_attempt_is_told(
+async def test_a_failing_provider_is_retried_and_each_attempt_told(
     pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any
 ) -> None:
     simulator = await simulate("503")
@@ -241,6 +241,7 @@ async def test_the_job_may_say_how_often(pipeline_to: Any, chat_job: Any, simula
 QUICK = {"timeout": {"total_s": 0.4, "connect_s": 0.4, "read_s": 0.15}}
 
 
+@pytest.mark.promise(18)
 @pytest.mark.parametrize(
     ("fault", "code"),
     [
@@ -262,7 +263,8 @@ async def test_row_18_a_broken_connection_is_a_named_retryable_error(
     assert result.suspected_double_payment
 
 
-async def test_row_18_a_hanging_provider_can_not_outlast_the_jobs_deadline(
+@pytest.mark.promise(18)
+async def test_row_18_a_hanging_provider_can_not_outlast_the_deadline(
     pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any, wait_until: Any
 ) -> None:
     simulator = await simulate("hang")
@@ -274,6 +276,7 @@ async def test_row_18_a_hanging_provider_can_not_outlast_the_jobs_deadline(
     await wait_until(lambda: simulator.stats()["cancelled"] == 1, description="the provider sees us go")
 
 
+@pytest.mark.promise(19)
 @pytest.mark.parametrize(
     "fault",
     ["error-200", "empty", "null", "no-choices", "null-content", "html", "nan", "bad-utf8", "deep"],
@@ -288,6 +291,7 @@ async def test_row_19_a_200_that_is_no_answer_is_a_bad_response(
     assert (result.attempts, result.response, result.text) == (2, None, None)
 
 
+@pytest.mark.promise(20)
 @pytest.mark.parametrize(
     ("fault", "code"), [("huge", "too_large"), ("gzip-bomb", "too_large"), ("header-100k", "bad_response")]
 )
@@ -300,6 +304,7 @@ async def test_row_20_a_flood_is_a_named_failure(
     assert (result.status, result.error.code) == ("failed", code)
 
 
+@pytest.mark.promise(21)
 async def test_row_21_a_redirect_is_not_followed(pipeline_to: Any, chat_job: Any, simulate: Any) -> None:
     simulator = await simulate("redirect")
     async with pipeline_to(simulator.url) as pipeline:
@@ -309,7 +314,8 @@ async def test_row_21_a_redirect_is_not_followed(pipeline_to: Any, chat_job: Any
     assert simulator.stats()["calls"] == 1
 
 
-async def test_row_22_a_provider_that_asks_for_more_than_a_pause_costs_no_attempt(
+@pytest.mark.promise(22)
+async def test_row_22_a_long_pause_of_the_provider_costs_no_attempt(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any
 ) -> None:
     an_hour = reply(429, b"", "Retry-After: 3600")
@@ -320,6 +326,7 @@ async def test_row_22_a_provider_that_asks_for_more_than_a_pause_costs_no_attemp
     assert free_limits.refused == [3_600.0] * 6
 
 
+@pytest.mark.promise(22)
 async def test_row_22_but_a_job_that_wants_one_call_makes_one(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any
 ) -> None:
@@ -329,13 +336,14 @@ async def test_row_22_but_a_job_that_wants_one_call_makes_one(
     assert (result.status, result.error.code, result.attempts) == ("failed", "rate_limited", 1)
 
 
-async def test_a_parked_job_remembers_how_often_the_provider_put_it_off(chat_job: Any) -> None:
+async def test_a_parked_job_remembers_how_often_it_was_put_off(chat_job: Any) -> None:
     before, after = Trip(chat_job(), 1.0), Trip(chat_job(), 2.0)
     before.attempts, before.postponed = 5, 4
     after.remember(before.memory() or "")
     assert (after.attempts, after.postponed) == (5, 4)
 
 
+@pytest.mark.promise(22)
 @pytest.mark.parametrize(
     ("fault", "least_s", "most_s"),
     [
@@ -348,7 +356,7 @@ async def test_a_parked_job_remembers_how_often_the_provider_put_it_off(chat_job
         ("429-llm-provider", 1.0, 1.0),
     ],
 )
-async def test_row_22_the_limiter_hears_what_a_429_asks_for_within_bounds(
+async def test_row_22_the_limiter_hears_a_429_s_wait_within_bounds(
     pipeline_to: Any, chat_job: Any, simulate: Any, free_limits: Any, fault: str, least_s: Any, most_s: Any
 ) -> None:
     simulator = await simulate(fault)
@@ -359,6 +367,7 @@ async def test_row_22_the_limiter_hears_what_a_429_asks_for_within_bounds(
     assert asked_s in (None, 0.0) if least_s is None else least_s <= asked_s <= most_s
 
 
+@pytest.mark.promise(22)
 @pytest.mark.parametrize("fault", ["529", "503-html"])
 async def test_row_22_an_overloaded_provider_is_given_time(
     pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any, fault: str
@@ -370,6 +379,7 @@ async def test_row_22_an_overloaded_provider_is_given_time(
     assert 0.0 <= clock.slept_s[0] <= 1.0
 
 
+@pytest.mark.promise(23)
 async def test_row_23_what_tls_refuses_is_tried_again_then_named(
     pipeline_to: Any, chat_job: Any, simulate: Any
 ) -> None:
@@ -384,9 +394,10 @@ async def test_row_23_what_tls_refuses_is_tried_again_then_named(
 # -- what may have been paid for
 
 
+@pytest.mark.promise(26)
 @pytest.mark.covers("catalog", "timeout.total_s", "models.timeout")
 @pytest.mark.parametrize("fault", ["hang", "drip"])
-async def test_row_26_a_call_that_was_sent_and_timed_out_is_not_repeated(
+async def test_row_26_a_sent_call_that_timed_out_is_not_repeated(
     pipeline_to: Any, chat_job: Any, simulate: Any, fault: str
 ) -> None:
     simulator = await simulate(fault)
@@ -411,7 +422,7 @@ async def test_row_26_a_call_that_was_sent_and_timed_out_is_not_repeated(
         (False, None, True, 2),
     ],
 )
-async def test_repeated_time_outs_are_permitted_by_the_job_before_the_model_before_the_provider(
+async def test_repeat_timeouts_of_the_job_precedes_model_and_provider(
     pipeline_to: Any, chat_job: Any, simulate: Any, provider: bool, model: Any, job: Any, calls: int
 ) -> None:
     simulator = await simulate("hang")
@@ -430,7 +441,8 @@ async def test_a_stock_producers_job_may_permit_it_too(pipeline_to: Any, chat_jo
     assert (result.attempts, result.suspected_double_payment) == (2, True)
 
 
-async def test_row_26_a_model_may_think_for_longer_than_its_read_time_out(
+@pytest.mark.promise(26)
+async def test_row_26_a_model_may_think_beyond_its_read_time_out(
     pipeline_to: Any, chat_job: Any, simulate: Any
 ) -> None:
     simulator = await simulate(latency_ms=400, jitter=0.0)
@@ -700,7 +712,7 @@ async def test_a_429_is_told_to_the_limiter_and_waited_for_there(
         (200, "given up"),
     ],
 )
-async def test_a_failed_call_keeps_its_reservation_unless_it_was_refused(
+async def test_a_failed_call_keeps_its_reservation_unless_refused(
     pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, free_limits: Any, status: int, end: str
 ) -> None:
     server = await raw_server(reply(status, b"{}"))

@@ -84,7 +84,7 @@ async def test_nor_is_the_exception_that_ended_it() -> None:
     assert [each() for each in alive] == [None, None]
 
 
-async def test_one_that_nobody_has_any_more_is_freed_with_the_job_that_waits_in_it() -> None:
+async def test_one_that_nobody_has_is_freed_with_its_waiting_job() -> None:
     idle, waiting = greenlets.JobGreenlet(), greenlets.JobGreenlet()
     ended: list[str] = []
 

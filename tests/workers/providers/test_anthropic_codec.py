@@ -373,7 +373,7 @@ def test_an_answer_has_openais_shape() -> None:
     }
 
 
-def test_cached_tokens_are_part_of_the_input_here_as_they_are_not_there() -> None:
+def test_cached_tokens_are_part_of_the_input_here() -> None:
     usage = {
         "input_tokens": 10,
         "cache_read_input_tokens": 100,
@@ -437,7 +437,7 @@ def test_tool_calls_and_signed_thinking_make_the_round_trip() -> None:
     assert turns[2]["content"] == [{"type": "tool_result", "tool_use_id": "toolu_1", "content": "rain"}]
 
 
-def test_without_thinking_the_next_turn_is_made_of_openais_fields() -> None:
+def test_without_thinking_the_next_turn_has_openais_fields() -> None:
     said = answer(message(text("Yes."))).response["choices"][0]["message"]
     assert "provider_fields" not in said
     assert sent(chat(QUESTION, said, QUESTION))["messages"][1] == {"role": "assistant", "content": "Yes."}

@@ -60,6 +60,7 @@ dates = st.builds(
 )
 
 
+@pytest.mark.promise(22)
 @given(headers=st.dictionaries(names, st.text() | dates | st.floats().map(str) | st.integers().map(str)))
 def test_no_header_raises_or_waits_without_end(headers: dict[str, str]) -> None:
     wait_s = retry_after_s(headers, NOW)

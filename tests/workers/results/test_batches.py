@@ -148,7 +148,7 @@ async def test_a_batch_ends_at_so_many_bytes(writer: BatchWriter, client: redis.
     assert client.info("commandstats")["cmdstat_evalsha"]["calls"] - before >= 4
 
 
-def test_a_huge_answer_is_kept_as_its_record_alone_and_can_still_be_read(backend: Backend) -> None:
+def test_a_huge_answer_is_kept_as_its_record_and_can_be_read(backend: Backend) -> None:
     answer = JSONResult({"text": "word " * HUGE_BYTES}, compressible=True)
     made = backend.entry("j", answer, "SUCCESS", None, Context(id="j"))
     assert answer.record is made.record and "word" not in repr(answer)

@@ -38,7 +38,7 @@ def test_an_answer_is_final(backend: Backend, client: redis.Redis) -> None:
     assert stored(client, "j")["result"]["text"] == "first"
 
 
-def test_a_failure_may_turn_out_well_but_goes_back_to_no_earlier_state(backend: Backend, client: redis.Redis) -> None:
+def test_a_failure_may_turn_out_well_but_never_goes_back(backend: Backend, client: redis.Redis) -> None:
     backend.store_result("j", ValueError("no"), states.FAILURE, request=request())
     backend.store_result("j", {"progress": 1}, "PROGRESS", request=request())
     assert stored(client, "j")["status"] == "FAILURE"
@@ -102,7 +102,7 @@ def test_a_small_answer_is_not_compressed(backend: Backend, client: redis.Redis)
 @pytest.mark.parametrize(
     "garbage", [b"\0celery-compressed\0application/x-gzip\0not zlib", b"\0celery-compressed\0zstd\0x"]
 )
-def test_a_compressed_record_that_cannot_be_read_is_a_named_error(garbage: bytes) -> None:
+def test_an_unreadable_compressed_record_is_a_named_error(garbage: bytes) -> None:
     for record in (garbage, garbage.decode(errors="surrogateescape")):
         outcome = read_outcome("j", record)
         assert outcome is not None and outcome.error is not None and outcome.error.code == "internal"
@@ -159,7 +159,7 @@ def wait_in_queue(client: redis.Redis, *job_ids: str, state: str = "queued", ttl
         client.expire(redis_keys.job(job_id), ttl_s)
 
 
-def test_the_end_of_a_job_cancelled_while_it_waited_stands_in_its_record(backend: Backend, client: redis.Redis) -> None:
+def test_the_end_of_a_job_cancelled_in_line_is_in_its_record(backend: Backend, client: redis.Redis) -> None:
     wait_in_queue(client, "waiting")
     wait_in_queue(client, "running", state="running")
     backend.store_result("answered", answer("answered"), states.SUCCESS, request=request("answered"))
@@ -193,7 +193,7 @@ def test_of_two_workers_one_records_the_end(backend: Backend, client: redis.Redi
 
 
 @pytest.mark.parametrize(("reason", "state"), [("revoked", b"cancelled"), ("expired", b"expired")])
-def test_a_job_that_is_thrown_away_when_it_is_taken_says_so_in_its_record(
+def test_a_job_thrown_away_when_taken_says_so_in_its_record(
     backend: Backend, client: redis.Redis, reason: str, state: bytes
 ) -> None:
     wait_in_queue(client, "j")

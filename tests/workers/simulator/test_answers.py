@@ -326,7 +326,7 @@ def plans(seed: int, questions: list[str], **options: Any) -> dict[str, list[Pla
     return made
 
 
-def test_a_seed_repeats_answers_faults_and_latencies_in_any_order() -> None:
+def test_a_seed_repeats_answers_faults_and_latencies() -> None:
     questions = [f"Question {number}" for number in range(50)] * 2
     options = {"faults": {"429": 0.2, "500": 0.2}, "jitter": 0.3}
     first = plans(7, questions, **options)

@@ -76,7 +76,7 @@ def test_bucket_conforms_to_its_rate_and_capacity(limit: int, capacity: int, off
             assert total <= capacity + (at_s - since_s) * limit / WINDOW_S + 1e-6
 
 
-def test_a_cost_above_the_buckets_capacity_passes_when_it_is_full_and_is_paid_back() -> None:
+def test_a_cost_above_the_capacity_passes_when_full_and_is_paid() -> None:
     bucket = Bucket(600, capacity=10)
     assert bucket.wait_s(0, 100) == 0
     bucket.take(0, 100)
@@ -86,7 +86,7 @@ def test_a_cost_above_the_buckets_capacity_passes_when_it_is_full_and_is_paid_ba
 
 
 @given(algorithm=st.sampled_from(ALGORITHMS), limit=limits, offered=offers, cost=st.integers(1, 12))
-def test_a_refused_caller_gets_in_after_the_wait_it_was_told_and_not_sooner(
+def test_a_refused_caller_gets_in_after_the_told_wait_not_sooner(
     algorithm: Algorithm, limit: int, offered: list[tuple[float, int]], cost: int
 ) -> None:
     meters: dict[Algorithm, Meter] = {

@@ -26,7 +26,7 @@ def failed(job_id: str, code: Any = "auth", model: str = "m") -> PromptResult:
     )
 
 
-async def test_the_first_of_a_kind_is_logged_at_once_and_the_others_together(caplog: pytest.LogCaptureFixture) -> None:
+async def test_the_first_of_a_kind_is_logged_at_once_others_together(caplog: pytest.LogCaptureFixture) -> None:
     log = FailureLog(every_s=0.05)
     for number in range(100):
         log.note(failed(f"job-{number}"), None)
@@ -44,7 +44,7 @@ async def test_the_first_of_a_kind_is_logged_at_once_and_the_others_together(cap
     assert counts.take() == {"jobs_failed_total:auth": 100, "jobs_failed_total:not_found": 1}
 
 
-async def test_a_line_has_fields_of_its_own_and_not_the_provider_s_words(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_line_has_its_own_fields_and_not_the_provider_s_words(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING)
     FailureLog().note(failed("job-1"), "acme")
     [record] = caplog.records
