@@ -112,7 +112,8 @@ def _carried_over(dimension: Sold, until: float, state: Hash, *, now: float) -> 
 def _in_calendar(name: DimensionName, rate_per_s: float, burst: float, calendar: Hash, *, now: float) -> Sold:
     """The organisation's dimension, behind the last bin that anything is sold of; gaps before it are not looked for."""
     capacity = 1.0 if name == "requests" else burst / 2
-    width_s, prefix = capacity / rate_per_s, f"{name}:".encode()
+    prefix = f"{name}:".encode()
+    width_s = float(calendar.get(f"width:{name}".encode(), capacity / rate_per_s))
     bins = [int(field.removeprefix(prefix)) for field in calendar if field.startswith(prefix)]
     until = now
     if bins:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
+import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
@@ -108,3 +110,45 @@ async def test_a_lump_goes_when_its_place_has_lasted_for_a_burst(client: Redis) 
     assert await instants("k2", int(3.0 * BIN)) == [3.5]  # half of 2, 3, 4 and half of 5
     assert await instants("k3", int(0.25 * BIN)) == [5.0]  # in 5, where there is room
     assert await instants("k4", int(1.0 * BIN)) == [5.75]  # a quarter of 5 and three of 6
+
+
+async def test_what_is_sold_stays_sold_when_the_limit_changes(client: Redis) -> None:
+    """Twenty requests are sold ahead. At half the limit they fill twice the time; at a higher one there is room between."""
+
+    def terms_of(rpm: int) -> Plan:
+        return plan(Limits(), organisation=Limits(rpm=rpm, algorithm="bucket"), keys=3)
+
+    async def next_place(rpm: int, key: str) -> float:
+        """In requests at that limit, from the first that was sold."""
+        terms = terms_of(rpm)
+        (slot,) = (await buy(client, terms, key, 1, [Cost(0, 0)], 1_000.0)).slots
+        return (slot - 1_000.0) * terms.dimensions[0].rate_per_s
+
+    await buy(client, terms_of(60), "k0", 1, [Cost(0, 0)] * 20, 1_000.0)
+    assert await next_place(30, "k1") == pytest.approx(21, abs=1.0)
+    assert await next_place(120, "k2") <= 2
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@given(wanted=purchases, tpm=st.sampled_from([20_000, 50_000, 60_000, 90_000, 600_000]))
+def test_a_changed_limit_loses_and_adds_nothing(redis_server: RedisServer, wanted: list[Purchase], tpm: int) -> None:
+    async def change() -> tuple[float, float]:
+        await sell_all(redis_server.url, plan(Limits(), organisation=ABOVE, keys=3), [(*w[:3], 0.0) for w in wanted])
+        async with Redis.from_url(redis_server.url) as client:
+            before = await sold_in(client)
+            other = plan(Limits(), organisation=Limits(tpm=tpm, algorithm="bucket"), keys=3)
+            grant = await buy(client, other, "k9", 1, [Cost(0, 1)], 1_000.0)
+            return before, await sold_in(client) - len(grant.slots)
+
+    before, after = asyncio.run(change())
+    assert after == pytest.approx(before, rel=1e-6, abs=1e-3)
+
+
+async def sold_in(client: Redis) -> float:
+    """Tokens in the organisation's calendar."""
+    total = 0.0
+    async for name in client.scan_iter("*"):
+        if await client.type(name) == b"hash":
+            fields = await client.hgetall(name)
+            total += sum(float(sold) for field, sold in fields.items() if re.fullmatch(rb"tokens:\d+", field))
+    return total

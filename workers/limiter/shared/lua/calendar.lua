@@ -6,20 +6,45 @@
 -- burst in each half burst / rate. So no time T holds more than rate * T and one request; or the burst of tokens, or the
 -- largest lump.
 --
--- The hash `key` holds `<dimension>:<bin>` = sold, beside the organisation's counters.
+-- The hash `key` holds `<dimension>:<bin>` = sold and `width:<dimension>`, beside the organisation's counters.
+
+-- What was sold in bins of another width, into bins of this one. What is too much for one of them, because the limit is
+-- lower now, fills the next ones: it goes all the same, and nothing is sold beside it.
+local function resize(sold, width, bins)
+  local amounts, numbers = {}, {}
+  for bin, amount in pairs(sold) do
+    local number = math.floor(bin * width / bins.width + 0.000001)
+    if not amounts[number] then numbers[#numbers + 1] = number end
+    amounts[number] = (amounts[number] or 0) + amount
+  end
+  table.sort(numbers)
+  local resized, next_free = {}, -math.huge
+  for _, number in ipairs(numbers) do
+    local bin, amount = math.max(number, next_free), amounts[number]
+    while amount > 0.000001 do
+      local part = math.min(amount, bins.capacity - (resized[bin] or 0))
+      resized[bin] = (resized[bin] or 0) + part
+      amount = amount - part
+      if resized[bin] >= bins.capacity - 0.000001 then bin = bin + 1 end
+    end
+    next_free = bin
+  end
+  return resized
+end
 
 local function calendar_of(key, fields, dimensions, now)
-  local by_name, all, changed, passed = {}, {}, {}, {}
+  local by_name, all, changed, passed, widths = {}, {}, {}, {}, {}
   for position, dim in ipairs(dimensions) do
     all[position] = bins_of(dim)
     by_name[dim.name] = all[position]
+    widths[dim.name] = tonumber(fields['width:' .. dim.name] or all[position].width)
   end
   for field, value in pairs(fields) do
     local name, bin = string.match(field, '^(%a+):(%d+)$')
     local bins = by_name[name]
-    local begins = bins and tonumber(bin) * bins.width
-    -- One of a day ahead was numbered by another width, before a limit was changed.
-    if bins and begins + bins.width >= now and begins < now + 86400 then
+    local begins = bins and tonumber(bin) * widths[name]
+    -- Bins of a day ahead were numbered by a width that nobody wrote down.
+    if bins and begins + widths[name] >= now and begins < now + 86400 then
       bins.sold[tonumber(bin)] = tonumber(value)
     elseif bins then
       passed[#passed + 1] = field
@@ -29,6 +54,19 @@ local function calendar_of(key, fields, dimensions, now)
   local function change(bins, bin, amount)
     bins.sold[bin] = (bins.sold[bin] or 0) + amount
     changed[string.format('%s:%.0f', bins.name, bin)] = bins.sold[bin]
+  end
+
+  for _, bins in ipairs(all) do
+    local width = string.format('%.12g', bins.width)
+    if fields['width:' .. bins.name] ~= width then
+      local before = bins.sold
+      if math.abs(widths[bins.name] - bins.width) > 1e-9 then
+        bins.sold = {}
+        for bin in pairs(before) do passed[#passed + 1] = string.format('%s:%.0f', bins.name, bin) end
+        for bin, amount in pairs(resize(before, widths[bins.name], bins)) do change(bins, bin, amount) end
+      end
+      changed['width:' .. bins.name] = width
+    end
   end
 
   local calendar = {}
@@ -88,8 +126,8 @@ local function calendar_of(key, fields, dimensions, now)
   end
 
   function calendar.write()
-    for field, sold in pairs(changed) do redis.call('HSET', key, field, sold) end
     for _, field in ipairs(passed) do redis.call('HDEL', key, field) end
+    for field, value in pairs(changed) do redis.call('HSET', key, field, value) end
   end
 
   return calendar
