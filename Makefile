@@ -32,7 +32,7 @@ run: $(VENV)/run.stamp ## the main job: 1,319 real questions through 2 workers a
 	@$(BIN)/promptmill run examples/gsm8k.jsonl --simulate -o out/gsm8k.jsonl $(ARGS)
 
 check: lint ## lint, and the tests that start no worker processes: two minutes on two cores
-	$(BIN)/python -m pytest -n logical --dist worksteal --ignore tests/system $(ARGS)
+	$(BIN)/python -m pytest -n logical --dist worksteal --hypothesis-profile quick --ignore tests/system $(ARGS)
 
 test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool"
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
