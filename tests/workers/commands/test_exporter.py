@@ -27,7 +27,7 @@ from workers.cli import app
 from workers.limiter import Cost, LimiterView, snapshot
 from workers.limiter.rate import plan
 from workers.limiter.registry import fingerprint
-from workers.limiter.schedule import Ask, LimiterName, PauseReport, RedisSchedule
+from workers.limiter.shared.schedule import Ask, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.view import mark_listed
 
 from .exporter import PATIENCE_S, Exporter, exporter
