@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# On all cores. Those of tests/system run side by side by themselves, and keep two cores busy.
+QUICK_TESTS := $(BIN)/python -m pytest -n logical --dist worksteal --ignore tests/system
+
 .DEFAULT_GOAL := help
 .PHONY: help install run check test coverage browser lint format lock bench soak clean
 
@@ -32,13 +35,18 @@ run: $(VENV)/run.stamp ## the main job: 1,319 real questions through 2 workers a
 	@$(BIN)/promptmill run examples/gsm8k.jsonl --simulate -o out/gsm8k.jsonl $(ARGS)
 
 check: lint ## lint, and the tests that start no worker processes: two minutes on two cores
-	$(BIN)/python -m pytest -n logical --dist worksteal --ignore tests/system $(ARGS)
+	$(QUICK_TESTS) --hypothesis-profile quick $(ARGS)
 
-test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool"
-	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool" for some of them
+ifdef ARGS
+	$(BIN)/python -m pytest $(ARGS)
+else
+	$(QUICK_TESTS)
+	$(BIN)/python -m pytest tests/system
+endif
 
-coverage: $(VENV)/dev.stamp ## the tests of `make check` once more, and how much of the code they run
-	$(BIN)/python -m pytest -n logical --dist worksteal --ignore tests/system --cov --cov-report=term:skip-covered $(ARGS)
+coverage: $(VENV)/dev.stamp ## the tests of `make check`, and how much of the code they run
+	$(QUICK_TESTS) --cov --cov-report=term:skip-covered $(ARGS)
 
 browser: $(VENV)/dev.stamp ## a headless Chromium, for the tests that open Flower's pages
 	@$(BIN)/python -m tests.support.browser >/dev/null 2>&1 \

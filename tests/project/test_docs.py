@@ -90,7 +90,9 @@ def test_paths_in_docstrings_and_comments_exist() -> None:
     named = {
         (name, path)
         for name in code
-        for path in re.findall(r"\b(?:docs|workers|tasks|config)/[\w./-]+\.(?:md|py|lua)\b", (ROOT / name).read_text())
+        for path in re.findall(
+            r"\b(?:tests/)?(?:docs|workers|tasks|config)/[\w./-]+\.(?:md|py|lua)\b", (ROOT / name).read_text()
+        )
     }
     assert sorted((name, path) for name, path in named if path not in files()) == []
 

@@ -70,6 +70,7 @@ class Worker:
                 left = left[len(grant.slots) :]
             else:
                 self.now += max(grant.wait_s - grant.horizon_s, 0.05)
+                assert self.now < BEGINNING + 86_400, "it is never let go"
         return instant
 
     def _schedule(self) -> RedisSchedule:
