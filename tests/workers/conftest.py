@@ -21,7 +21,7 @@ from workers.http.session import Http
 from workers.limiter import Cost, Permit
 from workers.pipeline.offers import Offers
 from workers.pipeline.pipeline import Pipeline
-from workers.pipeline.retry import RetryPolicy
+from workers.pipeline.retry_policy import RetryPolicy
 from workers.prompt.job import Options, PromptJob
 from workers.providers.keyring import KeyRing
 from workers.simulator import RunningSimulator, SimulatorOptions, start

@@ -2,17 +2,17 @@
 
 In reading order, with what each stands in for:
 
-    app.py            the app, its task class and its signals         celery.Celery
-    tasks.py          prompts.chat and prompts.embed
-    request.py        one message as a job                            celery.worker.request.Request
-    consumer.py       the consumer, which never gives up on Redis     celery.worker.consumer.Consumer
-    heartbeat.py      a bootstep: leases renewed, cancels heard
-    sweep.py          a bootstep's thread: cancelled jobs leave the delayed ones
-    dead_letters.py   tells who waits for a message that is dead-lettered
-    control.py        remote control's `revoke`                       celery.worker.control
-    events.py         the event dispatcher                            celery.events.EventDispatcher
-    flower.py         Flower on our transport
-    runtime.py        the composition root of a worker process
+    app.py               the app, its task class and its signals         celery.Celery
+    tasks.py             prompts.chat and prompts.embed
+    request.py           one message as a job                            celery.worker.request.Request
+    consumer.py          the consumer, which never gives up on Redis     celery.worker.consumer.Consumer
+    lease_heartbeat.py   a bootstep: leases renewed, cancels heard
+    sweep.py             a bootstep's thread: cancelled jobs leave the delayed ones
+    dead_letters.py      tells who waits for a message that is dead-lettered
+    control.py           remote control's `revoke`                       celery.worker.control
+    events.py            the event dispatcher                            celery.events.EventDispatcher
+    flower.py            Flower on our transport
+    runtime.py           the composition root of a worker process
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from celery.signals import import_modules, setup_logging
 from ..pool.app import App
 from ..telemetry import logs
 from .flower import refuse_open_flower, show_queue_lengths
-from .heartbeat import Heartbeat
+from .lease_heartbeat import Heartbeat
 
 __all__ = ["app"]
 

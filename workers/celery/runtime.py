@@ -25,7 +25,7 @@ from ..http.session import Http
 from ..limiter import LimiterRegistry
 from ..pipeline.offers import OtherWorkers, offers
 from ..pipeline.pipeline import Pipeline
-from ..pipeline.retry import RetryPolicy
+from ..pipeline.retry_policy import RetryPolicy
 from ..providers.keyring import KeyRing
 from ..redis.clock import redis_clock
 from ..telemetry.failure_log import FailureLog

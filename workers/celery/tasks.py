@@ -14,7 +14,7 @@ from tasks.wire.message import TASK_NAMES
 from tasks.wire.redis_keys import QUEUE
 
 from ..broker.messages import MARKS
-from ..pool.task_pool import shutdown_has_begun
+from ..pool import shutdown
 from ..prompt.parked import Parked
 from ..redis.patience import OUR_REDIS, patiently
 from ..results.entry import JSONResult
@@ -86,7 +86,7 @@ async def _asked(wanted: str, call: Callable[..., Any], *args: Any, **kwargs: An
         try:
             return await asyncio.to_thread(call, *args, **kwargs)
         except OUR_REDIS:
-            if shutdown_has_begun():
+            if shutdown.has_begun():
                 raise Parked(0.0, "Redis is away, and the worker stops") from None  # due at once, for another
             raise
 

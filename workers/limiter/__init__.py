@@ -12,7 +12,7 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
     leasing/       the slots that this process has, and how it gets more
     shared/        the schedule in Redis that all processes lease from (lua/)
     pauses.py      since which 429, and until when, nobody may send
-    long_waits.py  what people are told where a provider asks for more than a pause
+    long_waits.py  what people read where a provider asks for more than a pause
     headers.py     what an answer's rate headers state of limits
     learned.py     limits that answers have stated
     rate.py        from a provider's limits to the safe pace

@@ -73,7 +73,7 @@ class Limiter:
         on_learned: Callable[[Mapping[LearnedLimit, int]], None] = lambda limits: None,
         on_pause: Callable[[float], None] = lambda left_s: None,
     ) -> None:
-        """`now`: epoch seconds, as deadlines are told. `hears_pauses`: whether the channel of pauses works.
+        """`now`: epoch seconds, as deadlines are given. `hears_pauses`: whether the channel of pauses works.
 
         `on_learned` is called when answers state other limits than before; it answers with `replan`. `on_pause` is
         called with the seconds that are left of a new or longer pause.
@@ -172,7 +172,7 @@ class Limiter:
         return max(self._opened_at, leases.caller.called_at)
 
     def overhear_pause(self, epoch: int, left_s: float) -> None:
-        """The channel tells of a 429 that some process has met."""
+        """The channel reports a 429 that some process has met."""
         self._leases.note_pause(epoch, self._loop.time() + left_s if left_s > 0 else -math.inf)
 
     def listen_again(self) -> None:

@@ -1,4 +1,4 @@
-"""A provider that asks for more than a pause: what people are told."""
+"""A provider that asks for more than a pause: what people read of it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def tell_long_wait(name: LimiterName, left_s: float, *, now: float) -> None:
 
 
 def long_wait(name: LimiterName, left_s: float, *, now: float) -> str:
-    """What people are told where a provider asks for more than a pause. `now` in epoch seconds."""
+    """What people read where a provider asks for more than a pause. `now` in epoch seconds."""
     until = datetime.fromtimestamp(now + left_s, UTC)
     return (
         f"Provider {name.provider} asks to wait {round(left_s / 60)} minutes before the next call of {name.model} "

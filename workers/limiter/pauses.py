@@ -34,7 +34,7 @@ class Pauses:
         return "longer"
 
     def covers(self, epoch: int, until: float) -> bool:
-        """Whether a 429 to a request of that epoch, which asks for `until`, tells nothing new."""
+        """Whether a 429 to a request of that epoch, which asks for `until`, is nothing new."""
         return epoch < self.epoch and until <= self.until + EARLY_S
 
     def left_s(self, now: float) -> float:

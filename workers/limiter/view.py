@@ -105,7 +105,7 @@ async def look(redis: Redis, provider: str, model: str, fingerprint: str, *, key
 
 def view_of(name: tuple[str, str, str], hashes: LimiterHashes, *, redis_now: float) -> LimiterView:
     """The limiter at `redis_now`, epoch seconds by Redis's clock."""
-    # As clock.lua tells the time: where Redis's clock was set back, the schedule's stands until it is told again.
+    # As clock.lua has the time: where Redis's clock was set back, the schedule's stands until it is set again.
     now = max(redis_now + _number(hashes.clock, b"ahead"), _number(hashes.clock, b"seen"))
     state, pause = hashes.state, _number(hashes.state, b"pause")
     lost_until = _number(state, b"lost_until")  # from when on the schedule that took the place of a lost one sells

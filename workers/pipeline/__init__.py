@@ -3,9 +3,9 @@
 pipeline.py      the ladder, and what comes of a job's way down: start reading here
 trip.py          a job under way; the shape that decides its rungs
 rungs/           one worry each
-retry.py         whether and when to try again: decisions are values
+retry_policy.py  whether and when to try again: decisions are values
 outages.py       providers that can't be reached from this process
 offers.py        which models this worker can call, and whether another can
-record_size.py   how large a result's record may be
+record_limit.py  how large a result's record may be
 outcome.py       the job's result
 """

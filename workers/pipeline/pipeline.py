@@ -24,7 +24,7 @@ from ..telemetry.counts import counts
 from .offers import Offers
 from .outages import Outages
 from .outcome import answered, unanswered
-from .record_size import RecordSizes
+from .record_limit import RecordSizes
 from .rungs.admission import Admission, Limits
 from .rungs.call import Call
 from .rungs.deadline import Deadline
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from ..http.session import Http
     from ..providers import Answer
     from ..providers.keyring import KeyRing
-    from .retry import RetryPolicy
+    from .retry_policy import RetryPolicy
     from .trip import Down, Rung
 
 __all__ = ["Ladder", "Pipeline"]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
     from .outages import Reason
-    from .record_size import RecordSizes
+    from .record_limit import RecordSizes
 
 __all__ = ["Down", "Route", "Rung", "Shape", "Trip"]
 

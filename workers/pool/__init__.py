@@ -1,13 +1,14 @@
 """Celery's worker pool: hundreds of jobs on one asyncio loop. Knows nothing of prompts but that a job may be parked.
 
-task_pool.py   what Celery asks of a pool, on the hub's thread
-job_loop.py    the loop's thread, and the jobs on it (job.py)
-outbox.py      from the loop's thread to the hub's
-greenlets.py   Celery's synchronous tracer, in greenlets on that loop
-threads.py     blocking calls of jobs
-app.py         app and task classes whose tasks may be coroutines
-job_stack.py   `current_task` and `task.request` for jobs that share a thread
-tracer.py      how failures pass through the tracer
+task_pool.py    what Celery asks of a pool, on the hub's thread
+shutdown.py     what SIGTERM and SIGQUIT do with the jobs that run
+job_loop.py     the loop's thread, and the jobs on it (job.py)
+outbox.py       from the loop's thread to the hub's
+greenlets.py    Celery's synchronous tracer, in greenlets on that loop
+threads.py      blocking calls of jobs
+app.py          app and task classes whose tasks may be coroutines
+job_stack.py    `current_task` and `task.request` for jobs that share a thread
+tracer.py       how failures pass through the tracer
 """
 
 from .task_pool import TaskPool

@@ -26,6 +26,7 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import ImproperlyConfigured
 from celery.worker import state as worker_state
 
+from . import shutdown
 from .app import Task
 from .job import Job
 from .job_loop import JobLoop
@@ -37,12 +38,9 @@ if TYPE_CHECKING:
     from kombu.asynchronous import Hub
     from kombu.asynchronous.semaphore import LaxBoundedSemaphore
 
-__all__ = ["TaskPool", "shutdown_has_begun"]
+__all__ = ["TaskPool"]
 
 logger = logging.getLogger("promptmill.pool")
-
-TERMINATE_TIMEOUT_S = 5.0
-"""How long a cold shutdown waits for the cancelled jobs' clean-up."""
 
 
 class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
@@ -115,27 +113,14 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         self._stopping = True
         if self._hub is not None:
             self.register_with_event_loop(self._hub)  # a connection that was lost just now has reset the hub
-        while self._jobs:
-            self._tick()
+        shutdown.finish(self._jobs, cast("Hub", self._hub), self._outbox)
         self._close()
 
     def on_terminate(self) -> None:
         """Cold shutdown: cancel all jobs, give their clean-up a moment, deliver what had already ended."""
         self._loop.end_all(lambda: tuple(self._jobs.values()))
-        until = time.monotonic() + TERMINATE_TIMEOUT_S
-        while self._jobs and time.monotonic() < until:
-            self._outbox.wait(0.05)
-            self._outbox.empty()
+        shutdown.clean_up(self._jobs, self._outbox)
         self._close()
-
-    def _tick(self) -> None:
-        try:
-            cast("Hub", self._hub).run_once()
-        except Exception as exc:  # noqa: BLE001 - of whatever kind, the transport's errors must not end the drain
-            # The broker is gone. Jobs still end, and their messages come back to another worker.
-            logger.warning("The broker connection failed while jobs were being finished: %r", exc)
-            self._outbox.wait(1.0)
-            self._outbox.empty()
 
     def _close(self) -> None:
         if self._loop.is_alive:
@@ -163,7 +148,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         **_: Any,
     ) -> Job | None:
         """Take a job, or, while stopping, leave it: its message then goes back to the queue."""
-        if self._state != self.RUN or shutdown_has_begun():
+        if self._state != self.RUN or shutdown.has_begun():
             return None
         task = self._tasks.get(args[0]) if len(args) > 2 else None  # (name, id, request, ...), as Celery's tracers take
         if task is not None:
@@ -191,7 +176,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
 
     def requests_to_start(self) -> list[Any]:
         """Celery's requests that wait for a free place. None while stopping: they are not started any more."""
-        if self._state != self.RUN or shutdown_has_begun():
+        if self._state != self.RUN or shutdown.has_begun():
             return []
         return [args[0] for _, args, _ in self._semaphore._waiting if args]
 
@@ -264,12 +249,6 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             "loop": self._loop.kind,
             "loop-beat-age-s": round(time.monotonic() - self.beat_at, 3),
         }
-
-
-def shutdown_has_begun() -> bool:
-    """Whether a signal has asked for it. The hub acts on that after its next event, which may be a place set free."""
-    stop, terminate = worker_state.should_stop, worker_state.should_terminate  # an exit code, of which 0 is one
-    return not (stop is None or stop is False) or not (terminate is None or terminate is False)
 
 
 def _current_limits(task: Any, request: dict[str, Any]) -> tuple[float | None, float | None]:

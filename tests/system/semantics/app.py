@@ -43,7 +43,7 @@ def _make_app() -> Celery:
         stock.conf.update(worker_pool=FLAVOUR, result_backend=REDIS_URL)
         return stock
     from config import celeryconfig
-    from workers.celery.heartbeat import Heartbeat
+    from workers.celery.lease_heartbeat import Heartbeat
     from workers.pool.app import App
 
     ours = App("semantics")

@@ -22,7 +22,7 @@ from workers.broker.compression import MAX_BODY_BYTES
 from workers.broker.kombu.channel import Channel
 from workers.broker.leases import Lease, Leases
 from workers.broker.messages import read
-from workers.celery.heartbeat import Heartbeat
+from workers.celery.lease_heartbeat import Heartbeat
 from workers.results.endings import Endings
 from workers.telemetry.counts import counts
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from workers.pipeline import record_size
-from workers.pipeline.record_size import MOST_BYTES
+from workers.pipeline import record_limit as record_size
+from workers.pipeline.record_limit import MOST_BYTES
 from workers.prompt.job import PromptJob
 
 VECTOR = "[" + ",".join(f"{random.Random(n).uniform(-0.1, 0.1):.9f}" for n in range(1_536)) + "]"

@@ -16,7 +16,7 @@ from pydantic import SecretStr
 from tasks.results import Attempt, PromptResult, Usage
 from workers.limiter import TooLargeForLimit, TooLate
 from workers.pipeline.pipeline import Pipeline
-from workers.pipeline.retry import RetryPolicy
+from workers.pipeline.retry_policy import RetryPolicy
 from workers.pipeline.trip import Trip
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob

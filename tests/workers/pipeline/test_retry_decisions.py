@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.pipeline.retry import GiveUp, Retry, RetryPolicy
+from workers.pipeline.retry_policy import GiveUp, Retry, RetryPolicy
 from workers.prompt.failure import Failure
 
 

@@ -16,7 +16,7 @@ from config.catalog import Catalog
 from tasks.errors import ERROR_CODES
 from tasks.results import Usage
 from workers.limiter.headers import rate_headers
-from workers.pipeline.retry import RetryPolicy
+from workers.pipeline.retry_policy import RetryPolicy
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
 from workers.providers import CODECS, RawResponse

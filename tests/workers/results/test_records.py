@@ -12,7 +12,7 @@ from celery.app.task import Context
 from tasks.results import PromptResult
 from tasks.wire import redis_keys
 from tasks.wire.record import read_outcome
-from workers.pipeline.record_size import MOST_BYTES
+from workers.pipeline.record_limit import MOST_BYTES
 from workers.pool.app import App
 from workers.results.backend import Backend
 from workers.results.entry import JSONResult

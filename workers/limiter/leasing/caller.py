@@ -63,7 +63,7 @@ class Caller:
             self._wake.set()
 
     def report(self, pause: PauseReport) -> None:
-        """A 429: it is told before anything else."""
+        """A 429: it is reported before anything else."""
         self._report = _joined(self._report, pause)
         self.nudge(self._loop.time())
 
@@ -158,7 +158,7 @@ class Caller:
 
 
 def _joined(first: PauseReport | None, second: PauseReport | None) -> PauseReport | None:
-    """Two 429s of one moment, told as one: the longer wait, the newer epoch."""
+    """Two 429s of one moment, reported as one: the longer wait, the newer epoch."""
     if first is None or second is None:
         return first or second
     asked = [each.asked_s for each in (first, second) if each.asked_s is not None]

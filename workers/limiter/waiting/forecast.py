@@ -42,7 +42,7 @@ class Forecast:
         now: Callable[[], float],
         time: Callable[[], float],
     ) -> None:
-        """`now`: epoch seconds, as deadlines are told. `time`: the monotonic clock, as pauses are."""
+        """`now`: epoch seconds, as deadlines are given. `time`: the monotonic clock, as pauses are."""
         self._queue = queue
         self._pauses = pauses
         self._estimator = estimator
@@ -53,7 +53,7 @@ class Forecast:
         self._next_return_at = -math.inf
 
     def note_turn(self, at: float, *, is_last: bool) -> None:
-        """Somebody is sent. After the last in the queue, the distance of the next turn tells nothing."""
+        """Somebody is sent. After the last in the queue, the distance of the next turn means nothing."""
         if self._turn_at > at - _FORGET_S:
             self._interval_s += _LEARNING * (at - self._turn_at - self._interval_s)
         self._turn_at = -math.inf if is_last else at

@@ -9,7 +9,7 @@ from tasks.results import Attempt
 
 from ...prompt.failure import Failure
 from ...telemetry.counts import counts
-from ..record_size import check_answer
+from ..record_limit import check_answer
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ...prompt.failure import Failure
-from ..retry import GiveUp, Retry
+from ..retry_policy import GiveUp, Retry
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
     from random import Random
 
     from ...providers import Answer
-    from ..retry import Decision, RetryPolicy
+    from ..retry_policy import Decision, RetryPolicy
     from ..trip import Down, Shape, Trip
 
 __all__ = ["Retries"]

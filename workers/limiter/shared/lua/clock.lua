@@ -4,7 +4,7 @@
 --
 -- It is Redis's TIME, except that it never goes back: when somebody sets the server's clock back, `ahead` grows by the
 -- difference, and every instant that is already in the schedule keeps its meaning. The hash `clock` holds `seen` (the
--- latest time told) and `ahead`; all limiters of a model share it. `given` stands in for TIME in tests.
+-- latest time given) and `ahead`; all limiters of a model share it. `given` stands in for TIME in tests.
 
 local function limiter_now(clock, given)
   local wall

@@ -1,16 +1,16 @@
 -- learned.lua: which of the limits that answers' headers state are believed.
 -- Gives: learned_limits(key, state, ask, dims, now) = "rpm=500,tpm=30000".
 --
--- One answer may be odd, so a limit that is told once stops nobody for long:
+-- One answer may be odd, so a limit that is stated once stops nobody for long:
 --
 -- - A limit below half of the one that is believed or stated, or of what was used in this minute or the last, counts from
---   its second telling on, a second and more after the first. So does a limit of a day where none is stated.
--- - Where nothing was known, the first limit that is told counts at once, but any higher one takes its place, and it is
---   forgotten when calls have ended for a minute without another answer that tells it.
--- - What was told twice is kept: the lowest. A higher one holds when the lower has not been told for ten minutes.
+--   its second statement on, a second and more after the first. So does a limit of a day where none is stated.
+-- - Where nothing was known, the first limit that is stated counts at once, but any higher one takes its place, and it is
+--   forgotten when calls have ended for a minute without another answer that states it.
+-- - What was stated twice is kept: the lowest. A higher one holds when the lower has not been stated for ten minutes.
 --
--- The state holds `told:<field>` = "limit at", what is believed; `sure:<field>` = the limit, where it was told twice; and
--- `doubt:<field>` = "limit at", what was told once and not believed. (A process of an older version writes `told` alone, and
+-- The state holds `told:<field>` = "limit at", what is believed; `sure:<field>` = the limit, where it was stated twice; and
+-- `doubt:<field>` = "limit at", what was stated once and not believed. (A process of an older version writes `told` alone, and
 -- does not say which fields it `learns`: it knows of three.)
 
 local apart_s, unsure_s, kept_s = 1, 60, 600

@@ -17,7 +17,7 @@ local function left(bins, bin) return bins.capacity - (bins.sold[bin] or 0) end
 -- Where an amount fits that may go at `from` at the earliest: its instant, how long the place holds, its first bin and
 -- how much it takes of that.
 local function find_request(bins, amount, from)
-  -- A request goes when its bin begins, or two could be nearer than 1 / rate. Instants are told in microseconds.
+  -- A request goes when its bin begins, or two could be nearer than 1 / rate. Instants are given in microseconds.
   local bin = math.ceil((from - 0.000002) / bins.width)
   while left(bins, bin) < amount do bin = bin + 1 end
   return { at = bin * bins.width, until_s = bin * bins.width, bins = bins, first = bin, head = amount, amount = amount }

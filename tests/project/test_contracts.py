@@ -1,0 +1,27 @@
+"""The import contracts forbid what their names say."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import tasks
+
+PROJECT = tomllib.loads((Path(tasks.__file__).parents[1] / "pyproject.toml").read_text())
+MODULES = {"python_dotenv": "dotenv"}
+"""Where a package's module has another name."""
+
+
+def modules_of(dependencies: list[str]) -> set[str]:
+    names = [re.split(r"[^\w-]", dependency, maxsplit=1)[0].replace("-", "_") for dependency in dependencies]
+    return {MODULES.get(name, name) for name in names}
+
+
+def test_the_client_may_import_no_dependency_but_redis() -> None:
+    contracts = PROJECT["tool"]["importlinter"]["contracts"]
+    [client] = [contract for contract in contracts if contract.get("source_modules") == ["tasks"]]
+    dependencies = modules_of(PROJECT["project"]["dependencies"])
+    assert "redis" in dependencies
+    assert dependencies - {"redis"} <= set(client["forbidden_modules"])
+    assert "redis" not in client["forbidden_modules"]
