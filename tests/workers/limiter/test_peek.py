@@ -19,7 +19,7 @@ from tests.support.redis_server import RedisServer
 from workers.limiter import LimiterView, snapshot
 from workers.limiter.cost import Cost
 from workers.limiter.rate import plan
-from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
+from workers.limiter.shared.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.view import LimiterHashes, mark_listed, view_of
 
 NAME = ("p", "m", "k")
@@ -47,7 +47,7 @@ class Worker:
         return grant
 
     async def refuse(self, asked_s: float | None) -> None:
-        await self._schedule().pause(PauseReport(epoch=self.epoch, asked_s=asked_s))
+        await self._schedule().pause(PauseReport(epoch=self.epoch, asked_s=asked_s, alone_s=60.0))
 
     async def peek(self) -> LimiterView:
         of = redis_keys.limiter(*NAME)

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from .schedule import PauseReport
+from ..shared.schedule import PauseReport
 from .slots import EARLY_S
 
 if TYPE_CHECKING:
+    from ..shared.schedule import Ask, Schedule
     from .leases import Leases
     from .outage import Outage
-    from .schedule import Ask, Schedule
 
 __all__ = ["CALL_TIMEOUT_S", "LEAST_GAP_S", "RETRY_S", "Caller"]
 
@@ -165,5 +165,6 @@ def _joined(first: PauseReport | None, second: PauseReport | None) -> PauseRepor
     return PauseReport(
         epoch=max(first.epoch, second.epoch),
         asked_s=max(asked, default=None),
+        alone_s=second.alone_s,
         went_free=max(first.went_free, second.went_free),
     )
