@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from config.catalog import Catalog
 from tasks.errors import ERROR_CODES
 from tasks.results import Usage
+from workers.limiter import Cost, Permit
 from workers.limiter.headers import rate_headers
 from workers.pipeline.retry import RetryPolicy
 from workers.prompt.failure import Failure
@@ -200,8 +201,6 @@ class _Observer:
         self._seen = seen
 
     def admit_free(self, *_: Any, **__: Any) -> Any:
-        from workers.limiter import Cost, Permit
-
         return Permit(self, Cost(), epoch=0)  # type: ignore[arg-type]
 
     def observe(self, headers: Any) -> None:
