@@ -104,6 +104,19 @@ async def test_a_wrong_key_is_named_and_never_shown(
     assert prompt not in caplog.text
 
 
+async def test_what_is_refused_by_name_waits_for_no_turn(
+    pipeline_to: Any, chat_job: Any, free_limits: Any, simulate: Any
+) -> None:
+    simulator = await simulate(dialect="anthropic")
+    table = provider_at(simulator, "anthropic")
+    async with pipeline_to(simulator.url, provider=table, limits=free_limits) as pipeline:
+        refused = await pipeline.run(chat_job(body={"seed": 7}))
+        assert (refused.error.code, refused.error.message.partition(":")[0]) == ("bad_request", "`seed`")
+        assert (free_limits.asked, simulator.stats()["calls"]) == ([], 0)
+        assert (await pipeline.run(chat_job())).ok
+    assert len(free_limits.asked) == 1
+
+
 REFUSALS = [
     ("400", "bad_request", False),
     ("403", "permission", False),
