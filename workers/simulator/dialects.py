@@ -19,7 +19,7 @@ from typing import Any, Literal
 import orjson
 
 from . import messages_api, replies
-from .limits import Allowance, reset_text
+from .limits import Allowance, Bucket, reset_text
 from .replies import ErrorParts
 from .request import ChatRequest, EmbeddingRequest, InvalidRequest, read_chat, read_embedding
 
@@ -236,8 +236,11 @@ def _mistral_error(_status: int, error: ErrorParts) -> bytes:
 
 
 def _mistral_limits(allowance: Allowance, now_s: float, _at_s: float) -> dict[str, str]:
+    """What is left of the minute, which a bucket does not know."""
     headers = {}
     for name, meter in allowance.meters:
+        if isinstance(meter, Bucket):
+            continue
         ours = {"requests": "req", "tokens": "tokens"}[name]
         headers[f"x-ratelimit-limit-{ours}-minute"] = str(meter.limit)
         headers[f"x-ratelimit-remaining-{ours}-minute"] = str(meter.remaining(now_s))

@@ -83,19 +83,20 @@ class _Site:
         return await route.handler(request)
 
     async def _paid_call(self, request: BaseRequest) -> StreamResponse:
-        call = self._begin(request)
+        key = self.dialect.key(request.headers)
+        call = self._begin(request, key)
         try:
-            return await self._served(request, call)
+            return await self._served(request, call, key)
         except (asyncio.CancelledError, ConnectionError):
             call.cancelled = True
             raise
         finally:
             self.ledger.end(call)
 
-    async def _served(self, request: BaseRequest, call: Call) -> StreamResponse:
+    async def _served(self, request: BaseRequest, call: Call, key: str) -> StreamResponse:
         endpoint, deployment = self._locate(request.path) or ("chat", None)
         incoming = Incoming(
-            key=self.dialect.key(request.headers),
+            key=key,
             endpoint=endpoint,
             deployment=deployment,
             headers=request.headers,
@@ -110,18 +111,18 @@ class _Site:
         return await deliver(request, plan, request_id={self.dialect.request_id: call.request_id})
 
     async def _redirected(self, request: BaseRequest) -> StreamResponse:
-        call = self._begin(request)
+        call = self._begin(request, self.dialect.key(request.headers))
         call.status = 200
         self.ledger.end(call)
         return json_response(b'{"redirected":true}')
 
-    def _begin(self, request: BaseRequest) -> Call:
+    def _begin(self, request: BaseRequest, key: str) -> Call:
         job_id = request.headers.get(JOB_ID_HEADER)
         call = Call(
             time=time.time(),
             path=request.path,
             request_id=next(self._request_ids),
-            authorized=self._provider.lets_in(self.dialect.key(request.headers)),
+            authorized=self._provider.lets_in(key),
             job_id=job_id[:_JOB_ID_KEPT_CHARS] if job_id else None,
         )
         self.ledger.begin(call)

@@ -271,7 +271,7 @@ def test_a_budget_leaves_room_for_the_answer() -> None:
         sent(chat(reasoning_effort="low", max_tokens=1_000), upstream=old)
 
 
-def test_anthropics_own_thinking_stands_over_the_effort() -> None:
+def test_anthropics_own_thinking_overrides_the_effort() -> None:
     found = sent(chat(thinking={"type": "enabled", "budget_tokens": 2_000}, reasoning_effort="high"))
     assert found["thinking"] == {"type": "enabled", "budget_tokens": 2_000}
     assert "output_config" not in found

@@ -15,6 +15,7 @@ from pydantic import SecretStr
 from config.catalog import Catalog
 from tasks.errors import ERROR_CODES
 from tasks.results import Usage
+from workers.limiter import Cost, Permit
 from workers.limiter.headers import rate_headers
 from workers.pipeline.retry_policy import RetryPolicy
 from workers.prompt.failure import Failure
@@ -101,6 +102,19 @@ async def test_a_wrong_key_is_named_and_never_shown(
     shown = caplog.text + repr(result) + json.dumps(result.to_dict())
     assert key not in shown
     assert prompt not in caplog.text
+
+
+async def test_what_is_refused_by_name_waits_for_no_turn(
+    pipeline_to: Any, chat_job: Any, free_limits: Any, simulate: Any
+) -> None:
+    simulator = await simulate(dialect="anthropic")
+    table = provider_at(simulator, "anthropic")
+    async with pipeline_to(simulator.url, provider=table, limits=free_limits) as pipeline:
+        refused = await pipeline.run(chat_job(body={"seed": 7}))
+        assert (refused.error.code, refused.error.message.partition(":")[0]) == ("bad_request", "`seed`")
+        assert (free_limits.asked, simulator.stats()["calls"]) == ([], 0)
+        assert (await pipeline.run(chat_job())).ok
+    assert len(free_limits.asked) == 1
 
 
 REFUSALS = [
@@ -200,8 +214,6 @@ class _Observer:
         self._seen = seen
 
     def admit_free(self, *_: Any, **__: Any) -> Any:
-        from workers.limiter import Cost, Permit
-
         return Permit(self, Cost(), epoch=0)  # type: ignore[arg-type]
 
     def observe(self, headers: Any) -> None:

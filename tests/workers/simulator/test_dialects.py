@@ -80,7 +80,7 @@ async def test_geminis_errors_are_a_list_and_hold_the_wait(simulate: Any, http: 
 
 
 async def test_mistral_refuses_a_field_that_it_does_not_know(simulate: Any, http: aiohttp.ClientSession) -> None:
-    simulator = await simulate(dialect="mistral", rpm=60, tpm=9_000)
+    simulator = await simulate(dialect="mistral", rpm=60, tpm=9_000, algorithm="sliding")
     url = f"{simulator.url}/chat/completions"
     status, body, _ = await post(http, url, question(metadata_of_ours=1))
     assert (status, body["param"]) == (422, "metadata_of_ours")

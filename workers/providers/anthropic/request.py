@@ -236,7 +236,7 @@ def _permit_parallel_calls(body: Mapping[str, Any], request: Fields) -> None:
 
 
 def _think(body: Mapping[str, Any], request: Fields) -> None:
-    """`reasoning_effort`, in the way of the model's generation. The API's own `thinking` stands over it."""
+    """`reasoning_effort`, in the way of the model's generation. The API's own `thinking` overrides it."""
     effort = body.get("reasoning_effort")
     if effort is None or "thinking" in request:
         return

@@ -85,7 +85,8 @@ class _Unusable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RowReader:
-    """Reads rows as the options of a run say. `model` stands over the row's own model, `default_model` in for none."""
+    """Reads rows as the options of a run say. `model` overrides the row's own model; `default_model` replaces
+    a missing one."""
 
     model: str | None = None
     default_model: str | None = DEFAULT_MODEL

@@ -35,7 +35,7 @@ class OwnServer:
             raise UnusableInput(f"{option}: {details['msg'].removeprefix('Value error, ')}.") from None
 
     def catalog_text(self) -> str:
-        """The same for a worker's file, which lies over the presets: their names too are the server's own."""
+        """The same for a worker's file, which overrides the presets: their names too are the server's own."""
         aliases = load_catalog().models
         tables = [table("providers", PROVIDER, self._provider())]
         tables += [table("models", alias, {"provider": PROVIDER, "upstream": alias}) for alias in aliases]
