@@ -280,7 +280,7 @@ async def test_a_limit_that_one_process_was_told_binds_the_others(client: Redis)
     assert gaps(granted) == pytest.approx([1 / plan(Limits(rpm=600)).dimensions[0].rate_per_s] * 4, abs=1e-5)
 
 
-async def test_limits_of_input_and_output_are_learned_apart_and_tell_of_nobody_else(client: Redis) -> None:
+async def test_limits_of_input_and_output_are_learned_apart(client: Redis) -> None:
     headers = [RateHeader("input", 30_000, 10, 50.0), RateHeader("output", 8_000, 10, 50.0)]
     learned = {"input_tpm": 30_000, "output_tpm": 8_000}
     first = await schedule(client, Limits(), now=998.0).acquire(Ask(process="a", seq=1, headers=headers))
