@@ -13,18 +13,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .cost import UNKNOWN, Cost
-from .degraded import WhenAway
-from .dispatch import Dispatcher
-from .forecast import Forecast
-from .free_flow import FreeFlow
 from .headers import HeaderReader, rate_headers, wait_s
-from .leases import LEASE_S, Leases
-from .outage import Outage
+from .leasing.degraded import WhenAway
+from .leasing.leases import LEASE_S, Leases
+from .leasing.outage import Outage
+from .leasing.settlements import Settlements
 from .pauses import Pauses
 from .permit import Permit
-from .schedule import PauseReport
-from .settlements import Settlements
-from .wait_queue import Waiter, WaitQueue
+from .shared.schedule import PauseReport
+from .waiting.dispatch import Dispatcher
+from .waiting.forecast import Forecast
+from .waiting.free_flow import FreeFlow
+from .waiting.wait_queue import Waiter, WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from .estimate import Estimator
     from .headers import LearnedLimit
     from .rate import Plan
-    from .schedule import Schedule
+    from .shared.schedule import Schedule
 
 __all__ = ["Limiter", "LimiterOptions"]
 

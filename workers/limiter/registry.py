@@ -8,7 +8,6 @@ import os
 import secrets
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime
 from functools import partial
 from hashlib import sha256
 from itertools import count
@@ -19,18 +18,19 @@ from redis.exceptions import RedisError
 from tasks.redis.cancellation import stop
 
 from ..providers.size import NO_MEDIA, Media
-from ..telemetry.notices import notices
-from .channel import PauseChannel
 from .cost import UNKNOWN, Cost
 from .errors import Moved
 from .estimate import Estimator
 from .headers import learned
 from .limiter import Limiter, LimiterOptions
-from .link import Link
+from .long_waits import tell_long_wait
+from .naming import Naming
 from .rate import plan
-from .schedule import LimiterName, RedisSchedule
+from .shared.channel import PauseChannel
+from .shared.link import Link
+from .shared.schedule import LimiterName, RedisSchedule
 from .view import LimiterView, listed, look, mark_listed
-from .wait_queue import Waiter, WaitQueue
+from .waiting.wait_queue import Waiter, WaitQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Mapping, Sequence
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from config.catalog import Limits, Model
     from tasks.wire.vocabulary import Priority
 
-    from .degraded import WhenAway
     from .headers import LearnedLimit
+    from .leasing.degraded import WhenAway
     from .permit import Permit
     from .rate import Plan
 
@@ -57,9 +57,6 @@ LIST_EVERY_S = 3_600.0
 LIST_AGAIN_S = 30.0
 NO_KEY = "none"
 
-SHARED = "*"
-"""In place of the model, in the name of the limiter that unnamed models share."""
-
 IDLE_S = 600.0
 """What nobody has used for so long is closed; Redis keeps its schedule."""
 
@@ -67,20 +64,10 @@ MOST_IDLE = 256
 """More than so many limiters are there only while they are used."""
 
 MOST_MODELS = 1_024
-"""Of so many models the lengths of answers are remembered, and of so many unnamed ones that they have limits."""
+"""Of so many models the lengths of answers are remembered."""
 
 LOOKS_AT_ONCE = 32
 """Limiters that a snapshot reads at a time: each takes a connection."""
-
-
-def long_wait(name: LimiterName, left_s: float, *, now: float) -> str:
-    """What people are told where a provider asks for more than a pause. `now` in epoch seconds."""
-    until = datetime.fromtimestamp(now + left_s, UTC)
-    return (
-        f"Provider {name.provider} asks to wait {round(left_s / 60)} minutes before the next call of {name.model} "
-        f"(key {name.fingerprint}). Its jobs wait until {until:%H:%M} UTC, and then one tries. If a quota is used up, "
-        "a higher tier or another key ends the wait."
-    )
 
 
 def fingerprint(key: SecretStr | None) -> str:
@@ -131,10 +118,8 @@ class LimiterRegistry:
         self._key_prefix = key_prefix
         self._options = LimiterOptions(process, when_away, degraded_for_s, longest_alone_s)
         self._weights = dict(tenant_weights or {})
-        self._organisations = dict(organisations or {})
-        self._named = named
+        self._naming = Naming(named, organisations or {})
         self._link = Link(redis)
-        self._has_limits: dict[tuple[str, str], None] = {}
         self._opened = count()
         self._closing: set[asyncio.Task[None]] = set()
         self._sweeping: asyncio.Task[None] | None = None
@@ -254,9 +239,9 @@ class LimiterRegistry:
     def pause_heard(self, limiter: str, epoch: int, left_s: float) -> None:
         if (found := self._by_text.get(limiter)) is not None:
             found.overhear_pause(epoch, left_s)
-        elif self._named is not None:
+        else:
             provider, _, rest = limiter.partition(":")
-            self._note_limits(provider, rest.rpartition(":")[0])
+            self._naming.note_limits(provider, rest.rpartition(":")[0])
 
     def hears_again(self) -> None:
         for limiter in self._limiters.values():
@@ -282,14 +267,14 @@ class LimiterRegistry:
     def _pool(self, model: Model, keys: Sequence[SecretStr | None]) -> list[tuple[Any, Limiter]]:
         identity = (model.provider, model.upstream, tuple(keys))
         if (pool := self._pools.get(identity)) is None:
-            identity = (*self._known_as(model), tuple(keys))
+            identity = (*self._naming.known_as(model), tuple(keys))
             if (pool := self._pools.get(identity)) is None:
                 offered = keys or (None,)
                 pool = self._pools[identity] = [(key, self._limiter(model, key, keys=len(offered))) for key in offered]
         return pool
 
     def _limiter(self, model: Model, key: SecretStr | None, *, keys: int) -> Limiter:
-        known_as = self._known_as(model)
+        known_as = self._naming.known_as(model)
         name = LimiterName(*known_as, fingerprint(key))
         if (limiter := self._limiters.get(name)) is None:
             self._close_idle(for_s=0.0, most=MOST_IDLE - 1)
@@ -298,30 +283,15 @@ class LimiterRegistry:
             self._has_new.set()
         return limiter
 
-    def _known_as(self, model: Model) -> tuple[str, str]:
-        """Provider and model of its limiters."""
-        name = (model.provider, model.upstream)
-        if self._named is None or model.name in self._named or name in self._has_limits:
-            return name
-        is_free = plan(model.limits, organisation=self._organisation(model)).is_free
-        return (model.provider, SHARED) if is_free else name
-
     def _mark(self, permit: Permit, model: Model, key: SecretStr | None, keys: Sequence[SecretStr | None]) -> None:
         permit.key = key
-        if self._named is not None and model.name not in self._named and self._known_as(model)[1] == SHARED:
+        if self._naming.is_shared(model):
             permit.owner = partial(self._own, model, key, keys=len(keys or (None,)))
 
     def _own(self, model: Model, key: SecretStr | None, *, keys: int) -> Limiter:
         """From now on the model's limiter is its own."""
-        self._note_limits(model.provider, model.upstream)
+        self._naming.note_limits(model.provider, model.upstream)
         return self._limiter(model, key, keys=keys)
-
-    def _note_limits(self, provider: str, upstream: str) -> None:
-        name = (provider, upstream)
-        self._has_limits.pop(name, None)
-        self._has_limits[name] = None
-        if len(self._has_limits) > MOST_MODELS:
-            del self._has_limits[next(iter(self._has_limits))]
 
     def _close_idle(self, *, for_s: float, most: int) -> None:
         """Those that nobody has used for so long, beyond the `most` that were used last."""
@@ -366,31 +336,26 @@ class LimiterRegistry:
             queue=WaitQueue(self._weights),
             hears_pauses=lambda: self._channel.hears,
             on_learned=learn,
-            on_pause=partial(self._tell_long_pause, name),
+            on_pause=partial(self._note_pause, name),
         )
         return limiter
 
-    def _tell_long_pause(self, name: LimiterName, left_s: float) -> None:
+    def _note_pause(self, name: LimiterName, left_s: float) -> None:
         """Of a pause that more than one answer has asked for: people may want to do something about it."""
         if left_s > self._options.longest_alone_s + _ROUNDING_S:
-            text = long_wait(name, left_s, now=self._now())
-            logger.warning("%s", text)
-            notices.tell("long_wait", str(name), text, lasts_s=left_s)
+            tell_long_wait(name, left_s, now=self._now())
 
     def _terms(
         self, name: LimiterName, model: Model, found: Mapping[LearnedLimit, int], *, keys: int
     ) -> tuple[Plan, RedisSchedule]:
         """The plan for what the catalogue states and answers have taught, and the schedule that sells by it."""
-        limits, above = learned(model.limits, found), self._organisation(model)
+        limits, above = learned(model.limits, found), self._naming.organisation(model)
         terms = plan(limits, stated=model.limits, organisation=above, keys=keys)
         schedule = RedisSchedule(self._redis, name, terms, learned=found, key_prefix=self._key_prefix, link=self._link)
         return terms, schedule
 
-    def _organisation(self, model: Model) -> Limits | None:
-        return model.organisation_limits or self._organisations.get(model.provider)
-
     def _estimator(self, model: Model) -> Estimator:
-        name = self._known_as(model)
+        name = self._naming.known_as(model)
         if (estimator := self._estimators.get(name)) is None:
             estimator = self._estimators[name] = Estimator()
             if len(self._estimators) > MOST_MODELS:
@@ -399,8 +364,10 @@ class LimiterRegistry:
 
     def _plans(self, model: Model) -> list[Plan]:
         """Of each key that was used; before any was, by the catalogue."""
-        limiters = self._by_model.get(self._known_as(model), ())
-        return [limiter.plan for limiter in limiters] or [plan(model.limits, organisation=self._organisation(model))]
+        limiters = self._by_model.get(self._naming.known_as(model), ())
+        return [limiter.plan for limiter in limiters] or [
+            plan(model.limits, organisation=self._naming.organisation(model))
+        ]
 
     async def _keep_listed(self) -> None:
         """Say which limiters there are, when there are new ones and every hour; for `snapshot`, nothing else."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from .cost import Cost
-    from .schedule import LimiterName
+    from .shared.schedule import LimiterName
 
 __all__ = ["MOST_LISTED", "LimiterHashes", "LimiterView", "listed", "look", "mark_listed", "view_of"]
 

@@ -11,7 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from workers.limiter.cost import Cost, DimensionName
 from workers.limiter.headers import LearnedLimit
 from workers.limiter.rate import BIN_S, Dimension, Plan
-from workers.limiter.schedule import Ask, Grant, Pause, PauseReport
+from workers.limiter.shared.schedule import Ask, Grant, Pause, PauseReport
 
 
 class PlainSchedule:

@@ -13,7 +13,7 @@ from config.catalog import Limits
 from tests.support.redis_server import RedisServer
 from workers.limiter.cost import Cost
 from workers.limiter.rate import Plan, plan
-from workers.limiter.schedule import Ask, Grant, LimiterName, RedisSchedule
+from workers.limiter.shared.schedule import Ask, Grant, LimiterName, RedisSchedule
 
 from .ledger import Ledger
 

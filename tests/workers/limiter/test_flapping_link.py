@@ -16,7 +16,7 @@ from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
 from workers.limiter import LimiterRegistry
-from workers.limiter.channel import PauseChannel
+from workers.limiter.shared.channel import PauseChannel
 
 from .test_registry import model, once
 

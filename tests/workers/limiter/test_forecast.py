@@ -12,10 +12,10 @@ from config.catalog import Limits
 from tasks.results import Usage
 from workers.limiter.cost import Cost
 from workers.limiter.estimate import Estimator
-from workers.limiter.forecast import Forecast
 from workers.limiter.pauses import Pauses
 from workers.limiter.rate import plan
-from workers.limiter.wait_queue import Waiter, WaitQueue
+from workers.limiter.waiting.forecast import Forecast
+from workers.limiter.waiting.wait_queue import Waiter, WaitQueue
 from workers.prompt.parked import Parked
 
 NOW_S = 1_000.0

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
+
+import pytest
 
 import workers.limiter
 
 FOLDER = Path(workers.limiter.__file__).parent
-MODULES = sorted(path for path in FOLDER.glob("*.py") if path.name != "__init__.py")
 
 
-def test_the_reading_order_names_every_module_once() -> None:
-    listed = [line.split()[0] for line in (workers.limiter.__doc__ or "").splitlines() if line.startswith("    ")]
-    assert sorted(listed) == [path.name for path in MODULES]
+@pytest.mark.parametrize("folder", ["", "waiting", "leasing", "shared"])
+def test_the_reading_order_names_every_module_once(folder: str) -> None:
+    path = FOLDER / folder
+    text = ast.get_docstring(ast.parse((path / "__init__.py").read_text()), clean=False) or ""
+    listed = [name.rstrip("/") for name in re.findall(r"^ *(\w+(?:\.py|/)) {2,}", text, re.MULTILINE)]
+    modules = [each.name for each in path.glob("*.py") if each.name != "__init__.py"]
+    folders = [each.parent.name for each in path.glob("*/__init__.py")]
+    assert sorted(listed) == sorted([*modules, *folders])

@@ -23,8 +23,8 @@ from workers.limiter.headers import LearnedLimit
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.permit import Permit
 from workers.limiter.rate import BIN_S, Plan, plan
-from workers.limiter.schedule import Grant
-from workers.limiter.wait_queue import Waiter, WaitQueue
+from workers.limiter.shared.schedule import Grant
+from workers.limiter.waiting.wait_queue import Waiter, WaitQueue
 from workers.prompt.parked import Parked
 
 from .ledger import Ledger

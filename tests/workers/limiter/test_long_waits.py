@@ -18,10 +18,10 @@ from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned
 from workers.limiter.limiter import Limiter, LimiterOptions
+from workers.limiter.long_waits import long_wait
 from workers.limiter.rate import Plan, plan
-from workers.limiter.registry import long_wait
-from workers.limiter.schedule import LimiterName
-from workers.limiter.wait_queue import Waiter
+from workers.limiter.shared.schedule import LimiterName
+from workers.limiter.waiting.wait_queue import Waiter
 
 from .test_unstated_limits import HeardSchedule
 

@@ -22,8 +22,8 @@ from tasks.results import Usage
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
 from workers.limiter import LimiterRegistry, registry, snapshot
-from workers.limiter.link import MOST_CONNECTIONS, Link
-from workers.limiter.scripts import ACQUIRE
+from workers.limiter.shared.link import MOST_CONNECTIONS, Link
+from workers.limiter.shared.scripts import ACQUIRE
 
 from .test_registry import model as model_of
 from .test_registry import once
@@ -99,7 +99,7 @@ async def test_a_made_up_name_with_limits_gets_a_limiter_of_its_own(client: Redi
         await once(limits, told)
         assert time.monotonic() - began_at < 0.5
         await wait_until_async(
-            lambda: ("p", "refused") in other._has_limits, description="the other hears of the pause"
+            lambda: ("p", "refused") in other._naming._has_limits, description="the other hears of the pause"
         )
         await asyncio.gather(once(limits, refused), once(other, refused))
         assert time.monotonic() - began_at > 0.8

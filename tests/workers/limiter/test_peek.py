@@ -19,7 +19,7 @@ from tests.support.redis_server import RedisServer
 from workers.limiter import LimiterView, snapshot
 from workers.limiter.cost import Cost
 from workers.limiter.rate import plan
-from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
+from workers.limiter.shared.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.view import LimiterHashes, mark_listed, view_of
 
 NAME = ("p", "m", "k")

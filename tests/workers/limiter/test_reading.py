@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from config.catalog import Limits
 from tasks.results import Usage
-from workers.limiter.clock import ScheduleClock
 from workers.limiter.cost import Cost
 from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned, rate_headers, wait_s
+from workers.limiter.shared.clock import ScheduleClock
 from workers.providers.durations import until_s
 from workers.providers.size import Media
 from workers.simulator.limits import reset_text

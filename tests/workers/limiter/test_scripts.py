@@ -16,9 +16,9 @@ from config.catalog import Limits
 from tasks.wire import redis_keys
 from workers.limiter.cost import Cost
 from workers.limiter.headers import RateHeader
+from workers.limiter.leasing.settlements import Refund
 from workers.limiter.rate import BIN_S, plan
-from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
-from workers.limiter.settlements import Refund
+from workers.limiter.shared.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.view import look
 
 from .ledger import Ledger

@@ -25,9 +25,9 @@ from config.catalog import Limits
 from tasks.wire import redis_keys
 from tests.support.redis_server import RedisServer
 from workers.limiter.cost import Cost, DimensionName
+from workers.limiter.leasing.settlements import Refund
 from workers.limiter.rate import BIN_S, Dimension, Plan, plan
-from workers.limiter.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
-from workers.limiter.settlements import Refund
+from workers.limiter.shared.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule
 
 from .ledger import Ledger
 

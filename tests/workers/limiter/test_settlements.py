@@ -6,9 +6,9 @@ import asyncio
 
 from tasks.results import Usage
 from workers.limiter.cost import Cost
+from workers.limiter.leasing.settlements import Refund, Settlements
+from workers.limiter.leasing.slots import Slot, Slots
 from workers.limiter.rate import BIN_S
-from workers.limiter.settlements import Refund, Settlements
-from workers.limiter.slots import Slot, Slots
 
 RESERVED = Cost(100, 400)
 AT_10 = int(10.0 / BIN_S)

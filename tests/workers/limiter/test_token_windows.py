@@ -20,8 +20,8 @@ from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.rate import Plan, plan
-from workers.limiter.schedule import LimiterName, RedisSchedule
-from workers.limiter.wait_queue import Waiter
+from workers.limiter.shared.schedule import LimiterName, RedisSchedule
+from workers.limiter.waiting.wait_queue import Waiter
 from workers.simulator.limits import Allowance
 
 TPM = 200_000

@@ -19,8 +19,8 @@ from workers.limiter.estimate import Estimator
 from workers.limiter.headers import learned
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.rate import Plan, plan
-from workers.limiter.schedule import Pause, PauseReport
-from workers.limiter.wait_queue import Waiter
+from workers.limiter.shared.schedule import Pause, PauseReport
+from workers.limiter.waiting.wait_queue import Waiter
 from workers.simulator.limits import Allowance
 
 from .test_token_windows import VirtualSchedule

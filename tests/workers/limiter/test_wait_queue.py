@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tasks.wire.vocabulary import PRIORITIES, Priority
 from workers.limiter.cost import Cost
-from workers.limiter.wait_queue import Waiter, WaitQueue
+from workers.limiter.waiting.wait_queue import Waiter, WaitQueue
 
 waiters = st.tuples(st.sampled_from(PRIORITIES), st.sampled_from("abc"), st.floats(0.1, 4))
 

@@ -54,7 +54,7 @@ _leases: dict[tuple[Any, ...], Leases] = {}
 class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no types
     """A channel that takes messages under leases.
 
-    It has many methods, because kombu asks one class for all: a third are kombu's own.
+    More than 25 methods, because kombu asks one class for all: a third are kombu's own.
     """
 
     QoS = QoS

@@ -5,27 +5,27 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
+from ..cost import Cost
+from ..learned import LearnedLimits
+from ..shared.clock import ScheduleClock
+from ..shared.schedule import LONGEST_HORIZON_S, Ask, Grant, Pause, PauseReport
+from ..waiting.dispatch import MOST_DIFFERENT_COSTS
 from .caller import LEAST_GAP_S, Caller
-from .clock import ScheduleClock
-from .cost import Cost
-from .dispatch import MOST_DIFFERENT_COSTS
-from .learned import LearnedLimits
-from .schedule import LONGEST_HORIZON_S, Ask, Grant, Pause, PauseReport
 from .slots import EARLY_S, Slot, Slots
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Mapping, Sequence
 
-    from .dispatch import Dispatcher
-    from .estimate import Estimator
-    from .headers import LearnedLimit, RateHeader
+    from ..estimate import Estimator
+    from ..headers import LearnedLimit, RateHeader
+    from ..pauses import Pauses
+    from ..rate import Plan
+    from ..shared.schedule import Schedule
+    from ..waiting.dispatch import Dispatcher
+    from ..waiting.wait_queue import Waiter, WaitQueue
     from .outage import Outage
-    from .pauses import Pauses
-    from .rate import Plan
-    from .schedule import Schedule
     from .settlements import Settlements
-    from .wait_queue import Waiter, WaitQueue
 
 __all__ = ["LEASE_S", "Leases"]
 

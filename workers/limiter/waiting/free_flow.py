@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
+    from ..leasing.leases import Leases
+    from ..leasing.outage import Outage
+    from ..pauses import Pauses
     from .dispatch import Dispatcher
-    from .leases import Leases
-    from .outage import Outage
-    from .pauses import Pauses
     from .wait_queue import WaitQueue
 
 __all__ = ["ALONE_S", "FreeFlow"]

@@ -12,11 +12,11 @@ from .slots import Slot
 if TYPE_CHECKING:
     import asyncio
 
+    from ..pauses import Pauses
+    from ..waiting.dispatch import Dispatcher
+    from ..waiting.wait_queue import WaitQueue
     from .degraded import WhenAway
-    from .dispatch import Dispatcher
     from .leases import Leases
-    from .pauses import Pauses
-    from .wait_queue import WaitQueue
 
 __all__ = ["Outage"]
 

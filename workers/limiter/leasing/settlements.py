@@ -6,11 +6,11 @@ import math
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from .cost import UNKNOWN
-from .rate import BIN_S
+from ..cost import UNKNOWN
+from ..rate import BIN_S
 
 if TYPE_CHECKING:
-    from .cost import Cost, TokenUsage
+    from ..cost import Cost, TokenUsage
 
 __all__ = ["Refund", "Settlements"]
 

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING
 
 from tasks.wire.vocabulary import PRIORITIES, Priority
 
-from .cost import Cost
+from ..cost import Cost
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Iterator, Mapping
 
-    from .permit import Permit
+    from ..permit import Permit
 
 __all__ = ["LEAST_SHARES", "WaitQueue", "Waiter"]
 

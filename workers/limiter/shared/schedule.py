@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks.wire import redis_keys
 
-from .cost import Cost
-from .headers import LEARNED_LIMITS, LearnedLimit
+from ..cost import Cost
+from ..headers import LEARNED_LIMITS, LearnedLimit
+from ..rate import BIN_S
 from .link import Link
-from .rate import BIN_S
 from .scripts import ACQUIRE, PAUSE
 
 if TYPE_CHECKING:
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from tasks.redis.script import Script
 
-    from .headers import RateHeader
-    from .rate import Dimension, Plan
-    from .settlements import Refund
+    from ..headers import RateHeader
+    from ..leasing.settlements import Refund
+    from ..rate import Dimension, Plan
 
 __all__ = ["LONGEST_HORIZON_S", "Ask", "Grant", "LimiterName", "Pause", "PauseReport", "RedisSchedule", "Schedule"]
 

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .errors import Moved, TooLate
+from ..errors import Moved, TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from .cost import Cost
+    from ..cost import Cost
+    from ..leasing.settlements import Settlements
+    from ..leasing.slots import Slot
+    from ..permit import Permit
+    from ..rate import Plan
     from .forecast import Forecast
-    from .permit import Permit
-    from .rate import Plan
-    from .settlements import Settlements
-    from .slots import Slot
     from .wait_queue import Waiter, WaitQueue
 
 __all__ = ["MOST_DIFFERENT_COSTS", "Dispatcher"]

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .cost import Cost
+from ..cost import Cost
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from .rate import Plan
+    from ..rate import Plan
 
 __all__ = ["LocalPace", "WhenAway"]
 

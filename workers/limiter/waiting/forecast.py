@@ -5,18 +5,18 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from ..prompt.parked import Parked
-from .cost import Cost
-from .errors import TooLate
+from ...prompt.parked import Parked
+from ..cost import Cost
+from ..errors import TooLate
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from tasks.wire.vocabulary import Priority
 
-    from .estimate import Estimator
-    from .pauses import Pauses
-    from .rate import Plan
+    from ..estimate import Estimator
+    from ..pauses import Pauses
+    from ..rate import Plan
     from .wait_queue import Waiter, WaitQueue
 
 __all__ = ["Forecast"]

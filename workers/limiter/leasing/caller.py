@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from redis.exceptions import RedisError
 
-from .schedule import PauseReport
+from ..shared.schedule import PauseReport
 from .slots import EARLY_S
 
 if TYPE_CHECKING:
+    from ..shared.schedule import Ask, Schedule
     from .leases import Leases
     from .outage import Outage
-    from .schedule import Ask, Schedule
 
 __all__ = ["CALL_TIMEOUT_S", "LEAST_GAP_S", "RETRY_S", "Caller"]
 

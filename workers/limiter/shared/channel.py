@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.client import PubSub
 
-    from .registry import LimiterRegistry
+    from ..registry import LimiterRegistry
 
 __all__ = ["PauseChannel"]
 

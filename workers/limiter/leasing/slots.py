@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable, Iterator
 
-    from .cost import Cost
-    from .wait_queue import Waiter
+    from ..cost import Cost
+    from ..waiting.wait_queue import Waiter
 
 __all__ = ["EARLY_S", "Slot", "Slots"]
 
