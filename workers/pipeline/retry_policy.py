@@ -7,8 +7,8 @@ The rule, for the n-th failed attempt::
     after_s  = min(cap_s, floor + a random share of ceiling)        "full jitter"
 
 So we never come back before the provider's `Retry-After`, except when it asks for more than `cap_s`: then the
-job waits `cap_s` and takes its chance, because one provider's header must not hold a job for hours. One counter
-of attempts serves every cause of failure, and no wait reaches past the job's deadline.
+job waits `cap_s` and takes its chance, because one answer's header must not hold a job for hours, and the call is no
+attempt. One counter of attempts serves every cause of failure, and no wait reaches past the job's deadline.
 """
 
 from __future__ import annotations

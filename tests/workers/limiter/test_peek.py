@@ -47,7 +47,8 @@ class Worker:
         return grant
 
     async def refuse(self, asked_s: float | None) -> None:
-        await self._schedule().pause(PauseReport(epoch=self.epoch, asked_s=asked_s, alone_s=60.0))
+        # Believed at once: after a wait that is doubted, nobody can tell when the others go.
+        await self._schedule().pause(PauseReport(epoch=self.epoch, asked_s=asked_s, alone_s=90.0))
 
     async def peek(self) -> LimiterView:
         of = redis_keys.limiter(*NAME)
