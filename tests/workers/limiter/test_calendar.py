@@ -113,7 +113,7 @@ async def test_a_lump_goes_when_its_place_has_lasted_for_a_burst(client: Redis) 
 
 
 async def test_what_is_sold_stays_sold_when_the_limit_changes(client: Redis) -> None:
-    """Twenty requests are sold ahead. At half the limit they fill twice the time; at a higher one there is room between."""
+    """Twenty requests are sold ahead. At half the limit they fill twice the time; at more there is room between."""
 
     def terms_of(rpm: int) -> Plan:
         return plan(Limits(), organisation=Limits(rpm=rpm, algorithm="bucket"), keys=3)
