@@ -149,6 +149,6 @@ async def sold_in(client: Redis) -> float:
     total = 0.0
     async for name in client.scan_iter("*"):
         if await client.type(name) == b"hash":
-            fields = await client.hgetall(name)
+            fields: dict[bytes, bytes] = await client.hgetall(name)  # type: ignore[assignment] # redis-py's types
             total += sum(float(sold) for field, sold in fields.items() if re.fullmatch(rb"tokens:\d+", field))
     return total
