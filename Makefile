@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help install run check test browser lint format lock bench soak clean
+.PHONY: help install run check test coverage browser lint format lock bench soak clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -37,6 +37,9 @@ check: lint ## lint, and the tests that start no worker processes: two minutes o
 test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool"
 	$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
 
+coverage: $(VENV)/dev.stamp ## the tests of `make check` once more, and how much of the code they run
+	$(BIN)/python -m pytest -n logical --dist worksteal --ignore tests/system --cov --cov-report=term:skip-covered $(ARGS)
+
 browser: $(VENV)/dev.stamp ## a headless Chromium, for the tests that open Flower's pages
 	@$(BIN)/python -m tests.support.browser >/dev/null 2>&1 \
 		|| { test "$$(id -u)" = 0 && apt-get update -q \
@@ -67,4 +70,4 @@ lock: ## pin the dependencies anew (needs uv)
 		--python-version 3.11 --no-header --quiet --output-file requirements/dev.lock
 
 clean: ## remove what the targets made
-	rm -rf $(VENV) out dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) out dist .coverage .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -110,13 +110,11 @@ class Provider:
     def plan(self, call: Call, body: bytes, incoming: Incoming, *, now_s: float) -> Plan:
         """Decide on a call, and enter what is known of it in `call`. `now_s` is on a clock that never goes back."""
         plan = self._plan(call, body, incoming, now_s)
-        return replace(plan, fault=self._spoken(plan.fault))
-
-    def _spoken(self, fault: Fault | None) -> Fault | None:
-        """An error in the dialect's words."""
-        if not isinstance(fault, Instead) or fault.error is None or self.dialect.name == "openai":
-            return fault
-        return replace(fault, body=self.dialect.error(fault.status, fault.error))
+        fault = plan.fault
+        if fault is None or self.dialect.name == "openai" or not isinstance(fault, Instead) or fault.error is None:
+            return plan
+        spoken = replace(fault, body=self.dialect.error(fault.status, fault.error))
+        return replace(plan, fault=spoken)
 
     def _plan(self, call: Call, body: bytes, incoming: Incoming, now_s: float) -> Plan:
         forced_fault = incoming.forced_fault

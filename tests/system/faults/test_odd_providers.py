@@ -7,8 +7,8 @@ from typing import Any
 
 from tests.support.waiting import wait_until
 
+from ...support.scripted import Answer, Asked, ScriptedProvider, completion
 from .harness import MESSAGES, World
-from .scripted import Answer, Asked, ScriptedProvider, completion
 
 WITHIN_S = 30.0
 

@@ -84,3 +84,15 @@ def test_without_a_model_the_rows_must_name_it(
     assert "give --model" in finished.stderr
     answered = [row["promptmill"].get("answered_by") for row in rows_of(tmp_path / "out.jsonl")]
     assert "server/gpt-4o" in answered, "a preset's name is the server's own here"
+
+
+def test_a_providers_own_name_needs_no_catalogue(promptmill_run: RunCommand, tmp_path: Path) -> None:
+    """The run's check, the client's and the worker's agree on it."""
+    (tmp_path / "in.jsonl").write_text(
+        '{"prompt": "a", "model": "groq/maker/new"}\n{"prompt": "b", "model": "nobody/new"}\n', encoding="utf-8"
+    )
+    finished = promptmill_run("in.jsonl", "-o", "out.jsonl", "--simulate", "--workers", "1", "--json")
+    assert (finished.code, finished.summary["succeeded"], finished.summary["bad_rows"]) == (2, 1, 1)
+    [good, bad] = sorted(rows_of(tmp_path / "out.jsonl"), key=lambda row: row["custom_id"])
+    assert (good["promptmill"]["answered_by"], good["promptmill"]["cost_usd"]) == ("groq/maker/new", None)
+    assert bad["error"]["code"] == "not_found"

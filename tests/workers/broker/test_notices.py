@@ -34,7 +34,7 @@ def test_the_latest_of_each_subject_is_told_once(broker: Broker, client: Any) ->
     assert 0 < client.ttl(redis_keys.NOTICES) <= redis_keys.NOTICES_TTL_S
 
 
-def test_a_short_notice_holds_until_somebody_can_have_seen_it(broker: Broker, client: Any) -> None:
+def test_a_notice_of_a_moment_holds_until_it_can_have_been_seen(broker: Broker, client: Any) -> None:
     notices.tell("unreachable", "mute", "It is away.", lasts_s=1)
     broker.say_news()
     assert told(client)[FIELD]["until_ms"] == LEAST_S * 1000

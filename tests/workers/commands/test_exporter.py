@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,31 +17,26 @@ import redis
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from pydantic import SecretStr
 from redis.asyncio import Redis
+from typer.testing import CliRunner
 
 from config.catalog import Limits
 from tasks import PromptQueue
 from tests.support.redis_server import RedisServer
 from tests.workers.broker.broker import Broker, message
+from workers.cli import app
 from workers.limiter import Cost, LimiterView, snapshot
 from workers.limiter.rate import plan
 from workers.limiter.registry import fingerprint
 from workers.limiter.shared.schedule import Ask, LimiterName, PauseReport, RedisSchedule
 from workers.limiter.view import mark_listed
 
-from .exporter import COMMAND, PATIENCE_S, Exporter, exporter, inherited
+from .exporter import PATIENCE_S, Exporter, exporter
 
 KEY = SecretStr("sk-canary-key")
 NAME = LimiterName("p", "m", fingerprint(KEY))
 LABELS = (NAME.fingerprint, NAME.model, NAME.provider)
 PRIORITIES = ("interactive", "normal", "6", "bulk")
 ALWAYS = {"promptmill_up", "promptmill_scrape_duration_seconds"}
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.close()
 
 
 @pytest.fixture(scope="module")
@@ -271,10 +265,8 @@ def test_a_redis_that_was_never_there_is_waited_for(tmp_path: Path) -> None:
 
 def refused(*options: str) -> str:
     """What it says before it ends. It must be one line."""
-    done = subprocess.run(
-        [*COMMAND, *options], capture_output=True, text=True, env=inherited(), timeout=PATIENCE_S, check=False
-    )
-    assert (done.returncode, done.stdout) == (2, "")
+    done = CliRunner().invoke(app, ["metrics", *options])
+    assert (done.exit_code, done.stdout) == (2, "")
     [line] = done.stderr.splitlines()
     return line
 

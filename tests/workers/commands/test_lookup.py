@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterator
 
 import pytest
 from redis.asyncio import Redis
@@ -20,18 +19,11 @@ from workers.limiter import Cost, LimiterRegistry
 MESSAGES = [{"role": "user", "content": "the canary prompt"}]
 
 
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.close()
-
-
 @pytest.fixture
-def url(redis_server: RedisServer) -> str:
-    with redis_server.client() as client:
+def url(server: RedisServer) -> str:
+    with server.client() as client:
         client.flushall()
-    return redis_server.url
+    return server.url
 
 
 def promptmill(*args: str, columns: int = 200) -> Result:
@@ -122,10 +114,10 @@ def test_the_command_line_lists_what_the_interface_promises() -> None:
 
 
 @pytest.mark.parametrize("columns", [20, 80, 200])
-def test_dead_list_shows_ids_that_dead_show_takes(url: str, redis_server: RedisServer, columns: int) -> None:
+def test_dead_list_shows_ids_that_dead_show_takes(url: str, server: RedisServer, columns: int) -> None:
     ids = ["7c1a2c9e-3b5f-4f0e-9d2a-2f8f0c6f6a55", "invoice-" + "2026-" * 20, "x"]
     reason = "no worker knows the task prompts.renamed; start one that does, or retry it later"
-    with redis_server.client() as client:
+    with server.client() as client:
         for job_id in ids:
             letter = {"id": job_id, "at": 0, "task": "prompts.renamed", "kind": "unknown_task", "reason": reason}
             client.lpush("pm:dead", json.dumps({**letter, "queue": "prompts", "message": "{}"}))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import pytest
 from redis.asyncio import Redis
@@ -16,13 +16,6 @@ from tests.support.redis_server import RedisServer
 from workers.commands.run import notices
 
 KEY = "p:" + redis_keys.NOTICES
-
-
-@pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.close()
 
 
 @pytest.fixture
@@ -54,7 +47,7 @@ async def until_said(texts: list[str], count: int) -> None:
             await asyncio.sleep(0.01)
 
 
-async def test_each_text_is_shown_once_whoever_tells_it(redis: Redis, said: list[str]) -> None:
+async def test_each_text_is_shown_once_however_often_it_is_told(redis: Redis, said: list[str]) -> None:
     for text in ("one", "one", "two"):
         await tell(redis, "a", text, lasts_s=60)
         await tell(redis, "b", text, lasts_s=60)

@@ -47,7 +47,7 @@ class Worker:
         return grant
 
     async def refuse(self, asked_s: float | None) -> None:
-        await self._schedule().pause(PauseReport(epoch=self.epoch, asked_s=asked_s))
+        await self._schedule().pause(PauseReport(epoch=self.epoch, asked_s=asked_s, alone_s=60.0))
 
     async def peek(self) -> LimiterView:
         of = redis_keys.limiter(*NAME)

@@ -118,7 +118,7 @@ async def test_an_unknown_limit_is_cut_by_a_429_and_recovers(client: Redis) -> N
     for seq in range(1, 31):
         await schedule(client, free, now=now + seq).acquire(Ask(process="a", seq=seq, went_free=10, epoch=int(seq > 1)))
     now += 31
-    await schedule(client, free, now=now).pause(PauseReport(epoch=1, asked_s=2.0))
+    await schedule(client, free, now=now).pause(PauseReport(epoch=1, asked_s=2.0, alone_s=60.0))
     capped = await schedule(client, free, now=now + 2).acquire(ask("a", 40, 256, backlog=500))
     assert capped.is_capped
     gap_s = capped.slots[1] - capped.slots[0]
@@ -280,7 +280,7 @@ async def test_a_limit_that_one_process_was_told_binds_the_others(client: Redis)
     assert gaps(granted) == pytest.approx([1 / plan(Limits(rpm=600)).dimensions[0].rate_per_s] * 4, abs=1e-5)
 
 
-async def test_limits_of_input_and_output_are_learned_apart_and_tell_of_nobody_else(client: Redis) -> None:
+async def test_limits_of_input_and_output_are_learned_apart(client: Redis) -> None:
     headers = [RateHeader("input", 30_000, 10, 50.0), RateHeader("output", 8_000, 10, 50.0)]
     learned = {"input_tpm": 30_000, "output_tpm": 8_000}
     first = await schedule(client, Limits(), now=998.0).acquire(Ask(process="a", seq=1, headers=headers))
@@ -810,7 +810,7 @@ async def test_what_is_owed_at_a_lower_limit_is_owed_for_a_minute(client: Redis)
 
 
 async def paused(client: Redis, limits: Limits, *, now: float, epoch: int, asked_s: float | None = 2.0) -> Any:
-    return await schedule(client, limits, now=now).pause(PauseReport(epoch=epoch, asked_s=asked_s))
+    return await schedule(client, limits, now=now).pause(PauseReport(epoch=epoch, asked_s=asked_s, alone_s=60.0))
 
 
 async def test_a_known_limit_is_cut_at_the_second_pause_and_recovers(client: Redis) -> None:

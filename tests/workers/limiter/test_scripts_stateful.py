@@ -276,7 +276,7 @@ class Scripts(RuleBasedStateMachine):
     @rule(name=st.sampled_from(sorted(set(KEYS.values()))), asked_s=st.none() | st.floats(0, 60), is_old=st.booleans())
     def a_429(self, name: str, asked_s: float | None, is_old: bool) -> None:
         key = self.keys[name]
-        report = PauseReport(epoch=0 if is_old else key.epoch, asked_s=asked_s)
+        report = PauseReport(epoch=0 if is_old else key.epoch, asked_s=asked_s, alone_s=60.0)
         pause = self.runner.run(self.schedule(name).pause(report))
         assert pause.until >= key.paused_until - 1e-5, "a pause was made shorter"
         assert pause.until >= pause.now + (asked_s or 0.0) - 1e-5, "less than the provider asked for"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -34,7 +34,7 @@ each_kind = pytest.mark.parametrize("kind", CODECS)
 
 
 def dialect_of(wire: str) -> Any:
-    return DIALECTS["azure" if wire == CLASSIC else wire]
+    return cast("dict[str, Any]", DIALECTS)["azure" if wire == CLASSIC else wire]
 
 
 def provider_at(simulator: Any, wire: str, **fields: Any) -> dict[str, Any]:

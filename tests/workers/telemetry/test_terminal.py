@@ -34,13 +34,6 @@ LETTER: dict[str, Any] = {
 }
 
 
-@pytest.fixture(scope="module")
-def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    server = RedisServer(tmp_path_factory.mktemp("redis"))
-    yield server
-    server.close()
-
-
 def shown(server: RedisServer, *arguments: str) -> str:
     environ = {"COLUMNS": "300", "TERM": "dumb"}
     output = CliRunner().invoke(app, [*arguments, "--redis", server.url], env=environ).output
@@ -49,24 +42,24 @@ def shown(server: RedisServer, *arguments: str) -> str:
     return output
 
 
-def test_dead_letters_move_no_cursor_and_forge_no_line(redis_server: RedisServer) -> None:
-    with redis_server.client() as client:
+def test_dead_letters_move_no_cursor_and_forge_no_line(server: RedisServer) -> None:
+    with server.client() as client:
         client.delete(redis_keys.DEAD)
         client.lpush(redis_keys.DEAD, json.dumps(LETTER))
-    assert r"id\x1b[2J\x9b31m\r\nforged line\u202e" in shown(redis_server, "dead", "list")
-    (line,) = shown(redis_server, "dead", "list", "--json").splitlines()
+    assert r"id\x1b[2J\x9b31m\r\nforged line\u202e" in shown(server, "dead", "list")
+    (line,) = shown(server, "dead", "list", "--json").splitlines()
     assert json.loads(line)["id"] == HOSTILE
-    as_json = json.loads(shown(redis_server, "dead", "show", HOSTILE))
+    as_json = json.loads(shown(server, "dead", "show", HOSTILE))
     assert (as_json["id"], as_json["message"]) == (HOSTILE, HOSTILE)
-    shown(redis_server, "dead", "show", "\x1b[2J")
+    shown(server, "dead", "show", "\x1b[2J")
 
 
-def test_the_reason_of_a_failure_is_shown_in_one_line(redis_server: RedisServer) -> None:
+def test_the_reason_of_a_failure_is_shown_in_one_line(server: RedisServer) -> None:
     failed = PromptResult("j", "failed", error=JobError(code="bad_request", message=HOSTILE))
     stored = {"exc_type": "BadRequest", "exc_message": [HOSTILE], "promptmill": failed.to_dict()}
-    with redis_server.client() as client:
+    with server.client() as client:
         client.set(redis_keys.result("j"), json.dumps({"status": "FAILURE", "result": stored}))
-    assert r"\x1b[2J" in shown(redis_server, "status", "j")
+    assert r"\x1b[2J" in shown(server, "status", "j")
 
 
 @pytest.fixture

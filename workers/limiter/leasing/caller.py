@@ -165,5 +165,6 @@ def _joined(first: PauseReport | None, second: PauseReport | None) -> PauseRepor
     return PauseReport(
         epoch=max(first.epoch, second.epoch),
         asked_s=max(asked, default=None),
+        alone_s=second.alone_s,
         went_free=max(first.went_free, second.went_free),
     )

@@ -112,7 +112,7 @@ class PauseReport:
 
     epoch: int
     asked_s: float | None
-    alone_s: float = 60.0
+    alone_s: float
     went_free: int = 0
 
 

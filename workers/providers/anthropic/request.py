@@ -77,8 +77,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
     "logprobs": (False,),
     "top_logprobs": (0,),
     "logit_bias": ({},),
-    "frequency_penalty": (0,),
-    "presence_penalty": (0,),
+    "frequency_penalty": (0, 0.0),
+    "presence_penalty": (0, 0.0),
     "modalities": (["text"],),
     "store": (False,),
     "audio": (),
@@ -108,7 +108,8 @@ _INSTEAD = {
 
 
 def _check_neutral(name: str, value: Any) -> None:
-    if value not in _NEUTRAL[name] or isinstance(value, bool) != any(isinstance(v, bool) for v in _NEUTRAL[name]):
+    # Python takes False for 0 and True for 1, and JSON does not.
+    if not any(value == neutral and type(value) is type(neutral) for neutral in _NEUTRAL[name]):
         raise refused(name, f"Anthropic's API has no such option; {_INSTEAD.get(name, 'leave it out')}")
 
 
@@ -175,12 +176,14 @@ def _tool(tool: Any, field: str) -> Fields:
     function = tool.get("function")
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise refused(f"{field}.function", "must be an object with a `name`")
-    return {
-        "name": function["name"],
-        **{name: function[name] for name in ("description", "strict") if function.get(name) is not None},
-        "input_schema": function.get("parameters") or {"type": "object", "properties": {}},
-        **{name: given[name] for given in (function, tool) for name in ("cache_control",) if given.get(name)},
-    }
+    translated: Fields = {"name": function["name"]}
+    for name in ("description", "strict"):
+        if function.get(name) is not None:
+            translated[name] = function[name]
+    translated["input_schema"] = function.get("parameters") or {"type": "object", "properties": {}}
+    if marker := tool.get("cache_control") or function.get("cache_control"):
+        translated["cache_control"] = marker
+    return translated
 
 
 _CHOICES = {"auto": "auto", "required": "any", "none": "none"}
