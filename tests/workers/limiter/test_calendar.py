@@ -113,7 +113,7 @@ async def test_a_lump_goes_when_its_place_has_lasted_for_a_burst(client: Redis) 
 
 
 async def test_what_is_sold_stays_sold_when_the_limit_changes(client: Redis) -> None:
-    """Twenty requests are sold ahead. At half the limit they fill twice the time; at a higher one there is room between."""
+    """Twenty requests are sold ahead. At half the limit they fill twice the time; at more there is room between."""
 
     def terms_of(rpm: int) -> Plan:
         return plan(Limits(), organisation=Limits(rpm=rpm, algorithm="bucket"), keys=3)
@@ -149,6 +149,6 @@ async def sold_in(client: Redis) -> float:
     total = 0.0
     async for name in client.scan_iter("*"):
         if await client.type(name) == b"hash":
-            fields = await client.hgetall(name)
+            fields: dict[bytes, bytes] = await client.hgetall(name)  # type: ignore[assignment] # redis-py's types
             total += sum(float(sold) for field, sold in fields.items() if re.fullmatch(rb"tokens:\d+", field))
     return total

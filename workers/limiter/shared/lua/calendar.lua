@@ -57,7 +57,7 @@ local function calendar_of(key, fields, dimensions, now)
   end
 
   for _, bins in ipairs(all) do
-    local width = string.format('%.12g', bins.width)
+    local width = string.format('%.17g', bins.width)
     if fields['width:' .. bins.name] ~= width then
       local before = bins.sold
       if math.abs(widths[bins.name] - bins.width) > 1e-9 then
