@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -474,7 +475,7 @@ async def test_an_organisation_s_tokens_are_settled(client: Redis, refund: int) 
 
 async def calendar(client: Redis) -> dict[str, float]:
     fields: dict[Any, Any] = await client.hgetall("{rl:p:m}:organisation")
-    return {name.decode(): float(sold) for name, sold in fields.items() if b":" in name}
+    return {name.decode(): float(sold) for name, sold in fields.items() if re.fullmatch(rb"[a-z]+:\d+", name)}
 
 
 async def test_an_organisation_s_requests_and_tokens_share_instants(client: Redis) -> None:
@@ -505,8 +506,8 @@ async def test_a_crumb_before_full_bins_is_left_to_those_it_suffices(client: Red
     assert (await buys("k3", 30)).slots[0] == 1_000.0
 
 
-async def test_bins_of_a_limit_that_was_changed_are_thrown_away(client: Redis) -> None:
-    """Their numbers meant other times. A settlement frees bins up to the last one, which would be decades ahead."""
+async def test_bins_of_a_limit_that_was_changed_are_numbered_anew(client: Redis) -> None:
+    """Their numbers mean other times then. A settlement frees bins up to the last one, which would be decades ahead."""
     now = 1_790_000_000.0
     for seq, algorithm in enumerate(("bucket", "sliding"), start=1):
         above = Limits.model_validate({"tpm": 60_000, "algorithm": algorithm})
