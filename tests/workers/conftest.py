@@ -19,6 +19,7 @@ from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import wait_until_async
 from workers.http.session import Http
 from workers.limiter import Cost, Permit
+from workers.limiter.headers import wait_s
 from workers.pipeline.offers import Offers
 from workers.pipeline.pipeline import Pipeline
 from workers.pipeline.retry_policy import RetryPolicy
@@ -118,8 +119,9 @@ class FreeLimits:
     def give_back(self, permit: Permit) -> None:
         self.settled.append("given back")
 
-    def rate_limited(self, permit: Permit, asked_s: float | None, headers: Any) -> None:
+    def rate_limited(self, permit: Permit, asked_s: float | None, headers: Any) -> float | None:
         self.refused.append(asked_s)
+        return wait_s(headers, 0.0) if asked_s is None else asked_s
 
     def observe(self, headers: Any) -> None:
         pass

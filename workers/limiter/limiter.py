@@ -217,7 +217,7 @@ class Limiter:
         self.settlements.refund(permit.cost, permit.instant)
         self._end(has_answer=True)
 
-    def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> None:
+    def rate_limited(self, permit: Permit, asked_s: float | None, headers: Mapping[str, str]) -> float | None:
         """See `Permit.rate_limited`."""
         if asked_s is None:
             asked_s = wait_s(headers, self._now())
@@ -228,6 +228,7 @@ class Limiter:
                 epoch=permit.epoch, asked_s=asked_s, alone_s=alone_s, went_free=self.settlements.went_free
             )
             self._leases.report_pause(report, until)
+        return asked_s
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """See `Permit.observe`."""

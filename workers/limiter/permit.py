@@ -65,14 +65,16 @@ class Permit:
             self._is_open = False
             self._limiter.give_back(self)
 
-    def rate_limited(self, retry_after_s: float | None, headers: Mapping[str, str]) -> None:
+    def rate_limited(self, retry_after_s: float | None, headers: Mapping[str, str]) -> float | None:
         """The provider answered 429: everybody stops, for `retry_after_s` or what `headers` (lower-case names) say.
 
-        Settles the permit too: a refused request took no tokens.
+        Returns which of both it was, in seconds; None where neither says anything. Settles the permit too: a refused
+        request took no tokens.
         """
         limiter = self._limiter if self.owner is None else self.owner()
-        limiter.rate_limited(self, retry_after_s, headers)
+        asked_s = limiter.rate_limited(self, retry_after_s, headers)
         self.give_back()
+        return asked_s
 
     def observe(self, headers: Mapping[str, str]) -> None:
         """Learn from the rate headers of any answer. Cheap; header names are looked up in lower case."""

@@ -336,6 +336,16 @@ async def test_row_22_but_a_job_that_wants_one_call_makes_one(
     assert (result.status, result.error.code, result.attempts) == ("failed", "rate_limited", 1)
 
 
+async def test_row_22_a_long_reset_costs_no_attempt_either(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any
+) -> None:
+    spent = reply(429, b"", "x-ratelimit-remaining-requests: 0", "x-ratelimit-reset-requests: 2h0m0s")
+    server = await raw_server(*[spent] * 6, reply(200, completion()))
+    async with pipeline_to(server.url) as pipeline:
+        result = await pipeline.run(chat_job(max_attempts=2))
+    assert (result.status, result.attempts) == ("succeeded", 7)
+
+
 async def test_a_parked_job_remembers_how_often_it_was_put_off(chat_job: Any) -> None:
     before, after = Trip(chat_job(), 1.0), Trip(chat_job(), 2.0)
     before.attempts, before.postponed = 5, 4

@@ -99,7 +99,7 @@ class Admission:
         if trip.headers is not None:
             permit.observe(trip.headers)
             if failure.code == "rate_limited":
-                permit.rate_limited(failure.retry_after_s, trip.headers)
+                failure.retry_after_s = permit.rate_limited(failure.retry_after_s, trip.headers)
         if failure.unreachable or failure.is_refusal:
             permit.give_back()
         elif failure.usage is not None:
