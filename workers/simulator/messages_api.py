@@ -151,14 +151,14 @@ def _usage(request: ChatRequest, output_tokens: int) -> dict[str, Any]:
 
 
 def _text(message: Any, index: int) -> str:
-    if not isinstance(message, dict) or message.get("role") not in {"user", "assistant"}:
+    if not isinstance(message, dict) or message.get("role") not in ("user", "assistant"):
         raise InvalidRequest(f"messages.{index}.role: Input should be 'user' or 'assistant'", "messages")
     if unknown := message.keys() - {"role", "content"}:
         raise InvalidRequest(f"messages.{index}.{sorted(unknown)[0]}: Extra inputs are not permitted", "messages")
     content = message.get("content")
     if isinstance(content, list):
         for block in content:
-            if not isinstance(block, dict) or block.get("type") not in _BLOCKS:
+            if not isinstance(block, dict) or str(block.get("type")) not in _BLOCKS:
                 raise InvalidRequest(f"messages.{index}.content: unknown block type", "messages")
     elif not isinstance(content, str) or not content:
         raise InvalidRequest(f"messages.{index}: text content blocks must be non-empty", "messages")

@@ -206,6 +206,12 @@ def test_results_of_parallel_calls_are_one_turn() -> None:
     ]
 
 
+def test_a_result_after_an_empty_turn_is_a_turn_of_its_own() -> None:
+    result = {"role": "tool", "tool_call_id": "c", "content": "1"}
+    turns = sent(chat({"role": "user", "content": []}, result, result))["messages"]
+    assert [len(turn["content"]) for turn in turns] == [0, 2]
+
+
 def test_stop_user_tier_and_format() -> None:
     schema = {"type": "object"}
     found = sent(
@@ -304,6 +310,13 @@ def test_anthropics_own_thinking_overrides_the_effort() -> None:
         ({"tool_choice": {"type": "allowed_tools"}}, "tool_choice"),
         ({"messages": [{"role": "system", "content": "x"}]}, "messages"),
         ({"messages": [{"role": "function", "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": {}, "content": "x"}]}, "messages[0].role"),
+        ({"messages": [{"role": "user", "content": [{"type": []}]}]}, "messages[0].content[0]"),
+        ({"tools": [{"type": {}}]}, "tools[0]"),
+        ({"tool_choice": {"type": []}}, "tool_choice"),
+        ({"response_format": {"type": {}}}, "response_format"),
+        ({"service_tier": []}, "service_tier"),
+        ({"reasoning_effort": {}}, "reasoning_effort"),
         ({"messages": [{**QUESTION, "name": "Ann"}]}, "messages[0].name"),
         ({"messages": [{"role": "user", "content": 7}]}, "messages[0].content"),
         ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "messages[0].content[0]"),
@@ -451,6 +464,7 @@ def test_without_thinking_the_next_turn_has_openais_fields() -> None:
         {"type": "error", "error": {"type": "api_error", "message": "m"}},
         {"content": None},
         {"content": ["x"]},
+        {"content": [{"type": {}}], "stop_reason": []},
         message(),
         message(text("")),
         {"choices": [{"message": {"content": "OpenAI's"}}]},

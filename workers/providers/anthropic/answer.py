@@ -22,7 +22,9 @@ _FINISHED = {
     "pause_turn": "length",
 }
 
-_PLAIN_BLOCKS = frozenset({"text", "tool_use"})
+_PLAIN_BLOCKS = ("text", "tool_use")
+"""No set: any JSON value may stand in a block's `type`."""
+
 _TRANSLATED = frozenset({"id", "type", "role", "model", "content"})
 
 Fields = dict[str, Any]

@@ -53,7 +53,7 @@ def conversation(messages: Any) -> tuple[str | list[Block], list[Block]]:
     for index, message in enumerate(messages):
         field = f"messages[{index}]"
         role = message.get("role") if isinstance(message, dict) else None
-        if role in {"system", "developer"}:
+        if role in ("system", "developer"):  # no set: any JSON value may stand there
             system += _blocks(message, field)
         elif role == "user":
             turns.append({"role": "user", "content": _content(message, field)})
@@ -233,9 +233,9 @@ def _result(message: Block, field: str) -> Block:
 
 
 def _add_result(turns: list[Block], result: Block) -> None:
-    last = turns[-1] if turns else {}
-    if last.get("role") == "user" and isinstance(last["content"], list) and _is_result(last["content"][-1]):
-        last["content"].append(result)
+    content = turns[-1]["content"] if turns and turns[-1]["role"] == "user" else None
+    if isinstance(content, list) and content and _is_result(content[-1]):
+        content.append(result)
     else:
         turns.append({"role": "user", "content": [result]})
 

@@ -198,7 +198,7 @@ def _tool_choice(value: Any, request: Fields) -> None:
         if value.get("type") == "function" and isinstance(function, dict) and isinstance(function.get("name"), str):
             request["tool_choice"] = {"type": "tool", "name": function["name"]}
             return
-        if value.get("type") in {"auto", "any", "none", "tool"}:
+        if value.get("type") in ("auto", "any", "none", "tool"):
             request["tool_choice"] = dict(value)
             return
     raise refused("tool_choice", "Anthropic's API takes `auto`, `required`, `none` or one function's name")
