@@ -119,6 +119,7 @@ BAD_ROWS: list[tuple[Any, str, str]] = [
     ({"messages": [], "model": "gpt-4o"}, "bad_request", "messages"),
     ({"messages": [{"role": "user", "content": "Hi"}], "stream": True}, "bad_request", "stream"),
     ({"custom_id": "first", "prompt": "again"}, "bad_request", "custom_id"),
+    ({"url": "/v1/responses", "body": {"model": "gpt-4o", "input": "Hi"}}, "bad_request", "Responses API"),
 ]
 
 
@@ -135,13 +136,29 @@ def test_bad_rows_are_named_and_good_rows_done(promptmill_run: RunCommand, tmp_p
     assert finished.code == 2, finished.stderr
     assert (finished.summary["succeeded"], finished.summary["bad_rows"]) == (3, len(BAD_ROWS))
     output = read_rows(tmp_path / "out.jsonl")
-    assert [line for line, row in sorted(output.items()) if row["error"] is None] == [1, 12, 13]
+    first = len(BAD_ROWS) + 3
+    assert [line for line, row in sorted(output.items()) if row["error"] is None] == [1, first, first + 1]
     for line, (_, code, part) in enumerate(BAD_ROWS, start=2):
         error = output[line]["error"]
         assert error["code"] == code
         assert error["message"].startswith(f"in.jsonl:{line}: ")
         assert part in error["message"]
         assert f"in.jsonl:{line}: " in finished.stderr
+
+
+def test_instructions_nulls_and_large_pictures_are_sent(promptmill_run: RunCommand, tmp_path: Path) -> None:
+    picture = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + "A" * 9_000_000}}
+    rows = [
+        {"instruction": "Sum up.", "input": "The mill stands by the river.", "output": ""},
+        {"prompt": "Hello", "model": None},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "What is it?"}, picture]}]},
+    ]
+    write_rows(tmp_path / "in.jsonl", rows)
+    finished = promptmill_run("in.jsonl", "-o", "out.jsonl", "--model", "gpt-4o", *QUICK, "--json")
+    assert finished.code == 0, finished.stderr
+    output = read_rows(tmp_path / "out.jsonl")
+    assert [output[line]["error"] for line in (1, 2, 3)] == [None] * 3
+    assert {row["promptmill"]["model"] for row in output.values()} == {"gpt-4o"}
 
 
 # -- ends that nobody planned, against a simulator that outlives the run

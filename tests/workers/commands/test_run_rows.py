@@ -134,6 +134,26 @@ def test_a_request_of_the_responses_api_is_not_embedded(row: dict[str, object], 
     assert "hush" not in reason(row)
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"url": "/v1/responses", "body": {"model": "gpt-4.1", "input": "hush"}},
+        {"url": "https://api.openai.com/v1/responses/", "body": {"model": "gpt-4.1", "input": ["hush"]}},
+        {"url": "/v1/responses", "body": {"model": "text-embedding-3-small", "input": ["hush"]}},
+        {"url": "/v1/responses", "model": "gpt-4.1", "input": ["hush"]},
+        {"url": "/v1/responses", "prompt": "hush"},
+    ],
+)
+def test_the_responses_url_is_refused_by_its_name(row: dict[str, object]) -> None:
+    assert "its `url` is the Responses API's" in reason(row)
+    assert "/v1/chat/completions" in reason(row)
+    assert "hush" not in reason(row)
+
+
+def test_a_url_of_the_rows_own_data_is_no_endpoint() -> None:
+    assert good({"url": "https://example.org/v1/responses", "prompt": "Hello"}).field == "prompt"
+
+
 def test_a_text_with_an_embeddings_url_is_embedded_by_any_model() -> None:
     assert good({"url": "/v1/embeddings", "body": {"model": "bge-m3", "input": "text"}}).kind == "embed"
 
@@ -145,6 +165,21 @@ def test_null_is_as_good_as_nothing() -> None:
     row = good({"custom_id": None, "method": None, "url": None, "body": {**CHAT, "model": None}})
     assert (row.custom_id, row.kind, row.model) == ("row-7", "chat", "gpt-4o-mini")
     assert good({**CHAT, "promptmill": {"tenant": None}}).options == {"priority": "bulk"}
+
+
+def test_alpacas_whole_example_is_not_its_prompt() -> None:
+    parts = {"instruction": "Sum up.", "input": "The mill.", "output": "A mill."}
+    row = good({**parts, "text": "### Instruction:\nSum up.\n\n### Input:\nThe mill.\n\n### Response:\nA mill."})
+    assert row.body["messages"] == [{"role": "user", "content": "Sum up.\n\nThe mill."}]
+
+
+@pytest.mark.parametrize("other", ["prompt", "question", "text"])
+def test_an_instruction_with_a_third_text_is_refused(other: str) -> None:
+    row = {"instruction": "Sum up.", "input": "hush", other: "unrelated"}
+    for found in (reason(row), reason({**row, "model": "gpt-4.1"})):
+        assert "`instruction` and `input` belong together" in found
+        assert other in found
+        assert "hush" not in found
 
 
 def test_several_possible_prompts_are_refused() -> None:

@@ -7,7 +7,8 @@ The forms of a row, in the order in which they are looked for:
 3. `--field NAME` was given and the row has that field: its text is the prompt.
 4. `input` is there, as a list, or as a text for a model with `embed` in its name: the body of an embedding request.
    A text for another model may be a request of the Responses API as well, and is refused.
-5. `instruction` and `input` both hold a text, and no other usual name does: together they are the prompt.
+5. `instruction` and `input` both hold a text, and no other usual name does but `text`, where that repeats the
+   instruction: together they are the prompt. Alpaca's `text` is the whole training example, its answer included.
 6. Exactly one of the usual names `prompt`, `question`, `text`, `input`, `instruction` holds a text: that is the
    prompt.
 
@@ -45,6 +46,12 @@ SHOWN_NAME_LENGTH = 40
 
 SUBJECT: dict[JobKind, str] = {"chat": "messages", "embed": "input"}
 PATHS: dict[str, JobKind] = {"/chat/completions": "chat", "/embeddings": "embed"}
+RESPONSES_URL = "/v1/responses"
+
+_RESPONSES = (
+    "its `url` is the Responses API's, which can't be called yet; "
+    "send a chat: /v1/chat/completions, with `messages` in place of `input`"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +128,15 @@ class RowReader:
         data = {name: value for name, value in data.items() if value is not None or name not in SUBJECT.values()}
         if isinstance(data.get("body"), dict):
             return *self._batch_line(data, data["body"]), None
+        if data.get("url") == RESPONSES_URL:
+            raise _Unusable(_RESPONSES)
         if "messages" in data:
             return "chat", data, None
         if self.field is not None and self.field in data:
             return self._prompt(data, self.field)
-        if _texts(data) == INSTRUCTED and not self._embeds(data):
+        if _is_instructed(data) and not self._embeds(data):
             return self._instructed(data)
-        if isinstance(data.get("input"), list) or ("input" in data and (self._embeds(data) or data.get("model"))):
+        if isinstance(data.get("input"), list) or ("input" in data and (self._embeds(data) or _is_bare(data))):
             self._check_embedding(data)
             return "embed", data, None
         return self._prompt(data, self._prompt_field(data))
@@ -170,6 +179,12 @@ class RowReader:
             raise _Unusable(
                 "it has no prompt: neither `messages` nor `input` nor a text under a usual name; "
                 f"say with --field NAME which field is the prompt; it has {_names(data)}"
+            )
+        if set(found) > INSTRUCTED:
+            others = ", ".join(name for name in found if name not in INSTRUCTED)
+            raise _Unusable(
+                f"its `instruction` and `input` belong together, and it has {others} as well; "
+                "leave out what is not the prompt, or say with --field NAME which field alone is the prompt"
             )
         if len(found) > 1:
             raise _Unusable(f"it has several possible prompts ({', '.join(found)}); say which with --field NAME")
@@ -254,10 +269,24 @@ def _texts(data: dict[str, Any]) -> set[str]:
     return {name for name in PROMPT_NAMES if isinstance(data.get(name), str)}
 
 
+def _is_instructed(data: dict[str, Any]) -> bool:
+    texts = _texts(data)
+    if texts == {*INSTRUCTED, "text"}:
+        return bool(data["instruction"].strip()) and data["instruction"].strip() in data["text"]
+    return texts == INSTRUCTED
+
+
+def _is_bare(data: dict[str, Any]) -> bool:
+    """Whether it names its model and has no prompt but its `input`."""
+    return bool(data.get("model")) and not _texts(data) - {"input"}
+
+
 def _kind_of_url(url: Any) -> JobKind:
     for path, kind in PATHS.items():
         if isinstance(url, str) and url.rstrip("/").endswith(path):
             return kind
+    if isinstance(url, str) and url.rstrip("/").endswith("/responses"):
+        raise _Unusable(_RESPONSES)
     raise _Unusable("its `url` is neither /v1/chat/completions nor /v1/embeddings")
 
 
