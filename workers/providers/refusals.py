@@ -51,6 +51,7 @@ _BUSY = _Rule("server_error", "the provider is overloaded", retryable=True)
 _BAD_REQUEST = _Rule("bad_request", "the provider refused the request")
 _NO_MODEL = _Rule("not_found", "the provider does not know this model or address; check base_url and upstream")
 _FILTERED = _Rule("content_filter", "the provider's content filter refused the prompt")
+_STREAM_ONLY = _Rule("bad_request", "the model answers only as a stream, which is not supported; use another model")
 _NO_DOWNLOAD = _Rule("bad_request", "the provider could not download a file that the prompt links to", retryable=True)
 
 _BY_STATUS = {
@@ -133,6 +134,7 @@ _BY_SENTENCE: tuple[tuple[_Rule, tuple[str, ...]], ...] = (
         ),
     ),
     (_AUTH, (r"api key (not valid|expired|is invalid)", r"(incorrect|invalid) api[- ]key", r"invalid x-api-key")),
+    (_STREAM_ONLY, (r"only supports? stream",)),
     (_NO_DOWNLOAD, (r"time(d )?out while (downloading|fetching)", r"(downloading|fetching) .{0,300}timed out")),
     (_FILTERED, (r"content management policy", r"requires moderation", r"inappropriate content", r"was flagged")),
     (_NO_MODEL, (r"model not exist", r"is not a valid model", r"model .{0,100}(does not exist|not found)")),
