@@ -231,6 +231,24 @@ def test_the_line_to_continue_can_be_pasted() -> None:
     assert next_step(outcome, output=Path("o"), arguments=["run", "my file"]).endswith("promptmill run 'my file'")
 
 
+def test_the_next_step_says_why_the_first_row_failed() -> None:
+    tally = Tally()
+    error = JobError(code="auth", message="the key is refused\x1b[2J; check KEY")
+    tally.end(PromptResult(id="job", status="failed", error=error, attempts=1))
+    tally.end(failed())
+    said = next_step(Outcome(tally, wall_s=1, startup_s=1), output=Path("o"), arguments=["run"])
+    assert said.splitlines()[0] == r"The first row that failed: auth: the key is refused\x1b[2J; check KEY"
+    assert "too slow" not in said
+
+
+def test_the_next_step_names_the_codes_of_bad_rows() -> None:
+    tally = Tally()
+    tally.refuse(BadRow(1, "row-1", "why", "permission"))
+    tally.refuse(BadRow(2, "row-2", "why"))
+    said = next_step(Outcome(tally, wall_s=1, startup_s=1), output=Path("o"), arguments=["run"])
+    assert "with code bad_request or permission and" in said
+
+
 def test_progress_says_what_is_left() -> None:
     now = Snapshot(done=50, total=1_050, rate_per_s=10.0, queued=7, failed=2, rate_limited=3, tokens=9, cost_usd=0.5)
     assert now.text(200) == (

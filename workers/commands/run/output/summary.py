@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.table import Table
 
+from workers.telemetry.terminal import printable
+
 from .progress import duration
 from .tally import Tally
 
@@ -87,9 +89,12 @@ def next_step(outcome: Outcome, *, output: Path, arguments: Sequence[str]) -> st
     if outcome.interrupted:
         return f"Interrupted. What has ended is in {output}. To continue:\n  {command}"
     if outcome.exit_code == 1:
-        return f"The rows that failed say why in {output}. To try them again:\n  {command}"
+        first = outcome.tally.first_failure
+        reason = f"The first row that failed: {printable(first)}\n" if first else ""
+        return f"{reason}The rows that failed say why in {output}. To try them again:\n  {command}"
     if outcome.exit_code == 2:
-        return f"The bad rows say why in {output}, with code bad_request, not_found or auth and the input's line."
+        codes = " or ".join(sorted(outcome.tally.refusals))
+        return f"The bad rows say why in {output}, with code {codes} and the input's line."
     return ""
 
 

@@ -19,7 +19,8 @@ ALIKE = 20
 class Tally:
     """Counts of this run. Rows that an earlier run finished count as `kept` and nowhere else.
 
-    `cost_usd` is None until one cost is known; `unpriced` counts answers whose cost is not.
+    `cost_usd` is None until one cost is known; `unpriced` counts answers whose cost is not. `first_failure` is code and
+    message of the first job that failed, without anything of its prompt.
     """
 
     def __init__(self) -> None:
@@ -27,6 +28,7 @@ class Tally:
         self.submitted = 0
         self.statuses: Counter[str] = Counter()
         self.failures: Counter[str] = Counter()
+        self.first_failure: str | None = None
         self.refusals: Counter[str] = Counter()
         self.prompt_fields: Counter[str] = Counter()
         self.latency = LatencyHistogram()
@@ -78,6 +80,7 @@ class Tally:
         self.statuses[result.status] += 1
         if result.error is not None:
             self.failures[result.error.code] += 1
+            self.first_failure = self.first_failure or f"{result.error.code}: {result.error.message}"
             if len(self._reasons) < 2:
                 self._reasons.add((result.error.code, result.error.http_status))
         self.attempts += result.attempts
