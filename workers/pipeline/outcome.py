@@ -67,7 +67,7 @@ def unanswered(trip: Trip, failure: Failure, now: float) -> PromptResult:
 
 def _counted(trip: Trip) -> list[Usage]:
     """What the provider counted for calls that brought no answer: it is paid for."""
-    return [attempt.usage for attempt in trip.failed if attempt.usage is not None]
+    return [attempt.usage for attempt in trip.failed if attempt.usage is not None] if trip.failed else []
 
 
 def _sum(counted: Sequence[Usage]) -> Usage:

@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from tasks.results import PromptResult
 
     from ..http.session import Http
-    from ..providers import Answer
     from ..providers.keyring import KeyRing
     from .retry_policy import RetryPolicy
     from .trip import Down, Rung
@@ -130,7 +129,7 @@ class Pipeline:
         rungs = tuple(rung for rung in self._rungs if rung.serves(shape))
         down: Down = self._call
         for rung in reversed(rungs):
-            down = partial(rung, down=down)
+            down = partial(rung.__call__, down=down)  # found once; the instance would look it up for each job
         return Ladder(self._find_route(shape.model), rungs, down)
 
     def _find_route(self, alias: str) -> Route:
@@ -181,7 +180,14 @@ class Pipeline:
         if parked is not None:
             trip.remember(parked)
         try:
-            answer = await self._descend(trip)
+            try:
+                ladder = self.ladder(Shape.of(job))
+            except Incapable:
+                await self._elsewhere.leave(trip)
+                raise
+            trip.route = ladder.route
+            ladder.route.codec.check(job)
+            answer = await ladder.down(trip)
         except Failure as failure:
             return unanswered(trip, failure, self._now())
         except self._time_limit:
@@ -196,16 +202,6 @@ class Pipeline:
         except Exception as bug:  # noqa: BLE001 - a fault of ours must end this job, not the worker
             return unanswered(trip, _internal(bug, job), self._now())
         return answered(trip, answer, self._now())
-
-    async def _descend(self, trip: Trip) -> Answer:
-        try:
-            ladder = self.ladder(Shape.of(trip.job))
-        except Incapable:
-            await self._elsewhere.leave(trip)
-            raise
-        trip.route = ladder.route
-        ladder.route.codec.check(trip.job)
-        return await ladder.down(trip)
 
 
 def _internal(bug: Exception, job: PromptJob) -> Failure:

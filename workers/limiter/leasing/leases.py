@@ -131,8 +131,8 @@ class Leases:
         if self.grant is not None and self.grant.reason == "calls" and self._queue:
             self._ask_at = -math.inf
             self.caller.nudge(self._asks_at())
-        else:
-            self._settlements.unsaid_since = min(self._settlements.unsaid_since, self._loop.time())
+        elif self._settlements.unsaid_since == math.inf:  # the next ones are told with it
+            self._settlements.unsaid_since = self._loop.time()
             self.caller.nudge(self._settlements.unsaid_since + _flush_s(self.plan))
 
     def note_headers(self, headers: Sequence[RateHeader]) -> None:

@@ -80,7 +80,9 @@ class Call:
         if trip.key is not None:
             raw.body = _without(raw.body, trip.key.get_secret_value())
         try:
-            answer = await self._read(trip, raw, now)
+            answer = route.codec.response(trip.job, raw, now=now)
+            if len(raw.body) >= LARGE_BYTES:
+                await self._measure(trip, raw, answer)
         except Failure as failure:
             failure.suspected_payment = 200 <= raw.status < 300 and not failure.is_refusal
             raise
@@ -88,14 +90,12 @@ class Call:
             trip.held.append(raw.held)
         return answer
 
-    async def _read(self, trip: Trip, raw: RawResponse, now: float) -> Answer:
+    async def _measure(self, trip: Trip, raw: RawResponse, answer: Answer) -> None:
+        """Raises `Failure` for an answer that no record holds."""
         route, job = trip.route, trip.job
-        answer = route.codec.response(job, raw, now=now)
-        if len(raw.body) >= LARGE_BYTES:
-            if job.kind == "embed":
-                route.sizes.learn(route.codec.answer_size(job), answer)
-            await check_answer(answer, len(raw.body), compresses=self._compresses and job.is_clients)
-        return answer
+        if job.kind == "embed":
+            route.sizes.learn(route.codec.answer_size(job), answer)
+        await check_answer(answer, len(raw.body), compresses=self._compresses and job.is_clients)
 
     def _note(self, trip: Trip, failure: Failure) -> None:
         attempt = Attempt(
