@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import traceback
-from functools import lru_cache, partial
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from config.catalog import UnknownModel
@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tasks.results import PromptResult
 
     from ..http.session import Http
+    from ..providers import Answer
     from ..providers.keyring import KeyRing
     from .retry_policy import RetryPolicy
     from .trip import Down, Rung
@@ -129,7 +130,7 @@ class Pipeline:
         rungs = tuple(rung for rung in self._rungs if rung.serves(shape))
         down: Down = self._call
         for rung in reversed(rungs):
-            down = partial(rung.__call__, down=down)  # found once; the instance would look it up for each job
+            down = _above(rung, down)
         return Ladder(self._find_route(shape.model), rungs, down)
 
     def _find_route(self, alias: str) -> Route:
@@ -202,6 +203,16 @@ class Pipeline:
         except Exception as bug:  # noqa: BLE001 - a fault of ours must end this job, not the worker
             return unanswered(trip, _internal(bug, job), self._now())
         return answered(trip, answer, self._now())
+
+
+def _above(rung: Rung, down: Down) -> Down:
+    # A `partial` with a keyword copies a dict for each rung of each job.
+    call = rung.__call__
+
+    def step(trip: Trip) -> Awaitable[Answer]:
+        return call(trip, down)
+
+    return step
 
 
 def _internal(bug: Exception, job: PromptJob) -> Failure:
