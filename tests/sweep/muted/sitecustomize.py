@@ -35,7 +35,8 @@ def mute_key(module):
         setattr(owner, key, constant(required.get(NAME, owner.model_fields[key].default)))
 
 
-def inherit(module, key):
+def inherit(package, key):
+    module = package.catalog
     with_providers = module._with_providers
 
     def always(model, provider):
