@@ -146,7 +146,7 @@ async def test_an_idle_connection_is_closed_after_its_time(simulate: Any, wait_u
     simulator = await simulate()
     async with Http(HttpSettings(keepalive_s=0.1)) as http:
         await http.post(request_to(simulator.url, CHAT), timeout=QUICK)
-        await wait_until(lambda: simulator.stats()["open_connections"] == 0, description="it is closed")
+        await wait_until(lambda: simulator.stats()["open_connections"] == 0, description="it is closed", timeout_s=10)
 
 
 @pytest.mark.promise(48)
