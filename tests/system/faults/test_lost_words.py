@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING
 
 import pytest
@@ -23,9 +24,14 @@ def crash_and_come_back(world: World) -> None:
 def test_jobs_under_way_are_called_once(world: World) -> None:
     """Redis comes back with their messages in the queue; the two workers that run them take them back."""
     world.start_redis()
+    workers = [world.start_worker(concurrency=10, wait=False) for _ in range(2)]
+    for worker in workers:
+        worker.wait_ready()
+        worker.signal(signal.SIGSTOP)  # so that both begin at once: the calls of one would end while the other starts
     jobs = world.submit(16, model="slower")
     world.redis.save()
-    workers = [world.start_worker(concurrency=10, wait=False) for _ in range(2)]
+    for worker in workers:
+        worker.signal(signal.SIGCONT)
     world.wait_in_flight(jobs, model="slower")
     crash_and_come_back(world)
     results = world.results(jobs)
