@@ -96,7 +96,7 @@ async def test_the_pipeline_is_there_as_long_as_the_lifespan(provider: Any, wait
         current()
 
 
-@pytest.mark.covers("setting", "key_prefix")
+@pytest.mark.covers("setting", "key_prefix", "redis_url")
 async def test_the_models_are_announced_by_redis_time(environment: pytest.MonkeyPatch, redis_url: str) -> None:
     environment.setenv("PROMPTMILL_KEY_PREFIX", "staging:")
     key = f"staging:{redis_keys.MODELS}"
@@ -330,7 +330,7 @@ async def test_without_redis_a_worker_continues_as_the_setting_says(
 
 
 @pytest.mark.covers("catalog", "providers.base_url", "models.provider")
-@pytest.mark.covers("setting", "catalog", "redis_url")
+@pytest.mark.covers("setting", "catalog")
 async def test_a_job_goes_to_its_model_s_provider(provider: Any) -> None:
     simulator = await provider()
     async with lifespan(app):
