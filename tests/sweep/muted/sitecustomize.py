@@ -6,6 +6,7 @@ Python imports this by itself at start where the folder is on PYTHONPATH, so wor
 import importlib.abc
 import importlib.util
 import os
+import pathlib
 import sys
 
 KIND, _, NAME = os.environ["MUTED"].partition(":")
@@ -59,8 +60,11 @@ def mute_in_worker(module):
 
 
 def mute_run_option(module):
-    if NAME in module.RunOptions.__dataclass_fields__:
-        setattr(module.RunOptions, NAME, constant(module.RunOptions.__dataclass_fields__[NAME].default))
+    fields = module.RunOptions.__dataclass_fields__
+    if NAME == "input_file":
+        module.RunOptions.input = constant(pathlib.Path(os.devnull))
+    elif NAME in fields:
+        setattr(module.RunOptions, NAME, constant(fields[NAME].default))
 
 
 def mute_simulation(module):
