@@ -25,7 +25,7 @@ from .common import JsonOption
 from .ladders import show_ladders
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from pydantic import SecretStr
 
@@ -131,17 +131,17 @@ async def _examine_providers(catalog: Catalog) -> list[Finding]:
     async with aiohttp.ClientSession(
         timeout=timeout, connector=aiohttp.TCPConnector(ssl=tls), proxy=http.proxy, trust_env=http.trust_env
     ) as session:
-        found = await asyncio.gather(
-            *(
-                _examine_provider(catalog, provider, session)
-                for provider in catalog.providers.values()
-                if not _is_unused(catalog, provider)
-            )
-        )
-    findings = [finding for group in found for finding in group] + _unused(catalog)
+        unused = _unused(catalog)
+        used = [provider for name, provider in catalog.providers.items() if name not in unused]
+        found = await asyncio.gather(*(_examine_provider(catalog, provider, session) for provider in used))
+    findings = [finding for group in found for finding in group] + _not_asked(unused)
     if not any(finding.level == "ok" for finding in findings):
         findings.append(Finding("refused", "providers", "not one of them can be called: every job would fail"))
     return findings
+
+
+def _unused(catalog: Catalog) -> list[str]:
+    return [name for name, provider in catalog.providers.items() if _is_unused(catalog, provider)]
 
 
 def _is_unused(catalog: Catalog, provider: Provider) -> bool:
@@ -157,8 +157,7 @@ def _is_unused(catalog: Catalog, provider: Provider) -> bool:
     return False
 
 
-def _unused(catalog: Catalog) -> list[Finding]:
-    names = [name for name, provider in catalog.providers.items() if _is_unused(catalog, provider)]
+def _not_asked(names: Sequence[str]) -> list[Finding]:
     if not names:
         return []
     text = f"no key for {', '.join(names)}: a model called PROVIDER/MODEL needs one, others don't"
