@@ -187,7 +187,7 @@ class Pipeline:
                 await self._elsewhere.leave(trip)
                 raise
             trip.route = ladder.route
-            ladder.route.codec.check(job)
+            ladder.route.codec.check(job, model=ladder.route.model)
             answer = await ladder.down(trip)
         except Failure as failure:
             return unanswered(trip, failure, self._now())

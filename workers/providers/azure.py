@@ -12,8 +12,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from .codec import Probe, ProviderRequest
-from .openai import PATHS, OpenAICodec, bearer, headers
+from .codec import Probe
+from .openai import PATHS, OpenAICodec
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -26,27 +26,22 @@ __all__ = ["AzureCodec"]
 
 
 class AzureCodec(OpenAICodec):
-    """OpenAI's bodies and answers. A model's `upstream` is the name of its deployment."""
+    """OpenAI's bodies and answers. A model's `upstream` is the name of its deployment.
 
-    def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
-        """See `Codec.request`."""
-        request = super().request(job, model=model, provider=provider, key=None)
-        request.headers = headers(job, provider) | _auth(provider, key)
-        if not provider.is_azure_v1:
-            # Quoted, because a job may choose the name.
-            path = f"/openai/deployments/{quote(model.upstream, safe='')}{PATHS[job.kind]}"
-            request.url = provider.base_url + path + provider.query_string
-        return request
+    With `auth = "bearer"` the key's variable holds the token that Entra has given.
+    """
+
+    key_header = "api-key"
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """See `Codec.probe`. Azure lists the models that it has, not the deployments."""
         path = "/models" if provider.is_azure_v1 else "/openai/models"
         url = provider.base_url + path + provider.query_string
-        return Probe(url, {**provider.headers, **_auth(provider, key)}, names_models=False)
+        return Probe(url, {**provider.headers, **self._auth(provider, key)}, names_models=False)
 
-
-def _auth(provider: Provider, key: SecretStr | None) -> dict[str, str]:
-    """`api-key`, or the token that Entra has given, which the key's variable holds then."""
-    if key is None or provider.auth == "bearer":
-        return bearer(key)
-    return {"api-key": key.get_secret_value()}
+    def _url(self, job: PromptJob, model: Model, provider: Provider) -> str:
+        if provider.is_azure_v1:
+            return super()._url(job, model, provider)
+        # Quoted, because a job may choose the name.
+        path = f"/openai/deployments/{quote(model.upstream, safe='')}{PATHS[job.kind]}"
+        return provider.base_url + path + provider.query_string

@@ -102,7 +102,7 @@ class Probe(NamedTuple):
 class Codec(Protocol):
     """The wire format of one kind of provider: URL, headers, body, and how to read what comes back."""
 
-    def check(self, job: PromptJob) -> None:
+    def check(self, job: PromptJob, *, model: Model) -> None:
         """Raise `Failure` (`bad_request`) for a body that this kind of provider has no words for.
 
         Asked before the job waits for its turn. The text names the field and holds no value.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
 
 import orjson
@@ -71,7 +71,10 @@ class OpenAICodec:
         likely_bytes = (dimensions or _DIMENSIONS) * number_bytes
         return AnswerSize(count_inputs(body["input"]), likely_bytes, kind=(dimensions, encoding == "base64"))
 
-    def check(self, job: PromptJob) -> None:
+    key_header: ClassVar[str | None] = None
+    """The header that takes a key, unless the provider's `auth` is "bearer". None: every key is a bearer token."""
+
+    def check(self, job: PromptJob, *, model: Model) -> None:
         """See `Codec.check`. The provider judges the body."""
 
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
@@ -79,17 +82,15 @@ class OpenAICodec:
         body = {**job.body, "model": model.upstream}
         body.pop("stream", None)
         body.pop("stream_options", None)
-        url = provider.base_url + PATHS[job.kind]
-        if provider.query:
-            url += provider.query_string
         sent = headers(job, provider)
-        if key is not None:
-            sent["Authorization"] = f"Bearer {key.get_secret_value()}"
-        return ProviderRequest(url, sent, dumps(body), answer_bytes(job))
+        sent.update(self._auth(provider, key))
+        return ProviderRequest(self._url(job, model, provider), sent, dumps(body), answer_bytes(job))
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """See `Codec.probe`."""
-        return Probe(f"{provider.base_url}/models{provider.query_string}", {**provider.headers, **bearer(key)})
+        return Probe(
+            f"{provider.base_url}/models{provider.query_string}", {**provider.headers, **self._auth(provider, key)}
+        )
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """See `Codec.response`."""
@@ -100,6 +101,17 @@ class OpenAICodec:
             return read_chat(body, raw, now=now) if job.kind == "chat" else read_embeddings(body, job)
         except Failure as failure:
             raise with_evidence(failure, raw) from None
+
+    def _url(self, job: PromptJob, model: Model, provider: Provider) -> str:
+        """Where the job is sent. `model` is there for kinds whose addresses name it."""
+        return provider.base_url + PATHS[job.kind] + provider.query_string
+
+    def _auth(self, provider: Provider, key: SecretStr | None) -> dict[str, str]:
+        if key is None:
+            return {}
+        if self.key_header is None or provider.auth == "bearer":
+            return {"Authorization": f"Bearer {key.get_secret_value()}"}
+        return {self.key_header: key.get_secret_value()}
 
 
 def answer_bytes(job: PromptJob) -> int:
@@ -129,11 +141,6 @@ def headers(job: PromptJob, provider: Provider) -> dict[str, str]:
     if provider.headers:
         found.update(provider.headers)
     return found
-
-
-def bearer(key: SecretStr | None) -> dict[str, str]:
-    """The header that most providers take a key in."""
-    return {} if key is None else {"Authorization": f"Bearer {key.get_secret_value()}"}
 
 
 def dumps(body: Mapping[str, Any]) -> bytes:

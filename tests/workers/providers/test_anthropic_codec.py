@@ -9,7 +9,7 @@ import pytest
 from multidict import CIMultiDict
 from pydantic import SecretStr
 
-from config.catalog import Catalog
+from config.catalog import Catalog, Model
 from tasks.results import Usage
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
@@ -40,6 +40,10 @@ def request(
     catalog = Catalog.model_validate(tables)
     secret = None if key is None else SecretStr(key)
     return CODEC.request(job, model=catalog.model("m"), provider=catalog.providers["p"], key=secret)
+
+
+def check(job: PromptJob, *, upstream: str = "claude-sonnet-4-6") -> None:
+    CODEC.check(job, model=Model(name="m", provider="p", upstream=upstream))
 
 
 def message(*content: dict[str, Any], stop_reason: str = "end_turn", **fields: Any) -> dict[str, Any]:
@@ -339,7 +343,7 @@ def test_anthropics_own_thinking_overrides_the_effort() -> None:
 def test_what_has_no_counterpart_is_refused_by_name(fields: dict[str, Any], named: str) -> None:
     job = PromptJob("j", "chat", "m", {"model": "m", "messages": [QUESTION], **fields})
     with pytest.raises(Failure) as caught:
-        CODEC.check(job)
+        check(job)
     assert (caught.value.code, caught.value.retryable) == ("bad_request", False)
     assert caught.value.message.startswith(f"`{named}`: ")
     assert "canary" not in caught.value.message
@@ -347,7 +351,16 @@ def test_what_has_no_counterpart_is_refused_by_name(fields: dict[str, Any], name
 
 def test_embeddings_are_refused() -> None:
     with pytest.raises(Failure, match="no embeddings"):
-        CODEC.check(PromptJob("j", "embed", "m", {"model": "m", "input": "x"}))
+        check(PromptJob("j", "embed", "m", {"model": "m", "input": "x"}))
+
+
+def test_what_a_generation_takes_is_told_by_its_own_name() -> None:
+    """The name that jobs use may show another generation, or none."""
+    for alias in ("m", "claude-opus-4-8"):
+        job = PromptJob("j", "chat", alias, {"model": alias, "messages": [QUESTION], "reasoning_effort": "xhigh"})
+        check(job, upstream="claude-sonnet-4-6")
+        with pytest.raises(Failure, match="reasoning_effort"):
+            check(job, upstream="claude-3-7-sonnet-20250219")
 
 
 # -- answers

@@ -364,7 +364,10 @@ def test_whatever_is_asked_is_sent_or_refused_before(kind: str, messages: Any, f
     body = {"model": "m", "messages": messages, **fields}
     job = PromptJob("j", "chat", "m", body)
     before = repr(body)
-    refusals = [_refusal(lambda: CODECS[kind].check(job)), _refusal(lambda: request_of(kind, job))]
+    refusals = [
+        _refusal(lambda: CODECS[kind].check(job, model=catalog_of(kind).model("m"))),
+        _refusal(lambda: request_of(kind, job)),
+    ]
     assert repr(body) == before
     checked, sent = refusals
     assert checked is None or (checked == sent and checked.startswith("`"))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...prompt.failure import Failure
 from ..answers import read_chat, read_object
 from ..codec import Answer, Probe, ProviderRequest, RawResponse
-from ..openai import OpenAICodec, bearer, dumps, headers
+from ..openai import OpenAICodec, dumps, headers
 from ..refusals import refusal, with_evidence
 from .answer import chat_completion
 from .messages import refused
@@ -30,19 +30,17 @@ next one, 2026-10-21, which refuses both."""
 class AnthropicCodec(OpenAICodec):
     """The Messages API. Jobs and answers have OpenAI's shape, so what is measured of them is measured alike."""
 
-    def check(self, job: PromptJob) -> None:
+    key_header = "x-api-key"
+
+    def check(self, job: PromptJob, *, model: Model) -> None:
         """See `Codec.check`."""
-        if job.kind != "chat":
-            raise Failure("bad_request", "Anthropic has no embeddings; name a model of another provider")
-        messages_request(job.body, model=job.model)
+        _translated(job, model)
 
     def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
         """See `Codec.request`."""
-        if job.kind != "chat":
-            raise refused("input", "Anthropic has no embeddings; name a model of another provider")
-        body = messages_request(job.body, model=model.upstream)
         url = f"{provider.base_url}/messages{provider.query_string}"
-        return ProviderRequest(url, _VERSION | headers(job, provider) | _auth(provider, key), dumps(body))
+        sent = _VERSION | headers(job, provider) | self._auth(provider, key)
+        return ProviderRequest(url, sent, dumps(_translated(job, model)))
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """See `Codec.response`."""
@@ -56,10 +54,13 @@ class AnthropicCodec(OpenAICodec):
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """See `Codec.probe`."""
         query = provider.query_string or "?limit=1000"
-        return Probe(f"{provider.base_url}/models{query}", {**_VERSION, **provider.headers, **_auth(provider, key)})
+        return Probe(
+            f"{provider.base_url}/models{query}", {**_VERSION, **provider.headers, **self._auth(provider, key)}
+        )
 
 
-def _auth(provider: Provider, key: SecretStr | None) -> dict[str, str]:
-    if key is None or provider.auth == "bearer":
-        return bearer(key)
-    return {"x-api-key": key.get_secret_value()}
+def _translated(job: PromptJob, model: Model) -> dict[str, Any]:
+    """What a model takes depends on its generation, which its own name tells, not the name that jobs use."""
+    if job.kind != "chat":
+        raise refused("input", "Anthropic has no embeddings; name a model of another provider")
+    return messages_request(job.body, model=model.upstream)
