@@ -170,13 +170,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
     provider.close()
 
 
-@pytest.fixture
-def own_redis(tmp_path: Path) -> Iterator[RedisServer]:
-    redis = RedisServer(tmp_path)
-    yield redis
-    redis.close()
-
-
 @pytest.fixture(scope="module")
 def worker(place: Place) -> Iterator[None]:
     """The README's, which serves its other blocks too."""

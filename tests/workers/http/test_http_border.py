@@ -170,20 +170,11 @@ async def test_an_address_is_remembered_as_long_as_the_setting_says(
     assert asked == ["localhost"] * lookups
 
 
-async def test_a_cancelled_call_closes_its_connection(raw_server: Any, wait_until: Any) -> None:
-    server = await raw_server()
-    async with Http(HttpSettings()) as http:
-        call = asyncio.create_task(http.post(request_to(server.url), timeout=Timeout(total_s=60)))
-        await wait_until(lambda: server.requests, description="the request has arrived")
-        call.cancel()
-        async with asyncio.timeout(1):
-            await server.disconnected.wait()
-        with pytest.raises(asyncio.CancelledError):
-            await call
-
-
-async def test_a_call_cancelled_in_its_answer_closes_its_connection(raw_server: Any, wait_until: Any) -> None:
-    server = await raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc", close=False)
+@pytest.mark.parametrize("sent", [(), (b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nabc",)], ids=["before", "in"])
+async def test_a_cancelled_call_closes_its_connection(
+    raw_server: Any, wait_until: Any, sent: tuple[bytes, ...]
+) -> None:
+    server = await raw_server(*sent, close=False)
     async with Http(HttpSettings()) as http:
         call = asyncio.create_task(http.post(request_to(server.url), timeout=Timeout(total_s=60)))
         await wait_until(lambda: server.requests, description="the request has arrived")

@@ -351,9 +351,9 @@ async def redis_goes_away(
 
 
 async def test_degraded_continues_at_a_share_and_then_waits_for_redis(
-    own_redis_server: RedisServer,
+    own_redis: RedisServer,
 ) -> None:
-    async with redis_goes_away(own_redis_server, waiting=400, degraded_for_s=1.0) as (limiter, sent):
+    async with redis_goes_away(own_redis, waiting=400, degraded_for_s=1.0) as (limiter, sent):
         away_at = asyncio.get_running_loop().time()
         await wait_until_async(
             lambda: time.monotonic() > away_at + 2.0, description="the second in which it goes on is over"
@@ -362,24 +362,24 @@ async def test_degraded_continues_at_a_share_and_then_waits_for_redis(
         assert 20 <= len(while_away) <= 0.8 * 100 + 3
         # Slots are leased up to a second and a half ahead, but not beyond the end.
         assert max(while_away) < away_at + 1.0 + limiter.plan.use_by_s + 0.1
-        own_redis_server.start()
+        own_redis.start()
         await wait_until_async(lambda: len(sent) > len(while_away) + 20, description="it finds Redis again and goes on")
         assert not limiter.is_away
 
 
-async def test_closed_sends_nothing_until_redis_is_back(own_redis_server: RedisServer) -> None:
-    async with redis_goes_away(own_redis_server, waiting=20, when_away="closed") as (limiter, sent):
+async def test_closed_sends_nothing_until_redis_is_back(own_redis: RedisServer) -> None:
+    async with redis_goes_away(own_redis, waiting=20, when_away="closed") as (limiter, sent):
         away_at = time.monotonic()
         await wait_until_async(lambda: time.monotonic() > away_at + 1.0, description="the time of some calls is over")
         assert not sent
-        own_redis_server.start()
+        own_redis.start()
         await wait_until_async(lambda: len(sent) == 20, description="it finds Redis again and sends everybody")
         assert not limiter.is_away
 
 
-async def test_open_sends_everybody_while_redis_is_away(own_redis_server: RedisServer) -> None:
-    async with redis_goes_away(own_redis_server, waiting=400, when_away="open") as (limiter, sent):
+async def test_open_sends_everybody_while_redis_is_away(own_redis: RedisServer) -> None:
+    async with redis_goes_away(own_redis, waiting=400, when_away="open") as (limiter, sent):
         await wait_until_async(lambda: len(sent) == 400, description="everybody is sent")
         assert limiter.is_away
-        own_redis_server.start()
+        own_redis.start()
         await wait_until_async(lambda: not limiter.is_away, description="it finds Redis again")

@@ -13,7 +13,6 @@ from multidict import CIMultiDict
 from pydantic import SecretStr
 
 from config.catalog import Catalog
-from tasks.errors import ERROR_CODES
 from tasks.results import Usage
 from workers.limiter import Cost, Permit
 from workers.limiter.headers import rate_headers
@@ -22,6 +21,8 @@ from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
 from workers.providers import CODECS, RawResponse
 from workers.simulator.dialects import DIALECTS
+
+from .outcomes import assert_answer_or_named_failure
 
 NOW = 1_790_000_000.0
 ONCE = RetryPolicy(max_attempts=1)
@@ -334,15 +335,7 @@ bodies = st.binary() | json_values.map(lambda value: json.dumps(value).encode())
 @given(status=st.integers(100, 999), body=bodies)
 def test_whatever_comes_back_is_an_answer_or_a_named_failure(kind: str, status: int, body: bytes) -> None:
     job = PromptJob("j", "chat", "m", {"model": "m", "messages": [QUESTION]})
-    try:
-        found = CODECS[kind].response(job, raw(body, status), now=NOW)
-    except Failure as caught:
-        assert caught.code in ERROR_CODES
-        assert caught.message
-    else:
-        assert 200 <= status < 300
-        assert isinstance(found.response, dict)
-        assert found.text != ""
+    assert_answer_or_named_failure(lambda: CODECS[kind].response(job, raw(body, status), now=NOW), status=status)
 
 
 fields_of_requests = st.dictionaries(st.sampled_from(REQUESTS_WORDS), json_values, max_size=4)

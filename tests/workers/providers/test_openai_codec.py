@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 from pydantic import SecretStr
 
-from tasks.errors import ERROR_CODES
 from tasks.results import Usage
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
 from workers.providers import Answer, ProviderRequest, RawResponse
 from workers.providers.openai import OpenAICodec
+
+from .outcomes import assert_answer_or_named_failure
 
 CODEC = OpenAICodec()
 CHAT = PromptJob("job-1", "chat", "m", {"model": "m", "messages": [{"role": "user", "content": "canary"}]})
@@ -381,12 +382,5 @@ headers = st.dictionaries(
 def test_no_response_raises_anything_but_a_named_failure(
     job: PromptJob, status: int, body: bytes, headers: dict[str, str]
 ) -> None:
-    try:
-        found = CODEC.response(job, RawResponse(status, CIMultiDict(headers), body), now=NOW)
-    except Failure as caught:
-        assert caught.code in ERROR_CODES
-        assert caught.message
-    else:
-        assert 200 <= status < 300
-        assert isinstance(found.response, dict)
-        assert found.text != ""
+    response = RawResponse(status, CIMultiDict(headers), body)
+    assert_answer_or_named_failure(lambda: CODEC.response(job, response, now=NOW), status=status)
