@@ -32,13 +32,12 @@ def configure(loglevel: int | str | None = None, logfile: str | None = None, **_
     handler.setFormatter(_formatter(settings, is_terminal=logfile is None and sys.stderr.isatty()))
     root = logging.getLogger()
     root.handlers[:] = [handler]
-    if loglevel is not None and _was_asked_for("loglevel"):
-        root.setLevel(loglevel)
-        return
-    root.setLevel(settings.level)
-    if not settings.jobs:
-        for name in JOB_LOGGERS:
-            logging.getLogger(name).setLevel(logging.WARNING)
+    asked = loglevel if loglevel is not None and _was_asked_for("loglevel") else None
+    root.setLevel(settings.level if asked is None else asked)
+    shows_jobs = settings.jobs or asked is not None
+    for name in JOB_LOGGERS:
+        # Set either way: the process may have been configured before.
+        logging.getLogger(name).setLevel(logging.NOTSET if shows_jobs else logging.WARNING)
 
 
 def _was_asked_for(option: str) -> bool:

@@ -67,6 +67,15 @@ def test_each_line_is_a_json_object_where_asked_for(tmp_path: Path, monkeypatch:
     )
 
 
+def test_configured_again_it_goes_by_the_latest_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    logs.configure()
+    monkeypatch.setenv("PROMPTMILL_LOG__JOBS", "true")
+    get_settings.cache_clear()
+    logs.configure(logfile=str(tmp_path / "log"))
+    logging.getLogger("celery.app.trace").info("Task succeeded")
+    assert "Task succeeded" in written(tmp_path / "log")
+
+
 @pytest.mark.covers("setting", "log.jobs")
 @pytest.mark.parametrize(("jobs", "shown"), [("true", True), ("false", False)])
 def test_a_job_has_lines_of_its_own_only_where_asked_for(
