@@ -71,7 +71,7 @@ class Dialect:
 
     `prefix` is what its base URL ends in, and `kind` the codec that speaks it. `limits` gives the headers that tell
     limits, from an allowance, the loop's time and the epoch time; `waits` those of a refusal. `error` writes a body.
-    `check` raises `InvalidRequest` for a body that this provider alone refuses.
+    `check_headers` raises `InvalidRequest` for headers that this provider alone refuses.
     """
 
     name: DialectName
