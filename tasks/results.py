@@ -34,7 +34,8 @@ class Attempt:
 
     `at` is in seconds since the epoch, `duration_s` and `retry_after_s` (what the provider asked us to wait)
     in seconds. `suspected_payment`: the request had been sent whole, or a part of an answer had come, so the
-    provider may charge for it. `usage` is what it counted, where it said so: that is paid for.
+    provider may charge for it. `usage` is what it counted, where it said so: that is paid for, and `cost_usd` is its
+    price, None where that is unknown. `next` says what followed and why, where that was more than the same again.
     """
 
     code: ErrorCode
@@ -47,6 +48,8 @@ class Attempt:
     retry_after_s: float | None = None
     suspected_payment: bool = False
     usage: Usage | None = None
+    cost_usd: float | None = None
+    next: str | None = None
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
@@ -78,6 +81,10 @@ class PromptResult:
     the end, both in seconds. `attempts` counts calls to providers. `cost_usd` is None where the price is
     unknown, never 0. `failed_attempts` are the calls that brought no answer, of a job that succeeded too.
     `suspected_double_payment`: one of them may have been paid for and was repeated, or the job's worker was lost.
+
+    `cached`: the answer was stored for an equal prompt, and `saved_usd` is what that call cost, None where unknown.
+    `route` says which rule of the route that `model` names chose, and why: {"name", "rule", "why"}. `repaired` names
+    the step after which an answer fitted its schema; None: as it came.
     """
 
     id: str
@@ -90,6 +97,9 @@ class PromptResult:
     cost_usd: float | None = None
     attempts: int = 0
     cached: bool = False
+    saved_usd: float | None = None
+    route: dict[str, Any] | None = None
+    repaired: str | None = None
     queued_s: float | None = None
     duration_s: float = 0.0
     suspected_double_payment: bool = False

@@ -8,4 +8,5 @@ outages.py       providers that can't be reached from this process
 offers.py        which models this worker can call, and whether another can
 record_limit.py  how large a result's record may be
 outcome.py       the job's result
+costs.py         what its calls cost
 """

@@ -19,10 +19,12 @@ from redis.exceptions import RedisError
 from tasks.wire import redis_keys
 from tasks.wire.request import offered_as
 
+from ..prompt.failure import Failure
+
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["AGAIN_S", "Offers", "OtherWorkers", "offers"]
+__all__ = ["AGAIN_S", "Offers", "OtherWorkers", "not_taken", "offers"]
 
 logger = logging.getLogger("promptmill.offers")
 
@@ -146,3 +148,8 @@ class OtherWorkers:
             else:
                 now_ms = seconds * 1000 + microseconds // 1000
                 return any(end is not None and end > now_ms for end in ends)
+
+
+def not_taken() -> Failure:
+    """The end of a job that this worker can't do, and of which it did not hear in time whether another can."""
+    return Failure("expired", "the job's deadline passed before a worker that can call its model took it")

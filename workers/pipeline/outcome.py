@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from decimal import Decimal
 from typing import TYPE_CHECKING
 
 from tasks.results import JobError, PromptResult, Usage
 from tasks.wire.vocabulary import Status
 
+from .costs import failed_cost_usd, total_cost_usd
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from config.catalog import Model, Price
 
     from ..prompt.failure import Failure
     from ..providers import Answer
@@ -29,7 +28,7 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
         model=trip.job.model,
         answered_by=trip.route.answered_by,
         usage=answer.usage or Usage(),
-        cost_usd=_cost_usd(trip.route.model, [answer.usage, *_counted(trip)]),
+        cost_usd=total_cost_usd(trip.failed, trip.route.model, answer.usage),
         attempts=trip.attempts,
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
@@ -40,14 +39,14 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
 
 
 def unanswered(trip: Trip, failure: Failure, now: float) -> PromptResult:
-    history, counted = tuple(trip.failed), _counted(trip)
+    history = tuple(trip.failed)
     status: Status = "expired" if failure.code == "expired" else "failed"
     return PromptResult(
         id=trip.job.id,
         status=status,
         model=trip.job.model or None,
-        usage=_sum(counted),
-        cost_usd=_cost_usd(trip.route.model, counted) if counted else None,
+        usage=_sum(_counted(trip)),
+        cost_usd=failed_cost_usd(trip.failed),
         attempts=trip.attempts,
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
@@ -76,27 +75,6 @@ def _sum(counted: Sequence[Usage]) -> Usage:
         output_tokens=sum(each.output_tokens for each in counted),
         cached_tokens=sum(each.cached_tokens for each in counted),
         cache_write_tokens=sum(each.cache_write_tokens for each in counted),
-    )
-
-
-def _cost_usd(model: Model, calls: Sequence[Usage | None]) -> float | None:
-    """What these calls cost together; None where that of one is not known."""
-    if model.price is None:
-        return None
-    total = Decimal(0)
-    for usage in calls:
-        if usage is None or (cost := _call_cost(model.price, usage)) is None:
-            return None
-        total += cost
-    return float(total)
-
-
-def _call_cost(price: Price, usage: Usage) -> Decimal | None:
-    return price.cost(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=usage.cached_tokens,
-        cache_write_tokens=usage.cache_write_tokens,
     )
 
 

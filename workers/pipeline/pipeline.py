@@ -56,7 +56,7 @@ LADDERS_KEPT = 1_024
 
 
 class Ladder(NamedTuple):
-    """The rungs that jobs of one shape meet."""
+    """The rungs that jobs of one shape meet, and where those without fallbacks go."""
 
     route: Route
     rungs: tuple[Rung, ...]
@@ -113,11 +113,12 @@ class Pipeline:
         self._on_failure = on_failure
         self._elsewhere = Elsewhere(others or _NoOthers(), offers or Offers(), keys_of=keys.of, now=now)
         self.outages = Outages()
-        # Outermost first: this order is the pipeline.
-        self._rungs: tuple[Rung, ...] = (
+        # Outermost first: this order is the pipeline. Once for each job:
+        self._job_rungs: tuple[Rung, ...] = (Deadline(),)
+        # Once for each model that is tried:
+        self._route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
             RecordSize(compresses=compresses),
-            Deadline(),
             Reach(self.outages, now=now, sleep=sleep, patience_s=patience_s, park_after_s=park_after_s),
             Retries(retry, now=now, sleep=sleep, rng=rng),
             Admission(limits, keys_of=keys.of, park_after_s=park_after_s),
@@ -127,7 +128,7 @@ class Pipeline:
 
     def _build(self, shape: Shape) -> Ladder:
         """The ladder of a shape. Raises `Incapable` for a model that the catalogue does not know."""
-        rungs = tuple(rung for rung in self._rungs if rung.serves(shape))
+        rungs = tuple(rung for rung in (*self._job_rungs, *self._route_rungs) if rung.serves(shape))
         down: Down = self._call
         for rung in reversed(rungs):
             down = _above(rung, down)

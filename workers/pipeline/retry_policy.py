@@ -68,14 +68,18 @@ class RetryPolicy:
         deadline_at: float | None,
         rng: Random,
         max_attempts: int | None = None,
+        reserved: int = 0,
         repeat_timeouts: bool = False,
     ) -> Decision:
-        """What follows the `attempt`-th failed attempt, counted from 1. `now` and `deadline_at`: epoch seconds."""
+        """What follows the `attempt`-th failed attempt, counted from 1. `now` and `deadline_at`: epoch seconds.
+
+        So many attempts of the job's are `reserved` for other models.
+        """
         if not failure.retryable:
             return GiveUp("fatal")
         if failure.code == "timeout" and failure.suspected_payment and not repeat_timeouts:
             return GiveUp("payment")
-        if attempt >= self.attempts(max_attempts):
+        if attempt >= self.attempts(max_attempts) - reserved:
             return GiveUp("attempts")
         after_s = self._wait_s(failure.retry_after_s or 0.0, attempt=attempt, rng=rng)
         if deadline_at is not None and now + after_s >= deadline_at:

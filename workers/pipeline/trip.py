@@ -35,6 +35,9 @@ class Shape(NamedTuple):
     kind: JobKind
     model: str
     has_deadline: bool
+    has_fallbacks: bool = False
+    caches: bool = False
+    has_schema: bool = False
 
     @classmethod
     def of(cls, job: PromptJob) -> Shape:
@@ -61,7 +64,9 @@ class Trip:
     started_at: float
     queue: str = QUEUE
     route: Route = field(init=False)
-    """Set when the job steps onto its ladder."""
+    """Where it goes now: the job's model, or the one of its fallbacks that is being tried."""
+    untried: int = 0
+    """Fallbacks after this one. Each is left an attempt, and what they cure is not waited for."""
     attempts: int = 0
     """Calls, those of earlier trips of a job that was parked among them."""
     attempts_before: int = 0
@@ -77,6 +82,8 @@ class Trip:
     """The call under way was stopped after it had been sent."""
     unreached: Reason | None = None
     """Why it waits for its provider."""
+    asks_others: bool = False
+    """Whether it waits to hear if another worker can do it."""
     held: list[object] | None = None
     """Gets what must be held until a large answer is stored."""
 

@@ -22,9 +22,9 @@ ALWAYS = ["Elsewhere", "Reach", "Retries", "Admission"]
 
 LADDERS = {
     Shape("chat", "m", has_deadline=False): ALWAYS,
-    Shape("chat", "m", has_deadline=True): ["Elsewhere", "Deadline", "Reach", "Retries", "Admission"],
+    Shape("chat", "m", has_deadline=True): ["Deadline", "Elsewhere", "Reach", "Retries", "Admission"],
     Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", "Reach", "Retries", "Admission"],
-    Shape("embed", "m", has_deadline=True): ["Elsewhere", "RecordSize", "Deadline", "Reach", "Retries", "Admission"],
+    Shape("embed", "m", has_deadline=True): ["Deadline", "Elsewhere", "RecordSize", "Reach", "Retries", "Admission"],
 }
 
 
@@ -74,7 +74,7 @@ async def pipeline(pipeline_to: Any) -> Any:
 
 
 def rung_of(pipeline: Any, kind: type) -> Any:
-    [found] = [rung for rung in pipeline._rungs if isinstance(rung, kind)]
+    [found] = [rung for rung in (*pipeline._job_rungs, *pipeline._route_rungs) if isinstance(rung, kind)]
     return found
 
 
@@ -85,7 +85,7 @@ async def test_parked_and_the_like_pass_through_every_rung(pipeline: Any, trip: 
     async def down(trip: Trip) -> Answer:
         raise passing
 
-    for rung in pipeline._rungs:
+    for rung in (*pipeline._job_rungs, *pipeline._route_rungs):
         if not isinstance(rung, RecordSize):
             with pytest.raises(type(passing)):
                 await rung(trip, down)

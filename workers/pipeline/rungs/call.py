@@ -9,6 +9,7 @@ from tasks.results import Attempt
 
 from ...prompt.failure import Failure
 from ...telemetry.counts import counts
+from ..costs import known_cost_usd
 from ..record_limit import check_answer
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class Call:
             retry_after_s=failure.retry_after_s,
             suspected_payment=failure.suspected_payment,
             usage=failure.usage,
+            cost_usd=known_cost_usd(trip.route.model, failure.usage),
         )
         trip.failed.append(attempt)
         trip.paid_twice = trip.may_be_paid

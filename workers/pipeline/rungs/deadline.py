@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from ...prompt.failure import Failure
 from ...telemetry.counts import counts
+from ..offers import not_taken
 from ..outages import out_of_reach
 
 if TYPE_CHECKING:
@@ -35,8 +36,11 @@ class Deadline:
         except TimeoutError:
             if not limit.expired():
                 raise
+        if trip.asks_others:
+            raise not_taken()
         if trip.unreached is not None and not trip.was_cut:
             raise out_of_reach(trip.unreached)
         if trip.was_cut:
             counts.add("suspected_payments_total", "timeout")
-        raise Failure("expired", f"the job's deadline passed in the middle of attempt {trip.attempts}")
+        when = f"in the middle of attempt {trip.attempts}" if trip.attempts else "before its first call"
+        raise Failure("expired", f"the job's deadline passed {when}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...prompt.failure import Failure, Incapable
 from ...prompt.parked import Parked
-from ..offers import AGAIN_S
+from ..offers import AGAIN_S, not_taken
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -71,15 +71,15 @@ class Elsewhere:
     async def leave(self, trip: Trip) -> None:
         """Raise `Parked` if another worker can do the job, `expired` if its deadline passes first; else return."""
         deadline_at = trip.job.options.deadline_at
+        trip.asks_others = True
         try:
             async with asyncio.timeout(None if deadline_at is None else max(0.0, deadline_at - self._now())) as limit:
                 is_offered = await self._others.offered(trip.job.model, queue=trip.queue)
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise Failure(
-                "expired", "the job's deadline passed before a worker that can call its model took it"
-            ) from None
+            raise not_taken() from None
+        trip.asks_others = False
         if is_offered:
             raise Parked(self._now() + AGAIN_S, "this worker can't call the model, another can", for_others=True)
 

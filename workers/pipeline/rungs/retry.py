@@ -70,6 +70,7 @@ class Retries:
             failure,
             attempt=max(1, trip.attempts - min(trip.postponed, MOST_POSTPONED)),
             max_attempts=options.max_attempts,
+            reserved=trip.untried,
             now=self._now(),
             deadline_at=options.deadline_at,
             rng=self._rng,
