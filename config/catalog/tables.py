@@ -10,6 +10,8 @@ from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from tasks.wire.vocabulary import Trigger
+
 from .fields import Amount, BaseUrl, Count, Currency, Flag, Headers, Name, Query, Seconds, Variable, all_different
 
 TOKENS_PER_PRICE = 1_000_000
@@ -154,7 +156,10 @@ class Model(Table):
     """A model as jobs name it. `upstream` is the provider's own name for it.
 
     `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's, as it
-    does for `repeat_timeouts`.
+    does for `repeat_timeouts`. `context_tokens` is what the model takes in all, None where that is not known.
+
+    `fallbacks` are asked in turn where this model can't answer; `fallback_on` names what leads to them beyond what does
+    so by itself. The fallbacks of a fallback play no part, so two models may name each other.
     """
 
     name: Name
@@ -165,15 +170,15 @@ class Model(Table):
     price: Price | None = None
     timeout: Timeout = Timeout()
     repeat_timeouts: Flag | None = None
+    context_tokens: Count | None = None
+    fallbacks: Annotated[tuple[Name, ...], AfterValidator(all_different)] = ()
+    fallback_on: Annotated[tuple[Trigger, ...], AfterValidator(all_different)] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _upstream_is_the_alias_unless_stated(cls, table: Any) -> Any:
         return {"upstream": table.get("name"), **table} if isinstance(table, dict) else table
 
-
-NOT_BUILT = {"fallbacks": "models have no fallbacks yet, so no other model would be asked. Leave the key out."}
-"""Keys that tables will have one day, and until then are refused, with the reason."""
 
 NESTED_TABLES: dict[str, type[BaseModel]] = {
     "limits": Limits,

@@ -18,7 +18,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import wait_until_async
 from workers.http.session import Http
-from workers.limiter import Cost, Permit
+from workers.limiter import Cost, Outlook, Permit
 from workers.limiter.headers import wait_s
 from workers.pipeline.offers import Offers
 from workers.pipeline.pipeline import Pipeline
@@ -93,9 +93,14 @@ class FreeLimits:
         self.refused: list[float | None] = []
         self.raises: list[BaseException | None] = []
         """For each request, in turn."""
+        self.outlooks: dict[str, Outlook] = {}
+        """By model."""
 
     def estimate(self, model: Any, **size: Any) -> Cost:
         return Cost()
+
+    def outlook(self, model: Any, keys: Sequence[Any], **options: Any) -> Outlook:
+        return self.outlooks.get(model.name, Outlook(0.0, None))
 
     def admit_free(self, model: Any, keys: Sequence[Any], **options: Any) -> None:
         """Something is limited."""
@@ -152,11 +157,12 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         offers: Offers | None = None,
         others: Any = None,
         real_time: bool = False,
+        catalog: Catalog | None = None,
         **model: Any,
     ) -> AsyncIterator[Pipeline]:
         async with Http(HttpSettings(**(http or {}))) as session:
             yield Pipeline(
-                catalog=make_catalog(url, **model),
+                catalog=catalog or make_catalog(url, **model),
                 http=session,
                 keys=keys or KeyRing({"p": [SecretStr(KEY)]}),
                 limits=limits or FreeLimits(),

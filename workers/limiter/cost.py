@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from ..providers.size import NO_MEDIA, Media
 
-__all__ = ["MOST_CALL_TOKENS", "MOST_CHARS_PER_TOKEN", "UNKNOWN", "Cost", "DimensionName", "TokenUsage"]
+__all__ = [
+    "MOST_CALL_TOKENS",
+    "MOST_CHARS_PER_TOKEN",
+    "UNKNOWN",
+    "Cost",
+    "DimensionName",
+    "Outlook",
+    "TokenUsage",
+]
 
 MOST_CHARS_PER_TOKEN = 12.0
 """No text is counted more favourably."""
@@ -62,6 +70,16 @@ class Cost:
         if self.input_chars or self.media is not NO_MEDIA:
             input_tokens = min(input_tokens, ceil(self.input_chars / MOST_CHARS_PER_TOKEN))
         return Cost(input_tokens, output_tokens).of(dimension)
+
+
+class Outlook(NamedTuple):
+    """What a request can expect of a model: seconds until its turn, and how many output tokens its answer takes.
+
+    `output_tokens` is None while too few answers have come to tell.
+    """
+
+    wait_s: float
+    output_tokens: int | None
 
 
 UNKNOWN = Cost()

@@ -120,6 +120,10 @@ class Estimator:
         output = _SHORT_OUTPUT_TOKENS if self.is_cold else self._sum // len(self._recent)
         return replace(cost, output_tokens=min(cost.output_tokens, output * cost.answers))
 
+    def expected_output(self, cost: Cost) -> int | None:
+        """The output tokens that such a request takes on average; None while too few answers have come."""
+        return None if self.is_cold and cost.answers else self.typical(cost).output_tokens
+
     def beyond_tokens(self, costs: Iterable[Cost]) -> int:
         """What one of these requests may take beyond its reservation: as much as it permits, or an answer twice as long
         as the longest of late. The longest alone was too little until many had come."""

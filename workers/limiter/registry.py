@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from tasks.redis.cancellation import stop
 
 from ..providers.size import NO_MEDIA, Media
-from .cost import UNKNOWN, Cost
+from .cost import UNKNOWN, Cost, Outlook
 from .errors import Moved
 from .estimate import Estimator
 from .headers import learned
@@ -229,6 +229,13 @@ class LimiterRegistry:
         for terms in self._plans(model):
             cost = terms.within(cost)
         return cost
+
+    def outlook(
+        self, model: Model, keys: Sequence[SecretStr | None], *, cost: Cost, priority: Priority = "normal"
+    ) -> Outlook:
+        """What a request that came now could expect. `cost` is its `estimate`."""
+        wait_s = min(limiter.expected_wait_s(priority) for _, limiter in self._pool(model, keys))
+        return Outlook(wait_s, self._estimator(model).expected_output(cost))
 
     async def snapshot(self) -> list[LimiterView]:
         """See the function `snapshot`."""

@@ -1,0 +1,160 @@
+"""The chain of a job: which model is asked first, and which after it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from ..prompt.failure import Failure
+from .chain import Chain
+from .choice import Facts, Target, cheapest, fastest, first_rule, words
+from .limits import estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pydantic import SecretStr
+
+    from config.catalog import Catalog, Provider
+    from config.catalog import Route as CatalogRoute
+
+    from ..limiter import Cost, Outlook
+    from ..prompt.job import PromptJob
+    from .limits import Limits
+    from .speeds import Speeds
+    from .trip import Route
+
+__all__ = ["Router"]
+
+EXPLORE_EVERY = 20
+"""Of so many jobs, one goes to a target whose latency is not known (any more): a model that nobody asks would stay
+slow, or unknown, for ever."""
+
+GUESSED_OUTPUT_TOKENS = 256
+"""Of an answer, while no target has given enough answers to tell. The job's `max_tokens` bounds it."""
+
+
+class Router:
+    """Chooses by the catalogue's routes, and puts the fallbacks behind what was chosen."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        limits: Limits,
+        find_route: Callable[[str], Route],
+        keys_of: Callable[[Provider], Sequence[SecretStr | None]],
+        speeds: Speeds,
+        now: Callable[[], float],
+    ) -> None:
+        """`find_route` leads from a model's name to where its jobs go. `now` gives epoch seconds."""
+        self._catalog = catalog
+        self._limits = limits
+        self._find_route = find_route
+        self._keys_of = keys_of
+        self._speeds = speeds
+        self._now = now
+        self._chosen: Counter[str] = Counter()
+
+    def has_chain(self, name: str, *, own: bool | None) -> bool:
+        """Whether jobs of this name may be answered by more than one model. `own`: whether they have fallbacks of
+        their own, None leaves that to the catalogue.
+        """
+        if own or name in self._catalog.routes:
+            return True
+        model = self._catalog.models.get(name)
+        return own is None and model is not None and bool(model.fallbacks)
+
+    def chain(self, job: PromptJob) -> Chain:
+        """The models that may answer the job. Raises `Failure` (`bad_request`) for a fallback that is a route."""
+        own = job.options.fallbacks
+        for name in own or ():
+            if name in self._catalog.routes:
+                raise Failure("bad_request", f"`fallbacks`: {name[:100]!r} is a route; name models")
+        route = self._catalog.routes.get(job.model)
+        if route is None:
+            return Chain(_each_once(job.model, self._fallbacks_of(job.model) if own is None else own))
+        names, why, rule = self._choose(route, job)
+        behind = (names[1:] or self._fallbacks_of(names[0])) if own is None else own
+        return Chain(_each_once(names[0], behind), chosen={"name": route.name, "rule": rule, "why": why})
+
+    def _fallbacks_of(self, name: str) -> Sequence[str]:
+        model = self._catalog.models.get(name)
+        return () if model is None else model.fallbacks
+
+    def _choose(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str, int | None]:
+        """The model that is chosen and the targets behind it, why, and the number of the rule that did it."""
+        if (found := first_rule(route.rules, self._facts(job))) is not None:
+            number, rule = found
+            return [rule.model], words(rule.when), number
+        if route.default is not None:
+            return [route.default], "default: no rule fits" if route.rules else "default", None
+        names, why = self._ranked(route, job)
+        return names, why, None
+
+    def _facts(self, job: PromptJob) -> Facts:
+        options = job.options
+        return Facts(
+            tag=options.tag,
+            priority=options.priority,
+            tenant=options.tenant,
+            left_s=self._left_s(job),
+            input_tokens=lambda name: estimate(self._limits, job, self._find_route(name)).input_tokens,
+        )
+
+    def _left_s(self, job: PromptJob) -> float | None:
+        deadline_at = job.options.deadline_at
+        return None if deadline_at is None else deadline_at - self._now()
+
+    def _ranked(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str]:
+        if route.choose == "first":
+            return list(route.targets), "first of the list"
+        if route.choose == "cheapest":
+            return cheapest(self._priced(route, job))
+        targets = [self._timed(name, job) for name in route.targets]
+        unknown = [target.name for target in targets if target.latency_s is None]
+        self._chosen[route.name] += 1
+        if unknown and self._chosen[route.name] % EXPLORE_EVERY == 0:
+            return _each_once(unknown[0], route.targets), "fastest: one job in so many, to learn its latency"
+        return fastest(targets, left_s=self._left_s(job))
+
+    def _timed(self, name: str, job: PromptJob) -> Target:
+        _, outlook = self._outlook(self._find_route(name), job)
+        return Target(name, latency_s=self._speeds.latency_s(name, now=self._now()), wait_s=outlook.wait_s)
+
+    def _priced(self, route: CatalogRoute, job: PromptJob) -> list[Target]:
+        routes = [self._find_route(name) for name in route.targets]
+        prospects = [self._outlook(each, job) for each in routes]
+        known = [outlook.output_tokens for _, outlook in prospects if outlook.output_tokens is not None]
+        typical = sum(known) // len(known) if known else GUESSED_OUTPUT_TOKENS
+        return [
+            Target(each.alias, price_usd=self._price_usd(each, cost, typical, outlook.output_tokens))
+            for each, (cost, outlook) in zip(routes, prospects, strict=True)
+        ]
+
+    def _outlook(self, route: Route, job: PromptJob) -> tuple[Cost, Outlook]:
+        try:
+            keys = self._keys_of(route.provider)
+        except Failure:
+            keys = ()  # another worker has some
+        cost = estimate(self._limits, job, route)
+        return cost, self._limits.outlook(route.model, keys, cost=cost, priority=job.options.priority)
+
+    def _price_usd(self, route: Route, cost: Cost, typical_output: int, expected_output: int | None) -> float | None:
+        """What the job is likely to cost with this model, in US dollars. A model whose answers are not known yet is
+        taken to give such as the others do, within what the job permits.
+        """
+        price = route.model.price
+        if price is None:
+            return None
+        share = 0.0 if price.cached_input is None else self._speeds.cached_share(route.alias, now=self._now())
+        total = price.cost(
+            input_tokens=cost.input_tokens,
+            output_tokens=min(typical_output, cost.output_tokens) if expected_output is None else expected_output,
+            cached_tokens=round(share * cost.input_tokens),
+        )
+        return None if total is None else float(total)
+
+
+def _each_once(first: str, others: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys((first, *others)))
