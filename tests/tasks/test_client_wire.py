@@ -23,6 +23,7 @@ from tasks.redis.clock import steady_s
 from tasks.store import terms
 from tasks.wire import redis_keys
 from tasks.wire.message import CELERY_PRIORITY, TASK_NAMES
+from tests.support.celery_client import closing
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
 
@@ -34,10 +35,8 @@ OF_EACH_MESSAGE = ("origin", "reply_to", "delivery_tag")
 
 @pytest.fixture
 def stock(redis_server: RedisServer) -> Iterator[Celery]:
-    app = Celery("stock", broker=redis_server.url, backend=redis_server.url, set_as_current=False)
-    yield app
-    app.close()
-    app.backend.client.close()
+    with closing(Celery("stock", broker=redis_server.url, backend=redis_server.url, set_as_current=False)) as app:
+        yield app
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ from tasks import PromptQueue
 from tasks.blocking import SyncJob, SyncQueue
 from tasks.results import PromptResult
 from tasks.wire.record import read_outcome
+from tests.support import celery_client
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -260,7 +261,8 @@ class World:
     def celery(self, **transport_options: Any) -> Celery:
         """A plain Celery client of the queue."""
         url = self.server.url
-        client: Celery = self.enter(Celery("client", broker=url, backend=url, set_as_current=False))
+        client = Celery("client", broker=url, backend=url, set_as_current=False)
+        self._closing.callback(celery_client.close, client)
         client.conf.update(task_default_queue="prompts", broker_transport_options=transport_options)
         return client
 

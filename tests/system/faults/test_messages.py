@@ -12,6 +12,7 @@ import pytest
 from celery import Celery, chord
 
 from tasks import DeadLettered, InvalidJob, JobCancelled, PromptQueue
+from tests.support.celery_client import closing
 from tests.support.waiting import wait_until
 
 from .harness import MESSAGES, promptmill
@@ -208,7 +209,7 @@ def test_producers_own_priority_settings_are_read_by_a_setting(world: World) -> 
     options = {"priority_steps": list(range(10)), "sep": ":", "queue_order_strategy": "priority"}
     producer = Celery(broker=world.server.url, backend=world.server.url)
     producer.conf.broker_transport_options = options
-    with producer:
+    with closing(producer):
         sent = [
             producer.send_task(
                 "prompts.chat", queue="prompts", priority=priority, kwargs={"model": "quick", "messages": MESSAGES}

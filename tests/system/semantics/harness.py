@@ -22,6 +22,7 @@ import redis
 from celery import Celery
 from celery.backends.redis import RedisBackend
 
+from tests.support import celery_client
 from tests.support import redis_server as support
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -163,7 +164,7 @@ class Side:
                 self.process.wait(10)
         self._published.close()
         self.redis.close()
-        self.app.close()
+        celery_client.close(self.app)
 
     def log_text(self) -> str:
         return self.log.read_text(errors="replace")

@@ -12,6 +12,7 @@ from celery.app.task import Context
 from tasks.results import PromptResult
 from tasks.wire import redis_keys
 from tasks.wire.record import read_outcome
+from tests.support.celery_client import closing
 from workers.pipeline.record_limit import MOST_BYTES
 from workers.pool.app import App
 from workers.results.backend import Backend
@@ -87,8 +88,9 @@ def test_a_large_answer_is_compressed_for_those_who_can_read_it(
     for record in (raw, raw.decode(errors="surrogateescape")):
         outcome = read_outcome("j", record)
         assert outcome is not None and outcome.text == LONG_TEXT
-    for reader in (Celery("stock", backend=app.conf.broker_url, set_as_current=False), app):
-        assert reader.AsyncResult("j").get(timeout=5)["text"] == LONG_TEXT
+    with closing(Celery("stock", backend=app.conf.broker_url, set_as_current=False)) as stock:
+        for reader in (stock, app):
+            assert reader.AsyncResult("j").get(timeout=5)["text"] == LONG_TEXT
     # It is as final as any other.
     backend.store_result("j", ValueError("late"), states.FAILURE, request=request())
     assert client.get("celery-task-meta-j") == raw
