@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -50,6 +50,14 @@ def _above_the_keys(limits: Limits) -> Limits:
 OrganisationLimits = Annotated[Limits, AfterValidator(_above_the_keys)]
 
 
+class Rates(NamedTuple):
+    """US dollars a token."""
+
+    input: float
+    cached_input: float
+    output: float
+
+
 class Price(Table):
     """Prices per million tokens. One that is None is unknown, which is never the same as 0.
 
@@ -64,6 +72,14 @@ class Price(Table):
     currency: Currency = "USD"
     date: dt.date
     source: Annotated[str, Field(min_length=1)]
+
+    @cached_property
+    def rates_usd(self) -> Rates | None:
+        """US dollars a token, for comparing; None where the price of input or output is unknown."""
+        if self.currency != "USD" or self.input is None or self.output is None:
+            return None
+        cached = self.input if self.cached_input is None else self.cached_input
+        return Rates(*(float(price / TOKENS_PER_PRICE) for price in (self.input, cached, self.output)))
 
     def cost(
         self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0, cache_write_tokens: int = 0

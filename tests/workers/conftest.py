@@ -18,7 +18,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import wait_until_async
 from workers.http.session import Http
-from workers.limiter import Cost, Outlook, Permit
+from workers.limiter import Cost, Permit
 from workers.limiter.headers import wait_s
 from workers.pipeline.offers import Offers
 from workers.pipeline.pipeline import Pipeline
@@ -93,14 +93,17 @@ class FreeLimits:
         self.refused: list[float | None] = []
         self.raises: list[BaseException | None] = []
         """For each request, in turn."""
-        self.outlooks: dict[str, Outlook] = {}
-        """By model."""
+        self.outputs: dict[str, int] = {}
+        """What is expected, by model."""
 
     def estimate(self, model: Any, **size: Any) -> Cost:
         return Cost()
 
-    def outlook(self, model: Any, keys: Sequence[Any], **options: Any) -> Outlook:
-        return self.outlooks.get(model.name, Outlook(0.0, None))
+    def expected_wait_s(self, model: Any, keys: Sequence[Any], priority: Any = "normal") -> float:
+        return 0.0
+
+    def expected_output(self, model: Any, cost: Any) -> int | None:
+        return self.outputs.get(model.name)
 
     def admit_free(self, model: Any, keys: Sequence[Any], **options: Any) -> None:
         """Something is limited."""

@@ -22,7 +22,7 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
     peek.py        how long a request would wait, by what the schedule has written down
 """
 
-from .cost import Cost, Outlook
+from .cost import Cost
 from .errors import NotAdmitted, TooLargeForLimit, TooLate
 from .permit import Permit
 from .registry import LimiterRegistry, snapshot
@@ -33,7 +33,6 @@ __all__ = [
     "LimiterRegistry",
     "LimiterView",
     "NotAdmitted",
-    "Outlook",
     "Permit",
     "TooLargeForLimit",
     "TooLate",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, Protocol
 
 from ..providers.size import NO_MEDIA, Media
 
@@ -14,7 +14,6 @@ __all__ = [
     "UNKNOWN",
     "Cost",
     "DimensionName",
-    "Outlook",
     "TokenUsage",
 ]
 
@@ -70,16 +69,6 @@ class Cost:
         if self.input_chars or self.media is not NO_MEDIA:
             input_tokens = min(input_tokens, ceil(self.input_chars / MOST_CHARS_PER_TOKEN))
         return Cost(input_tokens, output_tokens).of(dimension)
-
-
-class Outlook(NamedTuple):
-    """What a request can expect of a model: seconds until its turn, and how many output tokens its answer takes.
-
-    `output_tokens` is None while too few answers have come to tell.
-    """
-
-    wait_s: float
-    output_tokens: int | None
 
 
 UNKNOWN = Cost()

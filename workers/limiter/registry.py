@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from tasks.redis.cancellation import stop
 
 from ..providers.size import NO_MEDIA, Media
-from .cost import UNKNOWN, Cost, Outlook
+from .cost import UNKNOWN, Cost
 from .errors import Moved
 from .estimate import Estimator
 from .headers import learned
@@ -230,12 +230,13 @@ class LimiterRegistry:
             cost = terms.within(cost)
         return cost
 
-    def outlook(
-        self, model: Model, keys: Sequence[SecretStr | None], *, cost: Cost, priority: Priority = "normal"
-    ) -> Outlook:
-        """What a request that came now could expect. `cost` is its `estimate`."""
-        wait_s = min(limiter.expected_wait_s(priority) for _, limiter in self._pool(model, keys))
-        return Outlook(wait_s, self._estimator(model).expected_output(cost))
+    def expected_wait_s(self, model: Model, keys: Sequence[SecretStr | None], priority: Priority = "normal") -> float:
+        """About how long a request that came now would wait for the first of `keys` that is free, in seconds."""
+        return min(limiter.expected_wait_s(priority) for _, limiter in self._pool(model, keys))
+
+    def expected_output(self, model: Model, cost: Cost) -> int | None:
+        """The output tokens that a request takes on average; None while too few answers have come to tell."""
+        return self._estimator(model).expected_output(cost)
 
     async def snapshot(self) -> list[LimiterView]:
         """See the function `snapshot`."""

@@ -14,8 +14,9 @@ if TYPE_CHECKING:
     from config.catalog import Model
     from tasks.wire.vocabulary import Priority
 
-    from ..limiter import Cost, Outlook, Permit
+    from ..limiter import Cost, Permit
     from ..prompt.job import PromptJob
+    from ..providers.codec import RequestSize
     from .trip import Route
 
 __all__ = ["Limits", "estimate"]
@@ -35,9 +36,11 @@ class Limits(Protocol):
         embeds: bool = False,
     ) -> Cost: ...
 
-    def outlook(
-        self, model: Model, keys: Sequence[SecretStr | None], *, cost: Cost, priority: Priority = "normal"
-    ) -> Outlook: ...
+    def expected_wait_s(
+        self, model: Model, keys: Sequence[SecretStr | None], priority: Priority = "normal"
+    ) -> float: ...
+
+    def expected_output(self, model: Model, cost: Cost) -> int | None: ...
 
     def admit_free(
         self,
@@ -61,9 +64,9 @@ class Limits(Protocol):
     ) -> Permit: ...
 
 
-def estimate(limits: Limits, job: PromptJob, route: Route) -> Cost:
-    """What the job takes of the limits of this model, if it answers."""
-    size = route.codec.size(job)
+def estimate(limits: Limits, job: PromptJob, route: Route, *, size: RequestSize | None = None) -> Cost:
+    """What the job takes of the limits of this model, if it answers. `size`: the codec's, where it is known."""
+    size = size or route.codec.size(job)
     return limits.estimate(
         route.model,
         input_chars=size.input_chars,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
+from config.catalog import UnknownModel
+
 from ..prompt.failure import Failure
 from .chain import Chain
 from .choice import Facts, Target, cheapest, fastest, first_rule, words
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
     from config.catalog import Catalog, Provider
     from config.catalog import Route as CatalogRoute
 
-    from ..limiter import Cost, Outlook
     from ..prompt.job import PromptJob
     from .limits import Limits
     from .speeds import Speeds
@@ -62,8 +63,7 @@ class Router:
         """
         if own or name in self._catalog.routes:
             return True
-        model = self._catalog.models.get(name)
-        return own is None and model is not None and bool(model.fallbacks)
+        return own is None and bool(self._fallbacks_of(name))
 
     def chain(self, job: PromptJob) -> Chain:
         """The models that may answer the job. Raises `Failure` (`bad_request`) for a fallback that is a route."""
@@ -79,8 +79,10 @@ class Router:
         return Chain(_each_once(names[0], behind), chosen={"name": route.name, "rule": rule, "why": why})
 
     def _fallbacks_of(self, name: str) -> Sequence[str]:
-        model = self._catalog.models.get(name)
-        return () if model is None else model.fallbacks
+        try:
+            return self._catalog.model(name).fallbacks
+        except UnknownModel:
+            return ()
 
     def _choose(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str, int | None]:
         """The model that is chosen and the targets behind it, why, and the number of the rule that did it."""
@@ -119,41 +121,36 @@ class Router:
         return fastest(targets, left_s=self._left_s(job))
 
     def _timed(self, name: str, job: PromptJob) -> Target:
-        _, outlook = self._outlook(self._find_route(name), job)
-        return Target(name, latency_s=self._speeds.latency_s(name, now=self._now()), wait_s=outlook.wait_s)
-
-    def _priced(self, route: CatalogRoute, job: PromptJob) -> list[Target]:
-        routes = [self._find_route(name) for name in route.targets]
-        prospects = [self._outlook(each, job) for each in routes]
-        known = [outlook.output_tokens for _, outlook in prospects if outlook.output_tokens is not None]
-        typical = sum(known) // len(known) if known else GUESSED_OUTPUT_TOKENS
-        return [
-            Target(each.alias, price_usd=self._price_usd(each, cost, typical, outlook.output_tokens))
-            for each, (cost, outlook) in zip(routes, prospects, strict=True)
-        ]
-
-    def _outlook(self, route: Route, job: PromptJob) -> tuple[Cost, Outlook]:
+        route = self._find_route(name)
         try:
             keys = self._keys_of(route.provider)
         except Failure:
-            keys = ()  # another worker has some
-        cost = estimate(self._limits, job, route)
-        return cost, self._limits.outlook(route.model, keys, cost=cost, priority=job.options.priority)
+            wait_s = 0.0  # another worker may have keys
+        else:
+            wait_s = self._limits.expected_wait_s(route.model, keys, job.options.priority)
+        return Target(name, latency_s=self._speeds.latency_s(name, now=self._now()), wait_s=wait_s)
 
-    def _price_usd(self, route: Route, cost: Cost, typical_output: int, expected_output: int | None) -> float | None:
-        """What the job is likely to cost with this model, in US dollars. A model whose answers are not known yet is
-        taken to give such as the others do, within what the job permits.
-        """
-        price = route.model.price
-        if price is None:
-            return None
-        share = 0.0 if price.cached_input is None else self._speeds.cached_share(route.alias, now=self._now())
-        total = price.cost(
-            input_tokens=cost.input_tokens,
-            output_tokens=min(typical_output, cost.output_tokens) if expected_output is None else expected_output,
-            cached_tokens=round(share * cost.input_tokens),
+    def _priced(self, route: CatalogRoute, job: PromptJob) -> list[Target]:
+        routes = [self._find_route(name) for name in route.targets]
+        sizes = {codec: codec.size(job) for codec in {each.codec for each in routes}}
+        costs = [estimate(self._limits, job, each, size=sizes[each.codec]) for each in routes]
+        outputs = [self._limits.expected_output(each.model, cost) for each, cost in zip(routes, costs, strict=True)]
+        known = [output for output in outputs if output is not None]
+        typical = sum(known) // len(known) if known else GUESSED_OUTPUT_TOKENS
+        prices = (
+            # What this model's answers take is not known: such as the others', within what the job permits.
+            self._price_usd(each, cost.input_tokens, min(typical, cost.output_tokens) if output is None else output)
+            for each, cost, output in zip(routes, costs, outputs, strict=True)
         )
-        return None if total is None else float(total)
+        return [Target(name, price_usd) for name, price_usd in zip(route.targets, prices, strict=True)]
+
+    def _price_usd(self, route: Route, input_tokens: int, output_tokens: int) -> float | None:
+        """What a call is likely to cost with this model, in US dollars; None where that is not known."""
+        if (price := route.model.price) is None or price.rates_usd is None:
+            return None
+        rates = price.rates_usd
+        cached = self._speeds.cached_share(route.alias, now=self._now()) * input_tokens
+        return (input_tokens - cached) * rates.input + cached * rates.cached_input + output_tokens * rates.output
 
 
 def _each_once(first: str, others: Sequence[str]) -> list[str]:

@@ -17,6 +17,7 @@ from workers.pipeline.retry_policy import RetryPolicy
 from workers.prompt.job import Options, PromptJob
 from workers.prompt.parked import Parked
 from workers.providers.keyring import KeyRing
+from workers.telemetry.counts import counts
 
 KEYS = KeyRing({name: [SecretStr("sk-canary-77aa")] for name in ("a", "b", "c")})
 
@@ -88,6 +89,7 @@ async def test_what_another_model_can_cure(two: Any, fault: str, code: str, of_a
     assert calls(a, b) == [of_a, 1], "one of the four attempts was left to b"
     assert [attempt.code for attempt in result.failed_attempts] == [code] * of_a
     assert result.attempts == of_a + 1
+    assert counts.take()[f"fallbacks_total:{code}"] == 1
 
 
 async def test_a_call_that_timed_out_is_not_repeated_but_asked_of_another(two: Any) -> None:
@@ -144,7 +146,8 @@ async def test_the_jobs_own_list_goes_before_the_catalogues(pipeline_to: Any, si
         assert (await pipeline.run(job(fallbacks=["c"]))).answered_by == "c/c"
         assert (await pipeline.run(job(fallbacks=[]))).error.code == "not_found"
         assert (await pipeline.run(job("b", fallbacks=["a"]))).answered_by == "b/b"
-    assert calls(a, b, c) == [2, 1, 1]
+        assert calls(a, b, c) == [2, 1, 1]
+        assert (await pipeline.run(job("a/a"))).answered_by == "b/b", "the same model by its provider's name"
 
 
 async def test_fallbacks_of_a_fallback_play_no_part(two: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from tasks.results import PromptResult, Usage
-from workers.limiter import Cost, Outlook
+from workers.limiter import Cost
 from workers.pipeline.router import EXPLORE_EVERY
 from workers.pipeline.speeds import FRESH_S, Speeds
 from workers.prompt.parked import Parked
@@ -100,7 +100,7 @@ async def test_the_cheapest_by_what_answers_take(routed: Any, free_limits: Any) 
     async with routed(route, models=models, limits=free_limits) as (pipeline, _, _):
         result = await pipeline.run(job("auto"))
         assert (result.answered_by, result.route["why"]) == ("b/b", "cheapest: about $0.0015, the next $0.002")
-        free_limits.outlooks = {"a": Outlook(0.0, 100), "b": Outlook(0.0, 1_000)}
+        free_limits.outputs = {"a": 100, "b": 1_000}
         result = await pipeline.run(job("auto"))
         assert (result.answered_by, result.route["why"]) == ("a/a", "cheapest: about $0.0014, the next $0.003")
 

@@ -9,6 +9,7 @@ from tasks.results import Attempt
 
 from ...prompt.failure import Failure, Incapable
 from ...prompt.parked import Parked
+from ...telemetry.counts import counts
 from ..fallback_policy import has_more_context, reason
 from ..limits import estimate
 
@@ -140,6 +141,7 @@ class Fallbacks:
 
     def _move(self, trip: Trip, chain: Chain, position: int, failure: Failure) -> None:
         """Write down what led to the next model, and go there."""
+        counts.add("fallbacks_total", failure.code)
         following = f"{chain.names[position]}: {self._why(trip, chain, failure)}"
         if trip.attempts_here and trip.failed:
             last = trip.failed[-1] = replace(trip.failed[-1], next=following)
