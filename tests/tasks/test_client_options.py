@@ -35,6 +35,9 @@ BAD: dict[str, Any] = {
     "metadata": 2**70,
     "max_attempts": 0,
     "repeat_timeouts": "yes",
+    "fallbacks": ["m", "m"],
+    "fallback_on": ["timeout"],
+    "tag": "",
     "submitted_at": "now",
 }
 

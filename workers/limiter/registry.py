@@ -237,6 +237,14 @@ class LimiterRegistry:
             cost = terms.within(cost)
         return cost
 
+    def expected_wait_s(self, model: Model, keys: Sequence[SecretStr | None], priority: Priority = "normal") -> float:
+        """About how long a request that came now would wait for the first of `keys` that is free, in seconds."""
+        return min(limiter.expected_wait_s(priority) for _, limiter in self._pool(model, keys))
+
+    def expected_output(self, model: Model, cost: Cost) -> int | None:
+        """The output tokens that a request takes on average; None while too few answers have come to tell."""
+        return self._estimator(model).expected_output(cost)
+
     async def snapshot(self) -> list[LimiterView]:
         """See the function `snapshot`."""
         return await snapshot(self._redis, key_prefix=self._key_prefix)

@@ -19,9 +19,8 @@ from typing import Any
 import orjson
 
 from tasks.wire.json_text import MAX_DEPTH, NotJson, check
-from tasks.wire.options import MAX_SHOWN, problem
-from tasks.wire.request import MAX_NAME_CHARACTERS
-from tasks.wire.vocabulary import JobKind, Priority
+from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, problem
+from tasks.wire.vocabulary import JobKind, Priority, Trigger
 
 from .failure import Failure
 
@@ -44,6 +43,9 @@ class Options:
     metadata: Any = field(default=None, repr=False)
     max_attempts: int | None = None
     repeat_timeouts: bool | None = None
+    fallbacks: list[str] | None = None
+    fallback_on: list[Trigger] | None = None
+    tag: str | None = None
     submitted_at: float | None = None
 
 
