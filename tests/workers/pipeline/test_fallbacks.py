@@ -92,7 +92,7 @@ async def test_what_another_model_can_cure(two: Any, fault: str, code: str, of_a
     assert counts.take()[f"fallbacks_total:{code}"] == 1
 
 
-async def test_a_call_that_timed_out_is_not_repeated_but_asked_of_another(two: Any) -> None:
+async def test_after_a_time_out_another_model_is_asked(two: Any) -> None:
     async with two("hang", models={"a": {"fallbacks": ["b"], "timeout": {"total_s": 0.3}}}) as (pipeline, a, b):
         result = await pipeline.run(job())
     assert (result.answered_by, calls(a, b)) == ("b/b", [1, 1])
@@ -169,7 +169,7 @@ async def test_a_fallback_without_words_for_the_request_is_passed_over(pipeline_
 # -- attempts, prices and reasons
 
 
-async def test_the_result_names_each_attempt_its_price_and_why_the_next(
+async def test_the_result_names_each_attempt_price_and_reason(
     pipeline_to: Any, raw_server: Any, simulate: Any, reply: Any
 ) -> None:
     broken_off = {

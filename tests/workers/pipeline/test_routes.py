@@ -145,9 +145,7 @@ async def test_a_target_that_nobody_asks_is_measured_now_and_then(routed: Any) -
     assert sum(calls(a, b)) == 2 * EXPLORE_EVERY
 
 
-async def test_a_parked_job_keeps_what_its_route_chose_once_it_was_called(
-    routed: Any, free_limits: Any, clock: Any
-) -> None:
+async def test_a_parked_job_keeps_what_its_route_chose(routed: Any, free_limits: Any, clock: Any) -> None:
     free_limits.raises = [None, Parked(clock.now_s + 60, "far away", gap_s=3.0)]
     route = {"rules": [{"when": {"deadline_under_s": 50}, "model": "a"}], "default": "b"}
     async with routed(route, fault="500", limits=free_limits) as (pipeline, a, b):
@@ -181,7 +179,7 @@ def test_latencies_are_moving_means_that_grow_old() -> None:
     assert speeds.cached_share("m", now=FRESH_S + 1) == 0.0
 
 
-def test_a_model_that_fails_at_once_is_not_fast_and_one_that_hangs_is_slow() -> None:
+def test_who_fails_at_once_is_not_fast_and_who_hangs_is_slow() -> None:
     speeds = Speeds()
     speeds.note_failed("m", after_s=9.0, now=0.0)
     assert speeds.latency_s("m", now=0.0) is None
