@@ -68,9 +68,11 @@ def _seconds(*, least: float = 0.0, above: bool = False, most: float = MAX_SECON
     bounds = f"must be {'more than ' if above else ''}{least:g}{'' if above else ' or more'} seconds, at most {most:g}"
 
     def check(value: Any) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        if type(value) is not float and (isinstance(value, bool) or not isinstance(value, int | float)):
             return f"must be a number of seconds, not {_type(value)}"
-        return bounds if value < least or value > most or (above and value == least) else None
+        if least < value <= most or (value == least and not above):
+            return None
+        return bounds if _is_finite(value) else f"must be a number of seconds, not {_type(value)}"
 
     return check
 
@@ -217,6 +219,11 @@ NOT_BUILT: Final[dict[str, str]] = {
 }
 """Names that will be options one day, and until then are refused, with the reason."""
 
+_CHECKS: Final[dict[Reader, dict[str, Check]]] = {
+    reader: {option.name: option.check for option in OPTIONS.values() if reader in option.read_by}
+    for reader in _EVERYBODY
+}
+
 
 def names_read_by(reader: Reader) -> list[str]:
     """The options that this reader takes, in the order of the docs."""
@@ -225,8 +232,8 @@ def names_read_by(reader: Reader) -> list[str]:
 
 def problem(name: str, value: Any, *, reader: Reader) -> str | None:
     """Why this reader refuses the option, or None. `value` is JSON and not None: None is an option not given."""
-    if (option := OPTIONS.get(name)) is not None and reader in option.read_by:
-        return option.check(value)
+    if (check := _CHECKS[reader].get(name)) is not None:
+        return check(value)
     return NOT_BUILT.get(name) or _unknown(name, names_read_by(reader))
 
 

@@ -65,7 +65,8 @@ class Elsewhere:
             if self._is_only_here(trip, failure):
                 await self.leave(trip, trip.route.alias)
             raise
-        self._note_taken(provider)
+        if self._refused_keys:
+            self._note_taken(provider)
         return answer
 
     async def leave(self, trip: Trip, alias: str) -> None:
@@ -101,9 +102,8 @@ class Elsewhere:
             self._offers.withdraw(provider.name)
 
     def _note_taken(self, provider: Provider) -> None:
-        if self._refused_keys:
-            self._refused_keys.pop(provider.name, None)
-            self._offers.restore(provider.name)
+        self._refused_keys.pop(provider.name, None)
+        self._offers.restore(provider.name)
 
 
 def _is_refused_key(failure: Failure) -> bool:
