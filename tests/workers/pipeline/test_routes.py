@@ -126,8 +126,8 @@ async def test_what_comes_from_a_providers_cache_is_cheaper(
         assert router.chain(job("auto")).names == ["b", "a"], "0.38 of its price, after 90 % from the cache"
 
 
-async def test_the_fastest_by_what_was_measured(routed: Any, clock: Any) -> None:
-    async with routed({"targets": ["a", "b"], "choose": "fastest"}) as (pipeline, _, _):
+async def test_the_fastest_by_what_was_measured(routed: Any, free_limits: Any, clock: Any) -> None:
+    async with routed({"targets": ["a", "b"], "choose": "fastest"}, limits=free_limits) as (pipeline, _, _):
         first = await pipeline.run(job("auto"))
         assert first.answered_by == "a/a"
         assert first.route["why"] == "fastest: no latency is known yet, so the list's order"
@@ -136,6 +136,8 @@ async def test_the_fastest_by_what_was_measured(routed: Any, clock: Any) -> None
         speeds.note("b", latency_s=0.2, usage=None, now=clock.now_s)
         second = await pipeline.run(job("auto"))
         assert (second.answered_by, second.route["why"]) == ("b/b", "fastest: answers in about 0.2 s")
+        free_limits.waits_s = {"b": 9.0}
+        assert (await pipeline.run(job("auto"))).answered_by == "a/a", "the limit's wait counts too"
 
 
 async def test_a_target_that_nobody_asks_is_measured_now_and_then(routed: Any) -> None:
