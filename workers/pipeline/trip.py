@@ -115,7 +115,7 @@ class Trip:
 
     def memory(self) -> str | None:
         """What the job must not forget while it is parked, as JSON; None: nothing has happened to it yet."""
-        if not self.attempts and not self.failed:
+        if not self.attempts:
             return None
         known = {
             "attempts": self.attempts,
