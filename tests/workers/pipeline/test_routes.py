@@ -140,10 +140,19 @@ async def test_the_fastest_by_what_was_measured(routed: Any, free_limits: Any, c
         assert (await pipeline.run(job("auto"))).answered_by == "a/a", "the limit's wait counts too"
 
 
+@pytest.mark.parametrize(("fault", "first"), [("500", "b"), ("404", "a")])
+async def test_a_target_whose_provider_failed_is_not_fast(routed: Any, clock: Any, fault: str, first: str) -> None:
+    async with routed({"targets": ["a", "b"], "choose": "fastest"}, fault=fault) as (pipeline, _, _):
+        pipeline._fallbacks._speeds.note("a", latency_s=0.1, usage=None, now=clock.now_s)
+        assert (await pipeline.run(job("auto"))).answered_by == "b/b"
+        pipeline._fallbacks._speeds.note("b", latency_s=9.0, usage=None, now=clock.now_s)
+        assert pipeline._fallbacks._chains.chain(job("auto")).names[0] == first
+
+
 async def test_a_target_that_nobody_asks_is_measured_now_and_then(routed: Any) -> None:
     async with routed({"targets": ["a", "b"], "choose": "fastest"}) as (pipeline, a, b):
         results = [await pipeline.run(job("auto")) for _ in range(2 * EXPLORE_EVERY)]
-    assert calls(b)[0] > 0 and "to learn its latency" in results[EXPLORE_EVERY - 1].route["why"]
+    assert calls(b)[0] > 0 and "a target of unknown latency" in results[EXPLORE_EVERY - 1].route["why"]
     assert sum(calls(a, b)) == 2 * EXPLORE_EVERY
 
 
@@ -179,14 +188,3 @@ def test_latencies_are_moving_means_that_grow_old() -> None:
     assert speeds.cached_share("m", now=0.0) == pytest.approx(0.5)
     assert speeds.latency_s("m", now=FRESH_S + 1) is None
     assert speeds.cached_share("m", now=FRESH_S + 1) == 0.0
-
-
-def test_who_fails_at_once_is_not_fast_and_who_hangs_is_slow() -> None:
-    speeds = Speeds()
-    speeds.note_failed("m", after_s=9.0, now=0.0)
-    assert speeds.latency_s("m", now=0.0) is None
-    speeds.note("m", latency_s=1.0, usage=None, now=0.0)
-    speeds.note_failed("m", after_s=0.01, now=0.0)
-    assert speeds.latency_s("m", now=0.0) == 1.0
-    speeds.note_failed("m", after_s=11.0, now=0.0)
-    assert speeds.latency_s("m", now=0.0) == pytest.approx(3.0)
