@@ -93,6 +93,7 @@ class FreeLimits:
         self.refused: list[float | None] = []
         self.raises: list[BaseException | None] = []
         """For each request, in turn."""
+        self.waits_s: dict[str, float] = {}
         self.outputs: dict[str, int] = {}
         """What is expected, by model."""
 
@@ -100,7 +101,7 @@ class FreeLimits:
         return Cost()
 
     def expected_wait_s(self, model: Any, keys: Sequence[Any], priority: Any = "normal") -> float:
-        return 0.0
+        return self.waits_s.get(model.name, 0.0)
 
     def expected_output(self, model: Any, cost: Any) -> int | None:
         return self.outputs.get(model.name)

@@ -117,7 +117,9 @@ class Router:
         unknown = [target.name for target in targets if target.latency_s is None]
         self._chosen[route.name] += 1
         if unknown and self._chosen[route.name] % EXPLORE_EVERY == 0:
-            return _each_once(unknown[0], route.targets), "fastest: one job in so many, to learn its latency"
+            return _each_once(
+                unknown[0], route.targets
+            ), f"fastest: one job in {EXPLORE_EVERY} goes to a target of unknown latency"
         return fastest(targets, left_s=self._left_s(job))
 
     def _timed(self, name: str, job: PromptJob) -> Target:

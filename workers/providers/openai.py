@@ -85,7 +85,8 @@ class OpenAICodec:
         body.pop("stream", None)
         body.pop("stream_options", None)
         sent = headers(job, provider)
-        sent.update(self._auth(provider, key))
+        if key is not None:
+            sent.update(self._auth(provider, key))
         return ProviderRequest(self._url(job, model, provider), sent, dumps(body), answer_bytes(job))
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
@@ -120,7 +121,9 @@ def answer_bytes(job: PromptJob) -> int:
     """How large the answer to a request of many may well be."""
     body = job.body
     if job.kind == "chat":
-        answers = _count(body.get("n")) or 0
+        if "n" not in body:
+            return 0
+        answers = _count(body["n"]) or 0
         each_bytes = _CHAT_BYTES
     else:
         answers = count_inputs(body["input"])
