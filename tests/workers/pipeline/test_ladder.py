@@ -104,6 +104,7 @@ def test_doctor_shows_the_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
         *LADDERS[Shape("chat", "m", has_deadline=True)],
         "Call",
     ]
+    assert json.loads(as_json.stdout)["embed with a cache time"][:2] == ["Elsewhere", "Answers"]
     assert json.loads(as_json.stdout)["chain"] == ["gpt-4o-mini"]
     unknown = CliRunner().invoke(app, ["doctor", "--ladder", "nope"])
     assert unknown.exit_code == 1 and "no model is named 'nope'" in unknown.stderr
