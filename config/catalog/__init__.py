@@ -9,7 +9,7 @@ from .catalog import Catalog
 from .errors import CatalogError, InvalidCatalog, UnknownModel
 from .fields import ANY_MODEL
 from .load import load_catalog
-from .tables import Limits, Model, Price, Profile, Provider, Timeout
+from .tables import Limits, Model, Price, Profile, Provider, StructuredOutputs, Timeout
 
 __all__ = [
     "ANY_MODEL",
@@ -21,6 +21,7 @@ __all__ = [
     "Price",
     "Profile",
     "Provider",
+    "StructuredOutputs",
     "Timeout",
     "UnknownModel",
     "load_catalog",

@@ -10,6 +10,9 @@ import orjson
 from tasks.results import Attempt
 from tasks.wire.redis_keys import QUEUE
 
+from ..schema.form import has_schema
+from ..schema.steps import Repairs
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
@@ -41,7 +44,12 @@ class Shape(NamedTuple):
 
     @classmethod
     def of(cls, job: PromptJob) -> Shape:
-        return cls(job.kind, job.model, job.options.deadline_at is not None)
+        return cls(
+            job.kind,
+            job.model,
+            job.options.deadline_at is not None,
+            has_schema="response_format" in job.body and job.kind == "chat" and has_schema(job.body),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,10 @@ class Trip:
     """Why it waits for its provider."""
     asks_others: bool = False
     """Whether it waits to hear if another worker can do it."""
+    repairs: Repairs | None = None
+    """Further calls for answers that did not fit the job's schema, and the last of these answers."""
+    repaired: str | None = None
+    """The step after which an answer fitted the schema."""
     held: list[object] | None = None
     """Gets what must be held until a large answer is stored."""
 
@@ -106,6 +118,7 @@ class Trip:
             "may_be_paid": self.may_be_paid,
             "paid_twice": self.paid_twice,
             "failed": [asdict(attempt) for attempt in self.failed[-MOST_REMEMBERED:]],
+            "repairs": None if self.repairs is None else asdict(self.repairs),
         }
         return orjson.dumps(known).decode()
 
@@ -117,6 +130,7 @@ class Trip:
             self.attempts = self.attempts_before = int(known["attempts"])
             self.postponed = int(known.get("postponed", 0))
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
+            self.repairs = Repairs(**known["repairs"]) if known.get("repairs") else None
         except (ValueError, TypeError, KeyError, AttributeError):
             self.may_be_paid = True
 

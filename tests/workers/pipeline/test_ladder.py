@@ -13,6 +13,7 @@ from tasks.results import Usage
 from workers.cli import app
 from workers.pipeline.rungs.record_size import RecordSize
 from workers.pipeline.rungs.retry import Retries
+from workers.pipeline.rungs.schema import Schema
 from workers.pipeline.trip import Shape, Trip
 from workers.prompt.failure import Failure, Incapable
 from workers.prompt.parked import Parked
@@ -21,6 +22,7 @@ from workers.providers import Answer
 ALWAYS = ["Elsewhere", "Reach", "Retries", "Admission"]
 
 LADDERS = {
+    Shape("chat", "m", has_deadline=False, has_schema=True): ["Elsewhere", "Schema", *ALWAYS[1:]],
     Shape("chat", "m", has_deadline=False): ALWAYS,
     Shape("chat", "m", has_deadline=True): ["Deadline", "Elsewhere", "Reach", "Retries", "Admission"],
     Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", "Reach", "Retries", "Admission"],
@@ -86,7 +88,7 @@ async def test_parked_and_the_like_pass_through_every_rung(pipeline: Any, trip: 
         raise passing
 
     for rung in (*pipeline._job_rungs, *pipeline._route_rungs):
-        if not isinstance(rung, RecordSize):
+        if not isinstance(rung, RecordSize | Schema):
             with pytest.raises(type(passing)):
                 await rung(trip, down)
 

@@ -66,9 +66,10 @@ class Retries:
     def _decide(self, trip: Trip, failure: Failure) -> Decision:
         options = trip.job.options
         asked = options.repeat_timeouts
+        repairs = 0 if trip.repairs is None else trip.repairs.calls
         return self._policy.decide(
             failure,
-            attempt=max(1, trip.attempts - min(trip.postponed, MOST_POSTPONED)),
+            attempt=max(1, trip.attempts - min(trip.postponed, MOST_POSTPONED) - repairs),
             max_attempts=options.max_attempts,
             reserved=trip.untried,
             now=self._now(),
