@@ -60,6 +60,7 @@ def test_contradictions_are_refused(job: dict[str, Any], told: str) -> None:
     assert told.partition(": ")[2] in by_worker.value.message
 
 
+@pytest.mark.covers("option", "schema")
 def test_what_agrees_travels() -> None:
     for job in ({"schema": OPEN, "repair": 2}, {"repair": 2, "response_format": WANTED}, {"repair": 0}):
         text = new_job(model="m", messages=MESSAGES, **job).text(submitted_at=0.0)

@@ -71,7 +71,6 @@ def prompts(provider: ScriptedProvider) -> list[str]:
 # -- without a further call
 
 
-@pytest.mark.covers("option", "schema")
 async def test_an_answer_that_fits_passes_as_it_came(ask: Any) -> None:
     with answering(GOOD) as provider:
         result = await ask(provider)
