@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from tasks.wire.vocabulary import Trigger
 
 from .fields import Amount, BaseUrl, Count, Currency, Flag, Headers, Name, Query, Seconds, Variable, all_different
 
@@ -50,6 +52,14 @@ def _above_the_keys(limits: Limits) -> Limits:
 OrganisationLimits = Annotated[Limits, AfterValidator(_above_the_keys)]
 
 
+class Rates(NamedTuple):
+    """US dollars a token."""
+
+    input: float
+    cached_input: float
+    output: float
+
+
 class Price(Table):
     """Prices per million tokens. One that is None is unknown, which is never the same as 0.
 
@@ -64,6 +74,14 @@ class Price(Table):
     currency: Currency = "USD"
     date: dt.date
     source: Annotated[str, Field(min_length=1)]
+
+    @cached_property
+    def rates_usd(self) -> Rates | None:
+        """US dollars a token, for comparing; None where the price of input or output is unknown."""
+        if self.currency != "USD" or self.input is None or self.output is None:
+            return None
+        cached = self.input if self.cached_input is None else self.cached_input
+        return Rates(*(float(price / TOKENS_PER_PRICE) for price in (self.input, cached, self.output)))
 
     def cost(
         self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0, cache_write_tokens: int = 0
@@ -160,7 +178,11 @@ class Model(Table):
     """A model as jobs name it. `upstream` is the provider's own name for it.
 
     `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's, as it
-    does for `repeat_timeouts` and `structured_outputs`. `max_output_tokens` is what one answer can have.
+    does for `repeat_timeouts` and `structured_outputs`. `context_tokens` is what the model takes in all, and
+    `max_output_tokens` what one answer can have; None where that is not known.
+
+    `fallbacks` are asked in turn where this model can't answer; `fallback_on` names what leads to them beyond what does
+    so by itself. The fallbacks of a fallback play no part, so two models may name each other.
     """
 
     name: Name
@@ -173,15 +195,15 @@ class Model(Table):
     repeat_timeouts: Flag | None = None
     structured_outputs: StructuredOutputs | None = None
     max_output_tokens: Count | None = None
+    context_tokens: Count | None = None
+    fallbacks: Annotated[tuple[Name, ...], AfterValidator(all_different)] = ()
+    fallback_on: Annotated[tuple[Trigger, ...], AfterValidator(all_different)] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _upstream_is_the_alias_unless_stated(cls, table: Any) -> Any:
         return {"upstream": table.get("name"), **table} if isinstance(table, dict) else table
 
-
-NOT_BUILT = {"fallbacks": "models have no fallbacks yet, so no other model would be asked. Leave the key out."}
-"""Keys that tables will have one day, and until then are refused, with the reason."""
 
 NESTED_TABLES: dict[str, type[BaseModel]] = {
     "limits": Limits,

@@ -37,6 +37,9 @@ BAD: dict[str, Any] = {
     "repeat_timeouts": "yes",
     "schema": "a schema",
     "repair": 11,
+    "fallbacks": ["m", "m"],
+    "fallback_on": ["timeout"],
+    "tag": "",
     "submitted_at": "now",
 }
 

@@ -115,10 +115,17 @@ class Estimator:
 
     def typical(self, cost: Cost) -> Cost:
         """What a request with this reservation takes on average, when it is settled."""
+        return replace(cost, output_tokens=self._typical_output(cost)) if cost.answers else cost
+
+    def expected_output(self, cost: Cost) -> int | None:
+        """The output tokens that such a request takes on average; None while too few answers have come."""
         if not cost.answers:
-            return cost
+            return cost.output_tokens
+        return None if self.is_cold else self._typical_output(cost)
+
+    def _typical_output(self, cost: Cost) -> int:
         output = _SHORT_OUTPUT_TOKENS if self.is_cold else self._sum // len(self._recent)
-        return replace(cost, output_tokens=min(cost.output_tokens, output * cost.answers))
+        return min(cost.output_tokens, output * cost.answers)
 
     def beyond_tokens(self, costs: Iterable[Cost]) -> int:
         """What one of these requests may take beyond its reservation: as much as it permits, or an answer twice as long

@@ -16,8 +16,11 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import RedisError
 
 from tasks.redis.cancellation import stop
+from tasks.wire import redis_keys
 
 from ..providers.size import NO_MEDIA, Media
+from ..redis.channel import Channel
+from ..redis.link import Link
 from .cost import UNKNOWN, Cost
 from .errors import Moved
 from .estimate import Estimator
@@ -26,8 +29,6 @@ from .limiter import Limiter, LimiterOptions
 from .long_waits import tell_long_wait
 from .naming import Naming
 from .rate import plan
-from .shared.channel import PauseChannel
-from .shared.link import Link
 from .shared.schedule import LimiterName, RedisSchedule
 from .view import LimiterView, listed, look, mark_listed
 from .waiting.wait_queue import Waiter, WaitQueue
@@ -106,11 +107,13 @@ class LimiterRegistry:
         organisations: Mapping[str, Limits] | None = None,
         named: Collection[str] | None = None,
         longest_alone_s: float = 60.0,
+        channel: Channel | None = None,
     ) -> None:
         """`now` gives epoch seconds by the clock of the jobs' deadlines. `redis` must return bytes.
 
         `organisations`: by provider, limits that all its keys together have for each of its models that states none.
         `named`: the names of the catalogue's models; None: all are named. `longest_alone_s`: see `LimiterOptions`.
+        `channel`: one that others listen to as well, which the caller opens later; None: its own.
         """
         process = f"{os.getpid()}-{secrets.token_hex(6)}"
         self._redis = redis
@@ -128,13 +131,16 @@ class LimiterRegistry:
         self._pools: dict[tuple[str, str, tuple[SecretStr | None, ...]], list[tuple[Any, Limiter]]] = {}
         self._by_model: dict[tuple[str, str], list[Limiter]] = {}
         self._estimators: dict[tuple[str, str], Estimator] = {}
-        self._channel = PauseChannel(redis, self, key_prefix=key_prefix)
+        self._channel = channel or Channel(redis, key_prefix=key_prefix)
+        self._owns_channel = channel is None
+        self._channel.listen(redis_keys.LIMITER_PAUSES, self._hear_pause, hears_again=self._hear_again)
         self._has_new = asyncio.Event()
         self._listing: asyncio.Task[None] | None = None
         self._turn = 0
 
     async def __aenter__(self) -> Self:
-        self._channel.open()
+        if self._owns_channel:
+            self._channel.open()
         self._listing = asyncio.create_task(self._keep_listed())
         self._sweeping = asyncio.create_task(self._keep_closing_idle())
         return self
@@ -143,7 +149,8 @@ class LimiterRegistry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Tell Redis what ended and what is unused. Who still waits is cancelled."""
-        await self._channel.close()
+        if self._owns_channel:
+            await self._channel.close()
         for task in (self._listing, self._sweeping):
             if task is not None:
                 await stop(task)
@@ -230,20 +237,29 @@ class LimiterRegistry:
             cost = terms.within(cost)
         return cost
 
+    def expected_wait_s(self, model: Model, keys: Sequence[SecretStr | None], priority: Priority = "normal") -> float:
+        """About how long a request that came now would wait for the first of `keys` that is free, in seconds."""
+        return min(limiter.expected_wait_s(priority) for _, limiter in self._pool(model, keys))
+
+    def expected_output(self, model: Model, cost: Cost) -> int | None:
+        """The output tokens that a request takes on average; None while too few answers have come to tell."""
+        return self._estimator(model).expected_output(cost)
+
     async def snapshot(self) -> list[LimiterView]:
         """See the function `snapshot`."""
         return await snapshot(self._redis, key_prefix=self._key_prefix)
 
-    # ---- for the channel
+    # ---- the channel of pauses
 
-    def pause_heard(self, limiter: str, epoch: int, left_s: float) -> None:
-        if (found := self._by_text.get(limiter)) is not None:
-            found.overhear_pause(epoch, left_s)
+    def _hear_pause(self, said: str) -> None:
+        name, epoch, left_us = said.rsplit(" ", 2)
+        if (limiter := self._by_text.get(name)) is not None:
+            limiter.overhear_pause(int(epoch), int(left_us) / 1e6)
         else:
-            provider, _, rest = limiter.partition(":")
+            provider, _, rest = name.partition(":")
             self._naming.note_limits(provider, rest.rpartition(":")[0])
 
-    def hears_again(self) -> None:
+    def _hear_again(self) -> None:
         for limiter in self._limiters.values():
             limiter.listen_again()
 

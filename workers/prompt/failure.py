@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tasks.errors import ErrorCode
     from tasks.results import Usage
 
-__all__ = ["Failure", "Incapable"]
+__all__ = ["Failure", "Incapable", "OverLimit"]
 
 
 class Failure(Exception):
@@ -72,3 +72,7 @@ class Failure(Exception):
 
 class Incapable(Failure):
     """This worker lacks the model, or a key for it; another worker may have both."""
+
+
+class OverLimit(Failure):
+    """The request is larger than the model's limit can ever let through; another model's may."""

@@ -19,10 +19,9 @@ from typing import Any
 import orjson
 
 from tasks.wire.json_text import MAX_DEPTH, NotJson, check
-from tasks.wire.options import MAX_SHOWN, problem
-from tasks.wire.request import MAX_NAME_CHARACTERS
+from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, problem
 from tasks.wire.schema import response_format, schema_conflict
-from tasks.wire.vocabulary import JobKind, Priority
+from tasks.wire.vocabulary import JobKind, Priority, Trigger
 
 from .failure import Failure
 
@@ -49,6 +48,9 @@ class Options:
     max_attempts: int | None = None
     repeat_timeouts: bool | None = None
     repair: int = 0
+    fallbacks: list[str] | None = None
+    fallback_on: list[Trigger] | None = None
+    tag: str | None = None
     submitted_at: float | None = None
 
 

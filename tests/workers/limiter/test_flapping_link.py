@@ -7,7 +7,6 @@ import gc
 import time
 from typing import Any
 
-import pytest
 from redis.asyncio import Redis
 
 from config.catalog import Limits
@@ -16,7 +15,6 @@ from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
 from workers.limiter import LimiterRegistry
-from workers.limiter.shared.channel import PauseChannel
 
 from .test_registry import model, once
 
@@ -62,34 +60,3 @@ async def test_a_link_that_flaps_leaves_no_error_unseen(client: Redis, redis_ser
     gc.collect()
     await asyncio.sleep(0)
     assert not unseen
-
-
-class _Ears:
-    def pause_heard(self, limiter: str, epoch: int, left_s: float) -> None: ...
-    def hears_again(self) -> None: ...
-
-
-class _Odd:
-    """A client whose first subscription fails as redis-py's do when a connection is closed under them."""
-
-    def __init__(self, redis: Redis) -> None:
-        self.redis = redis
-        self.asked = 0
-
-    def pubsub(self) -> Any:
-        self.asked += 1
-        if self.asked == 1:
-            raise RuntimeError("read() called while another coroutine is already waiting for incoming data")
-        return self.redis.pubsub()
-
-
-async def test_a_fault_while_listening_does_not_leave_the_process_deaf(
-    client: Redis, caplog: pytest.LogCaptureFixture
-) -> None:
-    channel = PauseChannel(_Odd(client), _Ears())  # type: ignore[arg-type]  # as much of a client as is used
-    channel.open()
-    try:
-        await wait_until_async(lambda: channel.hears, description="it listens again")
-    finally:
-        await channel.close()
-    assert "done again" in caplog.text

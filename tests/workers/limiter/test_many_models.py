@@ -22,8 +22,8 @@ from tasks.results import Usage
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
 from workers.limiter import LimiterRegistry, registry, snapshot
-from workers.limiter.shared.link import MOST_CONNECTIONS, Link
 from workers.limiter.shared.scripts import ACQUIRE
+from workers.redis.link import MOST_CONNECTIONS, Link
 
 from .test_registry import model as model_of
 from .test_registry import once

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from config.catalog import Catalog
 from tests.support.scripted import Answer, Asked, ScriptedProvider
 from workers.pipeline.pipeline import Pipeline
 from workers.pipeline.rungs.schema import Schema
@@ -285,3 +286,20 @@ async def test_a_parked_job_keeps_its_last_answer(pipeline_to: Any, free_limits:
                 await pipeline.run(job(repair=1))
             result = await pipeline.run(job(repair=1), parked=parked.value.memory)
     assert (result.error.code, result.error.last_answer) == ("bad_request", WRONG)
+
+
+async def test_the_next_model_is_asked_with_a_schema_of_its_own(ask: Any) -> None:
+    models = {
+        "m": {"provider": "p", "upstream": "m-1", "fallbacks": ["e"], "price": PRICE},
+        "e": {"provider": "p", "upstream": "e-1", "structured_outputs": "json_object", "price": PRICE},
+    }
+    with answering(WRONG, WRONG, GOOD) as provider:
+        providers = {"p": {"base_url": provider.base_url, "api_keys": ["P_KEY"]}}
+        catalog = Catalog.model_validate({"providers": providers, "models": models})
+        result = await ask(provider, job(repair=1), catalog=catalog)
+    assert (result.text, result.answered_by, result.repaired, result.attempts) == (GOOD, "p/e-1", None, 3)
+    sent = [(asked.body["model"], asked.body["response_format"]["type"]) for asked in provider.asked]
+    assert sent == [("m-1", "json_schema"), ("m-1", "json_schema"), ("e-1", "json_object")]
+    assert [attempt.next.partition(":")[0] for attempt in result.failed_attempts] == ["asked_again", "e"]
+    assert "properties/age" not in prompts(provider)[2], "another model begins anew"
+    assert result.cost_usd == pytest.approx(0.0045)

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from tasks.wire import redis_keys
 
+from ...redis.link import Link
 from ..cost import Cost
 from ..headers import LEARNED_LIMITS, LearnedLimit
 from ..rate import BIN_S
-from .link import Link
 from .scripts import ACQUIRE, PAUSE
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from config.catalog import Catalog, Limits, Model, Price, Provider, StructuredOutputs
+from config.catalog import Catalog, Limits, Model, Price, Provider, Route, StructuredOutputs
 from workers.simulator.dialects import DIALECTS, DialectName
 from workers.simulator.faults import parse_fault
 from workers.simulator.options import SimulatorOptions
@@ -140,6 +140,7 @@ def simulated_catalog(
     tables = [_provider_table(provider, wire) for provider in catalog.providers.values()]
     tables.append(table("providers", PROVIDER, wire))
     tables += [_model_table(model, limits, catalog.repeats_timeouts(model)) for model in catalog.models.values()]
+    tables += [_route_table(route) for route in catalog.routes.values()]
     return "\n".join(tables)
 
 
@@ -160,12 +161,17 @@ def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
         "limits": limits.model_dump(exclude_none=True),
         "timeout": model.timeout.model_dump(),
         "repeat_timeouts": repeat_timeouts,
+        **model.model_dump(mode="json", include={"context_tokens", "fallbacks", "fallback_on"}, exclude_none=True),
     }
     if model.max_output_tokens is not None:
         values["max_output_tokens"] = model.max_output_tokens
     if model.price is not None:
         values["price"] = _price(model.price)
     return table("models", model.name, values)
+
+
+def _route_table(route: Route) -> str:
+    return table("routes", route.name, route.model_dump(mode="json", exclude={"name"}, exclude_none=True))
 
 
 def _price(price: Price) -> dict[str, Any]:
