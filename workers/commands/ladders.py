@@ -84,10 +84,13 @@ async def _ladders(catalog: Catalog, name: str) -> dict[str, list[tuple[str, str
         others=OtherWorkers(redis),
     )
     shapes = [Shape(kind, name, has_deadline) for kind, has_deadline in product(KINDS, (False, True))]
+    shapes.append(Shape("chat", name, has_deadline=False, has_schema=True))
     return {_words(shape): _rungs(pipeline, shape) for shape in shapes}
 
 
 def _words(shape: Shape) -> str:
+    if shape.has_schema:
+        return f"{shape.kind} with a schema"
     return f"{shape.kind} with a deadline" if shape.has_deadline else shape.kind
 
 

@@ -10,6 +10,8 @@ import orjson
 from tasks.results import Attempt
 from tasks.wire.redis_keys import QUEUE
 
+from ..schema.form import has_schema
+from ..schema.steps import Repairs
 from .chain import Chain
 
 if TYPE_CHECKING:
@@ -49,7 +51,13 @@ class Shape(NamedTuple):
     def of(cls, job: PromptJob) -> Shape:
         options = job.options
         own = None if options.fallbacks is None else bool(options.fallbacks)
-        return cls(job.kind, job.model, options.deadline_at is not None, own)
+        return cls(
+            job.kind,
+            job.model,
+            options.deadline_at is not None,
+            own,
+            has_schema="response_format" in job.body and job.kind == "chat" and has_schema(job.body),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +109,10 @@ class Trip:
     """Why it waits for its provider."""
     asks_others: bool = False
     """Whether it waits to hear if another worker can do it."""
+    repairs: Repairs | None = None
+    """Further calls for answers that did not fit the job's schema, and the last of these answers."""
+    repaired: str | None = None
+    """The step after which an answer fitted the schema."""
     held: list[object] | None = None
     """Gets what must be held until a large answer is stored."""
 
@@ -123,6 +135,7 @@ class Trip:
             "may_be_paid": self.may_be_paid,
             "paid_twice": self.paid_twice,
             "failed": [asdict(attempt) for attempt in self.failed[-MOST_REMEMBERED:]],
+            "repairs": None if self.repairs is None else asdict(self.repairs),
         }
         if self.chain is not None:
             known["chain"] = asdict(self.chain)
@@ -137,6 +150,7 @@ class Trip:
             self.attempts = self.attempts_before = int(known["attempts"])
             self.postponed = int(known.get("postponed", 0))
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
+            self.repairs = Repairs(**known["repairs"]) if known.get("repairs") else None
             self.chain = Chain.from_dict(known["chain"]) if "chain" in known else None
         except (ValueError, TypeError, KeyError, AttributeError):
             self.may_be_paid = True
@@ -157,7 +171,8 @@ class Trip:
     @property
     def spent(self) -> int:
         """How many of the job's attempts are used up."""
-        return self.attempts - min(self.postponed, MOST_POSTPONED)
+        repairs = 0 if self.repairs is None else self.repairs.calls
+        return self.attempts - min(self.postponed, MOST_POSTPONED) - repairs
 
     @property
     def wait_until(self) -> float | None:

@@ -1,6 +1,7 @@
 """The rungs of the ladder, one worry and one file each, outermost first.
 
 elsewhere.py     what only this worker can't do is left to another
+schema.py        an answer that has to fit a JSON Schema does
 record_size.py   an answer that no record holds is refused before it is paid for
 deadline.py      the job's own limit
 fallbacks.py     the next model, where another one may cure what this one can't
