@@ -15,7 +15,16 @@ from typing import Any, Final, Literal, get_args
 
 from .vocabulary import PRIORITIES, TRIGGERS
 
-__all__ = ["MAX_NAME_CHARACTERS", "MAX_SHOWN", "OPTIONS", "Option", "Reader", "names_read_by", "problem"]
+__all__ = [
+    "MAX_NAME_CHARACTERS",
+    "MAX_REPAIRS",
+    "MAX_SHOWN",
+    "OPTIONS",
+    "Option",
+    "Reader",
+    "names_read_by",
+    "problem",
+]
 
 Reader = Literal["client", "worker", "run"]
 """Who takes an option: `submit`; a worker, in `promptmill` of a Celery message; `run`, in `promptmill` of a row."""
@@ -28,6 +37,7 @@ MAX_DELAY_S: Final = 366 * 86_400.0
 MAX_CACHE_S: Final = 366 * 86_400.0
 MAX_SECONDS: Final = 1e15
 """Times beyond this lose their fractions, and sums with them their sense."""
+MAX_REPAIRS: Final = 10
 MAX_SHOWN: Final = 50
 """Characters of an unknown name that are compared with the known ones, which takes time by length, and shown."""
 
@@ -90,6 +100,16 @@ def _attempts(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return None
     return "must be a whole number, 1 or more"
+
+
+def _schema(value: Any) -> str | None:
+    return None if isinstance(value, dict) and value else f"must be a JSON Schema, an object, not {_type(value)}"
+
+
+def _repair(value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_REPAIRS:
+        return None
+    return f"must be a whole number from 0 to {MAX_REPAIRS}"
 
 
 def _fallbacks(value: Any) -> str | None:
@@ -192,6 +212,20 @@ OPTIONS: Final[dict[str, Option]] = {
             _flag,
             "Whether a call that was sent and timed out, and so may be paid for, is made again.",
             default_text="the catalogue's",
+        ),
+        Option(
+            "schema",
+            _schema,
+            "The JSON Schema that the answer has to fit; it goes into `response_format`. See "
+            "[structured answers](../guides/structured-answers.md).",
+        ),
+        Option(
+            "repair",
+            _repair,
+            "Further calls, at most, for an answer that does not fit its schema, 0 to 10. They are none of "
+            "`max_attempts`.",
+            default=0,
+            default_text="`0`",
         ),
         Option(
             "fallbacks",

@@ -14,6 +14,7 @@ from uuid import uuid4
 from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
 from .options import MAX_NAME_CHARACTERS, names_read_by, problem
+from .schema import schema_conflict
 from .vocabulary import JobKind, Priority
 
 __all__ = [
@@ -77,6 +78,8 @@ def new_job(
     body = {name: value for name, value in given.items() if name not in _ARGUMENTS}
     kind = _check_body(model, messages, input, body, extra_body)
     options, options_json = _options({name: given[name] for name in _ARGUMENTS if given.get(name) is not None})
+    if "schema" in options or options.get("repair"):
+        _check_schema(kind, options, body | dict(extra_body or {}))
     body_json = _body_json(model, messages, input, body, extra_body)
     priority: Priority = options.get("priority", "normal")
     return NewJob(
@@ -226,6 +229,12 @@ def _check_deadline(deadline_s: float | None, delay_s: float) -> None:
         raise InvalidJob(
             "deadline_s: counts from submission, so it must be more than delay_s or the job expires unsent"
         )
+
+
+def _check_schema(kind: JobKind, options: dict[str, Any], body: dict[str, Any]) -> None:
+    has_repair = bool(options.get("repair"))
+    if conflict := schema_conflict(kind, body, has_schema="schema" in options, has_repair=has_repair):
+        raise InvalidJob("{}: {}".format(*conflict))
 
 
 def _lane(options: Mapping[str, Any], priority: Priority, model: str, *, is_repeatable: bool) -> str | None:

@@ -88,11 +88,13 @@ async def _ladders(catalog: Catalog, name: str) -> dict[str, list[tuple[str, str
         Shape(kind, name, has_deadline, caches=caches)
         for kind, has_deadline, caches in product(KINDS, (False, True), (False, True))
     ]
+    shapes.append(Shape("chat", name, has_deadline=False, has_schema=True))
     return {_words(shape): _rungs(pipeline, shape) for shape in shapes}
 
 
 def _words(shape: Shape) -> str:
-    has = [word for word, is_so in (("deadline", shape.has_deadline), ("cache time", shape.caches)) if is_so]
+    had = (("deadline", shape.has_deadline), ("cache time", shape.caches), ("schema", shape.has_schema))
+    has = [word for word, is_so in had if is_so]
     return f"{shape.kind} with a {' and a '.join(has)}" if has else shape.kind
 
 

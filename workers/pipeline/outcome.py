@@ -36,6 +36,7 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
         route=None if trip.chain is None else trip.chain.chosen,
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
+        repaired=trip.repaired,
         suspected_double_payment=trip.paid_twice,
         metadata=trip.job.options.metadata,
         failed_attempts=tuple(trip.failed),
@@ -87,6 +88,7 @@ def unanswered(trip: Trip, failure: Failure, now: float) -> PromptResult:
             retryable=failure.retryable,
             provider_body=failure.provider_body,
             attempts=history,
+            last_answer=None if trip.repairs is None else trip.repairs.last_answer,
         ),
         failed_attempts=history,
     )

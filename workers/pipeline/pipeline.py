@@ -35,6 +35,7 @@ from .rungs.fallbacks import Fallbacks
 from .rungs.reach import Reach
 from .rungs.record_size import RecordSize
 from .rungs.retry import Retries
+from .rungs.schema import Schema
 from .speeds import Speeds
 from .trip import Route, Shape, Trip
 
@@ -141,6 +142,7 @@ class Pipeline:
         self._route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
             *(() if answers is None else (Answers(answers, ttl_s=cache_ttl_s, now=now),)),
+            Schema(now=now),
             RecordSize(compresses=compresses),
             Reach(self.outages, now=now, sleep=sleep, patience_s=patience_s, park_after_s=park_after_s),
             Retries(retry, now=now, sleep=sleep, rng=rng),

@@ -10,6 +10,8 @@ import orjson
 from tasks.results import Attempt
 from tasks.wire.redis_keys import QUEUE
 
+from ..schema.form import has_schema
+from ..schema.steps import Repairs
 from .chain import Chain
 
 if TYPE_CHECKING:
@@ -52,8 +54,14 @@ class Shape(NamedTuple):
         options = job.options
         own = None if options.fallbacks is None else bool(options.fallbacks)
         ttl_s = options.cache_ttl_s
-        caches = all_cache and job.is_repeatable if ttl_s is None else ttl_s > 0
-        return cls(job.kind, job.model, options.deadline_at is not None, own, caches)
+        return cls(
+            job.kind,
+            job.model,
+            options.deadline_at is not None,
+            own,
+            caches=all_cache and job.is_repeatable if ttl_s is None else ttl_s > 0,
+            has_schema="response_format" in job.body and job.kind == "chat" and has_schema(job.body),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +113,10 @@ class Trip:
     """Why it waits for its provider."""
     asks_others: bool = False
     """Whether it waits to hear if another worker can do it."""
+    repairs: Repairs | None = None
+    """Further calls for answers that did not fit the job's schema, and the last of these answers."""
+    repaired: str | None = None
+    """The step after which an answer fitted the schema."""
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
     followed: str | None = None
@@ -131,6 +143,7 @@ class Trip:
             "may_be_paid": self.may_be_paid,
             "paid_twice": self.paid_twice,
             "failed": [asdict(attempt) for attempt in self.failed[-MOST_REMEMBERED:]],
+            "repairs": None if self.repairs is None else asdict(self.repairs),
         }
         if self.followed is not None:
             known["followed"] = self.followed
@@ -148,6 +161,7 @@ class Trip:
             self.postponed = int(known.get("postponed", 0))
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
             self.followed = known.get("followed")
+            self.repairs = Repairs(**known["repairs"]) if known.get("repairs") else None
             self.chain = Chain.from_dict(known["chain"]) if "chain" in known else None
         except (ValueError, TypeError, KeyError, AttributeError):
             self.may_be_paid = True
@@ -168,7 +182,8 @@ class Trip:
     @property
     def spent(self) -> int:
         """How many of the job's attempts are used up."""
-        return self.attempts - min(self.postponed, MOST_POSTPONED)
+        repairs = 0 if self.repairs is None else self.repairs.calls
+        return self.attempts - min(self.postponed, MOST_POSTPONED) - repairs
 
     @property
     def wait_until(self) -> float | None:

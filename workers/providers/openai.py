@@ -53,7 +53,8 @@ class OpenAICodec:
     def size(self, job: PromptJob) -> RequestSize:
         """See `Codec.size`."""
         body = job.body
-        chars, media = measure([body.get("input" if job.kind == "embed" else "messages"), body.get("tools")])
+        subject = body.get("input" if job.kind == "embed" else "messages")
+        chars, media = measure([subject, body.get("tools"), body.get("response_format")])
         return RequestSize(
             input_chars=chars,
             media=media,

@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import pytest
-
 from .fleet import fleet_of
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "How many?"}]}

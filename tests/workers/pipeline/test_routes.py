@@ -92,7 +92,7 @@ async def test_a_jobs_own_fallbacks_stand_behind_what_its_route_chose(routed: An
 
 
 @pytest.mark.covers("catalog", "routes.choose")
-async def test_the_cheapest_by_what_answers_take(routed: Any, free_limits: Any) -> None:
+async def test_the_cheapest_by_what_answers_take(routed: Any, free_limits: Any, clock: Any) -> None:
     """`b` costs less a token, and writes ten times as many."""
     models = {"a": {"price": price(1, 4)}, "b": {"price": price(1, 2)}}
     route = {"targets": ["a", "b"], "choose": "cheapest"}
@@ -103,6 +103,8 @@ async def test_the_cheapest_by_what_answers_take(routed: Any, free_limits: Any) 
         free_limits.outputs = {"a": 100, "b": 1_000}
         result = await pipeline.run(job("auto"))
         assert (result.answered_by, result.route["why"]) == ("a/a", "cheapest: about $0.0014, the next $0.003")
+        free_limits.waits_s = {"a": 60.0}
+        assert (await pipeline.run(job("auto", deadline_at=clock.now_s + 30))).answered_by == "b/b"
 
 
 async def test_what_comes_from_a_providers_cache_is_cheaper(
