@@ -116,7 +116,7 @@ class Fallbacks:
         if self._why(trip, chain, failure) is None or not chain.untried:
             return None
         if trip.spent >= self._attempts_of(trip.job.options.max_attempts):
-            failure.advise(f"its attempts are used up, so {' and '.join(chain.untried)} were not asked")
+            failure.advise(f"no attempt is left for {' and '.join(chain.untried)} (`max_attempts`)")
             return None
         after = range(chain.position + 1, len(chain.names))
         return next((position for position in after if self._may_cure(trip, chain, position, failure)), None)
