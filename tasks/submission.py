@@ -31,9 +31,13 @@ def arguments(
     metadata: Any = None,
     max_attempts: int | None = None,
     repeat_timeouts: bool | None = None,
+    schema: Mapping[str, Any] | None = None,
+    repair: int = 0,
     fallbacks: Sequence[str] | None = None,
     fallback_on: Sequence[Trigger] | None = None,
     tag: str | None = None,
+    cache_ttl_s: float | None = None,
+    sample: int | None = None,
     extra_body: Mapping[str, Any] | None = None,
     **body: Any,
 ) -> None:

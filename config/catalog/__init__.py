@@ -10,7 +10,7 @@ from .errors import CatalogError, InvalidCatalog, UnknownModel
 from .fields import ANY_MODEL
 from .load import load_catalog
 from .routing import Choice, Route, Rule, When
-from .tables import Limits, Model, Price, Profile, Provider, Timeout
+from .tables import Limits, Model, Price, Profile, Provider, StructuredOutputs, Timeout
 
 __all__ = [
     "ANY_MODEL",
@@ -25,6 +25,7 @@ __all__ = [
     "Provider",
     "Route",
     "Rule",
+    "StructuredOutputs",
     "Timeout",
     "UnknownModel",
     "When",

@@ -19,6 +19,8 @@ TOKENS_PER_PRICE = 1_000_000
 Profile = Literal["default", "fragile"]
 Algorithm = Literal["bucket", "sliding", "fixed", "unknown"]
 Kind = Literal["openai", "azure", "anthropic"]
+StructuredOutputs = Literal["json_schema", "json_object", "none"]
+"""What `response_format` a model takes: a schema, a promise of JSON alone, or none."""
 
 
 class Table(BaseModel):
@@ -131,6 +133,9 @@ class Provider(Table):
 
     `kind` names the wire format. `auth = "bearer"` sends the key as a bearer token where the kind has a header of its
     own for it. `headers` and `query` are added to each request and each URL.
+
+    `structured_outputs` says which `response_format` its models take. Where that is no JSON Schema, a job's schema
+    stands in the system message.
     """
 
     name: Name
@@ -147,6 +152,7 @@ class Provider(Table):
     organisation_limits: OrganisationLimits | None = None
     timeout: Timeout = Timeout()
     repeat_timeouts: Flag = False
+    structured_outputs: StructuredOutputs = "json_schema"
 
     @model_validator(mode="after")
     def _azure_knows_its_version(self) -> Provider:
@@ -172,7 +178,8 @@ class Model(Table):
     """A model as jobs name it. `upstream` is the provider's own name for it.
 
     `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's, as it
-    does for `repeat_timeouts`. `context_tokens` is what the model takes in all, None where that is not known.
+    does for `repeat_timeouts` and `structured_outputs`. `context_tokens` is what the model takes in all, and
+    `max_output_tokens` what one answer can have; None where that is not known.
 
     `fallbacks` are asked in turn where this model can't answer; `fallback_on` names what leads to them beyond what does
     so by itself. The fallbacks of a fallback play no part, so two models may name each other.
@@ -186,6 +193,8 @@ class Model(Table):
     price: Price | None = None
     timeout: Timeout = Timeout()
     repeat_timeouts: Flag | None = None
+    structured_outputs: StructuredOutputs | None = None
+    max_output_tokens: Count | None = None
     context_tokens: Count | None = None
     fallbacks: Annotated[tuple[Name, ...], AfterValidator(all_different)] = ()
     fallback_on: Annotated[tuple[Trigger, ...], AfterValidator(all_different)] = ()

@@ -15,7 +15,17 @@ from typing import Any, Final, Literal, get_args
 
 from .vocabulary import PRIORITIES, TRIGGERS
 
-__all__ = ["MAX_NAME_CHARACTERS", "MAX_SHOWN", "NOT_BUILT", "OPTIONS", "Option", "Reader", "names_read_by", "problem"]
+__all__ = [
+    "MAX_NAME_CHARACTERS",
+    "MAX_REPAIRS",
+    "MAX_SHOWN",
+    "NOT_BUILT",
+    "OPTIONS",
+    "Option",
+    "Reader",
+    "names_read_by",
+    "problem",
+]
 
 Reader = Literal["client", "worker", "run"]
 """Who takes an option: `submit`; a worker, in `promptmill` of a Celery message; `run`, in `promptmill` of a row."""
@@ -25,8 +35,10 @@ Check = Callable[[Any], str | None]
 
 MAX_DELAY_S: Final = 366 * 86_400.0
 """A later `eta` is a mistake in the unit, far more often than a plan."""
+MAX_CACHE_S: Final = 366 * 86_400.0
 MAX_SECONDS: Final = 1e15
 """Times beyond this lose their fractions, and sums with them their sense."""
+MAX_REPAIRS: Final = 10
 MAX_SHOWN: Final = 50
 """Characters of an unknown name that are compared with the known ones, which takes time by length, and shown."""
 
@@ -91,6 +103,16 @@ def _attempts(value: Any) -> str | None:
     return "must be a whole number, 1 or more"
 
 
+def _schema(value: Any) -> str | None:
+    return None if isinstance(value, dict) and value else f"must be a JSON Schema, an object, not {_type(value)}"
+
+
+def _repair(value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_REPAIRS:
+        return None
+    return f"must be a whole number from 0 to {MAX_REPAIRS}"
+
+
 def _fallbacks(value: Any) -> str | None:
     if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
         return "must be a list of models' names, as in ['gpt-4o-mini']; an empty one forbids the catalogue's"
@@ -109,6 +131,12 @@ def _tag(value: Any) -> str | None:
     if isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS:
         return None
     return f"must be a text of 1 to {MAX_NAME_CHARACTERS} characters, as in 'hard'"
+
+
+def _whole_number(value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+        return None
+    return "must be a whole number, 0 or more"
 
 
 def _flag(value: Any) -> str | None:
@@ -187,6 +215,20 @@ OPTIONS: Final[dict[str, Option]] = {
             default_text="the catalogue's",
         ),
         Option(
+            "schema",
+            _schema,
+            "The JSON Schema that the answer has to fit; it goes into `response_format`. See "
+            "[structured answers](../guides/structured-answers.md).",
+        ),
+        Option(
+            "repair",
+            _repair,
+            "Further calls, at most, for an answer that does not fit its schema, 0 to 10. They are none of "
+            "`max_attempts`.",
+            default=0,
+            default_text="`0`",
+        ),
+        Option(
             "fallbacks",
             _fallbacks,
             "Models to ask in turn where the job's own can't answer. An empty list: none.",
@@ -205,6 +247,19 @@ OPTIONS: Final[dict[str, Option]] = {
             "A word for a route's rules, such as `hard`.",
         ),
         Option(
+            "cache_ttl_s",
+            _seconds(most=MAX_CACHE_S),
+            "How long its answer may serve equal prompts, and how old an answer may be that serves it. `0`: it neither "
+            "reads nor fills the cache.",
+            default_text="`PROMPTMILL_CACHE__TTL_S`",
+        ),
+        Option(
+            "sample",
+            _whole_number,
+            "Which of several answers to one prompt it wants: each number has an answer of its own in the cache.",
+            default_text="`0`",
+        ),
+        Option(
             "submitted_at",
             _seconds(),
             "When it was submitted, in seconds since 1970 by Redis's clock: our client's stamp. Without it "
@@ -214,9 +269,7 @@ OPTIONS: Final[dict[str, Option]] = {
     )
 }
 
-NOT_BUILT: Final[dict[str, str]] = {
-    "cache_ttl_s": "answers are not cached yet, so it would change nothing; leave it out",
-}
+NOT_BUILT: Final[dict[str, str]] = {}
 """Names that will be options one day, and until then are refused, with the reason."""
 
 _CHECKS: Final[dict[Reader, dict[str, Check]]] = {

@@ -14,6 +14,7 @@ from uuid import uuid4
 from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
 from .options import MAX_NAME_CHARACTERS, NOT_BUILT, names_read_by, problem
+from .schema import schema_conflict
 from .vocabulary import JobKind, Priority
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "check_model",
     "check_size",
     "id_taken",
+    "is_repeatable",
     "new_job",
     "offered_as",
 ]
@@ -76,6 +78,8 @@ def new_job(
     body = {name: value for name, value in given.items() if name not in _ARGUMENTS}
     kind = _check_body(model, messages, input, body, extra_body)
     options, options_json = _options({name: given[name] for name in _ARGUMENTS if given.get(name) is not None})
+    if "schema" in options or options.get("repair"):
+        _check_schema(kind, options, body | dict(extra_body or {}))
     body_json = _body_json(model, messages, input, body, extra_body)
     priority: Priority = options.get("priority", "normal")
     return NewJob(
@@ -87,11 +91,21 @@ def new_job(
         delay_s=float(options.get("delay_s", 0.0)),
         body=body_json,
         options=options_json,
-        lane=None if not _LEAVES_ITS_LANE.isdisjoint(options) else f"{priority} {model}",
+        lane=_lane(
+            options, priority, cast(str, model), is_repeatable=is_repeatable(kind, body | dict(extra_body or {}))
+        ),
         size_bytes=len(body_json.encode()) + len(options_json.encode()),
         fallbacks=tuple(options.get("fallbacks", ())),
         may_be_known="id" in options,
     )
+
+
+def is_repeatable(kind: JobKind, body: Mapping[str, Any]) -> bool:
+    """Whether the same request is meant to bring the same answer: an embedding, or a `temperature` of 0."""
+    if kind == "embed":
+        return True
+    temperature = body.get("temperature")
+    return temperature == 0 and isinstance(temperature, int | float) and not isinstance(temperature, bool)
 
 
 def check_size(job: NewJob, max_job_bytes: int) -> NewJob:
@@ -215,6 +229,20 @@ def _check_deadline(deadline_s: float | None, delay_s: float) -> None:
         raise InvalidJob(
             "deadline_s: counts from submission, so it must be more than delay_s or the job expires unsent"
         )
+
+
+def _check_schema(kind: JobKind, options: dict[str, Any], body: dict[str, Any]) -> None:
+    has_repair = bool(options.get("repair"))
+    if conflict := schema_conflict(kind, body, has_schema="schema" in options, has_repair=has_repair):
+        raise InvalidJob("{}: {}".format(*conflict))
+
+
+def _lane(options: Mapping[str, Any], priority: Priority, model: str, *, is_repeatable: bool) -> str | None:
+    if not _LEAVES_ITS_LANE.isdisjoint(options) or options.get("cache_ttl_s"):
+        return None
+    # The workers may have an answer to what is repeatable: such jobs don't wait behind those that have to be called.
+    shares = is_repeatable and "cache_ttl_s" not in options
+    return f"{priority} {model} repeatable" if shares else f"{priority} {model}"
 
 
 def _check_name_length(where: str, name: str) -> None:

@@ -27,6 +27,7 @@ DEFAULTS_IN_WORDS: Mapping[tuple[type[BaseModel], str], str] = {
     (Provider, "timeout"): "see [below](#timeout)",
     (Model, "timeout"): "the provider's",
     (Model, "repeat_timeouts"): "the provider's",
+    (Model, "structured_outputs"): "the provider's",
 }
 
 

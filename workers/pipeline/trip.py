@@ -10,6 +10,8 @@ import orjson
 from tasks.results import Attempt
 from tasks.wire.redis_keys import QUEUE
 
+from ..schema.form import has_schema
+from ..schema.steps import Repairs
 from .chain import Chain
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
     from config.catalog import Model, Provider
 
+    from ..answers import Known
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
     from .outages import Reason
@@ -46,10 +49,19 @@ class Shape(NamedTuple):
     has_schema: bool = False
 
     @classmethod
-    def of(cls, job: PromptJob) -> Shape:
+    def of(cls, job: PromptJob, *, all_cache: bool = False) -> Shape:
+        """`all_cache`: whether repeatable jobs that do not ask for it are cached too."""
         options = job.options
         own = None if options.fallbacks is None else bool(options.fallbacks)
-        return cls(job.kind, job.model, options.deadline_at is not None, own)
+        ttl_s = options.cache_ttl_s
+        return cls(
+            job.kind,
+            job.model,
+            options.deadline_at is not None,
+            own,
+            caches=all_cache and job.is_repeatable if ttl_s is None else ttl_s > 0,
+            has_schema="response_format" in job.body and job.kind == "chat" and has_schema(job.body),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +113,14 @@ class Trip:
     """Why it waits for its provider."""
     asks_others: bool = False
     """Whether it waits to hear if another worker can do it."""
+    repairs: Repairs | None = None
+    """Further calls for answers that did not fit the job's schema, and the last of these answers."""
+    repaired: str | None = None
+    """The step after which an answer fitted the schema."""
+    cached: Known | None = None
+    """The stored answer that it was given, or that of an equal prompt."""
+    followed: str | None = None
+    """The call of an equal prompt that it has waited for (`answers.Asked.followed`)."""
     held: list[object] | None = None
     """Gets what must be held until a large answer is stored."""
 
@@ -115,7 +135,7 @@ class Trip:
 
     def memory(self) -> str | None:
         """What the job must not forget while it is parked, as JSON; None: nothing has happened to it yet."""
-        if not self.attempts:
+        if not self.attempts and self.followed is None:
             return None
         known = {
             "attempts": self.attempts,
@@ -123,7 +143,10 @@ class Trip:
             "may_be_paid": self.may_be_paid,
             "paid_twice": self.paid_twice,
             "failed": [asdict(attempt) for attempt in self.failed[-MOST_REMEMBERED:]],
+            "repairs": None if self.repairs is None else asdict(self.repairs),
         }
+        if self.followed is not None:
+            known["followed"] = self.followed
         if self.chain is not None:
             known["chain"] = asdict(self.chain)
         return orjson.dumps(known).decode()
@@ -137,6 +160,8 @@ class Trip:
             self.attempts = self.attempts_before = int(known["attempts"])
             self.postponed = int(known.get("postponed", 0))
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
+            self.followed = known.get("followed")
+            self.repairs = Repairs(**known["repairs"]) if known.get("repairs") else None
             self.chain = Chain.from_dict(known["chain"]) if "chain" in known else None
         except (ValueError, TypeError, KeyError, AttributeError):
             self.may_be_paid = True
@@ -157,7 +182,8 @@ class Trip:
     @property
     def spent(self) -> int:
         """How many of the job's attempts are used up."""
-        return self.attempts - min(self.postponed, MOST_POSTPONED)
+        repairs = 0 if self.repairs is None else self.repairs.calls
+        return self.attempts - min(self.postponed, MOST_POSTPONED) - repairs
 
     @property
     def wait_until(self) -> float | None:

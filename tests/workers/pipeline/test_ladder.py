@@ -15,6 +15,7 @@ from tasks.results import Usage
 from workers.cli import app
 from workers.pipeline.rungs.record_size import RecordSize
 from workers.pipeline.rungs.retry import Retries
+from workers.pipeline.rungs.schema import Schema
 from workers.pipeline.trip import Shape, Trip
 from workers.prompt.failure import Failure, Incapable
 from workers.prompt.parked import Parked
@@ -23,6 +24,7 @@ from workers.providers import Answer
 ALWAYS = ["Elsewhere", "Reach", "Retries", "Admission"]
 
 LADDERS = {
+    Shape("chat", "m", has_deadline=False, has_schema=True): ["Elsewhere", "Schema", *ALWAYS[1:]],
     Shape("chat", "m", has_deadline=False): ALWAYS,
     Shape("chat", "m", has_deadline=True): ["Deadline", "Elsewhere", "Reach", "Retries", "Admission"],
     Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", "Reach", "Retries", "Admission"],
@@ -104,6 +106,7 @@ def test_doctor_shows_the_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
         *LADDERS[Shape("chat", "m", has_deadline=True)],
         "Call",
     ]
+    assert "Schema" in json.loads(as_json.stdout)["chat with a schema"]
     assert json.loads(as_json.stdout)["chain"] == ["gpt-4o-mini"]
     unknown = CliRunner().invoke(app, ["doctor", "--ladder", "nope"])
     assert unknown.exit_code == 1 and "no model is named 'nope'" in unknown.stderr
@@ -143,7 +146,7 @@ async def test_parked_and_the_like_pass_through_every_rung(pipeline: Any, trip: 
         raise passing
 
     for rung in (*pipeline._job_rungs, *pipeline._route_rungs):
-        if not isinstance(rung, RecordSize):
+        if not isinstance(rung, RecordSize | Schema):
             with pytest.raises(type(passing)):
                 await rung(trip, down)
 
