@@ -151,7 +151,7 @@ class Cache:
     jobs that ask for it are cached. Answers take up to `memory_mb` in each worker process, and `redis_mb` in Redis.
     """
 
-    ttl_s: Annotated[Seconds | None, Field(examples=[86_400])] = None
+    ttl_s: Annotated[Seconds | None, Field(examples=["86400"])] = None
     memory_mb: CountOrZero = 64
     redis_mb: CountOrZero = 256
 

@@ -19,7 +19,6 @@ __all__ = [
     "MAX_NAME_CHARACTERS",
     "MAX_REPAIRS",
     "MAX_SHOWN",
-    "NOT_BUILT",
     "OPTIONS",
     "Option",
     "Reader",
@@ -269,9 +268,6 @@ OPTIONS: Final[dict[str, Option]] = {
     )
 }
 
-NOT_BUILT: Final[dict[str, str]] = {}
-"""Names that will be options one day, and until then are refused, with the reason."""
-
 _CHECKS: Final[dict[Reader, dict[str, Check]]] = {
     reader: {option.name: option.check for option in OPTIONS.values() if reader in option.read_by}
     for reader in _EVERYBODY
@@ -287,7 +283,7 @@ def problem(name: str, value: Any, *, reader: Reader) -> str | None:
     """Why this reader refuses the option, or None. `value` is JSON and not None: None is an option not given."""
     if (check := _CHECKS[reader].get(name)) is not None:
         return check(value)
-    return NOT_BUILT.get(name) or _unknown(name, names_read_by(reader))
+    return _unknown(name, names_read_by(reader))
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

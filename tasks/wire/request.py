@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
-from .options import MAX_NAME_CHARACTERS, NOT_BUILT, names_read_by, problem
+from .options import MAX_NAME_CHARACTERS, names_read_by, problem
 from .schema import schema_conflict
 from .vocabulary import JobKind, Priority
 
@@ -32,7 +32,7 @@ __all__ = [
 
 DEFAULT_MAX_JOB_BYTES: Final = 8 * 1024 * 1024
 
-_ARGUMENTS: Final = (*names_read_by("client"), *NOT_BUILT)
+_ARGUMENTS: Final = tuple(names_read_by("client"))
 _LEAVES_ITS_LANE: Final = frozenset({"deadline_s", "fallbacks", "fallback_on"})
 """Options of jobs that may end, or be answered by another model, before their turn in a lane."""
 _TRAVELLING: Final = frozenset(names_read_by("worker"))

@@ -147,7 +147,7 @@ class Trip:
         }
         if self.followed is not None:
             known["followed"] = self.followed
-        if self.chain is not None:
+        if self.chain is not None and self.attempts:
             known["chain"] = asdict(self.chain)
         return orjson.dumps(known).decode()
 

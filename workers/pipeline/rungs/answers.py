@@ -31,7 +31,7 @@ class Store(Protocol):
 
 
 class Answers:
-    """Answers a job with what an equal prompt brought; of equal prompts under way, one is sent."""
+    """Gives what an equal prompt was answered; of equal prompts under way, one is sent."""
 
     def __init__(self, store: Store, *, ttl_s: float | None, now: Callable[[], float]) -> None:
         """`ttl_s` is for jobs that ask for no cache time of their own. `now` gives epoch seconds."""
