@@ -151,6 +151,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         patience_s: float = 3_600.0,
         offers: Offers | None = None,
         others: Any = None,
+        breakers: Any = None,
         real_time: bool = False,
         **model: Any,
     ) -> AsyncIterator[Pipeline]:
@@ -168,6 +169,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 rng=random.Random(1),
                 offers=offers,
                 others=others,
+                breakers=breakers,
             )
 
     return make

@@ -4,7 +4,7 @@ pipeline.py      the ladder, and what comes of a job's way down: start reading h
 trip.py          a job under way; the shape that decides its rungs
 rungs/           one worry each
 retry_policy.py  whether and when to try again: decisions are values
-outages.py       providers that can't be reached from this process
+outages.py       how a job ends whose provider is out
 offers.py        which models this worker can call, and whether another can
 record_limit.py  how large a result's record may be
 outcome.py       the job's result

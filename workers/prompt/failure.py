@@ -22,7 +22,8 @@ class Failure(Exception):
 
     `retryable` says whether the same request may succeed later; `retry_after_s` is what the provider asked us
     to wait, in seconds; `provider_body` is its own text, already cut. `suspected_payment`: the request had been sent
-    whole when the call ended without an answer. `unreachable`: no connection to the provider came to stand.
+    whole when the call ended without an answer. `unreachable`: no call was made: no connection to the
+    provider came to stand, or none was tried. `outlasts`: the provider is out, and the job may wait until it works.
     `is_refusal`: the provider refused the request before a model saw it. `usage` is what the provider counted for a
     call that brought no answer.
     """
@@ -53,6 +54,7 @@ class Failure(Exception):
         self.unreachable = unreachable
         self.usage = usage
         self.is_refusal = False
+        self.outlasts = False
 
     def advise(self, advice: str) -> None:
         """Say what to do about it, after what is wrong."""

@@ -14,7 +14,7 @@ from hashlib import blake2b
 from . import replies
 from .dialects import DIALECTS, Endpoint
 from .draws import Attempts, lognormal, uniforms
-from .faults import FAULTS, JSON_TYPE, Altered, Fault, Instead, delivers_answer, pick
+from .faults import FAULTS, JSON_TYPE, Altered, Fault, Instead, check_shares, delivers_answer, pick
 from .ledger import Call
 from .limits import WINDOW_S, Allowance, Refusal
 from .options import SimulatorOptions
@@ -91,6 +91,7 @@ class Provider:
         self._options = options
         self._attempts = Attempts(kept=_ATTEMPTS_KEPT)
         self._allowances: dict[bytes, Allowance] = {}
+        self._faults, self._faults_end_s = options.faults, math.inf
         self.dialect = DIALECTS[options.dialect]
 
     def lets_in(self, key: str) -> bool:
@@ -107,6 +108,14 @@ class Provider:
     def restart(self) -> None:
         """Every content's next attempt is its first again. The limits remember what they have let through."""
         self._attempts.clear()
+
+    def strike(self, faults: Mapping[str, float], *, until_s: float = math.inf) -> None:
+        """From now on these shares of the calls go wrong, none after `until_s`, on the clock of `plan`.
+
+        Raises `ValueError` for what is no fault or no share.
+        """
+        check_shares(faults)
+        self._faults, self._faults_end_s = dict(faults), until_s
 
     def plan(self, call: Call, body: bytes, incoming: Incoming, *, now_s: float) -> Plan:
         """Decide on a call, and enter what is known of it in `call`. `now_s` is on a clock that never goes back."""
@@ -137,15 +146,16 @@ class Provider:
         if refusal is not None:
             call.rate_limited = True
             return Plan(fault=_over_limit(refusal, asked.model, self.dialect.waits), headers=headers)
-        return replace(self._plan_admitted(call, asked, forced_fault), headers=headers)
+        faults = self._faults if now_s < self._faults_end_s else {}
+        return replace(self._plan_admitted(call, asked, forced_fault, faults), headers=headers)
 
-    def _plan_admitted(self, call: Call, asked: _Asked, forced_fault: str | None) -> Plan:
+    def _plan_admitted(self, call: Call, asked: _Asked, forced_fault: str | None, faults: Mapping[str, float]) -> Plan:
         # Only admitted calls count as attempts: when the limits refuse depends on the clock, and what is drawn
         # for a content's next attempt must not.
         key = f"{asked.model}\0{asked.prompt_hash}".encode()
         call.attempt = self._attempts.next(key)
         draws = uniforms(self._options.seed, f"attempt {call.attempt}", key)
-        call.fault = forced_fault or pick(self._options.faults, draws[0])
+        call.fault = forced_fault or pick(faults, draws[0])
         fault = FAULTS[call.fault] if call.fault else None
         latency_s = self._latency_s(draws[1], fault)
         first_s = latency_s * _FIRST_EVENT_SHARE if asked.stream else latency_s

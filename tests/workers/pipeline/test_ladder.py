@@ -18,13 +18,13 @@ from workers.prompt.failure import Failure, Incapable
 from workers.prompt.parked import Parked
 from workers.providers import Answer
 
-ALWAYS = ["Elsewhere", "Reach", "Retries", "Admission"]
+ALWAYS = ["Elsewhere", "Breaker", "Retries", "Admission"]
 
 LADDERS = {
     Shape("chat", "m", has_deadline=False): ALWAYS,
-    Shape("chat", "m", has_deadline=True): ["Deadline", "Elsewhere", "Reach", "Retries", "Admission"],
-    Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", "Reach", "Retries", "Admission"],
-    Shape("embed", "m", has_deadline=True): ["Deadline", "Elsewhere", "RecordSize", "Reach", "Retries", "Admission"],
+    Shape("chat", "m", has_deadline=True): ["Deadline", "Elsewhere", "Breaker", "Retries", "Admission"],
+    Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", "Breaker", "Retries", "Admission"],
+    Shape("embed", "m", has_deadline=True): ["Deadline", "Elsewhere", "RecordSize", "Breaker", "Retries", "Admission"],
 }
 
 

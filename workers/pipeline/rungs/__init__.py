@@ -3,7 +3,7 @@
 elsewhere.py     what only this worker can't do is left to another
 record_size.py   an answer that no record holds is refused before it is paid for
 deadline.py      the job's own limit
-reach.py         not while the provider can't be reached
+breaker.py       not while the provider is out
 retry.py         again, and when
 admission.py     leave to send, from the limit that all workers share, which hears of a 429 here
 call.py          at the bottom: one counted call, through codec, HTTP and codec
