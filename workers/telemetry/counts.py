@@ -45,6 +45,12 @@ COUNTERS: Final[tuple[Event, ...]] = (
         ("unstarted", "started"),
     ),
     Event("fallbacks_total", "Jobs that went on to another model, by the code of what led there.", "code", ERROR_CODES),
+    Event(
+        "schema_misfits_total",
+        "Answers that did not fit their job's JSON Schema as they came, by what followed.",
+        "next",
+        ("syntax", "longer", "asked_again", "failed"),
+    ),
     Event("jobs_failed_total", "Prompt jobs that ended without an answer, by their error's code.", "code", ERROR_CODES),
 )
 """All that are counted. Each is shown from 0 on: a counter that appears with its first event has not increased, for

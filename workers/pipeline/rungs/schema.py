@@ -13,6 +13,7 @@ from ...schema.form import asked_again, in_mode, limit_of, schema_of, with_limit
 from ...schema.reading import Reading, read
 from ...schema.steps import Repairs, larger_limit, next_step
 from ...schema.validator import validator_of
+from ...telemetry.counts import counts
 from ..costs import known_cost_usd
 
 if TYPE_CHECKING:
@@ -59,15 +60,20 @@ class Schema:
     ) -> Answer:
         job = trip.job
         while True:
-            trip.job = replace(job, body=_body(sent, repairs))
+            body = _body(sent, repairs)
+            trip.job = job if body is job.body else replace(job, body=body)
             reading = await self._ask(trip, down, validator)
+            if reading.is_repaired:
+                counts.add("schema_misfits_total", "syntax")
             if reading.misfit is None:
                 trip.repaired = repairs.step or ("syntax" if reading.is_repaired else None)
                 return reading.answer
-            repairs.last_answer = reading.last_text
+            if reading.last_text is not None:
+                repairs.last_answer = reading.last_text
             used = 0 if reading.answer.usage is None else reading.answer.usage.output_tokens
             larger = larger_limit(limit_of(sent), used=used, most=trip.route.model.max_output_tokens)
             step = next_step(reading, repairs, permitted=job.options.repair, larger=larger)
+            counts.add("schema_misfits_total", step or "failed")
             if step is None:
                 raise _no_fit(reading, repairs, permitted=job.options.repair)
             repairs.begin(step, error=reading.misfit, larger=larger)
