@@ -93,6 +93,7 @@ class FreeLimits:
         self.refused: list[float | None] = []
         self.raises: list[BaseException | None] = []
         """For each request, in turn."""
+        self.waits_s: dict[str, float] = {}
         self.outputs: dict[str, int] = {}
         """What is expected, by model."""
 
@@ -100,7 +101,7 @@ class FreeLimits:
         return Cost()
 
     def expected_wait_s(self, model: Any, keys: Sequence[Any], priority: Any = "normal") -> float:
-        return 0.0
+        return self.waits_s.get(model.name, 0.0)
 
     def expected_output(self, model: Any, cost: Any) -> int | None:
         return self.outputs.get(model.name)
@@ -159,6 +160,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         patience_s: float = 3_600.0,
         offers: Offers | None = None,
         others: Any = None,
+        answers: Any = None,
+        cache_ttl_s: float | None = None,
         real_time: bool = False,
         catalog: Catalog | None = None,
         **model: Any,
@@ -177,6 +180,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 rng=random.Random(1),
                 offers=offers,
                 others=others,
+                answers=answers,
+                cache_ttl_s=cache_ttl_s,
             )
 
     return make

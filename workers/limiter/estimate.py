@@ -11,11 +11,14 @@ from ..providers.size import NO_MEDIA, Media
 from .cost import MOST_CHARS_PER_TOKEN, Cost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Hashable, Iterable
 
     from .cost import TokenUsage
 
-__all__ = ["Estimator"]
+__all__ = ["Estimator", "Estimators"]
+
+MOST_MODELS = 1_024
+"""Of so many models the lengths of answers are remembered."""
 
 CHARS_PER_TOKEN = 4.0
 """English prose; other text is learned from what providers count."""
@@ -187,3 +190,18 @@ class Estimator:
             return _FIRST_OUTPUT_TOKENS
         found = self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * _QUANTILE))]
         return found if len(self._sorted) >= _ENOUGH_ANSWERS else max(found, _FIRST_OUTPUT_TOKENS)
+
+
+class Estimators:
+    """One for each name, which are no more than a number: `any_model` lets jobs name what they like."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[Hashable, Estimator] = {}
+
+    def of(self, name: Hashable) -> Estimator:
+        """That of the name. Beyond `MOST_MODELS` the oldest is forgotten."""
+        if (estimator := self._by_name.get(name)) is None:
+            estimator = self._by_name[name] = Estimator()
+            if len(self._by_name) > MOST_MODELS:
+                del self._by_name[next(iter(self._by_name))]
+        return estimator

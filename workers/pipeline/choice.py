@@ -62,15 +62,19 @@ class Target:
     wait_s: float = 0.0
 
 
-def cheapest(targets: Sequence[Target]) -> tuple[list[str], str]:
-    """The names in order of the expected price, those of unknown price last, and why the first is the first."""
-    ranked = sorted(targets, key=lambda target: _last_if_none(target.price_usd))
+def cheapest(targets: Sequence[Target], *, left_s: float | None) -> tuple[list[str], str]:
+    """The names in order of the expected price, those of unknown price last, and why the first is the first.
+
+    Those come first whose answer may be in time (`left_s`: seconds to the deadline, None without one).
+    """
+    ranked = sorted(targets, key=lambda target: (_is_late(target, left_s), *_last_if_none(target.price_usd)))
     first, *others = ranked
+    in_time = _in_time(ranked, left_s)
     if first.price_usd is None:
-        return _names(ranked), "cheapest: no target's price is known, so the list's order"
-    others_cost = [each.price_usd for each in others if each.price_usd is not None]
-    beside = f", the next {_usd(others_cost[0])}" if others_cost else ""
-    return _names(ranked), f"cheapest: about {_usd(first.price_usd)}{beside}"
+        return _names(ranked), f"cheapest{in_time}: no price is known, so the list's order"
+    next_price = next((each.price_usd for each in others if each.price_usd is not None), None)
+    beside = "" if next_price is None else f", the next {_usd(next_price)}"
+    return _names(ranked), f"cheapest{in_time}: about {_usd(first.price_usd)}{beside}"
 
 
 def fastest(targets: Sequence[Target], *, left_s: float | None) -> tuple[list[str], str]:
@@ -81,17 +85,25 @@ def fastest(targets: Sequence[Target], *, left_s: float | None) -> tuple[list[st
     """
 
     def rank(target: Target) -> tuple[bool, bool, float]:
-        takes_s = target.wait_s + (target.latency_s or 0.0)
-        is_late = left_s is not None and takes_s > left_s
-        return is_late, target.latency_s is None, 0.0 if target.latency_s is None else takes_s
+        takes_s = None if target.latency_s is None else target.latency_s + target.wait_s
+        return _is_late(target, left_s), *_last_if_none(takes_s)
 
     ranked = sorted(targets, key=rank)
-    first = ranked[0]
-    if first.latency_s is not None:
-        waits = f" after a wait of {_seconds(first.wait_s)}" if first.wait_s else ""
-        return _names(ranked), f"fastest: answers in about {_seconds(first.latency_s)}{waits}"
-    in_time = " of those whose turn is in time" if first is not targets[0] else ""
-    return _names(ranked), f"fastest: no latency is known yet, so the list's order{in_time}"
+    first, in_time = ranked[0], _in_time(ranked, left_s)
+    if first.latency_s is None:
+        return _names(ranked), f"fastest{in_time}: no latency is known yet, so the list's order"
+    waits = f" after a wait of {_seconds(first.wait_s)}" if first.wait_s else ""
+    return _names(ranked), f"fastest{in_time}: answers in about {_seconds(first.latency_s)}{waits}"
+
+
+def _is_late(target: Target, left_s: float | None) -> bool:
+    return left_s is not None and target.wait_s + (target.latency_s or 0.0) > left_s
+
+
+def _in_time(ranked: Sequence[Target], left_s: float | None) -> str:
+    """What to say where some would answer too late. Those come last."""
+    some_are_late = _is_late(ranked[-1], left_s) and not _is_late(ranked[0], left_s)
+    return " of those in time" if some_are_late else ""
 
 
 def _names(targets: Sequence[Target]) -> list[str]:

@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from tasks.errors import ErrorCode
     from tasks.wire.vocabulary import Trigger
 
-__all__ = ["has_more_context", "reason"]
+__all__ = ["FAULTS", "has_more_context", "reason"]
+
+FAULTS: Final[frozenset[ErrorCode]] = frozenset({"server_error", "timeout", "connection", "bad_response"})
+"""The provider's own: not of this one request."""
 
 BY_ITSELF: Final[Mapping[ErrorCode, str]] = {
     "server_error": "the provider of {name} failed",

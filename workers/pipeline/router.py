@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from config.catalog import UnknownModel
@@ -109,40 +110,59 @@ class Router:
         return None if deadline_at is None else deadline_at - self._now()
 
     def _ranked(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str]:
-        if route.choose == "first":
-            return list(route.targets), "first of the list"
-        if route.choose == "cheapest":
-            return cheapest(self._priced(route, job))
-        targets = [self._timed(name, job) for name in route.targets]
+        match route.choose:
+            case "first":
+                return list(route.targets), "first of the list"
+            case "cheapest":
+                return self._cheapest(route, job)
+            case "fastest":
+                return self._fastest(route, job)
+
+    def _fastest(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str]:
+        targets = self._timed(route, job)
         unknown = [target.name for target in targets if target.latency_s is None]
         self._chosen[route.name] += 1
         if unknown and self._chosen[route.name] % EXPLORE_EVERY == 0:
-            return _each_once(unknown[0], route.targets), "fastest: one job in so many, to learn its latency"
+            why = f"fastest: one job in {EXPLORE_EVERY} goes to a target of unknown latency"
+            return _each_once(unknown[0], route.targets), why
         return fastest(targets, left_s=self._left_s(job))
 
-    def _timed(self, name: str, job: PromptJob) -> Target:
+    def _cheapest(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str]:
+        left_s = self._left_s(job)
+        # Who has all the time there is need not ask how long it takes.
+        targets = [Target(name) for name in route.targets] if left_s is None else self._timed(route, job)
+        prices = self._prices_usd(route, job)
+        priced = [replace(target, price_usd=price_usd) for target, price_usd in zip(targets, prices, strict=True)]
+        return cheapest(priced, left_s=left_s)
+
+    def _timed(self, route: CatalogRoute, job: PromptJob) -> list[Target]:
+        now = self._now()
+        return [
+            Target(name, latency_s=self._speeds.latency_s(name, now=now), wait_s=self._wait_s(name, job))
+            for name in route.targets
+        ]
+
+    def _wait_s(self, name: str, job: PromptJob) -> float:
         route = self._find_route(name)
         try:
             keys = self._keys_of(route.provider)
         except Failure:
-            wait_s = 0.0  # another worker may have keys
-        else:
-            wait_s = self._limits.expected_wait_s(route.model, keys, job.options.priority)
-        return Target(name, latency_s=self._speeds.latency_s(name, now=self._now()), wait_s=wait_s)
+            return 0.0  # another worker may have keys
+        return self._limits.expected_wait_s(route.model, keys, job.options.priority)
 
-    def _priced(self, route: CatalogRoute, job: PromptJob) -> list[Target]:
+    def _prices_usd(self, route: CatalogRoute, job: PromptJob) -> list[float | None]:
+        """What a call of each target is likely to cost."""
         routes = [self._find_route(name) for name in route.targets]
         sizes = {codec: codec.size(job) for codec in {each.codec for each in routes}}
         costs = [estimate(self._limits, job, each, size=sizes[each.codec]) for each in routes]
         outputs = [self._limits.expected_output(each.model, cost) for each, cost in zip(routes, costs, strict=True)]
         known = [output for output in outputs if output is not None]
         typical = sum(known) // len(known) if known else GUESSED_OUTPUT_TOKENS
-        prices = (
+        return [
             # What this model's answers take is not known: such as the others', within what the job permits.
             self._price_usd(each, cost.input_tokens, min(typical, cost.output_tokens) if output is None else output)
             for each, cost, output in zip(routes, costs, outputs, strict=True)
-        )
-        return [Target(name, price_usd) for name, price_usd in zip(route.targets, prices, strict=True)]
+        ]
 
     def _price_usd(self, route: Route, input_tokens: int, output_tokens: int) -> float | None:
         """What a call is likely to cost with this model, in US dollars; None where that is not known."""

@@ -45,11 +45,9 @@ class Speeds:
         speed.cached_share += LEARNING * (share - speed.cached_share)
         speed.seen_at = now
 
-    def note_failed(self, name: str, *, after_s: float, now: float) -> None:
-        """A call brought no answer: the model is at least so slow, where it was taken to be faster."""
-        speed = self._fresh(name, now)
-        if speed is not None and after_s > speed.latency_s:
-            speed.latency_s += LEARNING * (after_s - speed.latency_s)
+    def forget(self, name: str) -> None:
+        """The model's provider has failed: how fast it answered before says nothing now."""
+        self._by_name.pop(name, None)
 
     def latency_s(self, name: str, *, now: float) -> float | None:
         """How long an answer takes, in seconds; None: no recent answer is known."""

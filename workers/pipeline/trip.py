@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from config.catalog import Model, Provider
 
+    from ..answers import Known
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
     from .outages import Reason
@@ -48,14 +49,17 @@ class Shape(NamedTuple):
     has_schema: bool = False
 
     @classmethod
-    def of(cls, job: PromptJob) -> Shape:
+    def of(cls, job: PromptJob, *, all_cache: bool = False) -> Shape:
+        """`all_cache`: whether repeatable jobs that do not ask for it are cached too."""
         options = job.options
         own = None if options.fallbacks is None else bool(options.fallbacks)
+        ttl_s = options.cache_ttl_s
         return cls(
             job.kind,
             job.model,
             options.deadline_at is not None,
             own,
+            caches=all_cache and job.is_repeatable if ttl_s is None else ttl_s > 0,
             has_schema="response_format" in job.body and job.kind == "chat" and has_schema(job.body),
         )
 
@@ -113,6 +117,10 @@ class Trip:
     """Further calls for answers that did not fit the job's schema, and the last of these answers."""
     repaired: str | None = None
     """The step after which an answer fitted the schema."""
+    cached: Known | None = None
+    """The stored answer that it was given, or that of an equal prompt."""
+    followed: str | None = None
+    """The call of an equal prompt that it has waited for (`answers.Asked.followed`)."""
     held: list[object] | None = None
     """Gets what must be held until a large answer is stored."""
 
@@ -127,7 +135,7 @@ class Trip:
 
     def memory(self) -> str | None:
         """What the job must not forget while it is parked, as JSON; None: nothing has happened to it yet."""
-        if not self.attempts:
+        if not self.attempts and self.followed is None:
             return None
         known = {
             "attempts": self.attempts,
@@ -137,7 +145,9 @@ class Trip:
             "failed": [asdict(attempt) for attempt in self.failed[-MOST_REMEMBERED:]],
             "repairs": None if self.repairs is None else asdict(self.repairs),
         }
-        if self.chain is not None:
+        if self.followed is not None:
+            known["followed"] = self.followed
+        if self.chain is not None and self.attempts:
             known["chain"] = asdict(self.chain)
         return orjson.dumps(known).decode()
 
@@ -150,6 +160,7 @@ class Trip:
             self.attempts = self.attempts_before = int(known["attempts"])
             self.postponed = int(known.get("postponed", 0))
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
+            self.followed = known.get("followed")
             self.repairs = Repairs(**known["repairs"]) if known.get("repairs") else None
             self.chain = Chain.from_dict(known["chain"]) if "chain" in known else None
         except (ValueError, TypeError, KeyError, AttributeError):

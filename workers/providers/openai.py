@@ -72,6 +72,8 @@ class OpenAICodec:
         likely_bytes = (dimensions or _DIMENSIONS) * number_bytes
         return AnswerSize(count_inputs(body["input"]), likely_bytes, kind=(dimensions, encoding == "base64"))
 
+    version = 1
+
     key_header: ClassVar[str | None] = None
     """The header that takes a key, unless the provider's `auth` is "bearer". None: every key is a bearer token."""
 
@@ -84,7 +86,8 @@ class OpenAICodec:
         body.pop("stream", None)
         body.pop("stream_options", None)
         sent = headers(job, provider)
-        sent.update(self._auth(provider, key))
+        if key is not None:
+            sent.update(self._auth(provider, key))
         return ProviderRequest(self._url(job, model, provider), sent, dumps(body), answer_bytes(job))
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
@@ -119,7 +122,9 @@ def answer_bytes(job: PromptJob) -> int:
     """How large the answer to a request of many may well be."""
     body = job.body
     if job.kind == "chat":
-        answers = _count(body.get("n")) or 0
+        if "n" not in body:
+            return 0
+        answers = _count(body["n"]) or 0
         each_bytes = _CHAT_BYTES
     else:
         answers = count_inputs(body["input"])

@@ -109,11 +109,11 @@ def test_no_rule_before_the_chosen_one_fits(whens: list[dict[str, Any]], job: Fa
         ({"a": None, "b": 0.00000123}, "ba", "cheapest: about $0.0000012"),
         ({"a": 0.0, "b": 0.1}, "ab", "cheapest: about $0, the next $0.1"),
         ({"a": 0.1, "b": 0.1}, "ab", "cheapest: about $0.1, the next $0.1"),
-        ({"a": None, "b": None}, "ab", "cheapest: no target's price is known, so the list's order"),
+        ({"a": None, "b": None}, "ab", "cheapest: no price is known, so the list's order"),
     ],
 )
 def test_the_cheapest_goes_first(prices: dict[str, float | None], order: str, why: str) -> None:
-    names, said = cheapest([Target(name, price_usd=each) for name, each in prices.items()])
+    names, said = cheapest([Target(name, price_usd=each) for name, each in prices.items()], left_s=None)
     assert ("".join(names), said) == (order, why)
 
 
@@ -125,9 +125,11 @@ def test_the_cheapest_goes_first(prices: dict[str, float | None], order: str, wh
         ([("a", 2.0, 1), ("b", 0.5, 9)], 20, "ab", "fastest: answers in about 2 s after a wait of 1 s"),
         ([("a", 2.0, 0), ("b", None, 0)], None, "ab", "fastest: answers in about 2 s"),
         ([("a", None, 0), ("b", 2.0, 0)], None, "ba", "fastest: answers in about 2 s"),
-        ([("a", None, 0), ("b", 2.0, 0)], 1, "ab", "fastest: no latency is known yet, so the list's order"),
+        ([("a", None, 0), ("b", 2.0, 0)], 1, "ab", "fastest of those in time: no latency is known yet, so the"),
         ([("a", None, 0), ("b", None, 0)], None, "ab", "fastest: no latency is known yet, so the list's order"),
-        ([("a", None, 9), ("b", None, 0)], 5, "ba", "fastest: no latency is known yet, so the list's order of those"),
+        ([("a", None, 9), ("b", None, 0)], 5, "ba", "fastest of those in time: no latency is known yet, so the"),
+        ([("a", 1.0, 9), ("b", 3.0, 0)], 5, "ba", "fastest of those in time: answers in about 3 s"),
+        ([("a", 9.0, 0), ("b", 8.0, 0)], 5, "ba", "fastest: answers in about 8 s"),
     ],
 )
 def test_the_fastest_goes_first(targets: Any, left_s: float | None, order: str, why: str) -> None:
@@ -135,3 +137,11 @@ def test_the_fastest_goes_first(targets: Any, left_s: float | None, order: str, 
     names, said = fastest(given, left_s=left_s)
     assert "".join(names) == order
     assert said.startswith(why)
+
+
+def test_the_cheapest_is_one_that_answers_in_time() -> None:
+    slow, dear = Target("slow", price_usd=0.1, wait_s=60.0), Target("dear", price_usd=0.2, latency_s=2.0)
+    assert cheapest([slow, dear], left_s=None)[0] == ["slow", "dear"]
+    names, why = cheapest([slow, dear], left_s=30.0)
+    assert (names, why) == (["dear", "slow"], "cheapest of those in time: about $0.2, the next $0.1")
+    assert cheapest([slow, dear], left_s=1.0)[0] == ["slow", "dear"], "none is in time"

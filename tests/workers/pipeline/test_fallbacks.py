@@ -14,8 +14,10 @@ from config.catalog import Catalog
 from tasks.results import Usage
 from workers.limiter import TooLargeForLimit, TooLate
 from workers.pipeline.retry_policy import RetryPolicy
+from workers.pipeline.trip import Trip
 from workers.prompt.job import Options, PromptJob
 from workers.prompt.parked import Parked
+from workers.providers import Answer
 from workers.providers.keyring import KeyRing
 from workers.telemetry.counts import counts
 
@@ -205,7 +207,7 @@ async def test_all_models_share_one_counter_of_attempts(two: Any, allowed: int |
     async with two("500", of_b="500") as (pipeline, a, b):
         result = await pipeline.run(job(max_attempts=allowed))
     assert (calls(a, b), result.attempts) == (expected, sum(expected))
-    assert ("so b were not asked" in result.error.message) == (allowed == 1)
+    assert ("no attempt is left for b" in result.error.message) == (allowed == 1)
 
 
 async def test_what_the_first_leaves_over_is_the_lasts(two: Any) -> None:
@@ -366,3 +368,25 @@ async def test_a_route_is_no_fallback(pipeline_to: Any, simulate: Any) -> None:
         result = await pipeline.run(job("a", fallbacks=["auto"]))
     assert (result.error.code, calls(a)) == ("bad_request", [0])
     assert "'auto' is a route; name models" in result.error.message
+
+
+async def test_an_answer_that_no_record_holds_is_no_other_models_task(pipeline_to: Any, simulate: Any) -> None:
+    a, b = await simulate(), await simulate()
+    made = catalog({"a": a.url, "b": b.url}, a={"fallbacks": ["b"]})
+    many = PromptJob("job-e", "embed", "a", {"model": "a", "input": ["x"] * 20_000})
+    async with pipeline_to("", catalog=made, keys=KEYS) as pipeline:
+        result = await pipeline.run(many)
+    assert (result.error.code, result.failed_attempts, calls(a, b)) == ("too_large", (), [0, 0])
+
+
+async def test_an_answer_without_a_call_says_nothing_of_speed(two: Any, clock: Any) -> None:
+    async with two(None) as (pipeline, _, _):
+        rung, trip = pipeline._fallbacks, Trip(job(), clock.now_s)
+
+        async def stored(trip: Trip) -> Answer:
+            return Answer("24", {}, Usage(1, 1))
+
+        await rung(trip, stored)
+        assert rung._speeds.latency_s("a", now=clock.now_s) is None
+        await pipeline.run(job())
+        assert rung._speeds.latency_s("a", now=clock.now_s) is not None

@@ -106,6 +106,7 @@ def test_doctor_shows_the_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
         *LADDERS[Shape("chat", "m", has_deadline=True)],
         "Call",
     ]
+    assert json.loads(as_json.stdout)["embed with a cache time"][:2] == ["Elsewhere", "Answers"]
     assert "Schema" in json.loads(as_json.stdout)["chat with a schema"]
     assert json.loads(as_json.stdout)["chain"] == ["gpt-4o-mini"]
     unknown = CliRunner().invoke(app, ["doctor", "--ladder", "nope"])

@@ -92,7 +92,7 @@ async def test_a_jobs_own_fallbacks_stand_behind_what_its_route_chose(routed: An
 
 
 @pytest.mark.covers("catalog", "routes.choose")
-async def test_the_cheapest_by_what_answers_take(routed: Any, free_limits: Any) -> None:
+async def test_the_cheapest_by_what_answers_take(routed: Any, free_limits: Any, clock: Any) -> None:
     """`b` costs less a token, and writes ten times as many."""
     models = {"a": {"price": price(1, 4)}, "b": {"price": price(1, 2)}}
     route = {"targets": ["a", "b"], "choose": "cheapest"}
@@ -103,6 +103,8 @@ async def test_the_cheapest_by_what_answers_take(routed: Any, free_limits: Any) 
         free_limits.outputs = {"a": 100, "b": 1_000}
         result = await pipeline.run(job("auto"))
         assert (result.answered_by, result.route["why"]) == ("a/a", "cheapest: about $0.0014, the next $0.003")
+        free_limits.waits_s = {"a": 60.0}
+        assert (await pipeline.run(job("auto", deadline_at=clock.now_s + 30))).answered_by == "b/b"
 
 
 async def test_what_comes_from_a_providers_cache_is_cheaper(
@@ -126,8 +128,8 @@ async def test_what_comes_from_a_providers_cache_is_cheaper(
         assert router.chain(job("auto")).names == ["b", "a"], "0.38 of its price, after 90 % from the cache"
 
 
-async def test_the_fastest_by_what_was_measured(routed: Any, clock: Any) -> None:
-    async with routed({"targets": ["a", "b"], "choose": "fastest"}) as (pipeline, _, _):
+async def test_the_fastest_by_what_was_measured(routed: Any, free_limits: Any, clock: Any) -> None:
+    async with routed({"targets": ["a", "b"], "choose": "fastest"}, limits=free_limits) as (pipeline, _, _):
         first = await pipeline.run(job("auto"))
         assert first.answered_by == "a/a"
         assert first.route["why"] == "fastest: no latency is known yet, so the list's order"
@@ -136,12 +138,23 @@ async def test_the_fastest_by_what_was_measured(routed: Any, clock: Any) -> None
         speeds.note("b", latency_s=0.2, usage=None, now=clock.now_s)
         second = await pipeline.run(job("auto"))
         assert (second.answered_by, second.route["why"]) == ("b/b", "fastest: answers in about 0.2 s")
+        free_limits.waits_s = {"b": 9.0}
+        assert (await pipeline.run(job("auto"))).answered_by == "a/a", "the limit's wait counts too"
+
+
+@pytest.mark.parametrize(("fault", "first"), [("500", "b"), ("404", "a")])
+async def test_a_target_whose_provider_failed_is_not_fast(routed: Any, clock: Any, fault: str, first: str) -> None:
+    async with routed({"targets": ["a", "b"], "choose": "fastest"}, fault=fault) as (pipeline, _, _):
+        pipeline._fallbacks._speeds.note("a", latency_s=0.1, usage=None, now=clock.now_s)
+        assert (await pipeline.run(job("auto"))).answered_by == "b/b"
+        pipeline._fallbacks._speeds.note("b", latency_s=9.0, usage=None, now=clock.now_s)
+        assert pipeline._fallbacks._chains.chain(job("auto")).names[0] == first
 
 
 async def test_a_target_that_nobody_asks_is_measured_now_and_then(routed: Any) -> None:
     async with routed({"targets": ["a", "b"], "choose": "fastest"}) as (pipeline, a, b):
         results = [await pipeline.run(job("auto")) for _ in range(2 * EXPLORE_EVERY)]
-    assert calls(b)[0] > 0 and "to learn its latency" in results[EXPLORE_EVERY - 1].route["why"]
+    assert calls(b)[0] > 0 and "a target of unknown latency" in results[EXPLORE_EVERY - 1].route["why"]
     assert sum(calls(a, b)) == 2 * EXPLORE_EVERY
 
 
@@ -177,14 +190,3 @@ def test_latencies_are_moving_means_that_grow_old() -> None:
     assert speeds.cached_share("m", now=0.0) == pytest.approx(0.5)
     assert speeds.latency_s("m", now=FRESH_S + 1) is None
     assert speeds.cached_share("m", now=FRESH_S + 1) == 0.0
-
-
-def test_who_fails_at_once_is_not_fast_and_who_hangs_is_slow() -> None:
-    speeds = Speeds()
-    speeds.note_failed("m", after_s=9.0, now=0.0)
-    assert speeds.latency_s("m", now=0.0) is None
-    speeds.note("m", latency_s=1.0, usage=None, now=0.0)
-    speeds.note_failed("m", after_s=0.01, now=0.0)
-    assert speeds.latency_s("m", now=0.0) == 1.0
-    speeds.note_failed("m", after_s=11.0, now=0.0)
-    assert speeds.latency_s("m", now=0.0) == pytest.approx(3.0)

@@ -10,7 +10,7 @@ from tasks.results import Attempt
 from ...prompt.failure import Failure, Incapable
 from ...prompt.parked import Parked
 from ...telemetry.counts import counts
-from ..fallback_policy import has_more_context, reason
+from ..fallback_policy import FAULTS, has_more_context, reason
 from ..limits import estimate
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Fallbacks:
         if self._why(trip, chain, failure) is None or not chain.untried:
             return None
         if trip.spent >= self._attempts_of(trip.job.options.max_attempts):
-            failure.advise(f"its attempts are used up, so {' and '.join(chain.untried)} were not asked")
+            failure.advise(f"no attempt is left for {' and '.join(chain.untried)} (`max_attempts`)")
             return None
         after = range(chain.position + 1, len(chain.names))
         return next((position for position in after if self._may_cure(trip, chain, position, failure)), None)
@@ -142,10 +142,11 @@ class Fallbacks:
     def _move(self, trip: Trip, chain: Chain, position: int, failure: Failure) -> None:
         """Write down what led to the next model, and go there."""
         counts.add("fallbacks_total", failure.code)
+        if failure.code in FAULTS:
+            self._speeds.forget(chain.name)
         following = f"{chain.names[position]}: {self._why(trip, chain, failure)}"
         if trip.attempts_here and trip.failed:
-            last = trip.failed[-1] = replace(trip.failed[-1], next=following)
-            self._speeds.note_failed(chain.name, after_s=last.duration_s, now=self._now())
+            trip.failed[-1] = replace(trip.failed[-1], next=following)
         else:
             trip.failed.append(self._uncalled(chain, failure, following))
         trip.move_to(position)
