@@ -21,8 +21,8 @@ __all__ = ["MAX_DEPTH", "NotRepairable", "readings"]
 MAX_DEPTH: Final = 100
 """How deep a repaired answer may nest: this reader recurses."""
 
-MOST_PLACES: Final = 50
-"""For a missing bracket. Each is a reading of the whole text."""
+MOST_READ: Final = 200_000
+"""Characters to read anew for all places that a missing bracket may have, each of which takes the whole text."""
 
 _SPACE = re.compile(r"[ \t\r\n\u00a0\ufeff]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
@@ -34,6 +34,7 @@ _STRING = {
 _LITERALS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 """JSON's, and Python's, which come with single quotes."""
 
+_TO_ESCAPE = re.compile(r"[\x00-\x1f\\]")
 _ESCAPED_OR_QUOTE = re.compile(r'\\.|"', re.DOTALL)
 _CLOSED_BY = {"{": "}", "[": "]"}
 _OPENING = re.compile(r"[{\[]")
@@ -59,7 +60,8 @@ def readings(text: str, *, is_whole: bool = True) -> list[str]:
     found = reader.whole()
     if not reader.missing:
         return [found]
-    if not is_whole or len(reader.places) > MOST_PLACES or (reader.places and reader.missing > 1):
+    too_many = len(reader.places) * len(text) > MOST_READ or (reader.places and reader.missing > 1)
+    if not is_whole or too_many:
         raise NotRepairable("a bracket is missing, and where is not certain")
     elsewhere = (_with_bracket(text, first.start(), *place) for place in reader.places)
     return list(dict.fromkeys([found, *filter(None, elsewhere)]))
@@ -174,6 +176,8 @@ class _Reader:
 
     def _string(self) -> str:
         quoted = self._match(_STRING[self._text[self.at]])
+        if quoted[0] == '"' and _TO_ESCAPE.search(quoted) is None:
+            return quoted
         inner = _ESCAPED_OR_QUOTE.sub(_as_json, quoted[1:-1])
         try:
             # Not strict: line breaks and tabs may stand in it as they are.

@@ -12,7 +12,7 @@ import pytest
 from config.catalog import Catalog
 from tests.support.scripted import Answer, Asked, ScriptedProvider
 from workers.pipeline.pipeline import Pipeline
-from workers.pipeline.rungs.schema import Schema
+from workers.pipeline.rungs.schema import LARGE_CHARACTERS, Schema
 from workers.pipeline.trip import Shape
 from workers.prompt.job import PromptJob, parse
 from workers.prompt.parked import Parked
@@ -93,6 +93,13 @@ async def test_broken_syntax_is_repaired_without_a_call(ask: Any) -> None:
     [choice] = result.response["choices"]
     assert choice["message"]["content"] == result.text
     assert choice["provider_fields"] == {"content": broken}
+
+
+async def test_a_large_answer_is_repaired_too(ask: Any) -> None:
+    name = "Ada " * LARGE_CHARACTERS
+    with answering(f'{{"name": "{name}", "age": 36,}}') as provider:
+        result = await ask(provider)
+    assert (result.json()["name"], result.repaired) == (name, "syntax")
 
 
 async def test_a_misfit_fails_and_keeps_the_answer(ask: Any) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from workers.providers import Answer
 from workers.schema.reading import read
-from workers.schema.repair import MAX_DEPTH, MOST_PLACES, NotRepairable, readings
+from workers.schema.repair import MAX_DEPTH, MOST_READ, NotRepairable, readings
 from workers.schema.validator import validator_of
 
 
@@ -51,7 +51,7 @@ REFUSED = [
     '{"a": {"b": 1, "c": 2}',  # where does c belong?
     "[[1, 2], [3, 4 ",
     "[[1, 2], [[3, 4 ]",
-    "[[" + "1," * MOST_PLACES + "1, 2]",
+    "[[" + "1," * int(MOST_READ**0.5) + "1, 2]",
     '{"a": 1} {"b": 2}',
     '{"a": 1}, "b": 2}',
     '{"a": 1}}, "b": 2}',
