@@ -77,8 +77,13 @@ def _with_bracket(text: str, begin: int, at: int, closer: str) -> str | None:
 
 
 def _without_reasoning(text: str) -> str:
-    """Servers without a reasoning parser leave it before the answer."""
-    return text.rpartition("</think>")[2] if text.lstrip().startswith("<think>") else text
+    """Servers without a reasoning parser leave it before the answer. It may hold drafts of the answer."""
+    if not text.lstrip().startswith("<think>"):
+        return text
+    _, end, answer = text.rpartition("</think>")
+    if not end:
+        raise NotRepairable("it is reasoning without an answer")
+    return answer
 
 
 def _check_rest(rest: str) -> None:

@@ -162,6 +162,15 @@ async def test_a_truncated_answer_is_never_asked_again(ask: Any) -> None:
     assert result.error.last_answer == '{"name": "Ad' and "max_tokens" in result.error.message
 
 
+async def test_a_refused_limit_leaves_it_truncated(ask: Any) -> None:
+    refused = Answer(400, {"error": {"message": "max_tokens is too large"}})
+    with answering(completion('{"name": "Ad', "length"), refused) as provider:
+        result = await ask(provider, job(repair=1, body={"max_tokens": 9_000}))
+    error = result.error
+    assert (error.code, error.last_answer, len(provider.asked)) == ("bad_response", '{"name": "Ad', 2)
+    assert "refused 36,000 tokens" in error.message and "`max_output_tokens`" in error.message
+
+
 async def test_reasoning_that_used_up_the_limit_is_truncated(ask: Any) -> None:
     spent = completion("", "length", reasoning_content="hm")
     with answering(spent, GOOD) as provider:

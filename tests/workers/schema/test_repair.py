@@ -46,6 +46,7 @@ REPAIRED = {
 }
 
 REFUSED = [
+    '<think>Perhaps {"a": 1}? No',
     *("", "no JSON", '"a text"', "12"),
     *('{"a": 12', '{"a": "cut stri', '{"a": [1, 2', '{"a": 1,', '{"a": 1, "b":', '{"a": tr', '{"a', "{", "["),
     '{"a": {"b": 1, "c": 2}',  # where does c belong?

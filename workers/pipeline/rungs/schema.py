@@ -66,7 +66,7 @@ class Schema:
         while True:
             body = _body(sent, repairs)
             trip.job = job if body is job.body else replace(job, body=body)
-            reading = await self._ask(trip, down, validator)
+            reading = await self._ask(trip, down, validator, repairs)
             if reading.is_repaired:
                 counts.add("schema_misfits_total", "syntax")
             if reading.misfit is None:
@@ -83,13 +83,13 @@ class Schema:
             repairs.begin(step, error=reading.misfit, larger=larger)
             trip.failed[-1] = replace(trip.failed[-1], next=_told(step, larger))
 
-    async def _ask(self, trip: Trip, down: Down, validator: SchemaValidator) -> Reading:
+    async def _ask(self, trip: Trip, down: Down, validator: SchemaValidator, repairs: Repairs) -> Reading:
         """One answer, or the reason why there is none. What does not fit is a failed attempt."""
         try:
             answer = await down(trip)
         except Failure as failure:
             if not failure.is_cut:
-                raise
+                raise _too_long(failure, repairs) from None
             return Reading(Answer(None, {}, failure.usage), failure.message, is_cut=True)
         if len(answer.text or "") > LARGE_CHARACTERS:
             reading = await asyncio.to_thread(read, answer, validator)
@@ -118,6 +118,20 @@ def _body(sent: dict[str, Any], repairs: Repairs) -> dict[str, Any]:
     """What is sent now: the first prompt, with at most one sentence more."""
     body = sent if repairs.max_tokens is None else with_limit(sent, repairs.max_tokens)
     return asked_again(body, repairs.error) if repairs.step == "asked_again" else body
+
+
+def _too_long(failure: Failure, repairs: Repairs) -> Failure:
+    """A limit that is higher than the model's leaves the answer truncated, and another model may take it."""
+    if failure.code != "bad_request" or repairs.step != "longer":
+        return failure
+    return Failure(
+        "bad_response",
+        f"the answer was truncated, and the provider refused {repairs.max_tokens:,} tokens for it; state the model's "
+        "`max_output_tokens` in the catalogue, or raise the job's max_tokens as far as it goes",
+        http_status=failure.http_status,
+        provider_body=failure.provider_body,
+        retryable=True,
+    )
 
 
 def _told(step: Step, larger: int | None) -> str:
