@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from config.catalog import Model, Provider
 
     from ..answers import Known
+    from ..breaker import Health, Reason
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
-    from .outages import Reason
     from .record_limit import RecordSizes
 
 __all__ = ["Down", "Route", "Rung", "Shape", "Trip"]
@@ -75,6 +75,7 @@ class Route:
     answered_by: str
     repeat_timeouts: bool
     sizes: RecordSizes
+    health: Health
 
 
 @dataclass(slots=True)
@@ -101,7 +102,8 @@ class Trip:
     attempts_before: int = 0
     """Those of earlier trips, and of other models."""
     postponed: int = 0
-    """Calls to which the provider said to come back after more than our longest pause: no attempts, up to a number."""
+    """Calls that are no attempts of the job's, up to a number: the provider asked for more than our longest pause, or
+    was out."""
     failed: list[Attempt] = field(default_factory=list)
     may_be_paid: bool = False
     """A call that brought no answer may have been paid for."""
@@ -109,8 +111,10 @@ class Trip:
     """So it is suspected, for another call followed."""
     was_cut: bool = False
     """The call under way was stopped after it had been sent."""
-    unreached: Reason | None = None
+    outage: Reason | None = None
     """Why it waits for its provider."""
+    is_probe: bool = False
+    """Whether it tries a provider that is out, for all others."""
     asks_others: bool = False
     """Whether it waits to hear if another worker can do it."""
     repairs: Repairs | None = None
@@ -171,7 +175,7 @@ class Trip:
         assert self.chain is not None
         self.chain.position = position
         self.attempts_before = self.attempts
-        self.request = self.unreached = None
+        self.request = self.outage = None
         self.arrived_with = self.memory()
 
     @property
