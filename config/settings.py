@@ -138,8 +138,13 @@ class Retry:
 
 @dataclass(frozen=True, kw_only=True, config=_GROUP)
 class Breaker:
-    """What happens while a provider can't be reached: jobs wait, one without a deadline for `patience_s`."""
+    """When a provider's model is taken for out, by all workers: when `failures` jobs have failed within `window_s`
+    (0 failures: never). One job tries after `open_s`; the others wait, one without a deadline for `patience_s`.
+    """
 
+    failures: CountOrZero = 5
+    window_s: Annotated[float, Field(gt=0, le=3_600, allow_inf_nan=False)] = 30.0
+    open_s: Annotated[float, Field(ge=0.1, allow_inf_nan=False)] = 5.0
     patience_s: Seconds = 3_600.0
 
 

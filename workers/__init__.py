@@ -8,6 +8,7 @@ The rooms, top to bottom; each imports only what stands below it, and its `__ini
     pipeline/    one prompt's life; no Celery, no Redis
     broker/      Redis -> worker: messages under leases
     limiter/     requests wait here until the provider will take them
+    breaker/     whether a provider works, as all workers know it
     http/        HTTP to the providers
     results/     worker -> Redis: results in batches
     providers/   their wire formats; no I/O

@@ -190,7 +190,11 @@ def _look(url: str, *, subject: str, holds_queue: bool, when_away: Level) -> lis
 def _channels(database: int) -> list[str]:
     """One of each kind that workers use: remote control, results, pauses."""
     prefix = get_settings().key_prefix
-    return [revoke_channel(prefix, database), RIGHTS_CHANNEL, prefix + redis_keys.LIMITER_PAUSES]
+    return [
+        revoke_channel(prefix, database),
+        RIGHTS_CHANNEL,
+        *(prefix + name for name in (redis_keys.LIMITER_PAUSES, redis_keys.BREAKER_CHANNEL)),
+    ]
 
 
 def lists_of(queue: str, settings: Settings) -> dict[str, int]:

@@ -250,3 +250,52 @@ def limiter(provider: str, model: str, fingerprint: str) -> LimiterKeys:
         organisation=f"{tag}:organisation",
         organisation_window=f"{tag}:organisation:window:125",
     )
+
+
+BREAKER_CHANNEL = "pm:breaker:changes"
+"""Channel: a JSON map: a breaker that has opened, closed or been tried, or `watch`, the name of one that may open."""
+
+BREAKERS = "{pm:breaker}:open"
+"""Hash, `["<provider>", "<model>"]` -> JSON of a breaker that is open (workers/breaker/lua/breaker.lua). TTL
+`BREAKER_TTL_S` after the last change."""
+
+BREAKER_COUNTS = "{pm:breaker}:opened"
+"""Hash, `["<provider>", "<model>"]` -> how often its breaker has opened. TTL `BREAKER_COUNTS_TTL_S` after the last."""
+
+BREAKER_TTL_S = 86_400
+
+BREAKER_COUNTS_TTL_S = 2_592_000
+
+BREAKER_WINDOW_TTL_S = 3_600
+"""The longest window that can be set."""
+
+
+class BreakerKeys(NamedTuple):
+    """The keys of one breaker, in the order in which its scripts take them. TTL `BREAKER_WINDOW_TTL_S` after the last
+    failure, but for the first and the last."""
+
+    open: str
+    """`BREAKERS`."""
+    answered_failures: str
+    """Sorted set, job id -> when it has failed (ms): jobs to which the provider has answered with a failure."""
+    silent_failures: str
+    """Sorted set, job id -> when it has failed (ms): jobs whose call broke or hung."""
+    witnesses: str
+    """Sorted set, process -> when it last met such a call (ms)."""
+    answers: str
+    """Hash, second -> calls that were answered in it, in the processes that have reported."""
+    opened: str
+    """`BREAKER_COUNTS`."""
+
+
+def breaker(provider: str, model: str) -> BreakerKeys:
+    """Owned by workers/breaker/. One hash tag for all, because the first holds every breaker that is open."""
+    own = f"{{pm:breaker}}:{provider}:{model}"
+    return BreakerKeys(
+        open=BREAKERS,
+        answered_failures=f"{own}:answered-failures",
+        silent_failures=f"{own}:silent-failures",
+        witnesses=f"{own}:witnesses",
+        answers=f"{own}:answers",
+        opened=BREAKER_COUNTS,
+    )

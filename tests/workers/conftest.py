@@ -162,6 +162,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         others: Any = None,
         answers: Any = None,
         cache_ttl_s: float | None = None,
+        breakers: Any = None,
         real_time: bool = False,
         catalog: Catalog | None = None,
         **model: Any,
@@ -182,6 +183,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 others=others,
                 answers=answers,
                 cache_ttl_s=cache_ttl_s,
+                breakers=breakers,
             )
 
     return make

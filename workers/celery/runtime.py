@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
+import secrets
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
@@ -22,12 +24,14 @@ from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
 
 from ..answers import Answers
+from ..breaker import BreakerPolicy, Breakers, SharedBreakers
 from ..http.session import Http
 from ..limiter import LimiterRegistry
 from ..pipeline.offers import OtherWorkers, offers
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.retry_policy import RetryPolicy
 from ..providers.keyring import KeyRing
+from ..redis.channel import Channel
 from ..redis.clock import redis_clock
 from ..telemetry.failure_log import FailureLog
 
@@ -81,6 +85,8 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
     async with (
         _redis(settings) as redis,
         _announced(catalog, settings),
+        _channel(redis, settings) as channel,
+        _breakers(redis, settings, channel) as breakers,
         LimiterRegistry(
             redis,
             now=redis_clock,
@@ -91,6 +97,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             organisations=_organisations(catalog),
             named=catalog.models.keys(),
             longest_alone_s=settings.retry.cap_s,
+            channel=channel,
         ) as limits,
         Http(settings.http) as http,
         _offered(catalog, ring),
@@ -104,8 +111,10 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             limits=limits,
             others=OtherWorkers(redis, key_prefix=settings.key_prefix),
             answers=answers,
+            breakers=breakers,
             on_failure=FailureLog().note,
         )
+        channel.open()  # all listen by now
         _pipelines.append(pipeline)
         try:
             yield
@@ -122,6 +131,7 @@ def pipeline_of(
     limits: Limits,
     others: Others,
     answers: Store,
+    breakers: Breakers | None = None,
     on_failure: Callable[[PromptResult, str | None], None] | None = None,
 ) -> Pipeline:
     """A worker's pipeline, as its settings want it. `on_failure`: as `Pipeline`'s."""
@@ -142,6 +152,7 @@ def pipeline_of(
         others=others,
         answers=answers,
         cache_ttl_s=settings.cache.ttl_s,
+        breakers=breakers,
         time_limit=SoftTimeLimitExceeded,
         on_failure=on_failure,
     )
@@ -167,6 +178,27 @@ async def _redis(settings: Settings) -> AsyncIterator[Redis]:
         yield redis
     finally:
         await redis.aclose()
+
+
+@asynccontextmanager
+async def _channel(redis: Redis, settings: Settings) -> AsyncIterator[Channel]:
+    """What other workers publish. It is open when those that listen are there."""
+    channel = Channel(redis, key_prefix=settings.key_prefix)
+    try:
+        yield channel
+    finally:
+        await channel.close()
+
+
+@asynccontextmanager
+async def _breakers(redis: Redis, settings: Settings, channel: Channel) -> AsyncIterator[Breakers]:
+    wanted = settings.breaker
+    policy = BreakerPolicy(failures=wanted.failures, window_s=wanted.window_s, open_s=wanted.open_s)
+    process = f"{os.getpid()}-{secrets.token_hex(6)}"
+    shared = SharedBreakers(redis, policy, process=process, key_prefix=settings.key_prefix)
+    async with Breakers(policy, now=redis_clock, shared=shared, hears=lambda: channel.hears) as breakers:
+        channel.listen(redis_keys.BREAKER_CHANNEL, breakers.hear, hears_again=breakers.hear_again)
+        yield breakers
 
 
 def _client(settings: Settings) -> Redis:

@@ -12,6 +12,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 from rich.table import Table
 
+from ..breaker import BreakerView, look
 from ..limiter import LimiterView, snapshot
 from ..telemetry.terminal import printable
 from .common import JsonOption, RedisOption, address_of, fail_for_redis, settings_or_fail
@@ -31,7 +32,7 @@ def limits(
     as_json: JsonOption = False,
     redis: RedisOption = None,
 ) -> None:
-    """Show what is permitted and used, who waits and how long, for each model and key.
+    """Show what is permitted and used, who waits and how long, for each model and key, and which providers are out.
 
     First line: the last minute's requests and tokens, calls in flight, requests waiting for their turn, 429s, and the
     tokens estimated for all calls so far.
@@ -39,32 +40,53 @@ def limits(
     Second line: what is permitted, how long a request that came now would wait, how much longer a 429 holds everybody
     up, and the tokens that the calls really took. A `?` is not known.
 
+    A model whose provider fails is named below the table: its breaker is open, its jobs wait, and one tries at a time.
+
     A key is shown by its fingerprint; `all keys` are the organisation's limits above them. Limiters that nobody has
     used for two days are left out.
     """
     settings = settings_or_fail()
     address = address_of(redis, settings.broker)
     try:
-        views = asyncio.run(_read(address, settings.key_prefix))
+        views, breakers = asyncio.run(_read(address, settings.key_prefix))
     except (RedisError, OSError) as error:
         fail_for_redis(error)
     if as_json:
         for view in views:
             typer.echo(json.dumps(asdict(view)))
+        for breaker in breakers:
+            if breaker.is_open:
+                typer.echo(json.dumps({"breaker": asdict(breaker)}))
     else:
         console = Console(markup=False)
         console.print(_table(views) if views else "No worker has used a limiter yet.")
         for view in views:
             if view.asked_wait_s:
                 console.print(f"\n{_asked(view)}")
+        for breaker in breakers:
+            if breaker.is_open:
+                console.print(f"\n{_out(breaker)}")
 
 
-async def _read(address: Address, key_prefix: str) -> list[LimiterView]:
+async def _read(address: Address, key_prefix: str) -> tuple[list[LimiterView], list[BreakerView]]:
     redis = address.async_client(socket_timeout=TIMEOUT_S, socket_connect_timeout=TIMEOUT_S)
     try:
-        return await snapshot(redis, key_prefix=key_prefix)
+        return await snapshot(redis, key_prefix=key_prefix), await look(redis, key_prefix=key_prefix)
     finally:
         await redis.aclose()
+
+
+def _out(breaker: BreakerView) -> str:
+    """For a provider that fails."""
+    name = printable(f"{breaker.provider}/{breaker.model}")
+    fails = f"{name} is out for {_duration(breaker.open_for_s)}: {printable(breaker.why)}. Its jobs wait"
+    if breaker.state == "probing":
+        return f"{fails} for one that tries now."
+    return (
+        f"{fails}; one tries in {_duration(breaker.next_probe_s)}."
+        if breaker.next_probe_s
+        else f"{fails} for one to try."
+    )
 
 
 def _asked(view: LimiterView) -> str:

@@ -10,7 +10,7 @@ speeds.py        how fast models answer, as this process has seen it
 fallback_policy.py  when the next model is asked: decisions are values
 limits.py        the limit that all workers share, as the pipeline sees it
 retry_policy.py  whether and when to try again: decisions are values
-outages.py       providers that can't be reached from this process
+outages.py       how a job ends whose provider is out
 offers.py        which models this worker can call, and whether another can
 record_limit.py  how large a result's record may be
 outcome.py       the job's result

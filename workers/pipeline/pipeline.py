@@ -12,27 +12,28 @@ import logging
 import traceback
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import urlsplit
 
 from config.catalog import UnknownModel
 from tasks.wire.redis_keys import QUEUE
 
+from ..breaker import BreakerPolicy, Breakers
 from ..prompt.failure import Failure, Incapable
 from ..prompt.job import JobKind, PromptJob, parse
 from ..prompt.parked import Parked
 from ..providers import CODECS
 from ..telemetry.counts import counts
 from .offers import Offers
-from .outages import Outages
 from .outcome import answered, unanswered
 from .record_limit import RecordSizes
 from .router import Router
 from .rungs.admission import Admission
 from .rungs.answers import Answers, Store
+from .rungs.breaker import Breaker
 from .rungs.call import Call
 from .rungs.deadline import Deadline
 from .rungs.elsewhere import Elsewhere, Others
 from .rungs.fallbacks import Fallbacks
-from .rungs.reach import Reach
 from .rungs.record_size import RecordSize
 from .rungs.retry import Retries
 from .rungs.schema import Schema
@@ -101,6 +102,7 @@ class Pipeline:
         others: Others | None = None,
         answers: Store | None = None,
         cache_ttl_s: float | None = None,
+        breakers: Breakers | None = None,
         read_stamp: Callable[[float], float] = float,
         time_limit: type[Exception] = _NoTimeLimit,
         on_failure: Callable[[PromptResult, str | None], None] | None = None,
@@ -109,11 +111,12 @@ class Pipeline:
         `submitted_at`, Redis's, to that of `now`.
 
         A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place. A job
-        without a deadline waits `patience_s` for a provider that can't be reached. `compresses`: whether large results
+        without a deadline waits `patience_s` for a provider that is out. `compresses`: whether large results
         of our client's jobs are stored compressed. `offers` is what this worker announces; a job that it can't do is
         left to `others`, if there are any. `answers` are those of all workers; without them no job is cached.
-        `cache_ttl_s`: how long, in seconds, those of repeatable jobs are kept that do not say. `time_limit` is what is
-        raised in a job whose time in the worker is over.
+        `cache_ttl_s`: how long, in seconds, those of repeatable jobs are kept that do not say. `breakers` know which
+        providers are out; None: only those that can't be reached. `time_limit` is what is raised in a job whose time
+        in the worker is over.
         `on_failure` is called with each result of `handle` that is no answer, and the job's tenant.
         """
         self._catalog = catalog
@@ -123,7 +126,7 @@ class Pipeline:
         self._on_failure = on_failure
         self._all_cache = cache_ttl_s is not None
         self._elsewhere = Elsewhere(others or _NoOthers(), offers or Offers(), keys_of=keys.of, now=now)
-        self.outages = Outages()
+        self.breakers = Breakers(BreakerPolicy(failures=0), now=now) if breakers is None else breakers
         # Outermost first: this order is the pipeline. Once for each job:
         find_route = self._route_of = lru_cache(maxsize=LADDERS_KEPT)(self._find_route)
         speeds = Speeds()
@@ -144,7 +147,7 @@ class Pipeline:
             *(() if answers is None else (Answers(answers, ttl_s=cache_ttl_s, now=now),)),
             Schema(now=now),
             RecordSize(compresses=compresses),
-            Reach(self.outages, now=now, sleep=sleep, patience_s=patience_s, park_after_s=park_after_s),
+            Breaker(now=now, sleep=sleep, rng=rng, patience_s=patience_s, park_after_s=park_after_s),
             Retries(retry, now=now, sleep=sleep, rng=rng),
             Admission(limits, keys_of=keys.of, park_after_s=park_after_s),
         )
@@ -167,7 +170,8 @@ class Pipeline:
         provider = self._catalog.provider(model)
         answered_by = f"{provider.name}/{model.upstream}"
         repeats = self._catalog.repeats_timeouts(model)
-        return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, RecordSizes())
+        health = self.breakers.health(provider.name, model.upstream, address=urlsplit(provider.base_url).netloc)
+        return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, RecordSizes(), health)
 
     async def handle(
         self,

@@ -22,9 +22,10 @@ class Failure(Exception):
 
     `retryable` says whether the same request may succeed later; `retry_after_s` is what the provider asked us
     to wait, in seconds; `provider_body` is its own text, already cut. `suspected_payment`: the request had been sent
-    whole when the call ended without an answer. `unreachable`: no connection to the provider came to stand.
-    `is_refusal`: the provider refused the request before a model saw it. `is_cut`: the limit on tokens was met before
-    there was an answer. `usage` is what the provider counted for a call that brought no answer.
+    whole when the call ended without an answer. `unreachable`: no call was made: no connection to the provider came to
+    stand, or none was tried. `outlasts`: the provider is out, and the job may wait until it works. `is_refusal`: the
+    provider refused the request before a model saw it. `is_cut`: the limit on tokens was met before there was an
+    answer. `usage` is what the provider counted for a call that brought no answer.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Failure(Exception):
         self.usage = usage
         self.is_refusal = False
         self.is_cut = False
+        self.outlasts = False
 
     def advise(self, advice: str) -> None:
         """Say what to do about it, after what is wrong."""

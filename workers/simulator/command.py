@@ -51,7 +51,8 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
 
     Prints its URL when it is ready. GET /__ledger lists the calls it served, GET /__stats the totals, which it
     also prints to stderr when SIGINT or SIGTERM stops it. The request header `x-simulate: NAME` asks for a fault
-    for one call.
+    for one call. POST /__faults {"faults": {"503": 1.0}, "for_s": 30} takes the place of --fault from now on, for 30
+    seconds: an outage at will; without "for_s" until the next change.
     """
     try:
         options = SimulatorOptions(

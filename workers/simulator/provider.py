@@ -15,7 +15,7 @@ from . import replies
 from .broken_json import KINDS, broken
 from .dialects import DIALECTS, Endpoint
 from .draws import Attempts, lognormal, uniforms
-from .faults import FAULTS, JSON_TYPE, Altered, Fault, Instead, delivers_answer, pick
+from .faults import FAULTS, JSON_TYPE, Altered, Fault, Instead, check_shares, delivers_answer, pick
 from .ledger import Call
 from .limits import WINDOW_S, Allowance, Refusal
 from .options import SimulatorOptions
@@ -99,6 +99,7 @@ class Provider:
         self._truncated: dict[str, int] = {}
         """The limit with which an answer was truncated, by content."""
         self._allowances: dict[bytes, Allowance] = {}
+        self._faults, self._faults_end_s = options.faults, math.inf
         self.dialect = DIALECTS[options.dialect]
 
     def lets_in(self, key: str) -> bool:
@@ -116,6 +117,14 @@ class Provider:
         """Every content's next attempt is its first again. The limits remember what they have let through."""
         self._attempts.clear()
         self._truncated.clear()
+
+    def strike(self, faults: Mapping[str, float], *, until_s: float = math.inf) -> None:
+        """From now on these shares of the calls go wrong, none after `until_s`, on the clock of `plan`.
+
+        Raises `ValueError` for what is no fault or no share.
+        """
+        check_shares(faults)
+        self._faults, self._faults_end_s = dict(faults), until_s
 
     def plan(self, call: Call, body: bytes, incoming: Incoming, *, now_s: float) -> Plan:
         """Decide on a call, and enter what is known of it in `call`. `now_s` is on a clock that never goes back."""
@@ -146,15 +155,16 @@ class Provider:
         if refusal is not None:
             call.rate_limited = True
             return Plan(fault=_over_limit(refusal, asked.model, self.dialect.waits), headers=headers)
-        return replace(self._plan_admitted(call, asked, forced_fault), headers=headers)
+        faults = self._faults if now_s < self._faults_end_s else {}
+        return replace(self._plan_admitted(call, asked, forced_fault, faults), headers=headers)
 
-    def _plan_admitted(self, call: Call, asked: _Asked, forced_fault: str | None) -> Plan:
+    def _plan_admitted(self, call: Call, asked: _Asked, forced_fault: str | None, faults: Mapping[str, float]) -> Plan:
         # Only admitted calls count as attempts: when the limits refuse depends on the clock, and what is drawn
         # for a content's next attempt must not.
         key = f"{asked.model}\0{asked.prompt_hash}".encode()
         call.attempt = self._attempts.next(key)
         draws = uniforms(self._options.seed, f"attempt {call.attempt}", key)
-        call.fault = forced_fault or pick(self._options.faults, draws[0])
+        call.fault = forced_fault or pick(faults, draws[0])
         if call.fault and self._is_cured(FAULTS[call.fault], asked, call.prompt_hash or ""):
             call.fault = None
         fault = FAULTS[call.fault] if call.fault else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import signal
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -59,6 +60,7 @@ class _Site:
             "/__ledger": _Route("GET", self._read_ledger),
             "/__stats": _Route("GET", self._read_stats),
             "/__reset": _Route("POST", self._reset),
+            "/__faults": _Route("POST", self._set_faults),
         }
 
     def accept(self) -> web.RequestHandler:
@@ -143,6 +145,24 @@ class _Site:
     async def _read_stats(self, _request: BaseRequest) -> StreamResponse:
         return json_response(orjson.dumps(self.stats()))
 
+    def strike(self, faults: Mapping[str, float], *, for_s: float | None = None) -> None:
+        """From now on these shares of the calls go wrong, for `for_s` seconds; None: until the next change."""
+        until_s = math.inf if for_s is None else asyncio.get_running_loop().time() + for_s
+        self._provider.strike(faults, until_s=until_s)
+
+    async def _set_faults(self, request: BaseRequest) -> StreamResponse:
+        try:
+            asked = orjson.loads(await request.content.read())
+            for_s = asked.get("for_s")
+            self.strike(
+                {name: float(share) for name, share in asked["faults"].items()},
+                for_s=None if for_s is None else float(for_s),
+            )
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            reason = str(error) if isinstance(error, ValueError) else "the body is not of this form"
+            return self._failure(400, f'{reason}; send {{"faults": {{"503": 1.0}}, "for_s": 30}}')
+        return json_response(orjson.dumps(asked))
+
     async def _reset(self, _request: BaseRequest) -> StreamResponse:
         self.ledger.reset()
         self._provider.restart()
@@ -167,6 +187,11 @@ class RunningSimulator:
     def stats(self) -> Stats:
         """The totals, as `GET /__stats` answers them, without a request that would count as a connection."""
         return self._site.stats()
+
+    def strike(self, faults: Mapping[str, float], *, for_s: float | None = None) -> None:
+        """From now on these shares of the calls go wrong, as with `POST /__faults`, for `for_s` seconds; None: until
+        the next change. Raises `ValueError` for what is no fault or no share."""
+        self._site.strike(faults, for_s=for_s)
 
     async def stop(self) -> None:
         """Stop listening, give running calls a tenth of a second, break off the others, close all connections."""

@@ -16,7 +16,7 @@ import orjson
 
 __all__ = ["LEAST_S", "Notice", "NoticeEvent", "Notices", "notices"]
 
-NoticeEvent = Literal["unreachable", "long_wait"]
+NoticeEvent = Literal["unreachable", "failing", "long_wait"]
 """What has happened; with its subject (a provider's name) it is the field of the hash `redis_keys.NOTICES`."""
 
 LEAST_S: Final = 10.0

@@ -23,6 +23,8 @@ from config.catalog import Limits
 from tasks import PromptQueue
 from tests.support.redis_server import RedisServer
 from tests.workers.broker.broker import Broker, message
+from workers.breaker import BreakerPolicy, Reason, SharedBreakers
+from workers.breaker.health import Target
 from workers.cli import app
 from workers.limiter import Cost, LimiterView, snapshot
 from workers.limiter.rate import plan
@@ -85,6 +87,25 @@ def test_an_empty_redis_is_all_zeros(client: Any, running: Exporter) -> None:
     assert len(scraped["promptmill_dead_letters_buried_total"]) == 7
     others = {name for name in scraped if name not in ALWAYS}
     assert {figure for name in others for figure in scraped[name].values()} == {0.0}
+
+
+async def open_a_breaker(url: str) -> None:
+    async with Redis.from_url(url) as redis:
+        shared = SharedBreakers(redis, BreakerPolicy(failures=1), process="a")
+        for model in ("m", "again"):
+            reason = Reason("server_error", "busy", 503)
+            await shared.report(Target("p", model), failing=[("job-1", True)], answered=[], reason=reason)
+        await shared.settle(Target("p", "again"), "works")
+        await shared.close()
+
+
+def test_a_breaker_s_figures(client: Any, running: Exporter, server: RedisServer) -> None:
+    asyncio.run(open_a_breaker(server.url))
+    scraped = running.scrape()
+    assert scraped["promptmill_breaker_open"] == {("p", "m"): 1, ("p", "again"): 0}
+    assert scraped["promptmill_breaker_opened_total"] == {("p", "m"): 1, ("p", "again"): 1}
+    seconds = scraped["promptmill_breaker_open_seconds"]
+    assert seconds["p", "m"] > 0 and seconds["p", "again"] == 0
 
 
 def test_the_jobs_of_clients_are_counted_by_priority(client: Any, running: Exporter, server: RedisServer) -> None:

@@ -11,10 +11,10 @@ import yaml
 from prometheus_client.core import CounterMetricFamily
 
 import workers
-from workers.commands.metrics.families import DEAD_LETTER_REASONS, DURATION, LIMITER, QUEUE, UP
+from workers.commands.metrics.families import BREAKER, DEAD_LETTER_REASONS, DURATION, LIMITER, QUEUE, UP
 
 ROOT = Path(__file__).parents[3]
-METRICS_IN_ORDER: tuple[Any, ...] = (UP, DURATION, *QUEUE, *LIMITER)
+METRICS_IN_ORDER: tuple[Any, ...] = (UP, DURATION, *QUEUE, *LIMITER, *BREAKER)
 METRICS: dict[str, Any] = {f"promptmill_{metric.name}": metric for metric in METRICS_IN_ORDER}
 ADDED_BY_PROMETHEUS = {"job", "instance"}
 

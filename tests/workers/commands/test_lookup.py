@@ -13,6 +13,8 @@ from typer.testing import CliRunner, Result
 from config.catalog import Model
 from tasks import PromptQueue
 from tests.support.redis_server import RedisServer
+from workers.breaker import BreakerPolicy, Reason, SharedBreakers
+from workers.breaker.health import Target
 from workers.cli import app
 from workers.limiter import Cost, LimiterRegistry
 
@@ -105,6 +107,24 @@ def test_limits_shows_what_the_organisation_has_above_its_keys(url: str) -> None
     name, shown, *_ = row.split()
     assert name == "p/m" and 1 <= int(shown) <= 4
     assert permitted.split()[:4] == ["all", "keys", "of", "600"]
+
+
+async def open_a_breaker(url: str, message: str) -> None:
+    async with Redis.from_url(url) as redis:
+        shared = SharedBreakers(redis, BreakerPolicy(failures=1), process="a")
+        reason = Reason("server_error", message, 503)
+        await shared.report(Target("p", "m"), failing=[("job-1", True)], answered=[], reason=reason)
+        await shared.close()
+
+
+def test_limits_names_a_provider_that_is_out(url: str) -> None:
+    asyncio.run(open_a_breaker(url, "the provider is overloaded (503)\x1b[31m"))
+    shown = promptmill("limits", "--redis", url).stdout
+    assert "p/m is out for" in shown and "the provider is overloaded (503)" in shown and "one tries in" in shown
+    assert "\x1b" not in shown
+    view = json.loads(promptmill("limits", "--json", "--redis", url).stdout)["breaker"]
+    assert (view["provider"], view["model"], view["state"], view["opened"]) == ("p", "m", "open", 1)
+    assert 0 < view["next_probe_s"] <= 5
 
 
 def test_the_command_line_lists_what_the_interface_promises() -> None:

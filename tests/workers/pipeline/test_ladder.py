@@ -21,14 +21,14 @@ from workers.prompt.failure import Failure, Incapable
 from workers.prompt.parked import Parked
 from workers.providers import Answer
 
-ALWAYS = ["Elsewhere", "Reach", "Retries", "Admission"]
+ALWAYS = ["Elsewhere", "Breaker", "Retries", "Admission"]
 
 LADDERS = {
     Shape("chat", "m", has_deadline=False, has_schema=True): ["Elsewhere", "Schema", *ALWAYS[1:]],
     Shape("chat", "m", has_deadline=False): ALWAYS,
-    Shape("chat", "m", has_deadline=True): ["Deadline", "Elsewhere", "Reach", "Retries", "Admission"],
-    Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", "Reach", "Retries", "Admission"],
-    Shape("embed", "m", has_deadline=True): ["Deadline", "Elsewhere", "RecordSize", "Reach", "Retries", "Admission"],
+    Shape("chat", "m", has_deadline=True): ["Deadline", *ALWAYS],
+    Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", *ALWAYS[1:]],
+    Shape("embed", "m", has_deadline=True): ["Deadline", "Elsewhere", "RecordSize", *ALWAYS[1:]],
     Shape("chat", "m", has_deadline=False, has_fallbacks=False): ALWAYS,
     Shape("chat", "m", has_deadline=False, has_fallbacks=True): ["Fallbacks", *ALWAYS],
     Shape("chat", "m", has_deadline=True, has_fallbacks=True): ["Deadline", "Fallbacks", *ALWAYS],

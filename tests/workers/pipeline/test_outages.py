@@ -11,12 +11,10 @@ from typing import Any
 
 import pytest
 
-from workers.pipeline import outages
-from workers.pipeline.outages import Outages, Reason
-from workers.pipeline.rungs import reach
+from workers.breaker import outage
+from workers.pipeline.rungs import breaker
 from workers.prompt.parked import Parked
 
-REFUSED = Reason("connection", "can't connect")
 COMPLETION = json.dumps({"choices": [{"message": {"role": "assistant", "content": "here"}}]}).encode()
 NOWHERE = "http://provider.invalid/v1"
 
@@ -33,56 +31,10 @@ def port() -> Iterator[int]:
 @pytest.fixture
 def hurried(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pauses in hundredths of a second."""
-    monkeypatch.setattr(outages, "FIRST_PAUSE_S", 0.05)
-    monkeypatch.setattr(outages, "LONGEST_PAUSE_S", 0.2)
-    monkeypatch.setattr(reach, "LOOK_EVERY_S", 0.02)
-
-
-# -- the schedule
-
-
-def fail(known: Outages, now: float) -> Any:
-    return known.failed("p", REFUSED, began_at=now, now=now)
-
-
-def test_pauses_double_up_to_half_a_minute() -> None:
-    known, now, pauses = Outages(), 0.0, []
-    for _ in range(8):
-        outage = fail(known, now)
-        pauses.append(outage.pause_s)
-        now = outage.until
-    assert pauses == [1, 2, 4, 8, 16, 30, 30, 30]
-    assert outage.since == 0.0
-
-
-def test_calls_under_way_when_the_pause_began_tell_nothing_new() -> None:
-    known = Outages()
-    outage = fail(known, 10.0)
-    assert [known.failed("p", REFUSED, began_at=9.0, now=12.0) for _ in range(99)] == [None] * 99
-    assert outage.until == 11.0
-
-
-def test_one_job_at_a_time_tries() -> None:
-    known = Outages()
-    outage = fail(known, 10.0)
-    assert [outage.claim(now) for now in (10.9, 11.0, 11.1)] == [False, True, False]
-    outage.release()
-    assert outage.claim(11.2)
-    assert outage.claim(11.2 + outages.PROBE_S), "one that hangs does not keep the others for ever"
-
-
-def test_what_began_before_the_outage_does_not_end_it() -> None:
-    known = Outages()
-    outage = fail(known, 10.0)
-    assert known.reached("p", began_at=9.0) is None
-    assert known.reached("p", began_at=11.0) is outage
-    assert not known
-
-
-def test_an_outage_that_nobody_has_looked_at_is_another_one() -> None:
-    known = Outages()
-    fail(known, 10.0)
-    assert fail(known, 10.0 + 1.0 + outages.FORGET_S + 1.0).since > 10.0
+    monkeypatch.setattr(outage, "FIRST_PAUSE_S", 0.05)
+    monkeypatch.setattr(outage, "LONGEST_UNREACHABLE_S", 0.2)
+    monkeypatch.setattr(breaker, "LOOK_EVERY_S", 0.02)
+    monkeypatch.setattr(breaker, "LEAST_WAIT_S", 0.01)
 
 
 # -- jobs
@@ -95,16 +47,14 @@ async def test_row_48_no_job_fails_by_a_short_outage(
 ) -> None:
     async with pipeline_to(f"http://127.0.0.1:{port}/v1", real_time=True) as line:
         jobs = [asyncio.create_task(line.run(chat_job(f"job-{n}"))) for n in range(60)]
-        name, known = "p", line.outages
-        await wait_until(
-            lambda: (outage := known.of(name)) is not None and outage.pause_s == 0.2, description="pauses grow"
-        )
+        known = line.breakers.health("p", "upstream-m")
+        await wait_until(lambda: [each.pause_s for each in known.outages] == [0.2], description="pauses grow")
         assert not any(job.done() for job in jobs)
         simulator = await simulate(port=port)
         results = await asyncio.gather(*jobs)
     assert {(result.status, result.attempts, result.failed_attempts) for result in results} == {("succeeded", 1, ())}
     assert simulator.stats()["calls"] == 60
-    assert not line.outages
+    assert not line.breakers.outages
 
 
 @pytest.mark.usefixtures("hurried")
@@ -113,7 +63,7 @@ async def test_those_that_wait_go_when_one_has_a_connection(
 ) -> None:
     async with pipeline_to(f"http://127.0.0.1:{port}/v1", real_time=True) as line:
         jobs = [asyncio.create_task(line.run(chat_job(f"job-{n}"))) for n in range(10)]
-        await wait_until(lambda: bool(line.outages), description="the first connection is refused")
+        await wait_until(lambda: line.breakers.outages, description="the first connection is refused")
         simulator = await simulate("hang", port=port)
         await wait_until(lambda: simulator.stats()["in_flight"] == 10, description="all have been sent")
         for job in jobs:

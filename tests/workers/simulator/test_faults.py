@@ -298,3 +298,51 @@ async def test_a_stop_breaks_off_what_hangs(simulate: Start, http: aiohttp.Clien
     await simulator.stop()
     with pytest.raises(aiohttp.ClientConnectionError):
         await waiting
+
+
+async def strike(http: aiohttp.ClientSession, simulator: RunningSimulator, body: Any) -> tuple[int, str]:
+    async with http.post(simulator.url.removesuffix("/v1") + "/__faults", json=body) as response:
+        return response.status, await response.text()
+
+
+async def status_of_a_call(http: aiohttp.ClientSession, simulator: RunningSimulator) -> int:
+    async with http.post(simulator.url + "/chat/completions", json=question()) as response:
+        return response.status
+
+
+async def test_an_outage_at_will(simulate: Start, http: aiohttp.ClientSession) -> None:
+    simulator = await simulate(faults={"400": 1.0})
+    assert await status_of_a_call(http, simulator) == 400
+    assert (await strike(http, simulator, {"faults": {"503": 1.0}}))[0] == 200
+    assert await status_of_a_call(http, simulator) == 503
+    assert (await strike(http, simulator, {"faults": {}}))[0] == 200
+    assert await status_of_a_call(http, simulator) == 200
+
+
+async def test_an_outage_of_a_given_length_ends_by_itself(simulate: Start, http: aiohttp.ClientSession) -> None:
+    simulator = await simulate()
+    await strike(http, simulator, {"faults": {"503": 1.0}, "for_s": 0.3})
+    assert await status_of_a_call(http, simulator) == 503
+
+    async def is_over() -> bool:
+        return await status_of_a_call(http, simulator) == 200
+
+    await wait_until_async(is_over, description="the outage ends")
+
+
+@pytest.mark.parametrize(
+    ("body", "says"),
+    [
+        ({"faults": {"404040": 1.0}}, "unknown fault"),
+        ({"faults": {"503": 2.0}}, "must lie between 0 and 1"),
+        ({"fault": {"503": 1.0}}, "not of this form"),
+        ([], "not of this form"),
+    ],
+)
+async def test_faults_that_there_are_not_change_nothing(
+    simulate: Start, http: aiohttp.ClientSession, body: Any, says: str
+) -> None:
+    simulator = await simulate()
+    status, text = await strike(http, simulator, body)
+    assert status == 400 and says in text and "for_s" in text
+    assert await status_of_a_call(http, simulator) == 200

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from ..common import CHECK_REDIS
-from .families import DURATION, LIMITER, QUEUE, UP
+from .families import BREAKER, DURATION, LIMITER, QUEUE, UP
 from .reading import READ_TIMEOUT_S, connect, read
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class RedisCollector(Collector):
         yield from (UP.family(), DURATION.family())
         yield from (metric.family() for metric in QUEUE)
         yield from (metric.family() for metric in LIMITER)
+        yield from (metric.family() for metric in BREAKER)
 
     def collect(self) -> Iterator[Family]:
         """Everything, or `promptmill_up 0` and the time it took to find out."""
@@ -66,6 +67,7 @@ class RedisCollector(Collector):
         if deployment is not None:
             yield from (metric.family([deployment.queue]) for metric in QUEUE)
             yield from (metric.family(deployment.limiters) for metric in LIMITER)
+            yield from (metric.family(deployment.breakers) for metric in BREAKER)
 
     def _read(self) -> Deployment:
         reading = asyncio.run_coroutine_threadsafe(

@@ -12,13 +12,14 @@ from typing import Final, Generic, TypeVar, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
+from workers.breaker import BreakerView
 from workers.broker.leases import DeadLetterKind
 from workers.limiter import LimiterView
 from workers.telemetry.counts import COUNTERS, Event
 
 from .reading import QueueView
 
-__all__ = ["DEAD_LETTER_REASONS", "DURATION", "LIMITER", "QUEUE", "UP", "Family", "Metric"]
+__all__ = ["BREAKER", "DEAD_LETTER_REASONS", "DURATION", "LIMITER", "QUEUE", "UP", "Family", "Metric"]
 
 Subject = TypeVar("Subject")
 Family = GaugeMetricFamily | CounterMetricFamily
@@ -215,4 +216,27 @@ LIMITER: Final[tuple[Metric[LimiterView], ...]] = (
         CounterMetricFamily,
     ),
     _limiter_figure("processes", "Worker processes that use the limiter.", lambda view: view.processes),
+)
+
+
+# ---- the breakers
+
+
+def _breaker_figure(
+    name: str, text: str, value: Callable[[BreakerView], float], kind: type[Family] = GaugeMetricFamily
+) -> Metric[BreakerView]:
+    def samples(view: BreakerView) -> Samples:
+        return [((view.provider, view.model), value(view))]
+
+    return Metric(f"breaker_{name}", text, ("provider", "model"), samples, kind)
+
+
+BREAKER: Final[tuple[Metric[BreakerView], ...]] = (
+    _breaker_figure(
+        "open",
+        "1 while calls of the model fail at its provider and its jobs wait; missing: it has not failed of late.",
+        lambda view: view.is_open,
+    ),
+    _breaker_figure("open_seconds", "For how long that has lasted; 0: it works.", lambda view: view.open_for_s),
+    _breaker_figure("opened_total", "How often that has begun.", lambda view: view.opened, CounterMetricFamily),
 )

@@ -15,6 +15,7 @@ from config.settings import Settings
 from tasks.redis.address import Address
 from tasks.wire import redis_keys
 from tasks.wire.message import CELERY_PRIORITY
+from workers.breaker import BreakerView, look
 from workers.checks import lists_of, unread_lists
 from workers.limiter import LimiterView, snapshot
 
@@ -56,6 +57,7 @@ class Deployment:
 
     queue: QueueView
     limiters: Sequence[LimiterView]
+    breakers: Sequence[BreakerView]
 
 
 def connect(address: Address) -> Redis:
@@ -76,7 +78,8 @@ def connect(address: Address) -> Redis:
 async def read(redis: Redis, *, queues: Sequence[str], settings: Settings) -> Deployment:
     """Raises `redis.exceptions.RedisError` and OSError."""
     queue = await _read_queue(redis, queues=queues, settings=settings)
-    return Deployment(queue, await snapshot(redis, key_prefix=settings.key_prefix))
+    limiters = await snapshot(redis, key_prefix=settings.key_prefix)
+    return Deployment(queue, limiters, await look(redis, key_prefix=settings.key_prefix))
 
 
 async def _read_queue(redis: Redis, *, queues: Sequence[str], settings: Settings) -> QueueView:

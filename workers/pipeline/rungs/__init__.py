@@ -6,7 +6,7 @@ elsewhere.py     what only this worker can't do is left to another
 answers.py       no second call for what has been answered, or is being answered for an equal prompt
 schema.py        an answer that has to fit a JSON Schema does
 record_size.py   an answer that no record holds is refused before it is paid for
-reach.py         not while the provider can't be reached
+breaker.py       not while the provider is out
 retry.py         again, and when
 admission.py     leave to send, from the limit that all workers share, which hears of a 429 here
 call.py          at the bottom: one counted call, through codec, HTTP and codec

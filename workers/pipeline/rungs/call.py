@@ -10,6 +10,7 @@ from tasks.results import Attempt
 from ...prompt.failure import Failure
 from ...telemetry.counts import counts
 from ..costs import known_cost_usd
+from ..outages import stopped
 from ..record_limit import check_answer
 
 if TYPE_CHECKING:
@@ -44,6 +45,9 @@ class Call:
 
     async def __call__(self, trip: Trip) -> Answer:
         route = trip.route
+        health = route.health
+        if health.outages and not health.lets(trip):
+            raise stopped(health.outages[-1].reason)
         request = route.codec.request(trip.job, model=route.model, provider=route.provider, key=trip.key)
         trip.request, trip.called_at = request, self._now()
         trip.attempts += 1
@@ -56,6 +60,7 @@ class Call:
                 failure.hide(trip.key.get_secret_value())
             if failure.code == "auth":
                 failure.advise(_advice_on_keys(trip.route.provider))
+            health.note_failure(failure, job_id=trip.job.id, probe=trip, began_at=trip.called_at)
             if failure.unreachable:
                 trip.attempts -= 1  # nothing was sent, so it was none
                 raise
@@ -71,6 +76,9 @@ class Call:
         if request.was_resent:
             _count_resent(trip)
         trip.paid_twice = trip.may_be_paid
+        health.answered += 1
+        if health.outages:
+            health.note_answer(began_at=trip.called_at)
         return answer
 
     async def _send(self, trip: Trip, request: ProviderRequest) -> Answer:

@@ -38,8 +38,8 @@ class Deadline:
                 raise
         if trip.asks_others:
             raise not_taken()
-        if trip.unreached is not None and not trip.was_cut:
-            raise out_of_reach(trip.unreached)
+        if trip.outage is not None and not trip.was_cut:
+            raise out_of_reach(trip.outage)
         if trip.was_cut:
             counts.add("suspected_payments_total", "timeout")
         when = f"in the middle of attempt {trip.attempts}" if trip.attempts else "before its first call"

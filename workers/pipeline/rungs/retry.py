@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ...breaker import blames_provider
 from ...prompt.failure import Failure
 from ..retry_policy import GiveUp, Retry
 
@@ -47,7 +48,11 @@ class Retries:
                     raise  # it was no attempt
                 if self._policy.is_postponed(failure):
                     trip.postponed += 1
-                match self._decide(trip, failure):
+                decision = self._decide(trip, failure)
+                if await _outlasts(trip, failure, decision):
+                    failure.outlasts = True
+                    raise
+                match decision:
                     case Retry() if failure.code == "rate_limited":
                         pause_s = 0.0  # the limiter makes everybody wait, and this job in its turn
                     case Retry(after_s):
@@ -73,6 +78,17 @@ class Retries:
             rng=self._rng,
             repeat_timeouts=trip.route.repeat_timeouts if asked is None else asked,
         )
+
+
+async def _outlasts(trip: Trip, failure: Failure, decision: Decision) -> bool:
+    """Whether the failure is an outage's, which is waited for above, whatever the job's attempts."""
+    if isinstance(decision, GiveUp) and decision.reason in {"fatal", "payment"}:
+        return False
+    if not blames_provider(failure):
+        return False
+    if isinstance(decision, GiveUp):
+        await trip.route.health.judged()  # it may be the failure that shows the outage
+    return bool(trip.route.health.outages)
 
 
 def _no_time_left(last: Failure) -> Failure:
