@@ -191,11 +191,14 @@ FLIGHT_TTL_S = 60
 """How long what has become of a call under way is known to the equal prompts that were submitted before its end."""
 
 
+FLIGHT_PREFIX = "pm:flight:"
+
+
 def flight(digest: str) -> str:
     """Hash: a call under way for equal prompts: which job leads (`leader`, `token`, `rank`, `ends`, `parked`), when
     those that wait for it are due (`due`, `at:<score>:<queue>`), and what has become of the last (`landed`,
     `landed_at`, `landed_token`). It lives as long as somebody may wait for it, and `FLIGHT_TTL_S`."""
-    return f"pm:flight:{digest}"
+    return FLIGHT_PREFIX + digest
 
 
 LIMITERS = "pm:limiters"

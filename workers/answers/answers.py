@@ -117,6 +117,7 @@ class Answers:
         token = f"{self._process}-{self._count}"
         rank = CELERY_PRIORITY[asked.priority]
         ask = {
+            "digest": asked.digest,
             "job": asked.job_id,
             "token": token,
             "rank": rank,

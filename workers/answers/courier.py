@@ -101,6 +101,7 @@ class Courier:
             "prefix": key_prefix,
             "delayed": key_prefix + redis_keys.DELAYED_PREFIX,
             "answers": key_prefix + redis_keys.ANSWER_PREFIX,
+            "flights": key_prefix + redis_keys.FLIGHT_PREFIX,
         }
         self._looks: list[Look] = []
         self._landings: list[Landing] = []
@@ -171,8 +172,9 @@ class Courier:
             self._sender = None
 
     async def _ask(self, looks: Sequence[Look]) -> None:
-        names = [self._prefix + name(look.digest) for look in looks for name in (redis_keys.answer, redis_keys.flight)]
         ask = {
+            "answers": self._names["answers"],
+            "flights": self._names["flights"],
             "lease_ms": LEASE_MS,
             "soon_ms": SOON_MS,
             "furthest_ms": FURTHEST_MS,
@@ -180,7 +182,7 @@ class Courier:
         }
         replies: Sequence[Any]
         try:
-            replies = await self._link.run(scripts.LOOK, names, [orjson.dumps(ask)])
+            replies = await self._link.run(scripts.LOOK, self._indexes[:1], [orjson.dumps(ask)])
         except AWAY as error:
             self._note_away(error)
             replies = [[LED]] * len(looks)
@@ -191,15 +193,14 @@ class Courier:
                 self.land(Landing(look.digest, look.ask["token"], "release"))
 
     async def _tell(self, landings: Sequence[Landing]) -> None:
-        names, calls, texts = list(self._indexes), [], []
+        calls, texts = [], []
         for landing in landings:
-            names += self._prefix + redis_keys.answer(landing.digest), self._prefix + redis_keys.flight(landing.digest)
             call, text = await self._words(landing)
             calls.append(call)
             texts.append(text)
         ask = orjson.dumps(self._names | {"calls": calls})
         try:
-            left = await self._link.run(scripts.LAND, names, [ask, *texts])
+            left = await self._link.run(scripts.LAND, self._indexes, [ask, *texts])
         except AWAY as error:
             self._note_away(error)
             self._unsaid += landings

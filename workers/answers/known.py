@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from dataclasses import asdict
+from dataclasses import fields as fields_of
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import orjson
@@ -73,7 +74,7 @@ async def encode(known: Known) -> bytes:
     answer = known.answer
     fields = {
         "response": answer.response,
-        "usage": None if answer.usage is None else asdict(answer.usage),
+        "usage": None if answer.usage is None else _counts(answer.usage),
         "answered_by": known.answered_by,
         "cost_usd": known.cost_usd,
     }
@@ -114,8 +115,12 @@ def decode(data: bytes) -> Known | None:
         raise ValueError("not what was compressed") from None
     response, usage = fields["response"], fields["usage"]
     text_of = fields["text"] if "text" in fields else _first_text(response)
-    answer = Answer(text_of, response, None if usage is None else Usage(**usage))
+    answer = Answer(text_of, response, None if usage is None else Usage(*usage))
     return Known(answer, fields["answered_by"], fields["cost_usd"])
+
+
+_counts = attrgetter(*(field.name for field in fields_of(Usage)))
+"""In order; `dataclasses.asdict` takes ten times as long."""
 
 
 def _first_text(response: dict[str, Any]) -> Any:

@@ -8,11 +8,11 @@
 --
 --- @include constants time flight lists
 --
--- KEYS  1 answers (zset), 2 their ends (zset), 3 their state (hash); then for each call its answer (string), its flight
+-- KEYS  1 answers (zset), 2 their ends (zset), 3 their state (hash)
 -- ARGV  1 a JSON map:
 --       room_bytes              for all answers
 --       lists                   as list_of takes them; prefix, delayed   of all keys, of the delayed sets
---       answers                 prefix of the answers' keys
+--       answers, flights        prefixes of the prompts' answers (strings), and flights (hashes)
 --       calls   for each: token; digest; how: 'store', 'share', 'release', 'park', or 'wake' to go on waking; ttl_ms;
 --               until_ms (of one that is parked); rank
 --       then for each call what is stored or shared, or ''
@@ -157,11 +157,11 @@ end
 
 local is_stored = {}
 for n, call in ipairs(ask.calls) do
-  is_stored[n] = call.how == 'store' and store(KEYS[2 + 2 * n], call, ARGV[n + 1])
+  is_stored[n] = call.how == 'store' and store(ask.answers .. call.digest, call, ARGV[n + 1])
 end
 redis.call('DEL', NO_KEY) -- a write that a full Redis takes, and after it any
 local reply = {}
 for n, call in ipairs(ask.calls) do
-  reply[n] = land(KEYS[3 + 2 * n], call, ARGV[n + 1], is_stored[n])
+  reply[n] = land(ask.flights .. call.digest, call, ARGV[n + 1], is_stored[n])
 end
 return reply

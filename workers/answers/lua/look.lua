@@ -5,10 +5,12 @@
 --
 --- @include constants when_full time flight
 --
--- KEYS  for each prompt its answer (string), its flight (hash)
+-- KEYS  1 the answers (zset); a prompt's own keys are its digest behind a prefix, because packing arguments is what most of
+--       a batch costs
 -- ARGV  1 a JSON map:
+--       answers, flights   prefixes of the prompts' answers (strings), and flights (hashes)
 --       lease_ms, soon_ms, furthest_ms   how long a lead lasts; when those that wait look again, first and at the latest
---       asks   for each prompt: job (id), token (of its lead), rank (0 is the most urgent), place (0 to 4095), ttl_ms (how
+--       asks   for each prompt: digest, job (id), token (of its lead), rank (0 is the most urgent), place (0 to 4095), ttl_ms (how
 --              old an answer may be), submitted_ms (-1: nobody knows), followed (the token that it has waited for, or '')
 -- Returns for each prompt {0, answer, ms it lives} = an answer, {1} = lead, {2, token} = wait for the flight, {3, what} =
 --         what has become of a call that was under way together with it.
@@ -22,7 +24,7 @@ local function is_shared(job, landed_at, token)
 end
 
 local function look(answer, key, job)
-  local stored = redis.call('GET', answer)
+  local stored = redis.call('MGET', answer)[1]
   if stored and now - tonumber(string.sub(stored, 1, 13)) <= job.ttl_ms then
     return { 0, stored, redis.call('PTTL', answer) }
   end
@@ -49,6 +51,6 @@ end
 
 local reply = {}
 for n, job in ipairs(ask.asks) do
-  reply[n] = look(KEYS[2 * n - 1], KEYS[2 * n], job)
+  reply[n] = look(ask.answers .. job.digest, ask.flights .. job.digest, job)
 end
 return reply
