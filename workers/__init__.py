@@ -7,6 +7,7 @@ The rooms, top to bottom; each imports only what stands below it, and its `__ini
     celery/      our place in Celery: app, tasks, request, consumer, heartbeat, and how a worker is put together
     pipeline/    one prompt's life; no Celery, no Redis
     broker/      Redis -> worker: messages under leases
+    answers/     answers that serve equal prompts again, and calls that they share
     limiter/     requests wait here until the provider will take them
     breaker/     whether a provider works, as all workers know it
     http/        HTTP to the providers
