@@ -101,7 +101,10 @@ class PromptQueue:
         after submission; `tenant`: tenants whose jobs wait for a limit take turns, and another tenant's id is refused;
         `metadata`: any JSON, comes back in the result; `max_attempts`: calls to the provider, at most;
         `repeat_timeouts`: whether a call that was sent and timed out, and so may be paid for, is made again, None
-        leaves it to the workers' catalogue. All else goes to the provider untouched; `extra_body` is for fields of the
+        leaves it to the workers' catalogue; `schema`: the JSON Schema that the answer has to fit, and `repair`: how
+        many further calls one that fits may cost; `fallbacks`: models to ask in turn where the job's own can't answer,
+        and `fallback_on`: what leads to them beyond what does so by itself, None leaves both to the catalogue; `tag`: a
+        word for the rules of a route. All else goes to the provider untouched; `extra_body` is for fields of the
         provider's that are named like ours (`metadata`).
 
         Raises InvalidJob, UnknownModel, IdTaken, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
+from .errors import JobFailed
 from .wire.vocabulary import Status
 
 if TYPE_CHECKING:
@@ -14,6 +16,16 @@ if TYPE_CHECKING:
     from .errors import ErrorCode
 
 __all__ = ["Attempt", "JobError", "PromptResult", "Status", "Usage"]
+
+
+class ReadsJson(Protocol):
+    """A class that validates JSON, such as Pydantic's models."""
+
+    @classmethod
+    def model_validate_json(cls, text: str, /) -> Self: ...
+
+
+Parsed = TypeVar("Parsed", bound=ReadsJson)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +74,9 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job has no answer. `provider_body` is the provider's own text, cut to a few kilobytes."""
+    """Why a job has no answer. `provider_body` is the provider's own text, cut to a few kilobytes; `last_answer` the
+    text of the last answer, whole, of a job whose answers did not fit its schema.
+    """
 
     code: ErrorCode
     message: str
@@ -70,6 +84,7 @@ class JobError:
     retryable: bool = False
     provider_body: str | None = None
     attempts: tuple[Attempt, ...] = ()
+    last_answer: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +126,32 @@ class PromptResult:
     def ok(self) -> bool:
         """Whether the job has an answer."""
         return self.status == "succeeded"
+
+    def json(self) -> Any:
+        """The answer's text, read as JSON. Raises `JobFailed` for a job without an answer, `ValueError` for an answer
+        that is no JSON; with the option `schema` every answer is.
+        """
+        text = self._answer_text()
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise ValueError(f"the answer of job {self.id} is no JSON; the option `schema` sees to it") from None
+
+    def parse(self, model: type[Parsed]) -> Parsed:
+        """The answer's text as a `model`, any class with `model_validate_json`, such as Pydantic's.
+
+        Raises what that raises, `JobFailed` for a job without an answer, and `ValueError` for an answer without a text.
+        """
+        return model.model_validate_json(self._answer_text())
+
+    def _answer_text(self) -> str:
+        if self.error is not None:
+            raise JobFailed.of(self)
+        if self.text is None:
+            raise ValueError(
+                f"the answer of job {self.id} has no text: it is a tool call, a refusal or an embedding; see `response`"
+            )
+        return self.text
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, as stored in Redis. The inverse of `from_dict`.

@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from .wire.vocabulary import Priority
+from .wire.vocabulary import Priority, Trigger
 
 __all__ = ["submits"]
 
@@ -31,6 +31,11 @@ def arguments(
     metadata: Any = None,
     max_attempts: int | None = None,
     repeat_timeouts: bool | None = None,
+    schema: Mapping[str, Any] | None = None,
+    repair: int = 0,
+    fallbacks: Sequence[str] | None = None,
+    fallback_on: Sequence[Trigger] | None = None,
+    tag: str | None = None,
     extra_body: Mapping[str, Any] | None = None,
     **body: Any,
 ) -> None:

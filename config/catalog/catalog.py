@@ -1,25 +1,27 @@
-"""The whole catalogue: providers and models by name, and which provider answers for which name."""
+"""The whole catalogue: providers, models and routes by name, and which provider answers for which name."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .errors import UnknownModel
 from .fields import ANY_MODEL, is_name
+from .leads import problems_of_names
+from .routing import Route
 from .tables import Model, Provider, Table
-from .texts import advice, heading, unknown_model
+from .texts import heading, unknown_model
 
 
 class Catalog(Table):
-    """Providers and models by name. A name that one table uses is the name of another."""
+    """Providers, models and routes by name. A name that one table uses is the name of another."""
 
     providers: dict[str, Provider] = Field(default_factory=dict)
     models: dict[str, Model] = Field(default_factory=dict)
+    routes: dict[str, Route] = Field(default_factory=dict)
 
-    @field_validator("providers", "models", mode="before")
+    @field_validator("providers", "models", "routes", mode="before")
     @classmethod
     def _tables_know_their_names(cls, tables: Any, info: ValidationInfo) -> Any:
         if not isinstance(tables, dict):
@@ -34,8 +36,7 @@ class Catalog(Table):
 
     @model_validator(mode="after")
     def _names_lead_somewhere(self) -> Catalog:
-        problems = [*_rivals_for_any_model(self.providers), *_dangling_providers(self)]
-        if problems:
+        if problems := list(problems_of_names(self)):
             raise ValueError("\n".join(problems))
         return self
 
@@ -47,6 +48,11 @@ class Catalog(Table):
         under an alias. Raises `UnknownModel`, which lists the nearest names, for anything else.
         """
         return self.models.get(alias) or self._unnamed_model(alias)
+
+    def models_of(self, name: str) -> list[Model]:
+        """The models that may be asked first for jobs of this name: several for a route. Raises `UnknownModel`."""
+        route = self.routes.get(name)
+        return [self.model(name)] if route is None else [self.model(alias) for alias in route.models()]
 
     def provider(self, model: Model) -> Provider:
         """The provider that answers for this model."""
@@ -60,25 +66,26 @@ class Catalog(Table):
         """The names that jobs may use, sorted. `PROVIDER/*` stands for any model of a provider, and `*` for any at all
         if a provider takes any."""
         of_providers = (f"{name}/{ANY_MODEL}" for name in self.providers)
-        return sorted([*self.models, *of_providers, *([ANY_MODEL] if self._provider_of_any() else [])])
+        return sorted([*self.models, *self.routes, *of_providers, *([ANY_MODEL] if self.provider_of_any() else [])])
 
-    def provider_of(self, alias: str) -> Provider:
-        """The provider of one of `aliases`."""
-        if alias in self.models:
-            return self.providers[self.models[alias].provider]
-        of_any = self._provider_of_any() if alias == ANY_MODEL else None
-        return of_any or self.providers[alias.removesuffix(f"/{ANY_MODEL}")]
+    def providers_of(self, alias: str) -> list[Provider]:
+        """The providers of one of `aliases`, each once: one, but for a route."""
+        if alias in self.routes or alias in self.models:
+            return list({model.provider: self.provider(model) for model in self.models_of(alias)}.values())
+        of_any = self.provider_of_any() if alias == ANY_MODEL else None
+        return [of_any or self.providers[alias.removesuffix(f"/{ANY_MODEL}")]]
 
-    def _provider_of_any(self) -> Provider | None:
+    def provider_of_any(self) -> Provider | None:
+        """The provider that takes any model, if there is one."""
         return next((provider for provider in self.providers.values() if provider.any_model), None)
 
     def _unnamed_model(self, alias: str) -> Model:
-        provider, upstream = self._provider_of_any(), alias
+        provider, upstream = self.provider_of_any(), alias
         if provider is None:
             name, _, upstream = alias.partition("/")
             provider = self.providers.get(name)
         if provider is None or not is_name(upstream):
-            raise UnknownModel(unknown_model(alias, self.models))
+            raise UnknownModel(unknown_model(alias, [*self.models, *self.routes]))
         theirs = (model for model in self.models.values() if model.provider == provider.name)
         known = next((model for model in theirs if model.upstream == upstream), None)
         unnamed = Model(name=alias, provider=provider.name, upstream=upstream)
@@ -100,16 +107,3 @@ def _with_providers(model: Model, provider: Provider | None) -> Model:
     inherited = {"limits": provider.limits, "timeout": provider.timeout}
     missing = {name: value for name, value in inherited.items() if name not in model.model_fields_set}
     return model.model_copy(update=missing) if missing else model
-
-
-def _rivals_for_any_model(providers: Mapping[str, Provider]) -> Iterator[str]:
-    names = [name for name, provider in providers.items() if provider.any_model]
-    if len(names) > 1:
-        yield f"{heading(('providers', names[1]))} any_model: {' and '.join(names)} have it; only one can"
-
-
-def _dangling_providers(catalog: Catalog) -> Iterator[str]:
-    for alias, model in catalog.models.items():
-        if model.provider not in catalog.providers:
-            near = advice(model.provider, catalog.providers)
-            yield f"{heading(('models', alias))} provider: no provider is named {model.provider!r}. {near}"

@@ -50,7 +50,7 @@ def _overlaid(base: dict[str, Any], top: dict[str, Any], path: Path) -> dict[str
         tables = top.get(section, {})
         if not isinstance(tables, dict):
             raise InvalidCatalog(f"{path}: {section}: must be tables such as {heading((section, 'name'))}")
-        merged[section] = {**base[section], **tables}
+        merged[section] = {**base.get(section, {}), **tables}
     return merged
 
 

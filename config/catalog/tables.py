@@ -5,10 +5,12 @@ from __future__ import annotations
 import datetime as dt
 from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from tasks.wire.vocabulary import Trigger
 
 from .fields import Amount, BaseUrl, Count, Currency, Flag, Headers, Name, Query, Seconds, Variable, all_different
 
@@ -17,6 +19,8 @@ TOKENS_PER_PRICE = 1_000_000
 Profile = Literal["default", "fragile"]
 Algorithm = Literal["bucket", "sliding", "fixed", "unknown"]
 Kind = Literal["openai", "azure", "anthropic"]
+StructuredOutputs = Literal["json_schema", "json_object", "none"]
+"""What `response_format` a model takes: a schema, a promise of JSON alone, or none."""
 
 
 class Table(BaseModel):
@@ -48,6 +52,14 @@ def _above_the_keys(limits: Limits) -> Limits:
 OrganisationLimits = Annotated[Limits, AfterValidator(_above_the_keys)]
 
 
+class Rates(NamedTuple):
+    """US dollars a token."""
+
+    input: float
+    cached_input: float
+    output: float
+
+
 class Price(Table):
     """Prices per million tokens. One that is None is unknown, which is never the same as 0.
 
@@ -62,6 +74,14 @@ class Price(Table):
     currency: Currency = "USD"
     date: dt.date
     source: Annotated[str, Field(min_length=1)]
+
+    @cached_property
+    def rates_usd(self) -> Rates | None:
+        """US dollars a token, for comparing; None where the price of input or output is unknown."""
+        if self.currency != "USD" or self.input is None or self.output is None:
+            return None
+        cached = self.input if self.cached_input is None else self.cached_input
+        return Rates(*(float(price / TOKENS_PER_PRICE) for price in (self.input, cached, self.output)))
 
     def cost(
         self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0, cache_write_tokens: int = 0
@@ -113,6 +133,9 @@ class Provider(Table):
 
     `kind` names the wire format. `auth = "bearer"` sends the key as a bearer token where the kind has a header of its
     own for it. `headers` and `query` are added to each request and each URL.
+
+    `structured_outputs` says which `response_format` its models take. Where that is no JSON Schema, a job's schema
+    stands in the system message.
     """
 
     name: Name
@@ -129,6 +152,7 @@ class Provider(Table):
     organisation_limits: OrganisationLimits | None = None
     timeout: Timeout = Timeout()
     repeat_timeouts: Flag = False
+    structured_outputs: StructuredOutputs = "json_schema"
 
     @model_validator(mode="after")
     def _azure_knows_its_version(self) -> Provider:
@@ -154,7 +178,11 @@ class Model(Table):
     """A model as jobs name it. `upstream` is the provider's own name for it.
 
     `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's, as it
-    does for `repeat_timeouts`.
+    does for `repeat_timeouts` and `structured_outputs`. `context_tokens` is what the model takes in all, and
+    `max_output_tokens` what one answer can have; None where that is not known.
+
+    `fallbacks` are asked in turn where this model can't answer; `fallback_on` names what leads to them beyond what does
+    so by itself. The fallbacks of a fallback play no part, so two models may name each other.
     """
 
     name: Name
@@ -165,15 +193,17 @@ class Model(Table):
     price: Price | None = None
     timeout: Timeout = Timeout()
     repeat_timeouts: Flag | None = None
+    structured_outputs: StructuredOutputs | None = None
+    max_output_tokens: Count | None = None
+    context_tokens: Count | None = None
+    fallbacks: Annotated[tuple[Name, ...], AfterValidator(all_different)] = ()
+    fallback_on: Annotated[tuple[Trigger, ...], AfterValidator(all_different)] = ()
 
     @model_validator(mode="before")
     @classmethod
     def _upstream_is_the_alias_unless_stated(cls, table: Any) -> Any:
         return {"upstream": table.get("name"), **table} if isinstance(table, dict) else table
 
-
-NOT_BUILT = {"fallbacks": "models have no fallbacks yet, so no other model would be asked. Leave the key out."}
-"""Keys that tables will have one day, and until then are refused, with the reason."""
 
 NESTED_TABLES: dict[str, type[BaseModel]] = {
     "limits": Limits,

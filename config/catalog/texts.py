@@ -5,15 +5,16 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from ..problems import text_of
-from .tables import NESTED_TABLES, NOT_BUILT, Model, Provider
+from .routing import Route, Rule, When
+from .tables import NESTED_TABLES, Model, Provider
 
-SECTIONS = ("providers", "models")
+SECTIONS: dict[str, type[BaseModel]] = {"providers": Provider, "models": Model, "routes": Route}
 
 # An error's text stays readable with a long name or a long catalogue.
 MOST_CHARACTERS = 100
@@ -36,9 +37,9 @@ _TEXTS = {
 }
 
 
-def unknown_model(alias: str, models: Mapping[str, Model]) -> str:
+def unknown_model(alias: str, known: Iterable[str]) -> str:
     return (
-        f"no model is named {_shortened(alias)!r}. {advice(alias, models)} "
+        f"no model is named {_shortened(alias)!r}. {advice(alias, known)} "
         "A [models] table in the file that PROMPTMILL_CATALOG names adds one; PROVIDER/MODEL names a provider's by its "
         "own name."
     )
@@ -70,8 +71,6 @@ def problem_lines(details: ErrorDetails) -> Iterator[str]:
 
 def _unknown_key(details: ErrorDetails) -> str:
     *parents, key = map(str, details["loc"])
-    if key in NOT_BUILT:
-        return NOT_BUILT[key]
     keys = _keys_of(parents)
     if near := difflib.get_close_matches(key, keys, n=1, cutoff=0.5):
         return f"there is no such key. Did you mean {near[0]}?"
@@ -86,10 +85,12 @@ def _keys_of(parents: Sequence[str]) -> list[str]:
     match parents:
         case []:
             return list(SECTIONS)
-        case ["providers", _]:
-            table: type[BaseModel] = Provider
-        case ["models", _]:
-            table = Model
+        case [section, _]:
+            table = SECTIONS[section]
+        case [*_, "rules", _]:
+            table = Rule
+        case [*_, "when"]:
+            table = When
         case _:
             table = NESTED_TABLES[parents[-1]]
     return [key for key in table.model_fields if key != "name"]

@@ -13,9 +13,19 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from .vocabulary import PRIORITIES
+from .vocabulary import PRIORITIES, TRIGGERS
 
-__all__ = ["MAX_SHOWN", "NOT_BUILT", "OPTIONS", "Option", "Reader", "names_read_by", "problem"]
+__all__ = [
+    "MAX_NAME_CHARACTERS",
+    "MAX_REPAIRS",
+    "MAX_SHOWN",
+    "NOT_BUILT",
+    "OPTIONS",
+    "Option",
+    "Reader",
+    "names_read_by",
+    "problem",
+]
 
 Reader = Literal["client", "worker", "run"]
 """Who takes an option: `submit`; a worker, in `promptmill` of a Celery message; `run`, in `promptmill` of a row."""
@@ -27,8 +37,13 @@ MAX_DELAY_S: Final = 366 * 86_400.0
 """A later `eta` is a mistake in the unit, far more often than a plan."""
 MAX_SECONDS: Final = 1e15
 """Times beyond this lose their fractions, and sums with them their sense."""
+MAX_REPAIRS: Final = 10
 MAX_SHOWN: Final = 50
 """Characters of an unknown name that are compared with the known ones, which takes time by length, and shown."""
+
+MAX_FALLBACKS: Final = 20
+MAX_NAME_CHARACTERS: Final = 200
+"""Of a model's name, as in the catalogue: names are compared with all that are known when one is not. Of a tag too."""
 
 _ID: Final = re.compile(r"[!-~]{1,200}")
 _EVERYBODY: Final[frozenset[Reader]] = frozenset(get_args(Reader))
@@ -64,9 +79,11 @@ def _seconds(*, least: float = 0.0, above: bool = False, most: float = MAX_SECON
     bounds = f"must be {'more than ' if above else ''}{least:g}{'' if above else ' or more'} seconds, at most {most:g}"
 
     def check(value: Any) -> str | None:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_finite(value):
+        if type(value) is not float and (isinstance(value, bool) or not isinstance(value, int | float)):
             return f"must be a number of seconds, not {_type(value)}"
-        return bounds if value < least or value > most or (above and value == least) else None
+        if least < value <= most or (value == least and not above):
+            return None
+        return bounds if _is_finite(value) else f"must be a number of seconds, not {_type(value)}"
 
     return check
 
@@ -83,6 +100,36 @@ def _attempts(value: Any) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
         return None
     return "must be a whole number, 1 or more"
+
+
+def _schema(value: Any) -> str | None:
+    return None if isinstance(value, dict) and value else f"must be a JSON Schema, an object, not {_type(value)}"
+
+
+def _repair(value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_REPAIRS:
+        return None
+    return f"must be a whole number from 0 to {MAX_REPAIRS}"
+
+
+def _fallbacks(value: Any) -> str | None:
+    if not isinstance(value, list | tuple) or not all(isinstance(name, str) for name in value):
+        return "must be a list of models' names, as in ['gpt-4o-mini']; an empty one forbids the catalogue's"
+    if len(value) > MAX_FALLBACKS or any(not name.strip() or len(name) > MAX_NAME_CHARACTERS for name in value):
+        return f"must be at most {MAX_FALLBACKS} names of 1 to {MAX_NAME_CHARACTERS} characters"
+    return "must not name the same model twice" if len(set(value)) < len(value) else None
+
+
+def _triggers(value: Any) -> str | None:
+    if isinstance(value, list | tuple) and all(isinstance(name, str) and name in TRIGGERS for name in value):
+        return None
+    return f"must be a list of {', '.join(map(repr, TRIGGERS[:-1]))} and {TRIGGERS[-1]!r}, or of some of them"
+
+
+def _tag(value: Any) -> str | None:
+    if isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS:
+        return None
+    return f"must be a text of 1 to {MAX_NAME_CHARACTERS} characters, as in 'hard'"
 
 
 def _flag(value: Any) -> str | None:
@@ -151,7 +198,7 @@ OPTIONS: Final[dict[str, Option]] = {
         Option(
             "max_attempts",
             _attempts,
-            "Calls to the provider, at most, the first included. The workers' settings cap it.",
+            "Calls to providers, at most, of all models together, the first included. The workers' settings cap it.",
             default_text="`PROMPTMILL_RETRY__MAX_ATTEMPTS`",
         ),
         Option(
@@ -159,6 +206,38 @@ OPTIONS: Final[dict[str, Option]] = {
             _flag,
             "Whether a call that was sent and timed out, and so may be paid for, is made again.",
             default_text="the catalogue's",
+        ),
+        Option(
+            "schema",
+            _schema,
+            "The JSON Schema that the answer has to fit; it goes into `response_format`. See "
+            "[structured answers](../guides/structured-answers.md).",
+        ),
+        Option(
+            "repair",
+            _repair,
+            "Further calls, at most, for an answer that does not fit its schema, 0 to 10. They are none of "
+            "`max_attempts`.",
+            default=0,
+            default_text="`0`",
+        ),
+        Option(
+            "fallbacks",
+            _fallbacks,
+            "Models to ask in turn where the job's own can't answer. An empty list: none.",
+            default_text="the route's or the catalogue's",
+        ),
+        Option(
+            "fallback_on",
+            _triggers,
+            "What leads to the next model beyond what does so by itself: `rate_limited` (a turn that is far away is "
+            "not waited for), `content_filter`, `auth`, `permission`.",
+            default_text="the catalogue's",
+        ),
+        Option(
+            "tag",
+            _tag,
+            "A word for a route's rules, such as `hard`.",
         ),
         Option(
             "submitted_at",
@@ -172,10 +251,13 @@ OPTIONS: Final[dict[str, Option]] = {
 
 NOT_BUILT: Final[dict[str, str]] = {
     "cache_ttl_s": "answers are not cached yet, so it would change nothing; leave it out",
-    "fallbacks": "there are no fallbacks yet, so no other model would be asked; leave it out, and submit a job that "
-    "has failed again with another model",
 }
 """Names that will be options one day, and until then are refused, with the reason."""
+
+_CHECKS: Final[dict[Reader, dict[str, Check]]] = {
+    reader: {option.name: option.check for option in OPTIONS.values() if reader in option.read_by}
+    for reader in _EVERYBODY
+}
 
 
 def names_read_by(reader: Reader) -> list[str]:
@@ -185,8 +267,8 @@ def names_read_by(reader: Reader) -> list[str]:
 
 def problem(name: str, value: Any, *, reader: Reader) -> str | None:
     """Why this reader refuses the option, or None. `value` is JSON and not None: None is an option not given."""
-    if (option := OPTIONS.get(name)) is not None and reader in option.read_by:
-        return option.check(value)
+    if (check := _CHECKS[reader].get(name)) is not None:
+        return check(value)
     return NOT_BUILT.get(name) or _unknown(name, names_read_by(reader))
 
 

@@ -13,7 +13,8 @@ from uuid import uuid4
 
 from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
-from .options import NOT_BUILT, names_read_by, problem
+from .options import MAX_NAME_CHARACTERS, NOT_BUILT, names_read_by, problem
+from .schema import schema_conflict
 from .vocabulary import JobKind, Priority
 
 __all__ = [
@@ -29,10 +30,10 @@ __all__ = [
 ]
 
 DEFAULT_MAX_JOB_BYTES: Final = 8 * 1024 * 1024
-MAX_NAME_CHARACTERS: Final = 200
-"""Of a model's name, as in the catalogue: names are compared with all that are known when one is not."""
 
 _ARGUMENTS: Final = (*names_read_by("client"), *NOT_BUILT)
+_LEAVES_ITS_LANE: Final = frozenset({"deadline_s", "fallbacks", "fallback_on"})
+"""Options of jobs that may end, or be answered by another model, before their turn in a lane."""
 _TRAVELLING: Final = frozenset(names_read_by("worker"))
 
 
@@ -52,6 +53,7 @@ class NewJob:
     """Jobs of one lane wait for the same limit; None for one that may end, or be answered, without its turn."""
     size_bytes: int
     """About what the job takes in Redis, before base64."""
+    fallbacks: tuple[str, ...] = ()
     may_be_known: bool = False
     """The id is the caller's own: a job of this id may have been submitted before."""
 
@@ -75,6 +77,8 @@ def new_job(
     body = {name: value for name, value in given.items() if name not in _ARGUMENTS}
     kind = _check_body(model, messages, input, body, extra_body)
     options, options_json = _options({name: given[name] for name in _ARGUMENTS if given.get(name) is not None})
+    if "schema" in options or options.get("repair"):
+        _check_schema(kind, options, body | dict(extra_body or {}))
     body_json = _body_json(model, messages, input, body, extra_body)
     priority: Priority = options.get("priority", "normal")
     return NewJob(
@@ -86,8 +90,9 @@ def new_job(
         delay_s=float(options.get("delay_s", 0.0)),
         body=body_json,
         options=options_json,
-        lane=None if "deadline_s" in options else f"{priority} {model}",
+        lane=None if not _LEAVES_ITS_LANE.isdisjoint(options) else f"{priority} {model}",
         size_bytes=len(body_json.encode()) + len(options_json.encode()),
+        fallbacks=tuple(options.get("fallbacks", ())),
         may_be_known="id" in options,
     )
 
@@ -110,12 +115,20 @@ def offered_as(model: str) -> tuple[str, ...]:
 
 def check_model(job: NewJob, models: frozenset[str] | None) -> None:
     """`models` are those that workers offer; None where no worker has said. Raises `UnknownModel`."""
-    if models is None or not models.isdisjoint(offered_as(job.model)):
+    if models is None:
         return
-    close = difflib.get_close_matches(job.model, models, n=3)
+    _check_offered("model", job.model, models)
+    for name in job.fallbacks:
+        _check_offered("fallbacks", name, models)
+
+
+def _check_offered(where: str, name: str, models: frozenset[str]) -> None:
+    if not models.isdisjoint(offered_as(name)):
+        return
+    close = difflib.get_close_matches(name, models, n=3)
     hint = f" Did you mean {' or '.join(close)}?" if close else ""
     raise UnknownModel(
-        f"model: no worker offers {job.model[:100]!r}.{hint} Known models: {', '.join(sorted(models))}. "
+        f"{where}: no worker offers {name[:100]!r}.{hint} Known models: {', '.join(sorted(models))}. "
         "Name one of them, or add it to the workers' catalogue."
     )
 
@@ -205,6 +218,12 @@ def _check_deadline(deadline_s: float | None, delay_s: float) -> None:
         raise InvalidJob(
             "deadline_s: counts from submission, so it must be more than delay_s or the job expires unsent"
         )
+
+
+def _check_schema(kind: JobKind, options: dict[str, Any], body: dict[str, Any]) -> None:
+    has_repair = bool(options.get("repair"))
+    if conflict := schema_conflict(kind, body, has_schema="schema" in options, has_repair=has_repair):
+        raise InvalidJob("{}: {}".format(*conflict))
 
 
 def _check_name_length(where: str, name: str) -> None:

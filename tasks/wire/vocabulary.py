@@ -14,10 +14,12 @@ __all__ = [
     "OPEN_STATES",
     "PRIORITIES",
     "STATUSES",
+    "TRIGGERS",
     "JobKind",
     "OpenState",
     "Priority",
     "Status",
+    "Trigger",
 ]
 
 OpenState = Literal["queued", "running"]
@@ -34,6 +36,10 @@ PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 
 JobKind = Literal["chat", "embed"]
 KINDS: Final[tuple[JobKind, ...]] = get_args(JobKind)
+
+Trigger = Literal["rate_limited", "content_filter", "auth", "permission"]
+"""Error codes that lead to a job's next model only where `fallback_on` names them."""
+TRIGGERS: Final[tuple[Trigger, ...]] = get_args(Trigger)
 
 CELERY_ENDS: Final = ("SUCCESS", "FAILURE", "REVOKED")
 """The `status` of a Celery result record that is a job's end (celery/states.py)."""

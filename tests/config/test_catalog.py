@@ -175,7 +175,8 @@ def test_aliases_are_sorted_and_each_leads_to_its_model() -> None:
     assert aliases == sorted(aliases)
     named = [alias for alias in aliases if not alias.endswith("/*")]
     assert [PRESETS.model(alias).name for alias in named] == named
-    assert [PRESETS.provider_of(f"{name}/*").name for name in PRESETS.providers] == list(PRESETS.providers)
+    stand_ins = [PRESETS.providers_of(f"{name}/*") for name in PRESETS.providers]
+    assert stand_ins == [[provider] for provider in PRESETS.providers.values()]
 
 
 def test_a_providers_own_name_is_found_after_aliases() -> None:
@@ -255,6 +256,14 @@ def model_table(lines: str) -> str:
     return f'[models.m]\nprovider = "openai"\n{lines}\n'
 
 
+def route_table(lines: str) -> str:
+    return f"[routes.r]\n{lines}\n"
+
+
+def rule_table(lines: str, model: str = "gpt-4o") -> str:
+    return f'[routes.r]\ndefault = "gpt-4o"\n[[routes.r.rules]]\nmodel = "{model}"\n{lines}\n'
+
+
 def provider_table(lines: str) -> str:
     return f'[providers.p]\nbase_url = "https://p.test/v1"\n{lines}\n'
 
@@ -289,12 +298,33 @@ def provider_table(lines: str) -> str:
         (model_table('price = { source = "x" }'), "[models.m] price.date: is missing"),
         (model_table('price = { input = -1, date = 2026-01-01, source = "x" }'), "price.input: must be greater than"),
         (model_table('price = { currency = "eur", date = 2026-01-01, source = "x" }'), "such as USD"),
+        (model_table('fallbacks = ["gpt-4oo"]'), "[models.m] fallbacks: no model is named 'gpt-4oo'. Did you mean"),
+        (model_table('fallbacks = ["m"]'), "[models.m] fallbacks: names the model itself"),
+        (model_table('fallbacks = ["gpt-4o", "gpt-4o"]'), "[models.m] fallbacks: must not name the same twice"),
+        (model_table('fallback_on = ["timeout"]'), "[models.m] fallback_on[0]: must be 'rate_limited', 'content_"),
+        (model_table("context_tokens = 0"), "[models.m] context_tokens: must be greater than 0"),
+        (provider_table('fallbacks = ["q"]'), "[providers.p] fallbacks: there is no such key"),
+        (route_table(""), "[routes.r]: needs `default`, one model, or `targets`"),
+        (route_table('default = "gpt-4o"\ntargets = ["gpt-4o"]'), "[routes.r]: needs `default`, one model, or"),
+        (route_table('default = "gpt-4o"\nchoose = "fastest"'), "[routes.r]: `choose` chooses among `targets`"),
+        (route_table('targets = ["gpt-4o"]\nchoose = "best"'), "[routes.r] choose: must be 'first', 'cheapest' or"),
+        (route_table('targets = ["gpt-4oo"]'), "[routes.r] targets: no model is named 'gpt-4oo'. Did you mean"),
+        (route_table('targets = ["gpt-4o", "gpt-4o"]'), "[routes.r] targets: must not name the same twice"),
+        (route_table('default = "r"'), "[routes.r] default: 'r' is a route, which could lead back here"),
+        (route_table('defualt = "gpt-4o"'), "[routes.r] defualt: there is no such key. Did you mean default?"),
+        (rule_table('when = { tagg = "x" }'), "[routes.r] rules[0].when.tagg: there is no such key. Did you mean tag?"),
+        (rule_table("when = {}"), "[routes.r] rules[0].when: must ask for something"),
+        (rule_table('whn = { tag = "x" }'), "[routes.r] rules[0].whn: there is no such key. Did you mean when?"),
+        (rule_table('when = { priority = "high" }'), "[routes.r] rules[0].when.priority: must be 'interactive'"),
+        (rule_table('when = { tag = "x" }', "gpt-4oo"), "[routes.r] rules[0].model: no model is named 'gpt-4oo'"),
         (
-            model_table('fallbacks = ["gpt-4o"]'),
-            "[models.m] fallbacks: models have no fallbacks yet, so no other model",
+            model_table("") + route_table('default = "gpt-4o"').replace("routes.r", "routes.m"),
+            "[routes.m]: a model has this name too, so jobs could not say which they mean",
         ),
-        (model_table("fallbacks = []"), "[models.m] fallbacks: models have no fallbacks yet"),
-        (provider_table('fallbacks = ["q"]'), "[providers.p] fallbacks: models have no fallbacks yet"),
+        (
+            route_table('default = "gpt-4o"').replace("routes.r", 'routes."openai/x"'),
+            "[routes.\"openai/x\"]: reads as a model of the provider 'openai'",
+        ),
         ("[providers.p]", "[providers.p] base_url: is missing."),
         ('[providers.p]\nbase_url = "api.test/v1"', "begins with https:// or http:// and names a host"),
         ('[providers.p]\nbase_url = "ftp://api.test"', "begins with https:// or http:// and names a host"),

@@ -11,7 +11,7 @@ from dotenv import dotenv_values
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from config.catalog import Limits, Model, Price, Provider, Timeout, load_catalog
+from config.catalog import Limits, Model, Price, Provider, Route, Timeout, When, load_catalog
 from config.settings import get_settings, settings_variables
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +27,7 @@ DEFAULTS_IN_WORDS: Mapping[tuple[type[BaseModel], str], str] = {
     (Provider, "timeout"): "see [below](#timeout)",
     (Model, "timeout"): "the provider's",
     (Model, "repeat_timeouts"): "the provider's",
+    (Model, "structured_outputs"): "the provider's",
 }
 
 
@@ -67,6 +68,8 @@ def test_each_setting_is_listed_with_its_default() -> None:
         ("### `limits`", Limits, "unknown"),
         ("### `price`", Price, "unknown"),
         ("### `timeout`", Timeout, "unknown"),
+        ('### `[routes."NAME"]`', Route, "none"),
+        ("### `when`", When, "not asked"),
     ],
 )
 def test_each_key_of_the_catalogue_is_listed_with_its_default(heading: str, table: type[BaseModel], unset: str) -> None:

@@ -6,7 +6,7 @@ import inspect
 
 from pydantic import BaseModel
 
-from config.catalog import Limits, Model, Price, Provider, Timeout
+from config.catalog import Limits, Model, Price, Provider, Route, Timeout, When
 from config.settings import NESTED, PREFIX, settings_variables
 from tasks.wire.options import OPTIONS
 from workers.commands.run.command import run
@@ -19,6 +19,8 @@ TABLES: dict[str, type[BaseModel]] = {
     "limits": Limits,
     "price": Price,
     "timeout": Timeout,
+    "routes": Route,
+    "when": When,
 }
 
 FOR_PEOPLE = {

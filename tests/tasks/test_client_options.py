@@ -35,6 +35,11 @@ BAD: dict[str, Any] = {
     "metadata": 2**70,
     "max_attempts": 0,
     "repeat_timeouts": "yes",
+    "schema": "a schema",
+    "repair": 11,
+    "fallbacks": ["m", "m"],
+    "fallback_on": ["timeout"],
+    "tag": "",
     "submitted_at": "now",
 }
 
@@ -63,7 +68,7 @@ def test_submit_explains_each_option() -> None:
 
 
 def test_the_worker_has_a_place_for_each_option_that_travels() -> None:
-    places = [field.name for field in dataclasses.fields(Options)]
+    places = [field.name for field in dataclasses.fields(Options)] + ["schema"]  # which stands in the body
     assert sorted(places) == sorted(name.replace("deadline_s", "deadline_at") for name in names_read_by("worker"))
 
 

@@ -69,8 +69,12 @@ def nested(levels: int) -> Any:
         ({"cache_ttl_s": 60}, "cache_ttl_s: answers are not cached yet, so it would change nothing; leave it out"),
         ({"max_attempts": 0}, "max_attempts:"),
         ({"max_attempts": 2.5}, "max_attempts:"),
-        ({"fallbacks": ["gpt-4o"]}, "fallbacks: there are no fallbacks yet"),
-        ({"fallbacks": []}, "fallbacks: there are no fallbacks yet"),
+        ({"fallbacks": "gpt-4o"}, "fallbacks: must be a list of models' names"),
+        ({"fallbacks": ["a"] * 21}, "fallbacks: must be at most 20 names of 1 to 200 characters"),
+        ({"fallbacks": ["a", " "]}, "fallbacks: must be at most 20 names of 1 to 200 characters"),
+        ({"fallbacks": ["a", "a"]}, "fallbacks: must not name the same model twice"),
+        ({"fallback_on": "auth"}, "fallback_on: must be a list of 'rate_limited', 'content_filter', 'auth' and"),
+        ({"tag": "x" * 201}, "tag: must be a text of 1 to 200 characters"),
         ({"repeat_timeouts": "no"}, "repeat_timeouts:"),
         ({"repeat_timeouts": 1}, "repeat_timeouts:"),
         ({"tenant": 5}, "tenant:"),
@@ -151,7 +155,9 @@ def test_an_unknown_model_is_refused_with_the_near_ones() -> None:
     models = frozenset({"gpt-4o-mini", "deepseek-v3.2"})
     with pytest.raises(UnknownModel, match=r"Did you mean gpt-4o-mini\?.*Known models: deepseek-v3\.2, gpt-4o-mini"):
         check_model(job(model="gpt-4o-mni"), models)
-    check_model(job(model="gpt-4o-mini"), models)
+    with pytest.raises(UnknownModel, match=r"fallbacks: no worker offers 'gpt-4o-mni'\. Did you mean gpt-4o-mini\?"):
+        check_model(job(model="gpt-4o-mini", fallbacks=["deepseek-v3.2", "gpt-4o-mni"]), models)
+    check_model(job(model="gpt-4o-mini", fallbacks=["deepseek-v3.2"]), models)
     check_model(job(model="anything"), models | {"*"})
     check_model(job(model="anything"), None)
 

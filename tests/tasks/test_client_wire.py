@@ -88,8 +88,11 @@ async def test_our_message_is_celerys(priority: Any, queue: PromptQueue, stock: 
     assert comparable(ours) == comparable(popped(client, name))
 
 
-async def test_a_job_that_may_end_without_its_turn_is_in_no_lane(queue: PromptQueue, client: redis.Redis) -> None:
-    await queue.submit(model="m", messages=MESSAGES, deadline_s=60)
+@pytest.mark.parametrize("options", [{"deadline_s": 60}, {"fallbacks": ["n"]}, {"fallback_on": ["rate_limited"]}])
+async def test_a_job_that_may_end_without_its_turn_is_in_no_lane(
+    queue: PromptQueue, client: redis.Redis, options: Any
+) -> None:
+    await queue.submit(model="m", messages=MESSAGES, **options)
     assert popped(client, LISTS[1])["headers"]["lane"] is None
 
 

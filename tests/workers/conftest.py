@@ -93,9 +93,18 @@ class FreeLimits:
         self.refused: list[float | None] = []
         self.raises: list[BaseException | None] = []
         """For each request, in turn."""
+        self.waits_s: dict[str, float] = {}
+        self.outputs: dict[str, int] = {}
+        """What is expected, by model."""
 
     def estimate(self, model: Any, **size: Any) -> Cost:
         return Cost()
+
+    def expected_wait_s(self, model: Any, keys: Sequence[Any], priority: Any = "normal") -> float:
+        return self.waits_s.get(model.name, 0.0)
+
+    def expected_output(self, model: Any, cost: Any) -> int | None:
+        return self.outputs.get(model.name)
 
     def admit_free(self, model: Any, keys: Sequence[Any], **options: Any) -> None:
         """Something is limited."""
@@ -153,11 +162,12 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         others: Any = None,
         breakers: Any = None,
         real_time: bool = False,
+        catalog: Catalog | None = None,
         **model: Any,
     ) -> AsyncIterator[Pipeline]:
         async with Http(HttpSettings(**(http or {}))) as session:
             yield Pipeline(
-                catalog=make_catalog(url, **model),
+                catalog=catalog or make_catalog(url, **model),
                 http=session,
                 keys=keys or KeyRing({"p": [SecretStr(KEY)]}),
                 limits=limits or FreeLimits(),

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from config.settings import Retry, Settings
     from tasks.results import PromptResult
 
-    from ..pipeline.rungs.admission import Limits
+    from ..pipeline.limits import Limits
     from ..pipeline.rungs.elsewhere import Others
 
 __all__ = ["current", "lifespan", "pipeline_of"]
@@ -206,9 +206,9 @@ async def _offered(catalog: Catalog, ring: KeyRing) -> AsyncIterator[None]:
     """Have the heartbeat tell the other workers what this one can call."""
     models: dict[str, list[str]] = {}
     for alias in catalog.aliases():
-        provider = catalog.provider_of(alias)
-        if provider.name in ring.usable:
-            models.setdefault(provider.name, []).append(alias)
+        for provider in catalog.providers_of(alias):
+            if provider.name in ring.usable:
+                models.setdefault(provider.name, []).append(alias)
     offers.announce(models)
     try:
         yield

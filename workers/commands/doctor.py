@@ -46,7 +46,7 @@ def doctor(
     as_json: JsonOption = False,
     ladder: Annotated[
         str | None,
-        typer.Option(metavar="MODEL", help="Show instead what a job of this model passes through in a worker."),
+        typer.Option(metavar="NAME", help="Show instead what a job of this model or route passes through in a worker."),
     ] = None,
 ) -> None:
     """Check Redis, the file limit, Flower, the catalogue, and each provider's keys and models.
@@ -92,8 +92,38 @@ async def examine() -> list[Finding]:
         catalog = load_catalog(settings.catalog)
     except CatalogError as error:
         return [*findings, Finding("refused", "catalogue", str(error))]
-    findings.append(Finding("ok", "catalogue", f"{len(catalog.providers)} providers, {len(catalog.models)} models"))
+    routes = f", {len(catalog.routes)} routes" if catalog.routes else ""
+    text = f"{len(catalog.providers)} providers, {len(catalog.models)} models{routes}"
+    findings += [Finding("ok", "catalogue", text), *examine_chains(catalog)]
     return findings + await _examine_providers(catalog)
+
+
+def examine_chains(catalog: Catalog) -> list[Finding]:
+    """Which routes and fallbacks lead to models that have no key here, so that they are passed over."""
+    findings = []
+    for name, route in catalog.routes.items():
+        findings += _without_keys(catalog, f"route {name}", route.models())
+    for name, model in catalog.models.items():
+        findings += _without_keys(catalog, f"fallbacks of {name}", model.fallbacks)
+    return findings
+
+
+def _without_keys(catalog: Catalog, subject: str, names: Iterable[str]) -> list[Finding]:
+    names = list(names)
+    missing = [name for name in names if not _has_keys(catalog.provider(catalog.model(name)))]
+    if not missing:
+        return []
+    if missing == names:
+        return [Finding("warning", subject, f"none of its models has a key here: {_some(missing)}")]
+    return [Finding("warning", subject, f"no key for {_some(missing)}: jobs go on to the others")]
+
+
+def _has_keys(provider: Provider) -> bool:
+    try:
+        read_keys(provider)
+    except KeyProblem:
+        return False
+    return True
 
 
 async def _examine_flower(flower_url: str) -> Finding:
@@ -222,6 +252,9 @@ def _missing_models(catalog: Catalog, provider: Provider, probes: list[_Probe]) 
     )
     if not missing:
         return []
-    more = f" and {len(missing) - MOST_NAMES} more" if len(missing) > MOST_NAMES else ""
-    names = ", ".join(missing[:MOST_NAMES]) + more
-    return [Finding("warning", f"provider {provider.name}", f"its list of models does not name {names}")]
+    return [Finding("warning", f"provider {provider.name}", f"its list of models does not name {_some(missing)}")]
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+    return ", ".join(names[:MOST_NAMES]) + more

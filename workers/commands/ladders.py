@@ -1,4 +1,4 @@
-"""`promptmill doctor --ladder MODEL`: what a job passes through in a worker, by its shape."""
+"""`promptmill doctor --ladder NAME`: what a job of a model or route passes through in a worker, by its shape."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from tasks.wire.vocabulary import KINDS
 from ..celery.runtime import pipeline_of
 from ..http.session import Http
 from ..limiter import LimiterRegistry
+from ..pipeline.choice import words
 from ..pipeline.offers import OtherWorkers
 from ..pipeline.rungs.call import Call
 from ..pipeline.trip import Shape
@@ -27,30 +28,52 @@ from ..providers.keyring import KeyRing
 from .common import fail
 
 if TYPE_CHECKING:
+    from config.catalog import Catalog
+
     from ..pipeline.pipeline import Pipeline
 
 __all__ = ["show_ladders"]
 
 
-def show_ladders(model: str, *, as_json: bool) -> None:
+def show_ladders(name: str, *, as_json: bool) -> None:
     """Print them. Exits 1 where a worker could not start, or does not know the model."""
     try:
-        ladders = asyncio.run(_ladders(model))
+        catalog = load_catalog(get_settings().catalog)
+        chain = _chain(catalog, name)
+        ladders = asyncio.run(_ladders(catalog, name))
     except (SettingsError, CatalogError, Incapable) as error:
         fail(str(error), exit_code=1)
     if as_json:
-        typer.echo(json.dumps({shape: [name for name, _ in rungs] for shape, rungs in ladders.items()}))
+        rungs_of = {shape: [rung for rung, _ in rungs] for shape, rungs in ladders.items()}
+        typer.echo(json.dumps({**rungs_of, "chain": chain}))
         return
+    typer.echo("models")
+    for line in chain:
+        typer.echo(f"  {line}")
     for shape, rungs in ladders.items():
         typer.echo(shape)
-        for name, purpose in rungs:
-            typer.echo(f"  {name:<12}{purpose}")
+        for rung, purpose in rungs:
+            typer.echo(f"  {rung:<12}{purpose}")
 
 
-async def _ladders(model: str) -> dict[str, list[tuple[str, str]]]:
+def _chain(catalog: Catalog, name: str) -> list[str]:
+    """Who answers, in words: a line for each way on which a job of this name may go. Raises `UnknownModel`."""
+    route = catalog.routes.get(name)
+    if route is None:
+        return [_with_fallbacks(catalog, name)]
+    lines = [f"{words(rule.when)}: {_with_fallbacks(catalog, rule.model)}" for rule in route.rules]
+    if route.default is not None:
+        return [*lines, f"else: {_with_fallbacks(catalog, route.default)}"]
+    return [*lines, f"else, {route.choose} first: {', '.join(route.targets)}"]
+
+
+def _with_fallbacks(catalog: Catalog, name: str) -> str:
+    return " then ".join((name, *catalog.model(name).fallbacks))
+
+
+async def _ladders(catalog: Catalog, name: str) -> dict[str, list[tuple[str, str]]]:
     """By shape, each rung's name and purpose, outermost first. Builds a worker's pipeline, and opens nothing."""
     settings = get_settings()
-    catalog = load_catalog(settings.catalog)
     redis = Address.of(settings.broker).async_client()
     pipeline = pipeline_of(
         settings,
@@ -60,11 +83,14 @@ async def _ladders(model: str) -> dict[str, list[tuple[str, str]]]:
         limits=LimiterRegistry(redis, now=time.time),
         others=OtherWorkers(redis),
     )
-    shapes = [Shape(kind, model, has_deadline) for kind, has_deadline in product(KINDS, (False, True))]
+    shapes = [Shape(kind, name, has_deadline) for kind, has_deadline in product(KINDS, (False, True))]
+    shapes.append(Shape("chat", name, has_deadline=False, has_schema=True))
     return {_words(shape): _rungs(pipeline, shape) for shape in shapes}
 
 
 def _words(shape: Shape) -> str:
+    if shape.has_schema:
+        return f"{shape.kind} with a schema"
     return f"{shape.kind} with a deadline" if shape.has_deadline else shape.kind
 
 

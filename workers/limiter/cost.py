@@ -8,7 +8,14 @@ from typing import Literal, Protocol
 
 from ..providers.size import NO_MEDIA, Media
 
-__all__ = ["MOST_CALL_TOKENS", "MOST_CHARS_PER_TOKEN", "UNKNOWN", "Cost", "DimensionName", "TokenUsage"]
+__all__ = [
+    "MOST_CALL_TOKENS",
+    "MOST_CHARS_PER_TOKEN",
+    "UNKNOWN",
+    "Cost",
+    "DimensionName",
+    "TokenUsage",
+]
 
 MOST_CHARS_PER_TOKEN = 12.0
 """No text is counted more favourably."""

@@ -11,11 +11,14 @@ from ..providers.size import NO_MEDIA, Media
 from .cost import MOST_CHARS_PER_TOKEN, Cost
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Hashable, Iterable
 
     from .cost import TokenUsage
 
-__all__ = ["Estimator"]
+__all__ = ["Estimator", "Estimators"]
+
+MOST_MODELS = 1_024
+"""Of so many models the lengths of answers are remembered."""
 
 CHARS_PER_TOKEN = 4.0
 """English prose; other text is learned from what providers count."""
@@ -115,10 +118,17 @@ class Estimator:
 
     def typical(self, cost: Cost) -> Cost:
         """What a request with this reservation takes on average, when it is settled."""
+        return replace(cost, output_tokens=self._typical_output(cost)) if cost.answers else cost
+
+    def expected_output(self, cost: Cost) -> int | None:
+        """The output tokens that such a request takes on average; None while too few answers have come."""
         if not cost.answers:
-            return cost
+            return cost.output_tokens
+        return None if self.is_cold else self._typical_output(cost)
+
+    def _typical_output(self, cost: Cost) -> int:
         output = _SHORT_OUTPUT_TOKENS if self.is_cold else self._sum // len(self._recent)
-        return replace(cost, output_tokens=min(cost.output_tokens, output * cost.answers))
+        return min(cost.output_tokens, output * cost.answers)
 
     def beyond_tokens(self, costs: Iterable[Cost]) -> int:
         """What one of these requests may take beyond its reservation: as much as it permits, or an answer twice as long
@@ -180,3 +190,18 @@ class Estimator:
             return _FIRST_OUTPUT_TOKENS
         found = self._sorted[min(len(self._sorted) - 1, int(len(self._sorted) * _QUANTILE))]
         return found if len(self._sorted) >= _ENOUGH_ANSWERS else max(found, _FIRST_OUTPUT_TOKENS)
+
+
+class Estimators:
+    """One for each name, which are no more than a number: `any_model` lets jobs name what they like."""
+
+    def __init__(self) -> None:
+        self._by_name: dict[Hashable, Estimator] = {}
+
+    def of(self, name: Hashable) -> Estimator:
+        """That of the name. Beyond `MOST_MODELS` the oldest is forgotten."""
+        if (estimator := self._by_name.get(name)) is None:
+            estimator = self._by_name[name] = Estimator()
+            if len(self._by_name) > MOST_MODELS:
+                del self._by_name[next(iter(self._by_name))]
+        return estimator

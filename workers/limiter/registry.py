@@ -23,7 +23,7 @@ from ..redis.channel import Channel
 from ..redis.link import Link
 from .cost import UNKNOWN, Cost
 from .errors import Moved
-from .estimate import Estimator
+from .estimate import Estimator, Estimators
 from .headers import learned
 from .limiter import Limiter, LimiterOptions
 from .long_waits import tell_long_wait
@@ -63,9 +63,6 @@ IDLE_S = 600.0
 
 MOST_IDLE = 256
 """More than so many limiters are there only while they are used."""
-
-MOST_MODELS = 1_024
-"""Of so many models the lengths of answers are remembered."""
 
 LOOKS_AT_ONCE = 32
 """Limiters that a snapshot reads at a time: each takes a connection."""
@@ -130,7 +127,7 @@ class LimiterRegistry:
         self._by_text: dict[str, Limiter] = {}
         self._pools: dict[tuple[str, str, tuple[SecretStr | None, ...]], list[tuple[Any, Limiter]]] = {}
         self._by_model: dict[tuple[str, str], list[Limiter]] = {}
-        self._estimators: dict[tuple[str, str], Estimator] = {}
+        self._estimators = Estimators()
         self._channel = channel or Channel(redis, key_prefix=key_prefix)
         self._owns_channel = channel is None
         self._channel.listen(redis_keys.LIMITER_PAUSES, self._hear_pause, hears_again=self._hear_again)
@@ -236,6 +233,14 @@ class LimiterRegistry:
         for terms in self._plans(model):
             cost = terms.within(cost)
         return cost
+
+    def expected_wait_s(self, model: Model, keys: Sequence[SecretStr | None], priority: Priority = "normal") -> float:
+        """About how long a request that came now would wait for the first of `keys` that is free, in seconds."""
+        return min(limiter.expected_wait_s(priority) for _, limiter in self._pool(model, keys))
+
+    def expected_output(self, model: Model, cost: Cost) -> int | None:
+        """The output tokens that a request takes on average; None while too few answers have come to tell."""
+        return self._estimator(model).expected_output(cost)
 
     async def snapshot(self) -> list[LimiterView]:
         """See the function `snapshot`."""
@@ -363,12 +368,7 @@ class LimiterRegistry:
         return terms, schedule
 
     def _estimator(self, model: Model) -> Estimator:
-        name = self._naming.known_as(model)
-        if (estimator := self._estimators.get(name)) is None:
-            estimator = self._estimators[name] = Estimator()
-            if len(self._estimators) > MOST_MODELS:
-                del self._estimators[next(iter(self._estimators))]
-        return estimator
+        return self._estimators.of(self._naming.known_as(model))
 
     def _plans(self, model: Model) -> list[Plan]:
         """Of each key that was used; before any was, by the catalogue."""

@@ -22,7 +22,8 @@ def known_cost_usd(model: Model, usage: Usage | None) -> float | None:
 
 def total_cost_usd(failed: Iterable[Attempt], model: Model, usage: Usage | None) -> float | None:
     """What an answer cost, with the calls before it whose tokens were counted, each at the price of its own model."""
-    cost, before = _call_cost(model, usage), _failed_cost(failed)
+    cost = _call_cost(model, usage)
+    before = None if cost is None else _failed_cost(failed)
     return None if cost is None or before is None else float(cost + before)
 
 

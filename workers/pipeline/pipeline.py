@@ -26,13 +26,17 @@ from ..telemetry.counts import counts
 from .offers import Offers
 from .outcome import answered, unanswered
 from .record_limit import RecordSizes
-from .rungs.admission import Admission, Limits
+from .router import Router
+from .rungs.admission import Admission
 from .rungs.breaker import Breaker
 from .rungs.call import Call
 from .rungs.deadline import Deadline
 from .rungs.elsewhere import Elsewhere, Others
+from .rungs.fallbacks import Fallbacks
 from .rungs.record_size import RecordSize
 from .rungs.retry import Retries
+from .rungs.schema import Schema
+from .speeds import Speeds
 from .trip import Route, Shape, Trip
 
 if TYPE_CHECKING:
@@ -45,6 +49,7 @@ if TYPE_CHECKING:
     from ..http.session import Http
     from ..providers import Answer
     from ..providers.keyring import KeyRing
+    from .limits import Limits
     from .retry_policy import RetryPolicy
     from .trip import Down, Rung
 
@@ -57,9 +62,9 @@ LADDERS_KEPT = 1_024
 
 
 class Ladder(NamedTuple):
-    """The rungs that jobs of one shape meet, and where those without fallbacks go."""
+    """The rungs that jobs of one shape meet, and where they go; None: `Fallbacks`, on the ladder, decides that."""
 
-    route: Route
+    route: Route | None
     rungs: tuple[Rung, ...]
     down: Down
 
@@ -117,10 +122,23 @@ class Pipeline:
         self._elsewhere = Elsewhere(others or _NoOthers(), offers or Offers(), keys_of=keys.of, now=now)
         self.breakers = Breakers(BreakerPolicy(failures=0), now=now) if breakers is None else breakers
         # Outermost first: this order is the pipeline. Once for each job:
-        self._job_rungs: tuple[Rung, ...] = (Deadline(),)
+        find_route = self._route_of = lru_cache(maxsize=LADDERS_KEPT)(self._find_route)
+        speeds = Speeds()
+        router = Router(catalog, limits=limits, find_route=find_route, keys_of=keys.of, speeds=speeds, now=now)
+        self._fallbacks = Fallbacks(
+            router,
+            find_route=find_route,
+            leave=self._elsewhere.leave,
+            attempts_of=retry.attempts,
+            limits=limits,
+            speeds=speeds,
+            now=now,
+        )
+        self._job_rungs: tuple[Rung, ...] = (Deadline(), self._fallbacks)
         # Once for each model that is tried:
         self._route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
+            Schema(now=now),
             RecordSize(compresses=compresses),
             Breaker(now=now, sleep=sleep, rng=rng, patience_s=patience_s, park_after_s=park_after_s),
             Retries(retry, now=now, sleep=sleep, rng=rng),
@@ -135,7 +153,7 @@ class Pipeline:
         down: Down = self._call
         for rung in reversed(rungs):
             down = _above(rung, down)
-        return Ladder(self._find_route(shape.model), rungs, down)
+        return Ladder(None if self._fallbacks in rungs else self._route_of(shape.model), rungs, down)
 
     def _find_route(self, alias: str) -> Route:
         try:
@@ -146,7 +164,7 @@ class Pipeline:
         answered_by = f"{provider.name}/{model.upstream}"
         repeats = self._catalog.repeats_timeouts(model)
         health = self.breakers.health(provider.name, model.upstream, address=urlsplit(provider.base_url).netloc)
-        return Route(model, provider, CODECS[provider.kind], answered_by, repeats, RecordSizes(), health)
+        return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, RecordSizes(), health)
 
     async def handle(
         self,
@@ -189,10 +207,11 @@ class Pipeline:
             try:
                 ladder = self.ladder(Shape.of(job))
             except Incapable:
-                await self._elsewhere.leave(trip)
+                await self._elsewhere.leave(trip, job.model)
                 raise
-            trip.route = ladder.route
-            ladder.route.codec.check(job, model=ladder.route.model)
+            if ladder.route is not None:
+                trip.route = ladder.route
+                ladder.route.codec.check(job, model=ladder.route.model)
             answer = await ladder.down(trip)
         except Failure as failure:
             return unanswered(trip, failure, self._now())
@@ -203,7 +222,7 @@ class Pipeline:
             return unanswered(trip, late, self._now())
         except Parked as again:
             # What only this worker can't do leaves no trace of this worker's try.
-            again.memory = parked if again.for_others else trip.memory()
+            again.memory = trip.arrived_with if again.for_others else trip.memory()
             raise
         except Exception as bug:  # noqa: BLE001 - a fault of ours must end this job, not the worker
             return unanswered(trip, _internal(bug, job), self._now())

@@ -10,6 +10,10 @@ import orjson
 from tasks.results import Attempt
 from tasks.wire.redis_keys import QUEUE
 
+from ..schema.form import has_schema
+from ..schema.steps import Repairs
+from .chain import Chain
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
@@ -25,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Down", "Route", "Rung", "Shape", "Trip"]
 
 
+MOST_POSTPONED = 48
+"""How many calls that a provider postponed are no attempts: of two days, where it asks for an hour each time."""
+
 MOST_REMEMBERED = 20
 """Failed attempts that a parked job remembers. `RetryPolicy.attempts_cap` has the same default."""
 
@@ -35,19 +42,29 @@ class Shape(NamedTuple):
     kind: JobKind
     model: str
     has_deadline: bool
-    has_fallbacks: bool = False
+    has_fallbacks: bool | None = None
+    """Of the job's own; None: it leaves them to the catalogue."""
     caches: bool = False
     has_schema: bool = False
 
     @classmethod
     def of(cls, job: PromptJob) -> Shape:
-        return cls(job.kind, job.model, job.options.deadline_at is not None)
+        options = job.options
+        own = None if options.fallbacks is None else bool(options.fallbacks)
+        return cls(
+            job.kind,
+            job.model,
+            options.deadline_at is not None,
+            own,
+            has_schema="response_format" in job.body and job.kind == "chat" and has_schema(job.body),
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """Where a model's jobs go."""
+    """Where a model's jobs go. `alias` is the name that led here, the model's own or `PROVIDER/MODEL`."""
 
+    alias: str
     model: Model
     provider: Provider
     codec: Codec
@@ -66,14 +83,22 @@ class Trip:
     queue: str = QUEUE
     route: Route = field(init=False)
     """Where it goes now: the job's model, or the one of its fallbacks that is being tried."""
+    chain: Chain | None = None
+    """The models that it may be answered by; None while there is one alone."""
     untried: int = 0
     """Fallbacks after this one. Each is left an attempt, and what they cure is not waited for."""
+    move_on_at: float | None = None
+    """Later than this the next fallback would have no time; None: there is no deadline, or no other fallback."""
+    hurries: bool = False
+    """Whether the next fallback is asked at once where this one's turn is far away."""
+    arrived_with: str | None = None
+    """Its memory before this worker tried the model that is being tried."""
     attempts: int = 0
     """Calls, those of earlier trips of a job that was parked among them."""
     attempts_before: int = 0
-    """Those of earlier trips."""
+    """Those of earlier trips, and of other models."""
     postponed: int = 0
-    """Calls that are no attempts of the job's: the provider asked for more than our longest pause, or was out."""
+    """Calls that are no attempts, up to a number: the provider asked for more than our longest pause, or was out."""
     failed: list[Attempt] = field(default_factory=list)
     may_be_paid: bool = False
     """A call that brought no answer may have been paid for."""
@@ -87,6 +112,10 @@ class Trip:
     """Whether it tries a provider that is out, for all others."""
     asks_others: bool = False
     """Whether it waits to hear if another worker can do it."""
+    repairs: Repairs | None = None
+    """Further calls for answers that did not fit the job's schema, and the last of these answers."""
+    repaired: str | None = None
+    """The step after which an answer fitted the schema."""
     held: list[object] | None = None
     """Gets what must be held until a large answer is stored."""
 
@@ -109,24 +138,49 @@ class Trip:
             "may_be_paid": self.may_be_paid,
             "paid_twice": self.paid_twice,
             "failed": [asdict(attempt) for attempt in self.failed[-MOST_REMEMBERED:]],
+            "repairs": None if self.repairs is None else asdict(self.repairs),
         }
+        if self.chain is not None:
+            known["chain"] = asdict(self.chain)
         return orjson.dumps(known).decode()
 
     def remember(self, memory: str) -> None:
         """Continue where the job was parked. A memory that can't be read leaves the suspicion of a payment."""
+        self.arrived_with = memory
         try:
             known = orjson.loads(memory)
             self.failed = [Attempt.from_dict(attempt) for attempt in known["failed"]]
             self.attempts = self.attempts_before = int(known["attempts"])
             self.postponed = int(known.get("postponed", 0))
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
+            self.repairs = Repairs(**known["repairs"]) if known.get("repairs") else None
+            self.chain = Chain.from_dict(known["chain"]) if "chain" in known else None
         except (ValueError, TypeError, KeyError, AttributeError):
             self.may_be_paid = True
 
+    def move_to(self, position: int) -> None:
+        """Go to another model of the chain."""
+        assert self.chain is not None
+        self.chain.position = position
+        self.attempts_before = self.attempts
+        self.request = self.outage = None
+        self.arrived_with = self.memory()
+
     @property
     def attempts_here(self) -> int:
-        """Calls of this trip."""
+        """Calls of this trip to the model that is being tried."""
         return self.attempts - self.attempts_before
+
+    @property
+    def spent(self) -> int:
+        """How many of the job's attempts are used up."""
+        repairs = 0 if self.repairs is None else self.repairs.calls
+        return self.attempts - min(self.postponed, MOST_POSTPONED) - repairs
+
+    @property
+    def wait_until(self) -> float | None:
+        """Nobody waits longer for the model that is being tried."""
+        return self.job.options.deadline_at if self.move_on_at is None else self.move_on_at
 
     @property
     def stage(self) -> str:

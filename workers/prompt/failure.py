@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from tasks.errors import ErrorCode
     from tasks.results import Usage
 
-__all__ = ["Failure", "Incapable"]
+__all__ = ["Failure", "Incapable", "OverLimit"]
 
 
 class Failure(Exception):
@@ -22,10 +22,10 @@ class Failure(Exception):
 
     `retryable` says whether the same request may succeed later; `retry_after_s` is what the provider asked us
     to wait, in seconds; `provider_body` is its own text, already cut. `suspected_payment`: the request had been sent
-    whole when the call ended without an answer. `unreachable`: no call was made: no connection to the
-    provider came to stand, or none was tried. `outlasts`: the provider is out, and the job may wait until it works.
-    `is_refusal`: the provider refused the request before a model saw it. `usage` is what the provider counted for a
-    call that brought no answer.
+    whole when the call ended without an answer. `unreachable`: no call was made: no connection to the provider came to
+    stand, or none was tried. `outlasts`: the provider is out, and the job may wait until it works. `is_refusal`: the
+    provider refused the request before a model saw it. `is_cut`: the limit on tokens was met before there was an
+    answer. `usage` is what the provider counted for a call that brought no answer.
     """
 
     def __init__(
@@ -55,6 +55,7 @@ class Failure(Exception):
         self.usage = usage
         self.is_refusal = False
         self.outlasts = False
+        self.is_cut = False
 
     def advise(self, advice: str) -> None:
         """Say what to do about it, after what is wrong."""
@@ -73,3 +74,7 @@ class Failure(Exception):
 
 class Incapable(Failure):
     """This worker lacks the model, or a key for it; another worker may have both."""
+
+
+class OverLimit(Failure):
+    """The request is larger than the model's limit can ever let through; another model's may."""

@@ -19,9 +19,9 @@ from typing import Any
 import orjson
 
 from tasks.wire.json_text import MAX_DEPTH, NotJson, check
-from tasks.wire.options import MAX_SHOWN, problem
-from tasks.wire.request import MAX_NAME_CHARACTERS
-from tasks.wire.vocabulary import JobKind, Priority
+from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, problem
+from tasks.wire.schema import response_format, schema_conflict
+from tasks.wire.vocabulary import JobKind, Priority, Trigger
 
 from .failure import Failure
 
@@ -36,7 +36,10 @@ _FIRST_INEXACT_INT = 2.0**63
 # What is made once for each job is not frozen: that takes three times as long (0.6 us for three fields).
 @dataclass(slots=True)
 class Options:
-    """What a job asks of us, not of the provider: `tasks.wire.options`, with the deadline as an epoch time (s)."""
+    """What a job asks of us, not of the provider: `tasks.wire.options`, with the deadline as an epoch time (s).
+
+    Its `schema` stands in the body.
+    """
 
     tenant: str | None = None
     priority: Priority = "normal"
@@ -44,6 +47,10 @@ class Options:
     metadata: Any = field(default=None, repr=False)
     max_attempts: int | None = None
     repeat_timeouts: bool | None = None
+    repair: int = 0
+    fallbacks: list[str] | None = None
+    fallback_on: list[Trigger] | None = None
+    tag: str | None = None
     submitted_at: float | None = None
 
 
@@ -86,9 +93,10 @@ def parse(
     prompt_field = _PROMPT_FIELD[kind]
     if not body.get(prompt_field):
         raise _refused(f"a {kind} job needs a `{prompt_field}` that is not empty")
-    return PromptJob(
-        job_id, kind, model, body, _options(raw_options, now=now, read_stamp=read_stamp), group, bool(args)
-    )
+    options, schema = _options(raw_options, now=now, read_stamp=read_stamp)
+    if schema is not None or options.repair:
+        body = _with_schema(kind, body, schema, has_repair=bool(options.repair))
+    return PromptJob(job_id, kind, model, body, options, group, bool(args))
 
 
 def _from_text(args: Sequence[Any], kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
@@ -143,9 +151,17 @@ def _check_json(value: Any, *, place: str = "", depth: int = 1) -> None:
         raise _refused(str(error)) from None
 
 
-def _options(raw: Any, *, now: float, read_stamp: Callable[[float], float]) -> Options:
+def _with_schema(kind: JobKind, body: dict[str, Any], schema: Any, *, has_repair: bool) -> dict[str, Any]:
+    """The body with the option `schema` in the provider's words."""
+    if conflict := schema_conflict(kind, body, has_schema=schema is not None, has_repair=has_repair):
+        raise _refused("`promptmill.{}`: {}".format(*conflict))
+    return body if schema is None else {**body, "response_format": response_format(schema)}
+
+
+def _options(raw: Any, *, now: float, read_stamp: Callable[[float], float]) -> tuple[Options, Any]:
+    """Our options, and the schema, which belongs into the body."""
     if not raw:
-        return Options()
+        return Options(), None
     if not isinstance(raw, dict):
         raise _refused("`promptmill` is not an object of options")
     given = {name: value for name, value in raw.items() if value is not None}
@@ -156,7 +172,8 @@ def _options(raw: Any, *, now: float, read_stamp: Callable[[float], float]) -> O
         given["submitted_at"] = read_stamp(submitted_at)
     if (deadline_s := given.pop("deadline_s", None)) is not None:
         given["deadline_at"] = given.get("submitted_at", now) + deadline_s
-    return Options(**given)
+    schema = given.pop("schema", None)
+    return Options(**given), schema
 
 
 def _refused(message: str) -> Failure:

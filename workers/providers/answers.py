@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from ..prompt.job import PromptJob
     from .codec import RawResponse
 
-__all__ = ["count_inputs", "read_chat", "read_embeddings", "read_object"]
+__all__ = ["count_inputs", "is_filtered", "is_spent", "read_chat", "read_embeddings", "read_object", "text_of"]
 
 _NUMBERS = {int, float}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -111,7 +111,7 @@ class _Choice(NamedTuple):
         message = message if isinstance(message, dict) else {}
         content = message.get("content")
         return cls(
-            text=_text(content),
+            text=text_of(content),
             has_other=any(message.get(name) for name in _OTHER_CONTENT) or _has_other_part(content),
             has_message=bool(message),
             has_reasoning=any(message.get(name) for name in _REASONING),
@@ -128,13 +128,15 @@ class _Choice(NamedTuple):
 
     def failure(self) -> Failure:
         """Why it is no answer."""
-        if _FILTERED.fullmatch(self.reason):
+        if is_filtered(self.reason):
             return Failure("content_filter", "the provider's content filter withheld the answer")
-        if self.reason in _SPENT:
+        if is_spent(self.reason):
             # Reasoning models do this; sending it again costs the same and brings the same.
-            return Failure(
+            spent = Failure(
                 "bad_response", "the model spent all its output tokens before it wrote any text; raise max_tokens"
             )
+            spent.is_cut = True
+            return spent
         if self.has_reasoning:
             return Failure(
                 "bad_response",
@@ -183,7 +185,18 @@ def _has_other_part(content: Any) -> bool:
     return any(part.get(name) for part in parts if isinstance(part, dict) for name in _OTHER_PARTS)
 
 
-def _text(content: Any) -> str:
+def is_filtered(reason: str) -> bool:
+    """Whether a content filter ended the answer. `reason`: its `finish_reason`, in small letters."""
+    return _FILTERED.fullmatch(reason) is not None
+
+
+def is_spent(reason: str) -> bool:
+    """Whether a limit on tokens cut the answer."""
+    return reason in _SPENT
+
+
+def text_of(content: Any) -> str:
+    """The text of a message, empty where it has none."""
     if isinstance(content, str):
         return content
     if not isinstance(content, list):

@@ -53,7 +53,8 @@ class OpenAICodec:
     def size(self, job: PromptJob) -> RequestSize:
         """See `Codec.size`."""
         body = job.body
-        chars, media = measure([body.get("input" if job.kind == "embed" else "messages"), body.get("tools")])
+        subject = body.get("input" if job.kind == "embed" else "messages")
+        chars, media = measure([subject, body.get("tools"), body.get("response_format")])
         return RequestSize(
             input_chars=chars,
             media=media,
@@ -83,7 +84,8 @@ class OpenAICodec:
         body.pop("stream", None)
         body.pop("stream_options", None)
         sent = headers(job, provider)
-        sent.update(self._auth(provider, key))
+        if key is not None:
+            sent.update(self._auth(provider, key))
         return ProviderRequest(self._url(job, model, provider), sent, dumps(body), answer_bytes(job))
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
@@ -118,7 +120,9 @@ def answer_bytes(job: PromptJob) -> int:
     """How large the answer to a request of many may well be."""
     body = job.body
     if job.kind == "chat":
-        answers = _count(body.get("n")) or 0
+        if "n" not in body:
+            return 0
+        answers = _count(body["n"]) or 0
         each_bytes = _CHAT_BYTES
     else:
         answers = count_inputs(body["input"])

@@ -71,7 +71,8 @@ class Dialect:
 
     `prefix` is what its base URL ends in, and `kind` the codec that speaks it. `limits` gives the headers that tell
     limits, from an allowance, the loop's time and the epoch time; `waits` those of a refusal. `error` writes a body.
-    `check_headers` raises `InvalidRequest` for headers that this provider alone refuses.
+    `check_headers` raises `InvalidRequest` for headers that this provider alone refuses. `structured_outputs` is what
+    a catalogue says of it.
     """
 
     name: DialectName
@@ -90,6 +91,7 @@ class Dialect:
     limits: Callable[[Allowance, float, float], dict[str, str]] = _openai_limits
     waits: Callable[[float], dict[str, str]] = _openai_waits
     check_headers: Callable[[Mapping[str, str]], None] = lambda headers: None
+    structured_outputs: Literal["json_schema", "json_object"] = "json_schema"
 
     def locate(self, path: str) -> tuple[Endpoint, str | None] | None:
         """The endpoint of a path, and the model where the path names it."""
@@ -250,6 +252,17 @@ def _mistral_limits(allowance: Allowance, now_s: float, _at_s: float) -> dict[st
 # -- DeepSeek
 
 
+def _read_deepseek_chat(body: bytes) -> ChatRequest:
+    request = read_chat(body)
+    wanted = orjson.loads(body).get("response_format")
+    kind = wanted.get("type") if isinstance(wanted, dict) else None
+    if kind == "json_schema":
+        raise InvalidRequest("This response_format type is unavailable now", "response_format")
+    if kind == "json_object" and b"json" not in body.lower().replace(b"json_object", b""):
+        raise InvalidRequest("Prompt must contain the word 'json' in some form to use 'json_object'.", "messages")
+    return request
+
+
 def _deepseek_chat_body(request: ChatRequest, completions: list[replies.Completion], *, seed: int) -> bytes:
     """Its own count of cached tokens, and blank lines before: it keeps a busy connection alive with them."""
     body = orjson.loads(replies.chat_body(request, completions, seed=seed))
@@ -310,7 +323,15 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 limits=_mistral_limits,
                 waits=_no_waits,
             ),
-            Dialect(name="deepseek", prefix="", chat_body=_deepseek_chat_body, limits=_no_limits, waits=_no_waits),
+            Dialect(
+                name="deepseek",
+                prefix="",
+                read_chat=_read_deepseek_chat,
+                chat_body=_deepseek_chat_body,
+                limits=_no_limits,
+                waits=_no_waits,
+                structured_outputs="json_object",
+            ),
             Dialect(name="vllm", error=_vllm_error, limits=_no_limits, waits=_no_waits),
         )
     }

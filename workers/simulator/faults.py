@@ -83,6 +83,11 @@ class Altered:
     latency_factor: float = 1.0
     header_bytes: int = 0
     content_filter: bool = False
+    breaks_json: bool = False
+    """Of an answer that is to fit a schema: in one of the ways of `broken_json`, but not if it is asked for again with
+    what was wrong with it."""
+    truncates: bool = False
+    """In the middle, but not if it is asked for again with a higher limit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +211,8 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
         "bad-utf8": _answer(_choice(b'{"role":"assistant","content":"\xff\xfe\xc3\x28"}')),
         "deep": _answer(b"[" * _DEPTH + b"]" * _DEPTH),
         "content-filter": Altered(content_filter=True),
+        "badjson": Altered(breaks_json=True),
+        "truncated": Altered(truncates=True),
         # Too much of it
         "huge": Flood(_LARGE_BYTES),
         "gzip-bomb": Bomb(_LARGE_BYTES),

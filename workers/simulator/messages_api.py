@@ -9,6 +9,7 @@ import orjson
 
 from .replies import Completion
 from .request import ChatRequest, InvalidRequest, fields_of, message_tokens, model_of, numbers_in, prompt_hash
+from .structured import wanted
 
 __all__ = ["error_body", "message_body", "message_events", "read_message"]
 
@@ -79,15 +80,19 @@ def read_message(body: bytes) -> ChatRequest:
     temperature = fields.get("temperature", 1)
     if not isinstance(temperature, int | float) or not 0 <= temperature <= 1:
         raise InvalidRequest("temperature: range: 0..1", "temperature")
+    system = _plain(fields.get("system"))
+    users = [text for message, text in zip(messages, texts, strict=True) if message["role"] == "user"]
+    form = wanted(fields, system, users)
     return ChatRequest(
         model=model,
         prompt_hash=prompt_hash(messages),
-        prompt_tokens=message_tokens([_plain(fields.get("system")), *texts]),
+        prompt_tokens=message_tokens([system, *texts], beside=form.chars if form else 0),
         max_tokens=max_tokens,
         choices=1,
         stream=fields.get("stream") is True,
         include_usage=True,
         numbers=numbers_in(texts[-1]),
+        wanted=form,
     )
 
 

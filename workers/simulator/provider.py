@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
 from . import replies
+from .broken_json import KINDS, broken
 from .dialects import DIALECTS, Endpoint
 from .draws import Attempts, lognormal, uniforms
 from .faults import FAULTS, JSON_TYPE, Altered, Fault, Instead, check_shares, delivers_answer, pick
@@ -35,6 +36,7 @@ class Answer:
 
     pieces: Sequence[bytes] = field(default=(), repr=False)
     content_type: str = JSON_TYPE
+    tokens: int = 0
 
     @property
     def streamed(self) -> bool:
@@ -73,7 +75,9 @@ class Incoming:
 
 @dataclass(frozen=True, slots=True)
 class _Asked:
-    """One readable request, whichever endpoint it came to. `render` makes the answer of the final `fault`."""
+    """One readable request, whichever endpoint it came to. `render` makes the answer of the final `fault`, with one
+    number from 0 to 1 for what is drawn of it.
+    """
 
     model: str
     prompt_hash: str
@@ -81,7 +85,9 @@ class _Asked:
     completion_tokens: int
     reserved_tokens: int
     stream: bool
-    render: Callable[[Fault | None], Answer]
+    render: Callable[[Fault | None, float], Answer]
+    max_tokens: int | None = None
+    is_asked_again: bool = False
 
 
 class Provider:
@@ -90,6 +96,8 @@ class Provider:
     def __init__(self, options: SimulatorOptions) -> None:
         self._options = options
         self._attempts = Attempts(kept=_ATTEMPTS_KEPT)
+        self._truncated: dict[str, int] = {}
+        """The limit with which an answer was truncated, by content."""
         self._allowances: dict[bytes, Allowance] = {}
         self._faults, self._faults_end_s = options.faults, math.inf
         self.dialect = DIALECTS[options.dialect]
@@ -108,6 +116,7 @@ class Provider:
     def restart(self) -> None:
         """Every content's next attempt is its first again. The limits remember what they have let through."""
         self._attempts.clear()
+        self._truncated.clear()
 
     def strike(self, faults: Mapping[str, float], *, until_s: float = math.inf) -> None:
         """From now on these shares of the calls go wrong, none after `until_s`, on the clock of `plan`.
@@ -156,13 +165,26 @@ class Provider:
         call.attempt = self._attempts.next(key)
         draws = uniforms(self._options.seed, f"attempt {call.attempt}", key)
         call.fault = forced_fault or pick(faults, draws[0])
+        if call.fault and self._is_cured(FAULTS[call.fault], asked, call.prompt_hash or ""):
+            call.fault = None
         fault = FAULTS[call.fault] if call.fault else None
         latency_s = self._latency_s(draws[1], fault)
         first_s = latency_s * _FIRST_EVENT_SHARE if asked.stream else latency_s
-        plan = Plan(asked.render(fault), fault, first_s=first_s, spread_s=latency_s - first_s)
+        plan = Plan(asked.render(fault, draws[2]), fault, first_s=first_s, spread_s=latency_s - first_s)
         if not delivers_answer(fault):
             return plan
-        return replace(plan, prompt_tokens=asked.prompt_tokens, completion_tokens=asked.completion_tokens)
+        return replace(plan, prompt_tokens=asked.prompt_tokens, completion_tokens=plan.answer.tokens)
+
+    def _is_cured(self, fault: Fault, asked: _Asked, content: str) -> bool:
+        """Whether the request is what a fault of this kind is cured with."""
+        if not isinstance(fault, Altered):
+            return False
+        if fault.truncates:
+            if len(self._truncated) >= _ATTEMPTS_KEPT:
+                self._truncated.clear()
+            before = self._truncated.setdefault(content, asked.max_tokens or 0)
+            return (asked.max_tokens or 0) > before
+        return fault.breaks_json and asked.is_asked_again
 
     def _latency_s(self, uniform: float, fault: Fault | None) -> float:
         latency_ms = lognormal(uniform, mean=self._options.latency_ms, spread=self._options.jitter)
@@ -202,16 +224,22 @@ class Provider:
             reserved_tokens=request.prompt_tokens
             + (request.max_tokens or round(options.output_tokens)) * request.choices,
             stream=request.stream,
-            render=lambda fault: self._chat_answer(request, completions, fault),
+            render=lambda fault, drawn: self._chat_answer(request, completions, fault, drawn),
+            max_tokens=request.max_tokens,
+            is_asked_again=request.wanted is not None and request.wanted.is_asked_again,
         )
 
-    def _chat_answer(self, request: ChatRequest, completions: list[replies.Completion], fault: Fault | None) -> Answer:
-        if isinstance(fault, Altered) and fault.content_filter:
-            # The text was made before it was withheld: its tokens count.
-            completions = [replace(completion, text="", finish_reason="content_filter") for completion in completions]
+    def _chat_answer(
+        self, request: ChatRequest, completions: list[replies.Completion], fault: Fault | None, drawn: float
+    ) -> Answer:
+        if isinstance(fault, Altered):
+            is_object = request.wanted is not None
+            completions = [_altered(completion, fault, drawn, is_object=is_object) for completion in completions]
+        tokens = sum(completion.tokens for completion in completions)
+        seed = self._options.seed
         if request.stream:
-            return Answer(self.dialect.chat_events(request, completions, seed=self._options.seed), EVENTS_TYPE)
-        return Answer([self.dialect.chat_body(request, completions, seed=self._options.seed)])
+            return Answer(self.dialect.chat_events(request, completions, seed=seed), EVENTS_TYPE, tokens)
+        return Answer([self.dialect.chat_body(request, completions, seed=seed)], tokens=tokens)
 
     def _read_embedding(self, body: bytes) -> _Asked:
         request = self.dialect.read_embedding(body)
@@ -222,12 +250,23 @@ class Provider:
             completion_tokens=0,
             reserved_tokens=request.prompt_tokens,
             stream=False,
-            render=lambda _fault: self._embedding_answer(request),
+            render=lambda _fault, _drawn: self._embedding_answer(request),
         )
 
     def _embedding_answer(self, request: EmbeddingRequest) -> Answer:
         dimensions = self._options.embedding_dimensions
         return Answer([replies.embedding_body(request, seed=self._options.seed, dimensions=dimensions)])
+
+
+def _altered(completion: replies.Completion, fault: Altered, drawn: float, *, is_object: bool) -> replies.Completion:
+    if fault.content_filter:
+        # The text was made before it was withheld: its tokens count.
+        return replace(completion, text="", finish_reason="content_filter")
+    if fault.truncates:
+        return completion.cut_to(max(1, completion.tokens // 2))
+    if fault.breaks_json and is_object:
+        return replace(completion, text=broken(completion.text, KINDS[int(drawn * len(KINDS))]))
+    return completion
 
 
 def _invalid(message: str, *, param: str | None = None, status: int = 400) -> Instead:

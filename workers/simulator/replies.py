@@ -18,7 +18,9 @@ from typing import Any
 import orjson
 
 from .draws import lognormal, uniforms
+from .objects import fitting_object
 from .request import ChatRequest, EmbeddingRequest
+from .structured import Wanted
 
 __all__ = [
     "DONE_EVENT",
@@ -32,6 +34,7 @@ __all__ = [
     "error_body",
     "event",
     "models_body",
+    "object_text",
 ]
 
 MODELS = (
@@ -85,6 +88,10 @@ class Completion:
     tokens: int
     finish_reason: str = "stop"
 
+    def cut_to(self, tokens: int) -> Completion:
+        """The same, truncated."""
+        return Completion(self.text[: tokens * _CHARS_PER_TOKEN], tokens, "length")
+
 
 @dataclass(frozen=True, slots=True)
 class ErrorParts:
@@ -98,7 +105,12 @@ class ErrorParts:
 
 
 def complete(request: ChatRequest, *, seed: int, mean_tokens: float) -> list[Completion]:
-    """The choices of an answer; each has a log-normal number of tokens, capped by what the request permits."""
+    """The choices of an answer; each has a log-normal number of tokens, capped by what the request permits.
+
+    A request with a schema gets an object that fits it, the same however it is asked for.
+    """
+    if request.wanted is not None:
+        return [_object(request, request.wanted, seed, choice) for choice in range(request.choices)]
     return [_completion(request, _draws(request, seed, choice), mean_tokens) for choice in range(request.choices)]
 
 
@@ -173,7 +185,21 @@ def _completion(request: ChatRequest, draws: tuple[float, ...], mean_tokens: flo
     text = _text(request.numbers, draws[1:], chars=wished * _CHARS_PER_TOKEN)
     if request.max_tokens is None or wished <= request.max_tokens:
         return Completion(text, wished)
-    return Completion(text[: request.max_tokens * _CHARS_PER_TOKEN], request.max_tokens, "length")
+    return Completion(text, wished).cut_to(request.max_tokens)
+
+
+def object_text(wanted: Wanted, *, model: str, seed: int, choice: int = 0) -> str:
+    """The JSON that fits a schema."""
+    key = b"%d:%b:%b" % (choice, model.encode(), wanted.subject)
+    return orjson.dumps(fitting_object(wanted.schema, seed=seed, key=key)).decode()
+
+
+def _object(request: ChatRequest, wanted: Wanted, seed: int, choice: int) -> Completion:
+    text = object_text(wanted, model=request.model, seed=seed, choice=choice)
+    tokens = math.ceil(len(text) / _CHARS_PER_TOKEN)
+    if request.max_tokens is None or tokens <= request.max_tokens:
+        return Completion(text, tokens)
+    return Completion(text, tokens).cut_to(request.max_tokens)
 
 
 def _text(numbers: tuple[str, ...], draws: tuple[float, ...], *, chars: int) -> str:

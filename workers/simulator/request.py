@@ -10,6 +10,8 @@ from typing import Any
 
 import orjson
 
+from .structured import Wanted, wanted
+
 __all__ = [
     "ChatRequest",
     "EmbeddingRequest",
@@ -52,6 +54,8 @@ class ChatRequest:
     stream: bool
     include_usage: bool
     numbers: tuple[str, ...] = field(repr=False)
+    wanted: Wanted | None = field(default=None, repr=False)
+    """The schema that its answer is to fit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,15 +83,17 @@ def read_chat(body: bytes) -> ChatRequest:
         raise InvalidRequest("'messages' must be a list of at least one message.", "messages")
     texts = [_message_text(message) for message in messages]
     options = fields.get("stream_options")
+    form = _wanted(fields, messages, texts)
     return ChatRequest(
         model=model_of(fields),
         prompt_hash=prompt_hash(messages),
-        prompt_tokens=message_tokens(texts),
+        prompt_tokens=message_tokens(texts, beside=form.chars if form else 0),
         max_tokens=_count(fields, "max_completion_tokens") or _count(fields, "max_tokens"),
         choices=_count(fields, "n", at_most=_MAX_CHOICES) or 1,
         stream=fields.get("stream") is True,
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         numbers=numbers_in(texts[-1]),
+        wanted=form,
     )
 
 
@@ -146,6 +152,15 @@ def _message_text(message: Any) -> str:
     return content if isinstance(content, str) else ""
 
 
+def _wanted(fields: dict[str, Any], messages: list[Any], texts: list[str]) -> Wanted | None:
+    first = messages[0]["role"]
+    if "response_format" not in fields and first != "system":
+        return None
+    system = texts[0] if first == "system" else ""
+    users = [text for message, text in zip(messages, texts, strict=True) if message["role"] == "user"]
+    return wanted(fields, system, users)
+
+
 def _has_text(part: dict[str, Any]) -> bool:
     return isinstance(part.get("text"), str)
 
@@ -158,9 +173,9 @@ def _is_tokens(item: Any) -> bool:
     return isinstance(item, list) and bool(item) and all(isinstance(token, int) for token in item)
 
 
-def message_tokens(texts: list[str]) -> int:
-    """What a prompt of these texts counts."""
-    return _tokens(sum(map(len, texts)))
+def message_tokens(texts: list[str], *, beside: int = 0) -> int:
+    """What a prompt of these texts counts, with so many characters `beside` its messages."""
+    return _tokens(sum(map(len, texts)) + beside)
 
 
 def _tokens(chars: int) -> int:

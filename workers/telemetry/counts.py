@@ -44,6 +44,7 @@ COUNTERS: Final[tuple[Event, ...]] = (
         "job",
         ("unstarted", "started"),
     ),
+    Event("fallbacks_total", "Jobs that went on to another model, by the code of what led there.", "code", ERROR_CODES),
     Event("jobs_failed_total", "Prompt jobs that ended without an answer, by their error's code.", "code", ERROR_CODES),
 )
 """All that are counted. Each is shown from 0 on: a counter that appears with its first event has not increased, for

@@ -24,9 +24,9 @@ def mute_setting(module):
 
 
 def mute_key(module):
-    tables = {"providers": "Provider", "models": "Model", "limits": "Limits", "price": "Price", "timeout": "Timeout"}
+    tables = {"providers": "Provider", "models": "Model", "routes": "Route"}
     table, _, key = NAME.partition(".")
-    owner = getattr(module, tables[table])
+    owner = getattr(module, tables.get(table, table.capitalize()))
     required = {"providers.base_url": "http://127.0.0.1:1/v1", "models.provider": "openai"}
     if NAME in ("models.limits", "models.timeout"):  # the provider's hold, which a model is given when it is made
         inherit(module, key)

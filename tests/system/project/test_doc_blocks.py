@@ -101,6 +101,7 @@ JOBS_ROW = block(
 )
 LOCAL_SERVER = block("docs/guides/providers.md", "[providers.local]")
 AZURE = block("docs/guides/providers.md", "[providers.azure-eu]")
+ROUTES = block("docs/guides/routes-and-fallbacks.md", '[models."gpt-4o-mini"]')
 CONTRIBUTING_SETUP = block("CONTRIBUTING.md", "$ make install")
 same_block(START, EXAMPLE_RUN.name[1], EXAMPLE_RUN)
 same_block("docs/guides/file-of-prompts.md", EXAMPLE_RUN.name[1], EXAMPLE_RUN)
@@ -123,6 +124,14 @@ def test_the_guides_tables_of_providers_load(table: Block, name: str, url: str, 
     path.write_text(table.text)
     catalog = load_catalog(path)
     assert catalog.provider(catalog.model(name)).base_url == url
+
+
+def test_the_guides_routes_load(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    path.write_text(ROUTES.text)
+    catalog = load_catalog(path)
+    assert [model.name for model in catalog.models_of("auto")] == ["gpt-4.1", "gpt-4o-mini", "deepseek-v3.2"]
+    assert catalog.model("gpt-4.1").fallbacks == ("gpt-4o-mini",)
 
 
 def test_no_block_is_unaccounted_for() -> None:

@@ -96,3 +96,27 @@ def test_a_providers_own_name_needs_no_catalogue(promptmill_run: RunCommand, tmp
     [good, bad] = sorted(rows_of(tmp_path / "out.jsonl"), key=lambda row: row["custom_id"])
     assert (good["promptmill"]["answered_by"], good["promptmill"]["cost_usd"]) == ("groq/maker/new", None)
     assert bad["error"]["code"] == "not_found"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"answer": {"type": "integer"}, "why": {"type": "string"}},
+    "required": ["answer", "why"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.covers("run", "schema", "repair")
+@pytest.mark.parametrize("dialect", ["anthropic", "deepseek"])
+def test_every_answer_fits_the_schema(dialect: str, promptmill_run: RunCommand, tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text(json.dumps(SCHEMA), encoding="utf-8")
+    broken = ("--simulate", "--dialect", dialect, "--fault", "badjson=0.5", "--latency-ms", "0", "--workers", "1")
+    asked = ("--schema", "schema.json", "--repair", "1", "--limit", str(ROWS), "--json")
+    finished = promptmill_run(GSM8K, "-o", "out.jsonl", *broken, *asked)
+    assert finished.code == 0, finished.stderr
+    rows = rows_of(tmp_path / "out.jsonl")
+    answers = [json.loads(row["response"]["body"]["choices"][0]["message"]["content"]) for row in rows]
+    assert all(type(each["answer"]) is int and each.keys() == {"answer", "why"} for each in answers)
+    repaired = [row["promptmill"]["repaired"] for row in rows]
+    assert {"syntax", "asked_again"} <= set(repaired)
+    assert finished.summary["provider_calls"] == ROWS + repaired.count("asked_again")

@@ -291,6 +291,35 @@ def test_simulated_catalog_keeps_names_and_prices_and_no_way_out(tmp_path: Path)
     assert {(provider.base_url, provider.api_keys) for provider in simulated.providers.values()} == {(url, ())}
 
 
+def test_simulated_catalog_keeps_routes_and_fallbacks(tmp_path: Path) -> None:
+    mine, path = tmp_path / "mine.toml", tmp_path / "catalog.toml"
+    mine.write_text(
+        """
+        [models.small]
+        provider = "openai"
+        context_tokens = 8_000
+        fallbacks = ["gpt-4o", "openai/gpt-9"]
+        fallback_on = ["content_filter"]
+        [routes.auto]
+        rules = [{ when = { tag = "hard", deadline_under_s = 2.5 }, model = "gpt-4.1" }]
+        targets = ["small", "gpt-4o-mini"]
+        choose = "cheapest"
+        [routes.other]
+        default = "small"
+        """,
+        encoding="utf-8",
+    )
+    real = load_catalog(mine)
+    path.write_text(simulated_catalog(real, url="http://127.0.0.1:1/v1", limits=Simulation().limits()), "utf-8")
+    simulated = load_catalog(path)
+    assert simulated.routes == real.routes
+    of = [
+        (each.context_tokens, each.fallbacks, each.fallback_on)
+        for each in (real.models["small"], simulated.models["small"])
+    ]
+    assert of[0] == of[1] == (8_000, ("gpt-4o", "openai/gpt-9"), ("content_filter",))
+
+
 @pytest.mark.parametrize(
     "simulation", [Simulation(faults=("nonsense=0.1",)), Simulation(latency_ms=-1), Simulation(rpm=0)]
 )

@@ -15,6 +15,7 @@ from workers.commands.run.errors import UnusableInput
 from workers.commands.run.input.custom_ids import CustomIds, DigestsById
 from workers.commands.run.input.input_file import MAX_LINE_BYTES, InputFile, Line
 from workers.commands.run.input.rows import PROMPT_NAMES, BadRow, Row, RowReader
+from workers.commands.run.input.schema_file import read_schema
 
 CHAT = {"messages": [{"role": "user", "content": "Hello"}]}
 
@@ -261,7 +262,7 @@ def test_digest_does_not_see_how_a_row_is_written() -> None:
         ),
         (b'{"prompt": "x", "promptmill": {"id": "a"}}', "`promptmill.id`: there is no such option"),
         (b'{"prompt": "x", "promptmill": {"deadline_s": 0}}', "`promptmill.deadline_s`: must be more than 0 seconds"),
-        (b'{"prompt": "x", "promptmill": {"fallbacks": ["m"]}}', "`promptmill.fallbacks`: there are no fallbacks yet"),
+        (b'{"prompt": "x", "promptmill": {"fallbacks": "m"}}', "`promptmill.fallbacks`: must be a list of models'"),
         (b'{"prompt": "x", "promptmill": {"cache_ttl_s": 60}}', "`promptmill.cache_ttl_s`: answers are not cached yet"),
     ],
 )
@@ -368,3 +369,46 @@ def test_digests_by_id_grow() -> None:
     digests = DigestsById()
     assert all(digests.add(f"row-{number}", number + 1) for number in range(5_000))
     assert [digests.get(f"row-{number}") for number in range(5_000)] == list(range(1, 5_001))
+
+
+# -- schemas
+
+SCHEMA = {"type": "object", "properties": {"a": {"type": "string"}}}
+OWN = {"type": "json_schema", "json_schema": {"name": "own", "schema": SCHEMA}}
+
+
+def test_the_runs_schema_is_for_chats_without_one() -> None:
+    plain, with_schema = good({"prompt": "Hello"}), good({"prompt": "Hello"}, schema=SCHEMA, repair=2)
+    assert with_schema.body["response_format"]["json_schema"]["schema"] == SCHEMA
+    assert with_schema.options["repair"] == 2
+    assert with_schema.digest != plain.digest
+    own = good({**CHAT, "response_format": OWN}, schema={"type": "array"}, repair=1)
+    assert (own.body["response_format"], own.options["repair"]) == (OWN, 1)
+    other = good({**CHAT, "response_format": {"type": "json_object"}}, schema=SCHEMA, repair=1)
+    assert other.body["response_format"] == {"type": "json_object"} and "repair" not in other.options
+    embedding = good({"input": ["text"]}, schema=SCHEMA, repair=1)
+    assert "response_format" not in embedding.body and "repair" not in embedding.options
+
+
+def test_a_rows_schema_is_a_part_of_its_request() -> None:
+    first, second = (
+        good({**CHAT, "promptmill": {"schema": {"type": kind}, "repair": 0}}) for kind in ("array", "object")
+    )
+    assert first.digest != second.digest and "schema" not in first.options
+    job = new_job(**submission(first, "id"))
+    assert '"response_format":{"type":"json_schema"' in job.body
+    assert good({**CHAT, "promptmill": {"schema": SCHEMA, "repair": 0}}, repair=3).options["repair"] == 0
+    assert "beside `response_format`" in reason({**CHAT, "response_format": OWN, "promptmill": {"schema": SCHEMA}})
+    assert "there is no schema" in reason({**CHAT, "promptmill": {"repair": 1}})
+
+
+def test_a_schema_file_is_checked_first(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    with pytest.raises(UnusableInput, match="Can't read"):
+        read_schema(path)
+    for text, told in [("{", "is not JSON"), ("[]", "holds no JSON Schema"), ('{"type": "objekt"}', "no JSON Schema")]:
+        path.write_text(text)
+        with pytest.raises(UnusableInput, match=told):
+            read_schema(path)
+    path.write_text(json.dumps(SCHEMA))
+    assert (read_schema(path), read_schema(None)) == (SCHEMA, None)

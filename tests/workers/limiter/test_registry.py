@@ -51,6 +51,21 @@ async def once(registry: LimiterRegistry, model_: Model, sent: list[float] | Non
     return permit
 
 
+async def test_the_outlook_is_the_wait_and_the_usual_answer(client: Redis, redis_server: RedisServer) -> None:
+    slow = model(Limits(rpm=60, algorithm="bucket"), "slow")
+    async with registries(redis_server.url, 1) as (registry,):
+        cost = registry.estimate(slow, input_chars=400)
+        assert (registry.expected_wait_s(slow, [None]), registry.expected_output(slow, cost)) == (0.0, None)
+        for _ in range(32):
+            registry._estimator(slow).learn(cost, Usage(100, 7))
+        waiting = [asyncio.create_task(once(registry, slow)) for _ in range(10)]
+        await wait_until_async(lambda: registry.expected_wait_s(slow, [None]) > 1, description="a queue")
+        assert registry.expected_output(slow, cost) == 7
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
 async def test_two_workers_share_one_pace(client: Redis, redis_server: RedisServer) -> None:
     sent: list[float] = []
     async with registries(redis_server.url) as (one, other):

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from config.catalog import Catalog
 from config.settings import get_settings
 from tasks.results import Usage
 from workers.cli import app
 from workers.pipeline.rungs.record_size import RecordSize
 from workers.pipeline.rungs.retry import Retries
+from workers.pipeline.rungs.schema import Schema
 from workers.pipeline.trip import Shape, Trip
 from workers.prompt.failure import Failure, Incapable
 from workers.prompt.parked import Parked
@@ -21,10 +24,15 @@ from workers.providers import Answer
 ALWAYS = ["Elsewhere", "Breaker", "Retries", "Admission"]
 
 LADDERS = {
+    Shape("chat", "m", has_deadline=False, has_schema=True): ["Elsewhere", "Schema", *ALWAYS[1:]],
     Shape("chat", "m", has_deadline=False): ALWAYS,
     Shape("chat", "m", has_deadline=True): ["Deadline", "Elsewhere", "Breaker", "Retries", "Admission"],
     Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", "Breaker", "Retries", "Admission"],
     Shape("embed", "m", has_deadline=True): ["Deadline", "Elsewhere", "RecordSize", "Breaker", "Retries", "Admission"],
+    Shape("chat", "m", has_deadline=False, has_fallbacks=False): ALWAYS,
+    Shape("chat", "m", has_deadline=False, has_fallbacks=True): ["Fallbacks", *ALWAYS],
+    Shape("chat", "m", has_deadline=True, has_fallbacks=True): ["Deadline", "Fallbacks", *ALWAYS],
+    Shape("chat", "nobody-knows", has_deadline=False, has_fallbacks=True): ["Fallbacks", *ALWAYS],
 }
 
 
@@ -38,6 +46,56 @@ async def test_the_rungs_of_each_shape(pipeline_to: Any) -> None:
             pipeline.ladder(Shape("chat", "unknown", has_deadline=False))
 
 
+async def test_a_chain_of_the_catalogue_is_on_the_ladder(pipeline_to: Any, chat_job: Any) -> None:
+    models = {"m": {"provider": "p", "fallbacks": ["e"]}, "e": {"provider": "p"}}
+    made = Catalog.model_validate(
+        {
+            "providers": {"p": {"base_url": "http://127.0.0.1:9/v1"}},
+            "models": models,
+            "routes": {"auto": {"default": "e"}},
+        }
+    )
+    async with pipeline_to("", catalog=made) as pipeline:
+        met = {
+            (name, own): type(pipeline.ladder(Shape("chat", name, False, own)).rungs[0]).__name__
+            for name in ("m", "e", "auto")
+            for own in (None, False)
+        }
+    assert {key for key, first in met.items() if first == "Fallbacks"} == {
+        ("m", None),
+        ("auto", None),
+        ("auto", False),
+    }
+
+
+def test_doctor_shows_a_routes_models(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    path.write_text(
+        """
+        [models.small]
+        provider = "openai"
+        fallbacks = ["gpt-4o"]
+        [routes.auto]
+        rules = [{ when = { tag = "hard" }, model = "small" }]
+        targets = ["gpt-4o-mini", "gpt-4.1"]
+        choose = "fastest"
+        [routes.plain]
+        default = "small"
+        """
+    )
+    monkeypatch.setenv("PROMPTMILL_REDIS_URL", "redis://127.0.0.1:1/0")  # nothing is asked
+    monkeypatch.setenv("PROMPTMILL_CATALOG", str(path))
+    get_settings.cache_clear()
+    shown = CliRunner().invoke(app, ["doctor", "--ladder", "auto", "--json"])
+    assert json.loads(shown.stdout)["chain"] == [
+        'tag = "hard": small then gpt-4o',
+        "else, fastest first: gpt-4o-mini, gpt-4.1",
+    ]
+    assert json.loads(shown.stdout)["chat"] == ["Fallbacks", *ALWAYS, "Call"]
+    assert "else: small then gpt-4o" in CliRunner().invoke(app, ["doctor", "--ladder", "plain"]).stdout
+    get_settings.cache_clear()
+
+
 def test_doctor_shows_the_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPTMILL_REDIS_URL", "redis://127.0.0.1:1/0")  # nothing is asked
     get_settings.cache_clear()
@@ -48,6 +106,8 @@ def test_doctor_shows_the_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
         *LADDERS[Shape("chat", "m", has_deadline=True)],
         "Call",
     ]
+    assert "Schema" in json.loads(as_json.stdout)["chat with a schema"]
+    assert json.loads(as_json.stdout)["chain"] == ["gpt-4o-mini"]
     unknown = CliRunner().invoke(app, ["doctor", "--ladder", "nope"])
     assert unknown.exit_code == 1 and "no model is named 'nope'" in unknown.stderr
     get_settings.cache_clear()
@@ -86,7 +146,7 @@ async def test_parked_and_the_like_pass_through_every_rung(pipeline: Any, trip: 
         raise passing
 
     for rung in (*pipeline._job_rungs, *pipeline._route_rungs):
-        if not isinstance(rung, RecordSize):
+        if not isinstance(rung, RecordSize | Schema):
             with pytest.raises(type(passing)):
                 await rung(trip, down)
 

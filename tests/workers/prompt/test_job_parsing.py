@@ -156,7 +156,7 @@ def test_many_brackets_alone_are_not_deep() -> None:
         ({"max_attempts": 0}, "max_attempts"),
         ({"max_attempts": 1.5}, "max_attempts"),
         ({"max_attempts": True}, "max_attempts"),
-        ({"fallbacks": ["m2"]}, "`promptmill.fallbacks`: there are no fallbacks yet"),
+        ({"fallbacks": ["m2", 3]}, "`promptmill.fallbacks`: must be a list of models' names"),
         ({"delay_s": 5}, "there is no such option"),
         ({"repeat_timeouts": 1}, "`promptmill.repeat_timeouts`: must be true or false"),
         ({"repeat_timeouts": "yes"}, "repeat_timeouts"),

@@ -13,6 +13,7 @@ import uvloop
 from rich.console import Console
 
 from config.settings import Settings
+from tasks.wire.options import MAX_REPAIRS
 from workers.simulator.dialects import DialectName
 from workers.simulator.limits import Algorithm
 from workers.simulator.options import SimulatorOptions
@@ -50,6 +51,12 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
     field: Annotated[
         str | None, typer.Option(metavar="NAME", help="The field with the prompt, for rows that are no requests.")
     ] = None,
+    schema: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A JSON Schema that the chats' answers have to fit.")
+    ] = None,
+    repair: Annotated[
+        int, typer.Option(min=0, max=MAX_REPAIRS, help="Further calls for an answer that does not fit its schema.")
+    ] = 0,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first rows.")] = None,
     workers: Annotated[int, typer.Option(min=0, help="Processes to start; 0 = use those that run already.")] = 2,
     concurrency: Annotated[
@@ -104,6 +111,8 @@ def run(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it by po
             output=output.resolve(),
             model=model,
             field=field,
+            schema=schema,
+            repair=repair,
             limit=limit,
             workers=workers,
             concurrency=concurrency,

@@ -24,7 +24,8 @@ class RunOptions:
 
     `concurrency` is per worker process, None for the setting's; `redis` None means an embedded one, and
     `simulation` None the catalogue's providers. `base_url` stands in place of the catalogue, with the key that
-    `api_key_env` names, if any. Raises `UnusableInput`.
+    `api_key_env` names, if any. `schema` is the file of a JSON Schema that answers have to fit, `repair` the further
+    calls that each may cost. Raises `UnusableInput`.
     """
 
     input: Path
@@ -38,6 +39,8 @@ class RunOptions:
     simulation: Simulation | None = None
     base_url: str | None = None
     api_key_env: str | None = None
+    schema: Path | None = None
+    repair: int = 0
 
     def __post_init__(self) -> None:
         if str(self.input) == "-":

@@ -22,6 +22,7 @@ from .errors import UnusableInput
 from .input.input_file import MAX_LINE_BYTES
 from .input.models import ModelCheck
 from .input.rows import DEFAULT_MODEL, BadRow, RowReader
+from .input.schema_file import read_schema
 from .input.source import RowSource, count_rows
 from .notices import show_notices
 from .options import RunOptions
@@ -118,6 +119,8 @@ class Session:
                 default_model=DEFAULT_MODEL if options.base_url is None else None,
                 field=options.field,
                 simulated=simulated,
+                schema=read_schema(options.schema),
+                repair=options.repair,
             ),
             models=ModelCheck(catalog, with_keys=not simulated),
             finished=output.finished,

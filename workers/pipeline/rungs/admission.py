@@ -2,61 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ...limiter import TooLargeForLimit, TooLate
-from ...prompt.failure import Failure
-from ...providers.size import NO_MEDIA, Media
+from ...prompt.failure import Failure, OverLimit
+from ...prompt.parked import Parked
+from ..limits import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from pydantic import SecretStr
 
-    from config.catalog import Model, Provider
-    from tasks.wire.vocabulary import Priority
+    from config.catalog import Provider
 
-    from ...limiter import Cost, Permit
+    from ...limiter import Permit
     from ...providers import Answer
+    from ..limits import Limits
     from ..trip import Down, Shape, Trip
 
-__all__ = ["Admission", "Limits"]
-
-
-class Limits(Protocol):
-    """The shared limit: `limiter.LimiterRegistry`, and what the tests put in its place."""
-
-    def estimate(
-        self,
-        model: Model,
-        *,
-        input_chars: int,
-        media: Media = NO_MEDIA,
-        max_tokens: int | None = None,
-        answers: int = 1,
-        embeds: bool = False,
-    ) -> Cost: ...
-
-    def admit_free(
-        self,
-        model: Model,
-        keys: Sequence[SecretStr | None],
-        *,
-        priority: Priority = "normal",
-        tenant: str | None = None,
-    ) -> Permit | None: ...
-
-    async def admit(
-        self,
-        model: Model,
-        keys: Sequence[SecretStr | None],
-        *,
-        cost: Cost,
-        priority: Priority = "normal",
-        tenant: str | None = None,
-        deadline_at: float | None = None,
-        park_after_s: float | None = None,
-    ) -> Permit: ...
+__all__ = ["Admission"]
 
 
 class Admission:
@@ -107,15 +72,7 @@ class Admission:
 
     async def _admit(self, trip: Trip, keys: Sequence[SecretStr | None]) -> Permit:
         options, route = trip.job.options, trip.route
-        size = route.codec.size(trip.job)
-        cost = self._limits.estimate(
-            route.model,
-            input_chars=size.input_chars,
-            media=size.media,
-            max_tokens=size.max_tokens,
-            answers=size.answers,
-            embeds=trip.job.kind == "embed",
-        )
+        cost = estimate(self._limits, trip.job, route)
         try:
             return await self._limits.admit(
                 route.model,
@@ -123,10 +80,14 @@ class Admission:
                 cost=cost,
                 priority=options.priority,
                 tenant=options.tenant,
-                deadline_at=options.deadline_at,
+                deadline_at=trip.wait_until,
                 park_after_s=self._park_after_s,
             )
         except TooLargeForLimit as never:
-            raise Failure("too_large", str(never)) from None
+            raise OverLimit("too_large", str(never)) from None
         except TooLate as late:
-            raise Failure("expired", str(late)) from None
+            raise Failure("rate_limited" if trip.untried else "expired", str(late)) from None
+        except Parked as far:
+            if trip.hurries and trip.untried:
+                raise Failure("rate_limited", far.reason) from None
+            raise

@@ -54,7 +54,7 @@ class Elsewhere:
     async def __call__(self, trip: Trip, down: Down) -> Answer:
         provider = trip.route.provider
         if self._offers.is_withdrawn(provider.name):
-            await self.leave(trip)
+            await self.leave(trip, trip.route.alias)
         try:
             answer = await down(trip)
         except Failure as failure:
@@ -63,18 +63,20 @@ class Elsewhere:
             elif failure.http_status is not None:
                 self._note_taken(provider)
             if self._is_only_here(trip, failure):
-                await self.leave(trip)
+                await self.leave(trip, trip.route.alias)
             raise
-        self._note_taken(provider)
+        if self._refused_keys:
+            self._note_taken(provider)
         return answer
 
-    async def leave(self, trip: Trip) -> None:
-        """Raise `Parked` if another worker can do the job, `expired` if its deadline passes first; else return."""
+    async def leave(self, trip: Trip, alias: str) -> None:
+        """Raise `Parked` if another worker can call the model of this name, `expired` if the job's deadline passes
+        first; else return."""
         deadline_at = trip.job.options.deadline_at
         trip.asks_others = True
         try:
             async with asyncio.timeout(None if deadline_at is None else max(0.0, deadline_at - self._now())) as limit:
-                is_offered = await self._others.offered(trip.job.model, queue=trip.queue)
+                is_offered = await self._others.offered(alias, queue=trip.queue)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -100,9 +102,8 @@ class Elsewhere:
             self._offers.withdraw(provider.name)
 
     def _note_taken(self, provider: Provider) -> None:
-        if self._refused_keys:
-            self._refused_keys.pop(provider.name, None)
-            self._offers.restore(provider.name)
+        self._refused_keys.pop(provider.name, None)
+        self._offers.restore(provider.name)
 
 
 def _is_refused_key(failure: Failure) -> bool:

@@ -18,9 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Retries"]
 
-MOST_POSTPONED = 48
-"""How many calls that a provider postponed are no attempts: of two days, where it asks for an hour each time."""
-
 
 class Retries:
     """Tries a job again while that may help. One counter of attempts serves every cause of failure."""
@@ -60,7 +57,7 @@ class Retries:
                         pause_s = 0.0  # the limiter makes everybody wait, and this job in its turn
                     case Retry(after_s):
                         pause_s = after_s
-                    case GiveUp("deadline"):
+                    case GiveUp("deadline") if not trip.untried:
                         raise _no_time_left(failure) from None
                     case GiveUp("payment"):
                         raise _not_repeated(failure) from None
@@ -73,11 +70,11 @@ class Retries:
         asked = options.repeat_timeouts
         return self._policy.decide(
             failure,
-            attempt=max(1, trip.attempts - min(trip.postponed, MOST_POSTPONED)),
+            attempt=max(1, trip.spent),
             max_attempts=options.max_attempts,
             reserved=trip.untried,
             now=self._now(),
-            deadline_at=options.deadline_at,
+            deadline_at=trip.wait_until,
             rng=self._rng,
             repeat_timeouts=trip.route.repeat_timeouts if asked is None else asked,
         )

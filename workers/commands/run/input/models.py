@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 from config.api_keys import KeyProblem, read_keys
-from config.catalog import Catalog, UnknownModel
+from config.catalog import Catalog, Provider, UnknownModel
 
 __all__ = ["ModelCheck", "ModelProblem"]
 
@@ -18,7 +18,7 @@ class ModelProblem(NamedTuple):
 
 
 class ModelCheck:
-    """Looks a model up in the catalogue and, with `with_keys`, reads its provider's keys.
+    """Looks a model or a route up in the catalogue and, with `with_keys`, reads the keys of whatever may answer.
 
     Without a catalogue everything passes: workers that run already have one of their own, and the queue knows
     which models they offer.
@@ -39,11 +39,17 @@ class ModelCheck:
 
 def _problem(catalog: Catalog, alias: str, *, with_keys: bool) -> ModelProblem | None:
     try:
-        provider = catalog.provider(catalog.model(alias))
-        if with_keys:
-            read_keys(provider)
+        first = catalog.models_of(alias)
     except UnknownModel as error:
         return ModelProblem("not_found", str(error))
+    may_answer = [*first, *(catalog.model(name) for model in first for name in model.fallbacks)]
+    problems = [_key_problem(catalog.provider(model)) for model in may_answer] if with_keys else []
+    return ModelProblem("auth", str(problems[0])) if problems and all(problems) else None
+
+
+def _key_problem(provider: Provider) -> KeyProblem | None:
+    try:
+        read_keys(provider)
     except KeyProblem as error:
-        return ModelProblem("auth", str(error))
+        return error
     return None

@@ -26,6 +26,7 @@ from typing import Any, Literal, NoReturn
 
 from tasks.wire.json_text import is_unicode
 from tasks.wire.options import problem
+from tasks.wire.schema import has_json_schema, response_format, schema_conflict
 from tasks.wire.vocabulary import JobKind
 
 from .input_file import MAX_LINE_BYTES, Line
@@ -93,12 +94,14 @@ class _Unusable(Exception):
 @dataclass(frozen=True, slots=True)
 class RowReader:
     """Reads rows as the options of a run say. `model` overrides the row's own model; `default_model` replaces
-    a missing one."""
+    a missing one. `schema` is for chats that name none, and `repair` for those that have one and say nothing."""
 
     model: str | None = None
     default_model: str | None = DEFAULT_MODEL
     field: str | None = None
     simulated: bool = False
+    schema: dict[str, Any] | None = dataclasses.field(default=None, repr=False)
+    repair: int = 0
 
     def read(self, line: Line) -> Row | BadRow:
         custom_id = f"row-{line.number}"
@@ -112,6 +115,7 @@ class RowReader:
     def _row(self, line: Line, data: dict[str, Any], custom_id: str) -> Row:
         options = _options(data.pop("promptmill", None))
         kind, body, prompt_field = self._request(data)
+        body = self._with_schema(kind, body, options)
         body = {"model": self._model(body), **{name: body[name] for name in body if name != "model"}}
         return Row(
             line=line.number,
@@ -123,6 +127,20 @@ class RowReader:
             size_bytes=line.size_bytes,
             field=prompt_field,
         )
+
+    def _with_schema(self, kind: JobKind, body: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        """The body with the row's schema, or the run's, in the provider's words: a part of what decides the answer."""
+        schema = options.pop("schema", None)
+        if schema is None and kind == "chat" and body.get("response_format") is None:
+            schema = self.schema
+        has_repair = bool(options.get("repair"))
+        if conflict := schema_conflict(kind, body, has_schema=schema is not None, has_repair=has_repair):
+            raise _Unusable("its `promptmill.{}`: {}".format(*conflict))
+        if schema is not None:
+            body = {**body, "response_format": response_format(schema)}
+        if self.repair and kind == "chat" and has_json_schema(body):
+            options.setdefault("repair", self.repair)
+        return body
 
     def _request(self, data: dict[str, Any]) -> tuple[JobKind, dict[str, Any], str | None]:
         data = {name: value for name, value in data.items() if value is not None or name not in SUBJECT.values()}

@@ -123,7 +123,13 @@ class _Starter:
         environ = {f"PROMPTMILL_{name}_URL": url for name in ("REDIS", "BROKER", "RESULT")}
         simulation = self.options.simulation
         if simulator is not None and simulation is not None and self.catalog is not None:
-            text = simulated_catalog(self.catalog, url=simulator.url, limits=simulation.limits(), kind=simulation.kind)
+            text = simulated_catalog(
+                self.catalog,
+                url=simulator.url,
+                limits=simulation.limits(),
+                kind=simulation.kind,
+                structured_outputs=simulation.structured_outputs,
+            )
             environ |= self._catalog_file(text)
         elif (server := self.options.own_server) is not None:
             environ |= self._catalog_file(server.catalog_text())

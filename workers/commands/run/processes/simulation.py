@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from config.catalog import Catalog, Limits, Model, Price, Provider
+from config.catalog import Catalog, Limits, Model, Price, Provider, Route, StructuredOutputs
 from workers.simulator.dialects import DIALECTS, DialectName
 from workers.simulator.faults import parse_fault
 from workers.simulator.options import SimulatorOptions
@@ -69,6 +69,11 @@ class Simulation:
         """The catalogue's word for the wire that it speaks."""
         return DIALECTS[self.dialect or SimulatorOptions().dialect].kind
 
+    @property
+    def structured_outputs(self) -> StructuredOutputs:
+        """Which `response_format` it takes."""
+        return DIALECTS[self.dialect or SimulatorOptions().dialect].structured_outputs
+
     def limits(self) -> Limits:
         """What a limiter is told of it."""
         if self.rpm is None and self.tpm is None:
@@ -118,23 +123,30 @@ async def _address(child: Child) -> str | None:
     return None
 
 
-def simulated_catalog(catalog: Catalog, *, url: str, limits: Limits, kind: str = "openai") -> str:
+def simulated_catalog(
+    catalog: Catalog,
+    *,
+    url: str,
+    limits: Limits,
+    kind: str = "openai",
+    structured_outputs: StructuredOutputs = "json_schema",
+) -> str:
     """The catalogue's models, with their prices, as a TOML file in which all of them are the simulator's.
 
     The real providers stand in it without keys and at the simulator's address: a simulated run must be unable to
     send anything elsewhere, and must not stop at a key that is missing.
     """
-    tables = [_provider_table(provider, url, kind) for provider in catalog.providers.values()]
-    tables.append(table("providers", PROVIDER, {"base_url": url, "kind": kind, "api_keys": []}))
+    wire = {"base_url": url, "kind": kind, "structured_outputs": structured_outputs, "api_keys": []}
+    tables = [_provider_table(provider, wire) for provider in catalog.providers.values()]
+    tables.append(table("providers", PROVIDER, wire))
     tables += [_model_table(model, limits, catalog.repeats_timeouts(model)) for model in catalog.models.values()]
+    tables += [_route_table(route) for route in catalog.routes.values()]
     return "\n".join(tables)
 
 
-def _provider_table(provider: Provider, url: str, kind: str) -> str:
+def _provider_table(provider: Provider, wire: dict[str, Any]) -> str:
     values = {
-        "base_url": url,
-        "kind": kind,
-        "api_keys": [],
+        **wire,
         "any_model": provider.any_model,
         "timeout": provider.timeout.model_dump(),
         "repeat_timeouts": provider.repeat_timeouts,
@@ -149,10 +161,17 @@ def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
         "limits": limits.model_dump(exclude_none=True),
         "timeout": model.timeout.model_dump(),
         "repeat_timeouts": repeat_timeouts,
+        **model.model_dump(mode="json", include={"context_tokens", "fallbacks", "fallback_on"}, exclude_none=True),
     }
+    if model.max_output_tokens is not None:
+        values["max_output_tokens"] = model.max_output_tokens
     if model.price is not None:
         values["price"] = _price(model.price)
     return table("models", model.name, values)
+
+
+def _route_table(route: Route) -> str:
+    return table("routes", route.name, route.model_dump(mode="json", exclude={"name"}, exclude_none=True))
 
 
 def _price(price: Price) -> dict[str, Any]:

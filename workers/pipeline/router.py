@@ -1,0 +1,177 @@
+"""The chain of a job: which model is asked first, and which after it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from config.catalog import UnknownModel
+
+from ..prompt.failure import Failure
+from .chain import Chain
+from .choice import Facts, Target, cheapest, fastest, first_rule, words
+from .limits import estimate
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from pydantic import SecretStr
+
+    from config.catalog import Catalog, Provider
+    from config.catalog import Route as CatalogRoute
+
+    from ..prompt.job import PromptJob
+    from .limits import Limits
+    from .speeds import Speeds
+    from .trip import Route
+
+__all__ = ["Router"]
+
+EXPLORE_EVERY = 20
+"""Of so many jobs, one goes to a target whose latency is not known (any more): a model that nobody asks would stay
+slow, or unknown, for ever."""
+
+GUESSED_OUTPUT_TOKENS = 256
+"""Of an answer, while no target has given enough answers to tell. The job's `max_tokens` bounds it."""
+
+
+class Router:
+    """Chooses by the catalogue's routes, and puts the fallbacks behind what was chosen."""
+
+    def __init__(
+        self,
+        catalog: Catalog,
+        *,
+        limits: Limits,
+        find_route: Callable[[str], Route],
+        keys_of: Callable[[Provider], Sequence[SecretStr | None]],
+        speeds: Speeds,
+        now: Callable[[], float],
+    ) -> None:
+        """`find_route` leads from a model's name to where its jobs go. `now` gives epoch seconds."""
+        self._catalog = catalog
+        self._limits = limits
+        self._find_route = find_route
+        self._keys_of = keys_of
+        self._speeds = speeds
+        self._now = now
+        self._chosen: Counter[str] = Counter()
+
+    def has_chain(self, name: str, *, own: bool | None) -> bool:
+        """Whether jobs of this name may be answered by more than one model. `own`: whether they have fallbacks of
+        their own, None leaves that to the catalogue.
+        """
+        if own or name in self._catalog.routes:
+            return True
+        return own is None and bool(self._fallbacks_of(name))
+
+    def chain(self, job: PromptJob) -> Chain:
+        """The models that may answer the job. Raises `Failure` (`bad_request`) for a fallback that is a route."""
+        own = job.options.fallbacks
+        for name in own or ():
+            if name in self._catalog.routes:
+                raise Failure("bad_request", f"`fallbacks`: {name[:100]!r} is a route; name models")
+        route = self._catalog.routes.get(job.model)
+        if route is None:
+            return Chain(_each_once(job.model, self._fallbacks_of(job.model) if own is None else own))
+        names, why, rule = self._choose(route, job)
+        behind = (names[1:] or self._fallbacks_of(names[0])) if own is None else own
+        return Chain(_each_once(names[0], behind), chosen={"name": route.name, "rule": rule, "why": why})
+
+    def _fallbacks_of(self, name: str) -> Sequence[str]:
+        try:
+            return self._catalog.model(name).fallbacks
+        except UnknownModel:
+            return ()
+
+    def _choose(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str, int | None]:
+        """The model that is chosen and the targets behind it, why, and the number of the rule that did it."""
+        if (found := first_rule(route.rules, self._facts(job))) is not None:
+            number, rule = found
+            return [rule.model], words(rule.when), number
+        if route.default is not None:
+            return [route.default], "default: no rule fits" if route.rules else "default", None
+        names, why = self._ranked(route, job)
+        return names, why, None
+
+    def _facts(self, job: PromptJob) -> Facts:
+        options = job.options
+        return Facts(
+            tag=options.tag,
+            priority=options.priority,
+            tenant=options.tenant,
+            left_s=self._left_s(job),
+            input_tokens=lambda name: estimate(self._limits, job, self._find_route(name)).input_tokens,
+        )
+
+    def _left_s(self, job: PromptJob) -> float | None:
+        deadline_at = job.options.deadline_at
+        return None if deadline_at is None else deadline_at - self._now()
+
+    def _ranked(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str]:
+        match route.choose:
+            case "first":
+                return list(route.targets), "first of the list"
+            case "cheapest":
+                return self._cheapest(route, job)
+            case "fastest":
+                return self._fastest(route, job)
+
+    def _fastest(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str]:
+        targets = self._timed(route, job)
+        unknown = [target.name for target in targets if target.latency_s is None]
+        self._chosen[route.name] += 1
+        if unknown and self._chosen[route.name] % EXPLORE_EVERY == 0:
+            why = f"fastest: one job in {EXPLORE_EVERY} goes to a target of unknown latency"
+            return _each_once(unknown[0], route.targets), why
+        return fastest(targets, left_s=self._left_s(job))
+
+    def _cheapest(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str]:
+        left_s = self._left_s(job)
+        # Who has all the time there is need not ask how long it takes.
+        targets = [Target(name) for name in route.targets] if left_s is None else self._timed(route, job)
+        prices = self._prices_usd(route, job)
+        priced = [replace(target, price_usd=price_usd) for target, price_usd in zip(targets, prices, strict=True)]
+        return cheapest(priced, left_s=left_s)
+
+    def _timed(self, route: CatalogRoute, job: PromptJob) -> list[Target]:
+        now = self._now()
+        return [
+            Target(name, latency_s=self._speeds.latency_s(name, now=now), wait_s=self._wait_s(name, job))
+            for name in route.targets
+        ]
+
+    def _wait_s(self, name: str, job: PromptJob) -> float:
+        route = self._find_route(name)
+        try:
+            keys = self._keys_of(route.provider)
+        except Failure:
+            return 0.0  # another worker may have keys
+        return self._limits.expected_wait_s(route.model, keys, job.options.priority)
+
+    def _prices_usd(self, route: CatalogRoute, job: PromptJob) -> list[float | None]:
+        """What a call of each target is likely to cost."""
+        routes = [self._find_route(name) for name in route.targets]
+        sizes = {codec: codec.size(job) for codec in {each.codec for each in routes}}
+        costs = [estimate(self._limits, job, each, size=sizes[each.codec]) for each in routes]
+        outputs = [self._limits.expected_output(each.model, cost) for each, cost in zip(routes, costs, strict=True)]
+        known = [output for output in outputs if output is not None]
+        typical = sum(known) // len(known) if known else GUESSED_OUTPUT_TOKENS
+        return [
+            # What this model's answers take is not known: such as the others', within what the job permits.
+            self._price_usd(each, cost.input_tokens, min(typical, cost.output_tokens) if output is None else output)
+            for each, cost, output in zip(routes, costs, outputs, strict=True)
+        ]
+
+    def _price_usd(self, route: Route, input_tokens: int, output_tokens: int) -> float | None:
+        """What a call is likely to cost with this model, in US dollars; None where that is not known."""
+        if (price := route.model.price) is None or price.rates_usd is None:
+            return None
+        rates = price.rates_usd
+        cached = self._speeds.cached_share(route.alias, now=self._now()) * input_tokens
+        return (input_tokens - cached) * rates.input + cached * rates.cached_input + output_tokens * rates.output
+
+
+def _each_once(first: str, others: Sequence[str]) -> list[str]:
+    return list(dict.fromkeys((first, *others)))

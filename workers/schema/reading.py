@@ -1,0 +1,81 @@
+"""The choices of an answer: read, repaired and validated."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import orjson
+
+from ..providers import Answer
+from ..providers.answers import is_filtered, is_spent, text_of
+from .repair import NotRepairable, repaired
+
+if TYPE_CHECKING:
+    from .validator import SchemaValidator
+
+__all__ = ["Reading", "read"]
+
+
+class Reading(NamedTuple):
+    """An answer held against its schema. `answer` has the repaired texts; as they came, they stand under each choice's
+    `provider_fields`.
+
+    `misfit`: what is wrong, None where nothing is. `last_text`: the text of the choice that does not fit.
+    """
+
+    answer: Answer
+    misfit: str | None = None
+    is_repaired: bool = False
+    is_cut: bool = False
+    is_filtered: bool = False
+    last_text: str | None = None
+
+
+def read(answer: Answer, validator: SchemaValidator) -> Reading:
+    """Hold every choice against the schema. A tool call, a refusal and a sound are no such answers, and left alone."""
+    choices: list[Any] = list(answer.response.get("choices") or ())
+    is_repaired = False
+    for index, choice in enumerate(choices):
+        if (text := _text_to_read(choice)) is None:
+            continue
+        reason = str(choice.get("finish_reason") or "").lower()
+        valid, misfit = _read_text(text, validator, is_whole=not is_spent(reason))
+        if misfit is not None:
+            return Reading(answer, misfit, is_cut=is_spent(reason), is_filtered=is_filtered(reason), last_text=text)
+        if valid != text:
+            choices[index] = _with_text(choice, valid, came_as=text)
+            is_repaired = True
+    return Reading(_with_choices(answer, choices) if is_repaired else answer, is_repaired=is_repaired)
+
+
+def _text_to_read(choice: Any) -> str | None:
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(message, dict):
+        return None
+    text = text_of(message.get("content"))
+    is_other = any(message.get(name) for name in ("tool_calls", "function_call", "refusal", "audio"))
+    return None if is_other else text
+
+
+def _read_text(text: str, validator: SchemaValidator, *, is_whole: bool) -> tuple[str, str | None]:
+    """The JSON in a text, and what is wrong with it."""
+    try:
+        value = orjson.loads(text)
+    except ValueError:
+        try:
+            text = repaired(text, is_whole=is_whole)
+            value = orjson.loads(text)
+        except ValueError as why:
+            reason = str(why) if isinstance(why, NotRepairable) else "a number is too large"
+            return text, f"the answer is not JSON: {reason}"
+    return text, validator.misfit(value)
+
+
+def _with_text(choice: dict[str, Any], text: str, *, came_as: str) -> dict[str, Any]:
+    own = {**(choice.get("provider_fields") or {}), "content": came_as}
+    return {**choice, "message": {**choice["message"], "content": text}, "provider_fields": own}
+
+
+def _with_choices(answer: Answer, choices: list[Any]) -> Answer:
+    texts = (text_of(choice["message"].get("content")) for choice in choices if _text_to_read(choice) is not None)
+    return Answer(next(filter(None, texts), answer.text), {**answer.response, "choices": choices}, answer.usage)
