@@ -60,6 +60,12 @@ COUNTERS: Final[tuple[Event, ...]] = (
         ("answers",),
         unit=1e-6,
     ),
+    Event(
+        "schema_misfits_total",
+        "Answers that did not fit their job's JSON Schema as they came, by what followed.",
+        "next",
+        ("syntax", "longer", "asked_again", "failed"),
+    ),
     Event("jobs_failed_total", "Prompt jobs that ended without an answer, by their error's code.", "code", ERROR_CODES),
 )
 """All that are counted. Each is shown from 0 on: a counter that appears with its first event has not increased, for
