@@ -174,8 +174,7 @@ class Answers:
     async def _beat(self) -> None:
         cleared = await self._courier.renew([(flight.digest, token) for token, flight in self._flights.items()])
         if cleared is not None and cleared != self._cleared:
-            if self._cleared is not None:
-                self._memory.clear()
+            self._memory.clear()
             self._cleared = cleared
 
 

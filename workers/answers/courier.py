@@ -111,7 +111,8 @@ class Courier:
         return bool(self._unsaid)
 
     async def look(self, digest: str, ask: dict[str, Any]) -> list[Any] | None:
-        """The reply of look.lua; None: Redis can't be asked."""
+        """The reply of look.lua; None: Redis is not asked now. Where its reply is lost, the caller may be the one who
+        leads: it calls, and says what has become of it."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._away_until:
             return None
@@ -180,11 +181,11 @@ class Courier:
             replies = await self._link.run(scripts.LOOK, names, [orjson.dumps(ask)])
         except AWAY as error:
             self._note_away(error)
-            replies = [None] * len(looks)
+            replies = [[LED]] * len(looks)
         for look, reply in zip(looks, replies, strict=True):
             if not look.reply.done():
                 look.reply.set_result(reply)
-            elif reply is not None and reply[0] == LED:  # it was stopped meanwhile
+            elif reply[0] == LED:  # it was stopped meanwhile
                 self.land(Landing(look.digest, look.ask["token"], "release"))
 
     async def _tell(self, landings: Sequence[Landing]) -> None:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from ..telemetry.counts import counts
 
-__all__ = ["Tally", "Tier"]
+__all__ = ["MICRO", "TIERS", "Tally", "Tier"]
 
 Tier = Literal["memory", "redis", "shared", "followed", "missed", "skipped"]
 """Where an answer was: in memory, in Redis, or in the call of an equal prompt; or that the job waits for such a call,
 has to make its own, or makes it because Redis can't be asked."""
+
+TIERS: Final[tuple[Tier, ...]] = get_args(Tier)
 
 MICRO: Final = 1_000_000
 

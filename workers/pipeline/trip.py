@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import orjson
@@ -54,14 +54,10 @@ class Shape(NamedTuple):
         options = job.options
         own = None if options.fallbacks is None else bool(options.fallbacks)
         ttl_s = options.cache_ttl_s
-        return cls(
-            job.kind,
-            job.model,
-            options.deadline_at is not None,
-            own,
-            caches=all_cache and job.is_repeatable if ttl_s is None else ttl_s > 0,
-            has_schema="response_format" in job.body and job.kind == "chat" and has_schema(job.body),
-        )
+        caches = all_cache and job.is_repeatable if ttl_s is None else ttl_s > 0
+        schema = "response_format" in job.body and job.kind == "chat" and has_schema(job.body)
+        # Without the Python function that a named tuple is made by: this is done for each job.
+        return tuple.__new__(cls, (job.kind, job.model, options.deadline_at is not None, own, caches, schema))
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +74,11 @@ class Route:
     health: Health
 
 
-@dataclass(slots=True)
 class Trip:
     """What is known so far of a job under way. Times are epoch seconds, by the worker's clock."""
 
-    job: PromptJob
-    started_at: float
-    queue: str = QUEUE
-    route: Route = field(init=False)
+    # What a job does not meet stands in the class: a dataclass would write each of these for each job.
+    route: Route
     """Where it goes now: the job's model, or the one of its fallbacks that is being tried."""
     chain: Chain | None = None
     """The models that it may be answered by; None while there is one alone."""
@@ -102,9 +95,8 @@ class Trip:
     attempts_before: int = 0
     """Those of earlier trips, and of other models."""
     postponed: int = 0
-    """Calls that are no attempts of the job's, up to a number: the provider asked for more than our longest pause, or
-    was out."""
-    failed: list[Attempt] = field(default_factory=list)
+    """Calls that are no attempts, up to a number: the provider asked for more than our longest pause, or was out."""
+    failed: list[Attempt]
     may_be_paid: bool = False
     """A call that brought no answer may have been paid for."""
     paid_twice: bool = False
@@ -125,9 +117,6 @@ class Trip:
     """The stored answer that it was given, or that of an equal prompt."""
     followed: str | None = None
     """The call of an equal prompt that it has waited for (`answers.Asked.followed`)."""
-    held: list[object] | None = None
-    """Gets what must be held until a large answer is stored."""
-
     key: SecretStr | None = None
     """The provider's key of the latest call."""
     called_at: float = 0.0
@@ -136,6 +125,16 @@ class Trip:
     """That of the latest call."""
     headers: Mapping[str, str] | None = None
     """The response headers of the latest call, if it brought any."""
+
+    def __init__(
+        self, job: PromptJob, started_at: float, queue: str = QUEUE, *, held: list[object] | None = None
+    ) -> None:
+        """`held` gets what must be held until a large answer is stored."""
+        self.job = job
+        self.started_at = started_at
+        self.queue = queue
+        self.held = held
+        self.failed = []
 
     def memory(self) -> str | None:
         """What the job must not forget while it is parked, as JSON; None: nothing has happened to it yet."""

@@ -67,17 +67,22 @@ class Worker:
         except Parked as again:
             if not self._is_dead:
                 self.parked.append(headers["id"])
-                self.broker.leases.delay(tag, int(again.until_s * 1000), memory=again.memory, follows=again.follows)
-                self.broker.say_news()
+                self.park(tag, again)
             return
         if not self._is_dead:
             self.results[headers["id"]] = result
             self.broker.leases.ack(tag)
 
+    def park(self, tag: str, again: Parked) -> None:
+        self.broker.leases.delay(tag, int(again.until_s * 1000), memory=again.memory, follows=again.follows)
+        self.broker.say_news()
+
     def kill(self) -> None:
         self._is_dead = True
         # Nobody says anything for it any more: neither that its calls are under way, nor that they have ended.
         self.answers.land = lambda *_: None  # type: ignore[method-assign]
+        assert self.answers._beating is not None
+        self.answers._beating.cancel()
         self.stop()
 
     def stop(self) -> None:
