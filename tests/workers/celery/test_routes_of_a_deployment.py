@@ -125,6 +125,19 @@ async def test_jobs_beyond_a_limit_go_on_before_their_deadline(write: Any, simul
     assert a.stats()["rate_limited"] == 0
 
 
+async def test_jobs_in_a_hurry_do_not_wait_for_a_far_turn(write: Any, simulate: Any) -> None:
+    a, b = await simulate(), await simulate()
+    write(a.url, b.url, limits='rpm = 60, algorithm = "bucket"')
+    async with lifespan(app):
+        since = time.monotonic()
+        jobs = (run(f"job-{number}", "a", fallback_on=["rate_limited"]) for number in range(30))
+        results = await asyncio.gather(*jobs)
+        took_s = time.monotonic() - since
+    by = Counter((each.status, each.answered_by) for each in results)
+    assert by.keys() == {("succeeded", "pa/a"), ("succeeded", "pb/b")}
+    assert took_s < 15, "29 s at the pace of a"
+
+
 async def test_the_cheapest_by_the_limiters_own_estimate(write: Any, simulate: Any) -> None:
     a, b = await simulate(output_tokens=5), await simulate(output_tokens=5)
     write(a.url, b.url, choose="cheapest")
