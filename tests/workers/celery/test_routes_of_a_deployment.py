@@ -109,7 +109,8 @@ async def test_while_a_provider_is_down_another_answers_all(write: Any, simulate
     async with lifespan(app):
         results = await asyncio.gather(*(run(f"job-{number}", "a") for number in range(100)))
     assert Counter((each.status, each.answered_by) for each in results) == {("succeeded", "pb/b"): 100}
-    assert (a.stats()["calls"], b.stats()["calls"]) == (300, 100)
+    assert b.stats()["calls"] == 100
+    assert a.stats()["calls"] < 300, "once the breaker has opened, no job makes the attempts that it has left"
 
 
 async def test_jobs_beyond_a_limit_go_on_before_their_deadline(write: Any, simulate: Any) -> None:
