@@ -137,15 +137,26 @@ class Breakers:
     def _note_failing(self, health: Health, reason: Reason, *, job_id: str, probe: Probe) -> None:
         now = self._now()
         outage = self._known.outage(health.target)
-        if outage is None:
-            if self._policy.failures:
-                health.window.fail(job_id, now, has_status=reason.http_status is not None)
-                self._fleet.report_soon(health, reason)
-        elif outage.holds(probe, now):  # what was under way when it began says nothing new
+        if outage is not None and outage.holds(probe, now):
             outage.fail_again(reason, now)
             tell_began(health, outage)
             if outage.fleet is not None:
                 self._fleet.settle_soon(health.target, "fails", reason)
+        # What was under way when all workers' breaker opened says nothing new.
+        if self._policy.failures and (outage is None or outage.fleet is None):
+            health.window.fail(job_id, now, has_status=reason.http_status is not None)
+            if outage is None and health.window.is_outage(now):
+                self._stop_alone(health, reason, now)
+            health.last_failure = reason
+            self._fleet.report_soon(health)
+
+    def _stop_alone(self, health: Health, reason: Reason, now: float) -> None:
+        """This process stops at once, whatever Redis says of the others."""
+        unsaid = health.window.take_failing()
+        outage = Outage("failing", now, now, self._policy.open_s, reason)
+        self._known.begin(health.target, outage)
+        health.window.say_again(unsaid)
+        tell_began(health, outage)
 
     def _end(self, health: Health, outage: Outage) -> None:
         self._known.end(whole(health.target) if outage.kind == "unreachable" else health.target, outage)

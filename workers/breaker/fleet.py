@@ -14,15 +14,16 @@ from tasks.redis.cancellation import stop
 from .health import Target
 from .news import tell_began
 from .outage import Outage
-from .shared import read_state
+from .shared import State, read_state
+from .window import LEAST_SPAN_S
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
 
     from .health import Health
     from .known import Known
     from .outage import Reason
-    from .shared import SharedBreakers, State
+    from .shared import SharedBreakers
     from .window import BreakerPolicy
 
 __all__ = ["Fleet"]
@@ -31,6 +32,10 @@ logger = logging.getLogger("promptmill.breaker")
 
 REPORT_GAP_S = 0.1
 """Between two reports of one model's calls."""
+
+JUDGE_AGAIN_S = 0.5
+JUDGE_FOR_S = LEAST_SPAN_S + 1.0
+"""How often, and for how long, a process that has stopped alone asks whether all are to stop."""
 
 TICK_S = 0.5
 """How often answers are counted by time, and how often a process reads what is not pushed to it."""
@@ -73,11 +78,11 @@ class Fleet:
         if self._shared is not None:
             await self._shared.close()
 
-    def report_soon(self, health: Health, reason: Reason | None) -> None:
-        """Say what the window has that Redis does not know. `reason`: of the latest failure, if there is one."""
+    def report_soon(self, health: Health) -> None:
+        """Say what the window has that Redis does not know."""
         report = self._reports.get(health.target)
         if report is None or report.done():
-            self._reports[health.target] = asyncio.create_task(self._report(health, reason))
+            self._reports[health.target] = asyncio.create_task(self._report(health))
 
     async def judged(self, health: Health) -> None:
         """Wait until Redis has judged what was reported, a second at most."""
@@ -131,6 +136,8 @@ class Fleet:
             known = Outage("open", now - state.open_for_s, now, state.pause_s, state.reason, fleet=claims)
             self._known.begin(target, known)
             is_news = True
+            if (health := self._known.used(target)) is not None:
+                health.window.clear()
         known.epoch, known.reason, known.pause_s = state.epoch, state.reason, state.pause_s
         known.failed_at = now + state.left_s - state.pause_s
         if known.probe is None:
@@ -143,36 +150,43 @@ class Fleet:
             health.watched_until = self._now() + self._policy.window_s
             self._roll(health)
 
-    async def _report(self, health: Health, reason: Reason | None) -> None:
+    async def _report(self, health: Health) -> None:
         window = health.window
         while window.has_failures_to_say or window.has_answers_to_say:
             window.roll(health.answered, self._now())
             failing, answered = window.take_failing(), window.take_answered(self._now())
-            state: State | Literal["watch"] | None = None
-            if self._shared is not None:
-                try:
-                    state = await self._shared.report(health.target, failing=failing, answered=answered, reason=reason)
-                except _AWAY as error:
-                    _log_if_refused(error)
-            if state == "watch":
-                window.say_again(failing)
-            elif state is not None:
+            state = await self._say(health, failing, answered)
+            if isinstance(state, State):
                 self._take(health.target, state)
                 break
-            elif failing and reason is not None and self._is_alone_in(health):
-                now = self._now()
-                alone = Outage("failing", now, now, self._policy.open_s, reason)
-                self._known.begin(health.target, alone)
-                tell_began(health, alone)
-                break
+            is_alone = self._is_alone_in(health)
+            if state == "watch" or is_alone:
+                window.say_again(failing)
             if not window.has_failures_to_say:
                 break
-            await asyncio.sleep(REPORT_GAP_S)
+            await asyncio.sleep(JUDGE_AGAIN_S if is_alone and state is None else REPORT_GAP_S)
         self._reports.pop(health.target, None)
 
+    async def _say(
+        self,
+        health: Health,
+        failing: Sequence[tuple[str, bool]],
+        answered: Sequence[tuple[int, int]],
+    ) -> State | Literal["watch"] | None:
+        if self._shared is None:
+            return None
+        try:
+            reason = health.last_failure
+            return await self._shared.report(health.target, failing=failing, answered=answered, reason=reason)
+        except _AWAY as error:
+            _log_if_refused(error)
+            return None
+
     def _is_alone_in(self, health: Health) -> bool:
-        """Whether this process sees an outage where Redis sees none."""
-        return self._known.outage(health.target) is None and health.window.is_outage(self._now())
+        """Whether this process has stopped alone, and Redis is to judge its failures again: the answers of just before
+        are on their way out of the reckoning."""
+        outage = self._known.outage(health.target)
+        return outage is not None and outage.fleet is None and self._now() < outage.since + JUDGE_FOR_S
 
     async def _settle(self, target: Target, outcome: str, reason: Reason | None) -> None:
         if self._shared is None:
@@ -211,7 +225,7 @@ class Fleet:
     def _roll(self, health: Health) -> None:
         health.window.roll(health.answered, self._now())
         if health.window.has_answers_to_say and health.watched_until > self._now():
-            self.report_soon(health, None)
+            self.report_soon(health)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
