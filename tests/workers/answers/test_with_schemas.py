@@ -26,7 +26,7 @@ async def test_what_does_not_fit_is_not_kept(
         async with fleet_of(client, server.url, pipeline_to, provider.base_url, size=2) as fleet:
             fleet.submit("none", BODY, schema=SCHEMA)
             await wait_until(lambda: "none" in fleet.results, "it has failed")
-            assert not fleet.results["none"].ok
+            assert (error := fleet.results["none"].error) is not None and error.code == "bad_response"
             for number in range(10):
                 fleet.submit(f"job-{number}", BODY, schema=SCHEMA, repair=1)
             await wait_until(lambda: len(fleet.results) == 11, "all are answered")
