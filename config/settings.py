@@ -37,6 +37,7 @@ from .problems import text_of
 
 __all__ = [
     "Breaker",
+    "Cache",
     "Http",
     "Limit",
     "Log",
@@ -148,6 +149,19 @@ class Breaker:
 
 
 @dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Cache:
+    """The answers that serve equal prompts again.
+
+    `ttl_s` is for embeddings and chats with a `temperature` of 0 that have no `cache_ttl_s` of their own; None: only
+    jobs that ask for it are cached. Answers take up to `memory_mb` in each worker process, and `redis_mb` in Redis.
+    """
+
+    ttl_s: Annotated[Seconds | None, Field(examples=["86400"])] = None
+    memory_mb: CountOrZero = 64
+    redis_mb: CountOrZero = 256
+
+
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
 class Http:
     """The connection pool of a worker process. Time-outs are per model, in the catalogue.
 
@@ -242,6 +256,7 @@ class Settings(BaseSettings):
     producers: Producers = Producers()
     retry: Retry = Retry()
     breaker: Breaker = Breaker()
+    cache: Cache = Cache()
     limit: Limit = Limit()
     http: Http = Http()
     log: Log = Log()

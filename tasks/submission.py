@@ -36,6 +36,8 @@ def arguments(
     fallbacks: Sequence[str] | None = None,
     fallback_on: Sequence[Trigger] | None = None,
     tag: str | None = None,
+    cache_ttl_s: float | None = None,
+    sample: int | None = None,
     extra_body: Mapping[str, Any] | None = None,
     **body: Any,
 ) -> None:

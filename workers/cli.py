@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .commands.cache import cache
 from .commands.dead import dead
 from .commands.doctor import doctor
 from .commands.jobs import cancel, status
@@ -31,6 +32,7 @@ app = typer.Typer(
 for command in (run, simulate, doctor, limits, metrics, status, cancel):
     app.command()(command)
 app.add_typer(dead, name="dead")
+app.add_typer(cache, name="cache")
 
 
 def _print_version(wanted: bool) -> None:

@@ -163,6 +163,12 @@ class Provider(Table):
             )
         return self
 
+    @model_validator(mode="after")
+    def _anthropic_has_no_json_object(self) -> Provider:
+        if self.kind == "anthropic" and self.structured_outputs == "json_object":
+            raise ValueError('structured_outputs: Anthropic\'s API has no json_object; say "json_schema" or "none"')
+        return self
+
     @cached_property
     def query_string(self) -> str:
         """What each URL ends in: nothing, or `?` and the query."""

@@ -19,7 +19,6 @@ __all__ = [
     "MAX_NAME_CHARACTERS",
     "MAX_REPAIRS",
     "MAX_SHOWN",
-    "NOT_BUILT",
     "OPTIONS",
     "Option",
     "Reader",
@@ -35,6 +34,7 @@ Check = Callable[[Any], str | None]
 
 MAX_DELAY_S: Final = 366 * 86_400.0
 """A later `eta` is a mistake in the unit, far more often than a plan."""
+MAX_CACHE_S: Final = 366 * 86_400.0
 MAX_SECONDS: Final = 1e15
 """Times beyond this lose their fractions, and sums with them their sense."""
 MAX_REPAIRS: Final = 10
@@ -130,6 +130,12 @@ def _tag(value: Any) -> str | None:
     if isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS:
         return None
     return f"must be a text of 1 to {MAX_NAME_CHARACTERS} characters, as in 'hard'"
+
+
+def _whole_number(value: Any) -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
+        return None
+    return "must be a whole number, 0 or more"
 
 
 def _flag(value: Any) -> str | None:
@@ -240,6 +246,19 @@ OPTIONS: Final[dict[str, Option]] = {
             "A word for a route's rules, such as `hard`.",
         ),
         Option(
+            "cache_ttl_s",
+            _seconds(most=MAX_CACHE_S),
+            "How long its answer may serve equal prompts, and how old an answer may be that serves it. `0`: it neither "
+            "reads nor fills the cache.",
+            default_text="`PROMPTMILL_CACHE__TTL_S`",
+        ),
+        Option(
+            "sample",
+            _whole_number,
+            "Which of several answers to one prompt it wants: each number has an answer of its own in the cache.",
+            default_text="`0`",
+        ),
+        Option(
             "submitted_at",
             _seconds(),
             "When it was submitted, in seconds since 1970 by Redis's clock: our client's stamp. Without it "
@@ -248,11 +267,6 @@ OPTIONS: Final[dict[str, Option]] = {
         ),
     )
 }
-
-NOT_BUILT: Final[dict[str, str]] = {
-    "cache_ttl_s": "answers are not cached yet, so it would change nothing; leave it out",
-}
-"""Names that will be options one day, and until then are refused, with the reason."""
 
 _CHECKS: Final[dict[Reader, dict[str, Check]]] = {
     reader: {option.name: option.check for option in OPTIONS.values() if reader in option.read_by}
@@ -269,7 +283,7 @@ def problem(name: str, value: Any, *, reader: Reader) -> str | None:
     """Why this reader refuses the option, or None. `value` is JSON and not None: None is an option not given."""
     if (check := _CHECKS[reader].get(name)) is not None:
         return check(value)
-    return NOT_BUILT.get(name) or _unknown(name, names_read_by(reader))
+    return _unknown(name, names_read_by(reader))
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:

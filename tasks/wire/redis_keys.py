@@ -168,6 +168,36 @@ def result(job_id: str) -> str:
     return RESULT_PREFIX + job_id
 
 
+ANSWERS = "pm:answers"
+"""Sorted set, `<digest> <bytes>` of a stored answer -> when it was stored (ms): the order in which they make room
+(workers/answers/). It and the next live as long as the answer that ends last."""
+
+ANSWERS_END = "pm:answers:end"
+"""Sorted set, the same members -> when the answer ends (ms)."""
+
+ANSWERS_STATE = "pm:answers:state"
+"""Hash: `bytes` of the answers in `ANSWERS`, and `cleared`, how often answers were cleared by hand. Kept for good."""
+
+ANSWER_PREFIX = "pm:answer:"
+
+
+def answer(digest: str) -> str:
+    """String: when an answer was stored (ms), and the answer. `digest` is `<of the tenant>:<of the prompt>`. It lives
+    for the `cache_ttl_s` of its job."""
+    return ANSWER_PREFIX + digest
+
+
+FLIGHT_TTL_S = 60
+"""How long what has become of a call under way is known to the equal prompts that were submitted before its end."""
+
+
+def flight(digest: str) -> str:
+    """Hash: a call under way for equal prompts: which job leads (`leader`, `token`, `rank`, `ends`, `parked`), when
+    those that wait for it are due (`due`, `at:<score>:<queue>`), and what has become of the last (`landed`,
+    `landed_at`, `landed_token`). It lives as long as somebody may wait for it, and `FLIGHT_TTL_S`."""
+    return f"pm:flight:{digest}"
+
+
 LIMITERS = "pm:limiters"
 """Sorted set, `<provider>:<model>:<fingerprint>` of a limiter as JSON list -> Redis time (s) when a process last
 opened it. Written by the workers; members older than `LIMITER_TTL_S` don't count and are removed by them."""

@@ -13,7 +13,7 @@ from uuid import uuid4
 
 from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
-from .options import MAX_NAME_CHARACTERS, NOT_BUILT, names_read_by, problem
+from .options import MAX_NAME_CHARACTERS, names_read_by, problem
 from .schema import schema_conflict
 from .vocabulary import JobKind, Priority
 
@@ -25,13 +25,14 @@ __all__ = [
     "check_model",
     "check_size",
     "id_taken",
+    "is_repeatable",
     "new_job",
     "offered_as",
 ]
 
 DEFAULT_MAX_JOB_BYTES: Final = 8 * 1024 * 1024
 
-_ARGUMENTS: Final = (*names_read_by("client"), *NOT_BUILT)
+_ARGUMENTS: Final = tuple(names_read_by("client"))
 _LEAVES_ITS_LANE: Final = frozenset({"deadline_s", "fallbacks", "fallback_on"})
 """Options of jobs that may end, or be answered by another model, before their turn in a lane."""
 _TRAVELLING: Final = frozenset(names_read_by("worker"))
@@ -90,11 +91,21 @@ def new_job(
         delay_s=float(options.get("delay_s", 0.0)),
         body=body_json,
         options=options_json,
-        lane=None if not _LEAVES_ITS_LANE.isdisjoint(options) else f"{priority} {model}",
+        lane=_lane(
+            options, priority, cast(str, model), is_repeatable=is_repeatable(kind, body | dict(extra_body or {}))
+        ),
         size_bytes=len(body_json.encode()) + len(options_json.encode()),
         fallbacks=tuple(options.get("fallbacks", ())),
         may_be_known="id" in options,
     )
+
+
+def is_repeatable(kind: JobKind, body: Mapping[str, Any]) -> bool:
+    """Whether the same request is meant to bring the same answer: an embedding, or a `temperature` of 0."""
+    if kind == "embed":
+        return True
+    temperature = body.get("temperature")
+    return temperature == 0 and isinstance(temperature, int | float) and not isinstance(temperature, bool)
 
 
 def check_size(job: NewJob, max_job_bytes: int) -> NewJob:
@@ -224,6 +235,14 @@ def _check_schema(kind: JobKind, options: dict[str, Any], body: dict[str, Any]) 
     has_repair = bool(options.get("repair"))
     if conflict := schema_conflict(kind, body, has_schema="schema" in options, has_repair=has_repair):
         raise InvalidJob("{}: {}".format(*conflict))
+
+
+def _lane(options: Mapping[str, Any], priority: Priority, model: str, *, is_repeatable: bool) -> str | None:
+    if not _LEAVES_ITS_LANE.isdisjoint(options) or options.get("cache_ttl_s"):
+        return None
+    # The workers may have an answer to what is repeatable: such jobs don't wait behind those that have to be called.
+    shares = is_repeatable and "cache_ttl_s" not in options
+    return f"{priority} {model} repeatable" if shares else f"{priority} {model}"
 
 
 def _check_name_length(where: str, name: str) -> None:

@@ -1,7 +1,8 @@
 """The option `schema` as the `response_format` that a chat's body carries. Pure.
 
-A provider that constrains its model to a schema (`strict`) takes only some schemas: every object closed, every property
-required. Of the others it gets the schema as a description, and the workers validate the answer.
+OpenAI and others constrain their model to a schema that is `strict`, and take only some schemas so: every object
+closed, every property required, and nothing but the keywords below (OpenAI's guide to structured outputs, November
+2026). Any other is sent as a description, and what comes of it the workers validate.
 """
 
 from __future__ import annotations
@@ -15,15 +16,41 @@ __all__ = ["NAME", "has_json_schema", "response_format", "schema_conflict"]
 NAME: Final = "answer"
 """Providers want a name for a schema."""
 
-_IN_PLACE: Final = ("items", "additionalItems", "contains", "not", "if", "then", "else")
-_BY_NAME: Final = ("properties", "$defs", "definitions", "patternProperties")
-_IN_LIST: Final = ("anyOf", "allOf", "oneOf", "prefixItems")
+_CONSTRAINABLE: Final = frozenset(
+    {
+        "$defs",
+        "$ref",
+        "additionalProperties",
+        "anyOf",
+        "const",
+        "definitions",
+        "description",
+        "enum",
+        "exclusiveMaximum",
+        "exclusiveMinimum",
+        "format",
+        "items",
+        "maxItems",
+        "maximum",
+        "minItems",
+        "minimum",
+        "multipleOf",
+        "pattern",
+        "properties",
+        "required",
+        "title",
+        "type",
+    }
+)
+_FORMATS: Final = frozenset(
+    {"date", "date-time", "duration", "email", "hostname", "ipv4", "ipv6", "time", "uuid"},
+)
 
 
 def response_format(schema: dict[str, Any]) -> dict[str, Any]:
     """What the body of a chat says for a JSON Schema."""
     described: dict[str, Any] = {"name": NAME, "schema": schema}
-    if schema.get("type") == "object" and _is_closed(schema):
+    if schema.get("type") == "object" and _is_constrainable(schema):
         described["strict"] = True
     return {"type": "json_schema", "json_schema": described}
 
@@ -45,22 +72,30 @@ def schema_conflict(kind: JobKind, body: Any, *, has_schema: bool, has_repair: b
     return None
 
 
-def _is_closed(schema: Any) -> bool:
-    found = [schema]
+def _is_constrainable(schema: dict[str, Any]) -> bool:
+    found: list[Any] = [schema]
     for each in found:
-        if not isinstance(each, dict):
-            continue
-        properties = each.get("properties")
-        if properties is not None or each.get("type") == "object":
-            names = set(properties) if isinstance(properties, dict) else None
-            required = each.get("required", [])
-            if each.get("additionalProperties") is not False or not isinstance(required, list):
-                return False
-            if names is None or not all(isinstance(name, str) for name in required) or names != set(required):
-                return False
-        found += [each[name] for name in _IN_PLACE if name in each]
-        for name in _BY_NAME:
-            found += each[name].values() if isinstance(each.get(name), dict) else ()
-        for name in _IN_LIST:
-            found += each[name] if isinstance(each.get(name), list) else ()
+        if not isinstance(each, dict) or not each.keys() <= _CONSTRAINABLE or not _is_closed(each):
+            return False
+        if "format" in each and each["format"] not in _FORMATS:
+            return False
+        found += [each["items"]] if "items" in each else []
+        found += each["anyOf"] if isinstance(each.get("anyOf"), list) else []
+        for name in ("properties", "$defs", "definitions"):
+            found += each[name].values() if isinstance(each.get(name), dict) else []
     return True
+
+
+def _is_closed(schema: dict[str, Any]) -> bool:
+    """Whether it is no object's, or one that has each of its properties and no other."""
+    properties = schema.get("properties")
+    if properties is None and schema.get("type") != "object":
+        return True
+    required = schema.get("required", [])
+    return (
+        schema.get("additionalProperties") is False
+        and isinstance(properties, dict)
+        and isinstance(required, list)
+        and all(isinstance(name, str) for name in required)
+        and properties.keys() == set(required)
+    )

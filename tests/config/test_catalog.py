@@ -236,6 +236,8 @@ def test_a_secret_is_no_part_of_a_catalogue(load_text: Load, line: str) -> None:
         ('auth = "basic"', "auth: must be 'bearer'"),
         ('kind = "bedrock"', "kind: must be 'openai', 'azure' or 'anthropic'"),
         ('kind = "azure"', "a classic address needs query"),
+        ('structured_outputs = "xml"', "structured_outputs: must be 'json_schema', 'json_object' or 'none'"),
+        ('kind = "anthropic"\nstructured_outputs = "json_object"', "Anthropic's API has no json_object"),
     ],
 )
 def test_what_no_request_can_carry_is_refused(load_text: Load, line: str, says: str) -> None:

@@ -31,10 +31,16 @@ WANTED = {"type": "json_schema", "json_schema": {"name": "n", "schema": OPEN}}
         ({**CLOSED, "properties": {"a": {"anyOf": [OPEN, {"type": "null"}]}}}, False),
         ({**CLOSED, "$defs": {"x": {"type": "object"}}}, False),
         ({**CLOSED, "required": [["a"]]}, False),
+        ({**CLOSED, "properties": {"a": {"type": "string", "format": "date"}}}, True),
+        ({**CLOSED, "properties": {"a": {"type": "string", "format": "uri"}}}, False),
+        ({**CLOSED, "properties": {"a": {"type": "string", "maxLength": 3}}}, False),
+        ({**CLOSED, "allOf": [{}]}, False),
+        ({**CLOSED, "properties": {"a": True}}, False),
+        ({"type": "object", "additionalProperties": False}, False),
         ({"type": "array", "items": CLOSED}, False),
     ],
 )
-def test_closed_schemas_are_strict(schema: dict[str, Any], is_strict: bool) -> None:
+def test_what_a_model_can_be_constrained_to_is_strict(schema: dict[str, Any], is_strict: bool) -> None:
     assert response_format(schema)["json_schema"].get("strict", False) is is_strict
 
 

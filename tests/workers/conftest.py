@@ -160,6 +160,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         patience_s: float = 3_600.0,
         offers: Offers | None = None,
         others: Any = None,
+        answers: Any = None,
+        cache_ttl_s: float | None = None,
         breakers: Any = None,
         real_time: bool = False,
         catalog: Catalog | None = None,
@@ -179,6 +181,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 rng=random.Random(1),
                 offers=offers,
                 others=others,
+                answers=answers,
+                cache_ttl_s=cache_ttl_s,
                 breakers=breakers,
             )
 

@@ -327,7 +327,8 @@ class Commands:
         return Command(args, on_reply)
 
     def _delay(self, lease: Lease, due_ms: int, now_ms: int) -> Command:
-        delay_keys = (*self._lease_keys, self.key(redis_keys.delayed(lease.queue)))
+        flight, token = lease.follows or (redis_keys.NO_KEY, "")
+        delay_keys = (*self._lease_keys, self.key(redis_keys.delayed(lease.queue)), self.key(flight))
         args = (
             *_evalsha(scripts.DELAY, *delay_keys),
             self._ask(
@@ -336,6 +337,8 @@ class Commands:
                 now_ms=now_ms,
                 is_suspected=lease.is_suspected,
                 memory="" if lease.memory is None else b64encode(lease.memory.encode()).decode(),
+                follows=token,
+                queue=lease.queue,
             ),
         )
         return Command(args, partial(_or_again, self._leases.delays, [(lease, due_ms)]))

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 from weakref import WeakSet
 
+from ..prompt.parked import Follows
 from ..telemetry.counts import counts
 from ..telemetry.notices import notices
 from .lanes import Lanes
@@ -49,6 +50,8 @@ class Lease:
     is_suspected: bool = False
     memory: str | None = None
     """What the job must not forget that is parked."""
+    follows: Follows | None = None
+    """The call of an equal job that it waits for."""
     """It is delayed although its call may have been paid for."""
     deliveries: int = 0
     """How often its worker died: it has one of the places for such messages (triage.py)."""
@@ -206,14 +209,23 @@ class Leases:
         self.returns += strays
         return len(strays)
 
-    def delay(self, tag: str, due_ms: int, *, suspected: bool = False, memory: str | None = None) -> None:
+    def delay(
+        self,
+        tag: str,
+        due_ms: int,
+        *,
+        suspected: bool = False,
+        memory: str | None = None,
+        follows: Follows | None = None,
+    ) -> None:
         """Keep the message in Redis until it is due. `suspected`: its call may have been paid for.
 
-        `memory` is what the job must not forget until then; it comes back with the message.
+        `memory` is what the job must not forget until then; it comes back with the message. `follows`: it comes back
+        earlier, when that call has ended.
         """
         lease = self._let_go(tag)
         if lease is not None:
-            lease.is_suspected, lease.memory = suspected, memory
+            lease.is_suspected, lease.memory, lease.follows = suspected, memory, follows
             self.delays.append((lease, due_ms))
 
     def _let_go(self, tag: str) -> Lease | None:

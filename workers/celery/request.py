@@ -209,7 +209,9 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         channel = self.message.channel
         task_ready(self)
         until_ms = int(redis_clock.to_redis(parked.until_s) * 1000)
-        channel.qos.delay(self.message.delivery_tag, until_ms, memory=parked.memory)
+        channel.qos.delay(self.message.delivery_tag, until_ms, memory=parked.memory, follows=parked.follows)
+        if parked.follows is not None:
+            return
         if parked.for_others:
             channel.lookout.left()
             return

@@ -23,6 +23,7 @@ from tasks.redis.address import Address, failure
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
 
+from ..answers import Answers
 from ..breaker import BreakerPolicy, Breakers, SharedBreakers
 from ..http.session import Http
 from ..limiter import LimiterRegistry
@@ -46,13 +47,15 @@ if TYPE_CHECKING:
     from tasks.results import PromptResult
 
     from ..pipeline.limits import Limits
+    from ..pipeline.rungs.answers import Store
     from ..pipeline.rungs.elsewhere import Others
 
-__all__ = ["current", "lifespan", "pipeline_of"]
+__all__ = ["answers_of", "current", "lifespan", "pipeline_of"]
 
 logger = logging.getLogger("promptmill.runtime")
 
 REDIS_TIMEOUT_S = 5.0
+MEGABYTE = 1024 * 1024
 ANNOUNCE_EVERY_S = 3_600.0
 ANNOUNCE_AGAIN_S = 30.0
 """After a failed announcement."""
@@ -98,6 +101,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
         ) as limits,
         Http(settings.http) as http,
         _offered(catalog, ring),
+        answers_of(settings, redis) as answers,
     ):
         pipeline = pipeline_of(
             settings,
@@ -106,6 +110,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             http=http,
             limits=limits,
             others=OtherWorkers(redis, key_prefix=settings.key_prefix),
+            answers=answers,
             breakers=breakers,
             on_failure=FailureLog().note,
         )
@@ -125,6 +130,7 @@ def pipeline_of(
     http: Http,
     limits: Limits,
     others: Others,
+    answers: Store,
     breakers: Breakers | None = None,
     on_failure: Callable[[PromptResult, str | None], None] | None = None,
 ) -> Pipeline:
@@ -144,9 +150,23 @@ def pipeline_of(
         rng=random.Random(),
         offers=offers,
         others=others,
+        answers=answers,
+        cache_ttl_s=settings.cache.ttl_s,
         breakers=breakers,
         time_limit=SoftTimeLimitExceeded,
         on_failure=on_failure,
+    )
+
+
+def answers_of(settings: Settings, redis: Redis) -> Answers:
+    """What all workers of the deployment have answered."""
+    return Answers(
+        redis,
+        memory_bytes=settings.cache.memory_mb * MEGABYTE,
+        redis_bytes=settings.cache.redis_mb * MEGABYTE,
+        to_redis=redis_clock.to_redis,
+        redis_s=redis_clock.redis_s,
+        key_prefix=settings.key_prefix,
     )
 
 

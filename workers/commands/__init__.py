@@ -7,5 +7,6 @@ ladders.py  `doctor --ladder`
 limits.py   the shared limiters as they stand
 jobs.py     `status` and `cancel`
 dead.py     the dead letters
+cache.py    the stored answers
 common.py   one --redis, one --json, one way to fail
 """

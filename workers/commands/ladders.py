@@ -16,7 +16,7 @@ from config.settings import SettingsError, get_settings
 from tasks.redis.address import Address
 from tasks.wire.vocabulary import KINDS
 
-from ..celery.runtime import pipeline_of
+from ..celery.runtime import answers_of, pipeline_of
 from ..http.session import Http
 from ..limiter import LimiterRegistry
 from ..pipeline.choice import words
@@ -82,16 +82,20 @@ async def _ladders(catalog: Catalog, name: str) -> dict[str, list[tuple[str, str
         http=Http(settings.http),
         limits=LimiterRegistry(redis, now=time.time),
         others=OtherWorkers(redis),
+        answers=answers_of(settings, redis),
     )
-    shapes = [Shape(kind, name, has_deadline) for kind, has_deadline in product(KINDS, (False, True))]
+    shapes = [
+        Shape(kind, name, has_deadline, caches=caches)
+        for kind, has_deadline, caches in product(KINDS, (False, True), (False, True))
+    ]
     shapes.append(Shape("chat", name, has_deadline=False, has_schema=True))
     return {_words(shape): _rungs(pipeline, shape) for shape in shapes}
 
 
 def _words(shape: Shape) -> str:
-    if shape.has_schema:
-        return f"{shape.kind} with a schema"
-    return f"{shape.kind} with a deadline" if shape.has_deadline else shape.kind
+    had = (("deadline", shape.has_deadline), ("cache time", shape.caches), ("schema", shape.has_schema))
+    has = [word for word, is_so in had if is_so]
+    return f"{shape.kind} with a {' and a '.join(has)}" if has else shape.kind
 
 
 def _rungs(pipeline: Pipeline, shape: Shape) -> list[tuple[str, str]]:

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from config.catalog import Model
     from tasks.results import Attempt, Usage
 
-__all__ = ["failed_cost_usd", "known_cost_usd", "total_cost_usd"]
+__all__ = ["failed_cost_usd", "known_cost_usd", "total_cost_usd", "total_failed_usd"]
 
 
 def known_cost_usd(model: Model, usage: Usage | None) -> float | None:
@@ -25,6 +25,12 @@ def total_cost_usd(failed: Iterable[Attempt], model: Model, usage: Usage | None)
     cost = _call_cost(model, usage)
     before = None if cost is None else _failed_cost(failed)
     return None if cost is None or before is None else float(cost + before)
+
+
+def total_failed_usd(failed: Iterable[Attempt]) -> float | None:
+    """What the calls before a cached answer cost: 0 where no tokens were counted, None where a cost is unknown."""
+    cost = _failed_cost(failed)
+    return None if cost is None else float(cost)
 
 
 def failed_cost_usd(failed: Iterable[Attempt]) -> float | None:

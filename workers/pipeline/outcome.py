@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from tasks.results import JobError, PromptResult, Usage
 from tasks.wire.vocabulary import Status
 
-from .costs import failed_cost_usd, total_cost_usd
+from .costs import failed_cost_usd, total_cost_usd, total_failed_usd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from ..answers import Known
     from ..prompt.failure import Failure
     from ..providers import Answer
     from .trip import Trip
@@ -20,6 +21,8 @@ __all__ = ["answered", "unanswered"]
 
 
 def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
+    if trip.cached is not None:
+        return _from_cache(trip, trip.cached, now)
     return PromptResult(
         id=trip.job.id,
         status="succeeded",
@@ -34,6 +37,29 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
         repaired=trip.repaired,
+        suspected_double_payment=trip.paid_twice,
+        metadata=trip.job.options.metadata,
+        failed_attempts=tuple(trip.failed),
+    )
+
+
+def _from_cache(trip: Trip, known: Known, now: float) -> PromptResult:
+    """What this job has cost are the calls that failed before, to other models say."""
+    return PromptResult(
+        id=trip.job.id,
+        status="succeeded",
+        text=known.answer.text,
+        response=known.answer.response,
+        model=trip.job.model,
+        answered_by=known.answered_by,
+        usage=_sum(_counted(trip)),
+        cost_usd=total_failed_usd(trip.failed),
+        attempts=trip.attempts,
+        cached=True,
+        saved_usd=known.cost_usd,
+        route=None if trip.chain is None else trip.chain.chosen,
+        queued_s=_queued_s(trip),
+        duration_s=now - trip.started_at,
         suspected_double_payment=trip.paid_twice,
         metadata=trip.job.options.metadata,
         failed_attempts=tuple(trip.failed),

@@ -28,6 +28,7 @@ from .outcome import answered, unanswered
 from .record_limit import RecordSizes
 from .router import Router
 from .rungs.admission import Admission
+from .rungs.answers import Answers, Store
 from .rungs.breaker import Breaker
 from .rungs.call import Call
 from .rungs.deadline import Deadline
@@ -99,6 +100,8 @@ class Pipeline:
         compresses: bool = True,
         offers: Offers | None = None,
         others: Others | None = None,
+        answers: Store | None = None,
+        cache_ttl_s: float | None = None,
         breakers: Breakers | None = None,
         read_stamp: Callable[[float], float] = float,
         time_limit: type[Exception] = _NoTimeLimit,
@@ -110,8 +113,10 @@ class Pipeline:
         A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place. A job
         without a deadline waits `patience_s` for a provider that is out. `compresses`: whether large results
         of our client's jobs are stored compressed. `offers` is what this worker announces; a job that it can't do is
-        left to `others`, if there are any. `breakers` know which providers are out; None: only those that can't be
-        reached. `time_limit` is what is raised in a job whose time in the worker is over.
+        left to `others`, if there are any. `answers` are those of all workers; without them no job is cached.
+        `cache_ttl_s`: how long, in seconds, those of repeatable jobs are kept that do not say. `breakers` know which
+        providers are out; None: only those that can't be reached. `time_limit` is what is raised in a job whose time
+        in the worker is over.
         `on_failure` is called with each result of `handle` that is no answer, and the job's tenant.
         """
         self._catalog = catalog
@@ -119,6 +124,7 @@ class Pipeline:
         self._read_stamp = read_stamp
         self._time_limit = time_limit
         self._on_failure = on_failure
+        self._all_cache = cache_ttl_s is not None
         self._elsewhere = Elsewhere(others or _NoOthers(), offers or Offers(), keys_of=keys.of, now=now)
         self.breakers = Breakers(BreakerPolicy(failures=0), now=now) if breakers is None else breakers
         # Outermost first: this order is the pipeline. Once for each job:
@@ -138,6 +144,7 @@ class Pipeline:
         # Once for each model that is tried:
         self._route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
+            *(() if answers is None else (Answers(answers, ttl_s=cache_ttl_s, now=now),)),
             Schema(now=now),
             RecordSize(compresses=compresses),
             Breaker(now=now, sleep=sleep, rng=rng, patience_s=patience_s, park_after_s=park_after_s),
@@ -205,7 +212,7 @@ class Pipeline:
             trip.remember(parked)
         try:
             try:
-                ladder = self.ladder(Shape.of(job))
+                ladder = self.ladder(Shape.of(job, all_cache=self._all_cache))
             except Incapable:
                 await self._elsewhere.leave(trip, job.model)
                 raise

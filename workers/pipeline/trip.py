@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 import orjson
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from config.catalog import Model, Provider
 
+    from ..answers import Known
     from ..breaker import Health, Reason
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
@@ -48,16 +49,15 @@ class Shape(NamedTuple):
     has_schema: bool = False
 
     @classmethod
-    def of(cls, job: PromptJob) -> Shape:
+    def of(cls, job: PromptJob, *, all_cache: bool = False) -> Shape:
+        """`all_cache`: whether repeatable jobs that do not ask for it are cached too."""
         options = job.options
         own = None if options.fallbacks is None else bool(options.fallbacks)
-        return cls(
-            job.kind,
-            job.model,
-            options.deadline_at is not None,
-            own,
-            has_schema="response_format" in job.body and job.kind == "chat" and has_schema(job.body),
-        )
+        ttl_s = options.cache_ttl_s
+        caches = all_cache and job.is_repeatable if ttl_s is None else ttl_s > 0
+        schema = "response_format" in job.body and job.kind == "chat" and has_schema(job.body)
+        # Without the Python function that a named tuple is made by: this is done for each job.
+        return tuple.__new__(cls, (job.kind, job.model, options.deadline_at is not None, own, caches, schema))
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,11 @@ class Route:
     health: Health
 
 
-@dataclass(slots=True)
 class Trip:
     """What is known so far of a job under way. Times are epoch seconds, by the worker's clock."""
 
-    job: PromptJob
-    started_at: float
-    queue: str = QUEUE
-    route: Route = field(init=False)
+    # What a job does not meet stands in the class: a dataclass would write each of these for each job.
+    route: Route
     """Where it goes now: the job's model, or the one of its fallbacks that is being tried."""
     chain: Chain | None = None
     """The models that it may be answered by; None while there is one alone."""
@@ -99,7 +96,7 @@ class Trip:
     """Those of earlier trips, and of other models."""
     postponed: int = 0
     """Calls that are no attempts, up to a number: the provider asked for more than our longest pause, or was out."""
-    failed: list[Attempt] = field(default_factory=list)
+    failed: list[Attempt]
     may_be_paid: bool = False
     """A call that brought no answer may have been paid for."""
     paid_twice: bool = False
@@ -116,9 +113,10 @@ class Trip:
     """Further calls for answers that did not fit the job's schema, and the last of these answers."""
     repaired: str | None = None
     """The step after which an answer fitted the schema."""
-    held: list[object] | None = None
-    """Gets what must be held until a large answer is stored."""
-
+    cached: Known | None = None
+    """The stored answer that it was given, or that of an equal prompt."""
+    followed: str | None = None
+    """The call of an equal prompt that it has waited for (`answers.Asked.followed`)."""
     key: SecretStr | None = None
     """The provider's key of the latest call."""
     called_at: float = 0.0
@@ -128,9 +126,19 @@ class Trip:
     headers: Mapping[str, str] | None = None
     """The response headers of the latest call, if it brought any."""
 
+    def __init__(
+        self, job: PromptJob, started_at: float, queue: str = QUEUE, *, held: list[object] | None = None
+    ) -> None:
+        """`held` gets what must be held until a large answer is stored."""
+        self.job = job
+        self.started_at = started_at
+        self.queue = queue
+        self.held = held
+        self.failed = []
+
     def memory(self) -> str | None:
         """What the job must not forget while it is parked, as JSON; None: nothing has happened to it yet."""
-        if not self.attempts:
+        if not self.attempts and self.followed is None:
             return None
         known = {
             "attempts": self.attempts,
@@ -140,7 +148,9 @@ class Trip:
             "failed": [asdict(attempt) for attempt in self.failed[-MOST_REMEMBERED:]],
             "repairs": None if self.repairs is None else asdict(self.repairs),
         }
-        if self.chain is not None:
+        if self.followed is not None:
+            known["followed"] = self.followed
+        if self.chain is not None and self.attempts:
             known["chain"] = asdict(self.chain)
         return orjson.dumps(known).decode()
 
@@ -153,6 +163,7 @@ class Trip:
             self.attempts = self.attempts_before = int(known["attempts"])
             self.postponed = int(known.get("postponed", 0))
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
+            self.followed = known.get("followed")
             self.repairs = Repairs(**known["repairs"]) if known.get("repairs") else None
             self.chain = Chain.from_dict(known["chain"]) if "chain" in known else None
         except (ValueError, TypeError, KeyError, AttributeError):

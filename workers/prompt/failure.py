@@ -54,8 +54,8 @@ class Failure(Exception):
         self.unreachable = unreachable
         self.usage = usage
         self.is_refusal = False
-        self.outlasts = False
         self.is_cut = False
+        self.outlasts = False
 
     def advise(self, advice: str) -> None:
         """Say what to do about it, after what is wrong."""

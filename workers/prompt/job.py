@@ -20,6 +20,7 @@ import orjson
 
 from tasks.wire.json_text import MAX_DEPTH, NotJson, check
 from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, problem
+from tasks.wire.request import is_repeatable
 from tasks.wire.schema import response_format, schema_conflict
 from tasks.wire.vocabulary import JobKind, Priority, Trigger
 
@@ -51,6 +52,8 @@ class Options:
     fallbacks: list[str] | None = None
     fallback_on: list[Trigger] | None = None
     tag: str | None = None
+    cache_ttl_s: float | None = None
+    sample: int = 0
     submitted_at: float | None = None
 
 
@@ -66,6 +69,11 @@ class PromptJob:
     group: str | None = None
     is_clients: bool = field(default=False, compare=False)
     """Whether our client submitted it, which reads compressed results."""
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the same request is meant to bring the same answer: an embedding, or a `temperature` of 0."""
+        return is_repeatable(self.kind, self.body)
 
 
 def parse(

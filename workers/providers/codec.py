@@ -102,6 +102,10 @@ class Probe(NamedTuple):
 class Codec(Protocol):
     """The wire format of one kind of provider: URL, headers, body, and how to read what comes back."""
 
+    version: int
+    """Counts how the same job became another request, or the same response another answer: answers that an earlier
+    version stored serve no job of the next."""
+
     def check(self, job: PromptJob, *, model: Model) -> None:
         """Raise `Failure` (`bad_request`) for a body that this kind of provider has no words for.
 

@@ -72,6 +72,8 @@ class OpenAICodec:
         likely_bytes = (dimensions or _DIMENSIONS) * number_bytes
         return AnswerSize(count_inputs(body["input"]), likely_bytes, kind=(dimensions, encoding == "base64"))
 
+    version = 1
+
     key_header: ClassVar[str | None] = None
     """The header that takes a key, unless the provider's `auth` is "bearer". None: every key is a bearer token."""
 

@@ -27,7 +27,7 @@ class _Call(NamedTuple):
     script: Script
     names: Sequence[str]
     args: Sequence[Any]
-    reply: asyncio.Future[list[bytes]]
+    reply: asyncio.Future[Any]
 
 
 class Link:
@@ -39,7 +39,7 @@ class Link:
         self._senders: set[asyncio.Task[None]] = set()
         self._starts = False
 
-    async def run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> list[bytes]:
+    async def run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> Any:
         """The script's reply. Raises what the client raises, and `TimeoutError`."""
         loop = asyncio.get_running_loop()
         call = _Call(script, names, args, loop.create_future())

@@ -8,7 +8,7 @@ import orjson
 
 from ..providers import Answer
 from ..providers.answers import is_filtered, is_spent, text_of
-from .repair import NotRepairable, repaired
+from .repair import NotRepairable, readings
 
 if TYPE_CHECKING:
     from .validator import SchemaValidator
@@ -62,13 +62,22 @@ def _read_text(text: str, validator: SchemaValidator, *, is_whole: bool) -> tupl
     try:
         value = orjson.loads(text)
     except ValueError:
-        try:
-            text = repaired(text, is_whole=is_whole)
-            value = orjson.loads(text)
-        except ValueError as why:
-            reason = str(why) if isinstance(why, NotRepairable) else "a number is too large"
-            return text, f"the answer is not JSON: {reason}"
+        return _read_broken(text, validator, is_whole=is_whole)
     return text, validator.misfit(value)
+
+
+def _read_broken(text: str, validator: SchemaValidator, *, is_whole: bool) -> tuple[str, str | None]:
+    """The same for a text that is no JSON. Of several readings the only one that fits is meant."""
+    try:
+        found = [(reading, validator.misfit(orjson.loads(reading))) for reading in readings(text, is_whole=is_whole)]
+    except NotRepairable as why:
+        return text, f"the answer is not JSON: {why}"
+    except ValueError:  # orjson's
+        return text, "the answer is not JSON: a number is too large"
+    if len(found) == 1:
+        return found[0]
+    fitting = [each for each in found if each[1] is None]
+    return fitting[0] if len(fitting) == 1 else (text, "the answer is not JSON: a bracket is missing")
 
 
 def _with_text(choice: dict[str, Any], text: str, *, came_as: str) -> dict[str, Any]:

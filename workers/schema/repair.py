@@ -1,8 +1,9 @@
 """JSON whose syntax alone is broken, made whole without adding a value.
 
 Each scalar of the result stands in the text, and none of the text's is lost: that is the rule, and where it can't be
-held the text is not repaired. So a text or number that may have been cut is never completed, a bracket is only added
-where there is one place for it, and of two objects none is chosen.
+held the text is not repaired. So a text or number that may have been cut is never completed, and of two objects none
+is chosen. Where a missing bracket has several places, there are several readings, and whoever knows the schema sees
+which of them can be meant.
 
 json-repair, the usual library, completes and guesses (docs/adr/0021-schema-ladder.md).
 """
@@ -15,10 +16,13 @@ from typing import Final
 
 import orjson
 
-__all__ = ["MAX_DEPTH", "NotRepairable", "repaired"]
+__all__ = ["MAX_DEPTH", "NotRepairable", "readings"]
 
 MAX_DEPTH: Final = 100
 """How deep a repaired answer may nest: this reader recurses."""
+
+MOST_READ: Final = 200_000
+"""Characters to read anew for all places that a missing bracket may have, each of which takes the whole text."""
 
 _SPACE = re.compile(r"[ \t\r\n\u00a0\ufeff]*")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?")
@@ -30,6 +34,7 @@ _STRING = {
 _LITERALS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 """JSON's, and Python's, which come with single quotes."""
 
+_TO_ESCAPE = re.compile(r"[\x00-\x1f\\]")
 _ESCAPED_OR_QUOTE = re.compile(r'\\.|"', re.DOTALL)
 _CLOSED_BY = {"{": "}", "[": "]"}
 _OPENING = re.compile(r"[{\[]")
@@ -41,26 +46,44 @@ class NotRepairable(ValueError):
     """The text is no JSON with broken syntax, or its repair would add or lose something."""
 
 
-def repaired(text: str, *, is_whole: bool = True) -> str:
+def readings(text: str, *, is_whole: bool = True) -> list[str]:
     """The JSON in `text`: without the prose, code fence or reasoning around it, and with JSON's own quotes, commas and
-    brackets. `is_whole`: nothing says that the text was cut; of one that was, no bracket is added.
+    brackets. `is_whole`: nothing says that the text was cut; to one that was, no bracket is added.
 
-    Raises `NotRepairable`.
+    There are several where a bracket is missing that may stand in several places, the last one first: whether `c` of
+    `{"a": {"b": 1, "c": 2}` stands in the inner object, the text does not say. Raises `NotRepairable`.
     """
     text = _without_reasoning(text)
     if (first := _OPENING.search(text)) is None:
         raise NotRepairable("no object and no list")
     reader = _Reader(text, first.start())
-    found = reader.container()
-    if reader.is_open and (reader.is_ambiguous or not is_whole):
+    found = reader.whole()
+    if not reader.missing:
+        return [found]
+    too_many = len(reader.places) * len(text) > MOST_READ or (reader.places and reader.missing > 1)
+    if not is_whole or too_many:
         raise NotRepairable("a bracket is missing, and where is not certain")
-    _check_rest(text[reader.at :])
-    return found
+    elsewhere = (_with_bracket(text, first.start(), *place) for place in reader.places)
+    return list(dict.fromkeys([found, *filter(None, elsewhere)]))
+
+
+def _with_bracket(text: str, begin: int, at: int, closer: str) -> str | None:
+    reader = _Reader(text[:at] + closer + text[at:], begin)
+    try:
+        found = reader.whole()
+    except NotRepairable:
+        return None
+    return None if reader.missing else found
 
 
 def _without_reasoning(text: str) -> str:
-    """Servers without a reasoning parser leave it before the answer."""
-    return text.rpartition("</think>")[2] if text.lstrip().startswith("<think>") else text
+    """Servers without a reasoning parser leave it before the answer. It may hold drafts of the answer."""
+    if not text.lstrip().startswith("<think>"):
+        return text
+    _, end, answer = text.rpartition("</think>")
+    if not end:
+        raise NotRepairable("it is reasoning without an answer")
+    return answer
 
 
 def _check_rest(rest: str) -> None:
@@ -75,12 +98,18 @@ class _Reader:
 
     def __init__(self, text: str, at: int) -> None:
         self.at = at
-        self.is_open = False
-        """A bracket was missing."""
-        self.is_ambiguous = False
-        """Its place is not certain: what stands last in a container may as well stand in the one around it."""
+        self.missing = 0
+        """Brackets that were missing at the end of what they close."""
+        self.places: list[tuple[int, str]] = []
+        """Where else a bracket may be missing, and which: what follows may stand in the container around it as well."""
         self._text = text
         self._closers: list[str] = []
+
+    def whole(self) -> str:
+        """The container, and nothing after it that looks like more of the answer."""
+        found = self.container()
+        _check_rest(self._text[self.at :])
+        return found
 
     def container(self) -> str:
         opener = self._text[self.at]
@@ -90,12 +119,11 @@ class _Reader:
             raise NotRepairable("it nests too deep")
         self._closers.append(closer)
         self.at += 1
-        members = self._members(closer)
+        members = self._members(closer, has_places=is_like_parent)
         self._closers.pop()
-        self.is_ambiguous |= is_like_parent and len(members) > 1
         return opener + ",".join(members) + closer
 
-    def _members(self, closer: str) -> list[str]:
+    def _members(self, closer: str, *, has_places: bool) -> list[str]:
         members: list[str] = []
         keys: set[str] = set()
         while True:
@@ -104,11 +132,13 @@ class _Reader:
             members.append(self._member(keys) if closer == "}" else self._value())
             following = self._peek()
             if following == ",":
+                if has_places:
+                    self.places.append((self.at, closer))
                 self.at += 1
             elif following == closer:
                 break
             elif not following or following in self._closers:
-                self.is_open = True
+                self.missing += 1
                 return members
             else:
                 raise NotRepairable("something stands between two values")
@@ -151,6 +181,8 @@ class _Reader:
 
     def _string(self) -> str:
         quoted = self._match(_STRING[self._text[self.at]])
+        if quoted[0] == '"' and _TO_ESCAPE.search(quoted) is None:
+            return quoted
         inner = _ESCAPED_OR_QUOTE.sub(_as_json, quoted[1:-1])
         try:
             # Not strict: line breaks and tabs may stand in it as they are.

@@ -61,6 +61,7 @@ _TYPES = {
     504: "timeout_error",
     529: "overloaded_error",
 }
+_BOUNDS = frozenset(["minimum", "maximum", "multipleOf", "minLength", "maxLength", "maxItems", "maxProperties"])
 _EVENT_CHARS = 16
 
 
@@ -83,6 +84,8 @@ def read_message(body: bytes) -> ChatRequest:
     system = _plain(fields.get("system"))
     users = [text for message, text in zip(messages, texts, strict=True) if message["role"] == "user"]
     form = wanted(fields, system, users)
+    if form is not None:
+        _check_schema(form.schema)
     return ChatRequest(
         model=model,
         prompt_hash=prompt_hash(messages),
@@ -94,6 +97,21 @@ def read_message(body: bytes) -> ChatRequest:
         numbers=numbers_in(texts[-1]),
         wanted=form,
     )
+
+
+def _check_schema(schema: Any) -> None:
+    """Its grammar holds neither bounds nor open objects."""
+    found = [schema]
+    for each in found:
+        if isinstance(each, dict):
+            for name in _BOUNDS & each.keys():
+                if isinstance(each[name], int | float):
+                    raise InvalidRequest(f"output_config.format.schema: property '{name}' is not supported")
+            if each.get("type") == "object" and each.get("additionalProperties") is not False:
+                raise InvalidRequest("output_config.format.schema: 'additionalProperties' must be explicitly false")
+            found += each.values()
+        elif isinstance(each, list):
+            found += each
 
 
 def message_body(request: ChatRequest, completions: list[Completion], *, seed: int) -> bytes:

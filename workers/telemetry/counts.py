@@ -25,6 +25,8 @@ class Event:
     text: str
     label: str
     values: tuple[str, ...]
+    unit: float = 1.0
+    """What one counted stands for in the metric: Redis adds up whole numbers."""
 
     def field(self, value: str) -> str:
         """The field of the hash `keys.COUNTS` that counts it."""
@@ -45,6 +47,25 @@ COUNTERS: Final[tuple[Event, ...]] = (
         ("unstarted", "started"),
     ),
     Event("fallbacks_total", "Jobs that went on to another model, by the code of what led there.", "code", ERROR_CODES),
+    Event(
+        "cache_lookups_total",
+        "Jobs with a cache time, each time they looked for an answer, by where it was.",
+        "found",
+        ("memory", "redis", "shared", "followed", "missed", "skipped"),
+    ),
+    Event(
+        "cache_saved_usd_total",
+        "What the calls had cost whose answers served again, in US dollars, as far as it is known.",
+        "by",
+        ("answers",),
+        unit=1e-6,
+    ),
+    Event(
+        "schema_misfits_total",
+        "Answers that did not fit their job's JSON Schema as they came, by what followed.",
+        "next",
+        ("syntax", "longer", "asked_again", "failed"),
+    ),
     Event("jobs_failed_total", "Prompt jobs that ended without an answer, by their error's code.", "code", ERROR_CODES),
 )
 """All that are counted. Each is shown from 0 on: a counter that appears with its first event has not increased, for

@@ -100,7 +100,7 @@ def test_a_providers_own_name_needs_no_catalogue(promptmill_run: RunCommand, tmp
 
 SCHEMA = {
     "type": "object",
-    "properties": {"answer": {"type": "integer"}, "why": {"type": "string"}},
+    "properties": {"answer": {"type": "integer", "minimum": 0}, "why": {"type": "string"}},
     "required": ["answer", "why"],
     "additionalProperties": False,
 }

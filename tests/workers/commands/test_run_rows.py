@@ -263,7 +263,7 @@ def test_digest_does_not_see_how_a_row_is_written() -> None:
         (b'{"prompt": "x", "promptmill": {"id": "a"}}', "`promptmill.id`: there is no such option"),
         (b'{"prompt": "x", "promptmill": {"deadline_s": 0}}', "`promptmill.deadline_s`: must be more than 0 seconds"),
         (b'{"prompt": "x", "promptmill": {"fallbacks": "m"}}', "`promptmill.fallbacks`: must be a list of models'"),
-        (b'{"prompt": "x", "promptmill": {"cache_ttl_s": 60}}', "`promptmill.cache_ttl_s`: answers are not cached yet"),
+        (b'{"prompt": "x", "promptmill": {"cache_ttl_s": -1}}', "`promptmill.cache_ttl_s`: must be 0 or more seconds"),
     ],
 )
 def test_bad_rows_say_why(text: bytes, part: str) -> None:

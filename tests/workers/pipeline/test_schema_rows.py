@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import Any
 
 import aiohttp
+import pytest
 
 from tasks.results import PromptResult
 from workers.prompt.job import PromptJob, parse
 from workers.schema.validator import validator_of
 from workers.simulator.replies import object_text
 from workers.simulator.request import read_chat
+from workers.telemetry.counts import counts
 
 ROWS = 1_000
 SEED = 11
@@ -48,6 +50,7 @@ def own_object(job: PromptJob) -> Any:
     return json.loads(object_text(wanted, model="upstream-m", seed=SEED))
 
 
+@pytest.mark.promise(50)
 async def test_a_thousand_rows_fit(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(seed=SEED, faults={"badjson": 0.1, "truncated": 0.05})
     jobs = [row(number) for number in range(ROWS)]
@@ -68,6 +71,10 @@ async def test_a_thousand_rows_fit(pipeline_to: Any, simulate: Any) -> None:
     assert all(validator.misfit(result.json()) is None for _, result in good)
     assert [result.json() for _, result in good] == [own_object(job) for job, _ in good]
     assert all(result.error.last_answer for result in results if result.error is not None)
+    by_step = Counter(result.repaired for result in results if result.repaired)
+    counted = {name.partition(":")[2]: n for name, n in counts.take().items() if name.startswith("schema_misfits")}
+    assert counted.pop("failed") == ROWS - len(good)
+    assert by_step.keys() == counted.keys() and all(counted[step] >= by_step[step] for step in counted)
     assert {result.repaired for result in results} == {None, "syntax", "longer", "asked_again"}
 
     calls = await ledger(simulator)

@@ -12,7 +12,7 @@ import pytest
 from config.catalog import Catalog
 from tests.support.scripted import Answer, Asked, ScriptedProvider
 from workers.pipeline.pipeline import Pipeline
-from workers.pipeline.rungs.schema import Schema
+from workers.pipeline.rungs.schema import LARGE_CHARACTERS, Schema
 from workers.pipeline.trip import Shape
 from workers.prompt.job import PromptJob, parse
 from workers.prompt.parked import Parked
@@ -95,6 +95,13 @@ async def test_broken_syntax_is_repaired_without_a_call(ask: Any) -> None:
     assert choice["provider_fields"] == {"content": broken}
 
 
+async def test_a_large_answer_is_repaired_too(ask: Any) -> None:
+    name = "Ada " * LARGE_CHARACTERS
+    with answering(f'{{"name": "{name}", "age": 36,}}') as provider:
+        result = await ask(provider)
+    assert (result.json()["name"], result.repaired) == (name, "syntax")
+
+
 async def test_a_misfit_fails_and_keeps_the_answer(ask: Any) -> None:
     with answering(WRONG) as provider:
         result = await ask(provider)
@@ -155,12 +162,27 @@ async def test_a_truncated_answer_is_never_asked_again(ask: Any) -> None:
     assert result.error.last_answer == '{"name": "Ad' and "max_tokens" in result.error.message
 
 
+async def test_a_refused_limit_leaves_it_truncated(ask: Any) -> None:
+    refused = Answer(400, {"error": {"message": "max_tokens is too large"}})
+    with answering(completion('{"name": "Ad', "length"), refused) as provider:
+        result = await ask(provider, job(repair=1, body={"max_tokens": 9_000}))
+    error = result.error
+    assert (error.code, error.last_answer, len(provider.asked)) == ("bad_response", '{"name": "Ad', 2)
+    assert "refused 36,000 tokens" in error.message and "`max_output_tokens`" in error.message
+
+
 async def test_reasoning_that_used_up_the_limit_is_truncated(ask: Any) -> None:
     spent = completion("", "length", reasoning_content="hm")
     with answering(spent, GOOD) as provider:
         result = await ask(provider, job(repair=1, body={"max_tokens": 100}))
     assert (result.text, result.repaired, result.attempts) == (GOOD, "longer", 2)
     assert [attempt.next.partition(":")[0] for attempt in result.failed_attempts] == ["longer"]
+
+
+async def test_an_answer_without_text_is_not_the_last_one(ask: Any) -> None:
+    with answering(WRONG, completion("", "length", reasoning_content="hm")) as provider:
+        result = await ask(provider, job(repair=1, body={"max_tokens": 100}))
+    assert (result.error.last_answer, result.attempts) == (WRONG, 2)
 
 
 async def test_a_cut_answer_that_is_whole_json_is_taken(ask: Any) -> None:
@@ -246,8 +268,7 @@ async def test_an_invalid_schema_costs_nothing(ask: Any) -> None:
     with answering(GOOD) as provider:
         for schema, place in [
             ({"properties": {"a": {"type": "objekt"}}}, "properties/a/type"),
-            ({"properties": {"a": {"$ref": f"{provider.base_url}/schema"}}}, "nothing is fetched"),
-            ({"$ref": "file:///etc/passwd"}, "nothing is fetched"),
+            ({"$ref": "#/$defs/missing"}, "nothing is fetched"),
         ]:
             result = await ask(provider, job(schema=schema))
             assert result.error.code == "bad_request" and place in result.error.message

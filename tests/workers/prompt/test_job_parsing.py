@@ -148,10 +148,7 @@ def test_many_brackets_alone_are_not_deep() -> None:
         ({"deadline_s": True}, "deadline_s"),
         ({"deadline_s": "5"}, "deadline_s"),
         ({"deadline_s": 10**20}, "deadline_s"),
-        (
-            {"cache_ttl_s": 60},
-            "`promptmill.cache_ttl_s`: answers are not cached yet, so it would change nothing; leave",
-        ),
+        ({"cache_ttl_s": "60"}, "`promptmill.cache_ttl_s`: must be a number of seconds"),
         ({"submitted_at": {}}, "submitted_at"),
         ({"max_attempts": 0}, "max_attempts"),
         ({"max_attempts": 1.5}, "max_attempts"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from typing import Any
 
@@ -229,7 +230,32 @@ def test_stop_user_tier_and_format() -> None:
     assert found["stop_sequences"] == ["END"]
     assert found["metadata"] == {"user_id": "u-1"}
     assert found["service_tier"] == "standard_only"
-    assert found["output_config"] == {"format": {"type": "json_schema", "schema": schema}}
+    closed = {**schema, "additionalProperties": False}
+    assert found["output_config"] == {"format": {"type": "json_schema", "schema": closed}}
+
+
+def test_a_schema_says_in_words_what_the_api_refuses() -> None:
+    age = {"type": "integer", "minimum": 0, "maximum": 120, "description": "In years."}
+    tags = {"type": "array", "items": {"type": "string", "maxLength": 9}, "minItems": 1}
+    pairs = {"type": "array", "minItems": 2, "prefixItems": [{}]}
+    schema = {"properties": {"age": age, "maximum": tags, "pairs": pairs}, "$defs": {"map": {"type": "object"}}}
+    before = copy.deepcopy(schema)
+    wanted = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema}}
+    made = sent(chat(response_format=wanted))["output_config"]["format"]["schema"]
+    assert made == {
+        "properties": {
+            "age": {"type": "integer", "description": "In years. (minimum: 0, maximum: 120)"},
+            "maximum": {
+                "type": "array",
+                "items": {"type": "string", "description": "(maxLength: 9)"},
+                "minItems": 1,
+            },
+            "pairs": {"type": "array", "prefixItems": [{}], "description": "(minItems: 2)"},
+        },
+        "$defs": {"map": {"type": "object", "additionalProperties": False}},
+        "additionalProperties": False,
+    }
+    assert schema == before
 
 
 def test_fields_that_say_nothing_and_anthropics_own() -> None:

@@ -11,7 +11,19 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from workers.schema.repair import MAX_DEPTH, NotRepairable, repaired
+from workers.providers import Answer
+from workers.schema.reading import read
+from workers.schema.repair import MAX_DEPTH, MOST_READ, NotRepairable, readings
+from workers.schema.validator import validator_of
+
+
+def repaired(text: str, *, is_whole: bool = True) -> str:
+    """The one reading of a text."""
+    found = readings(text, is_whole=is_whole)
+    if len(found) > 1:
+        raise NotRepairable("several readings")
+    return found[0]
+
 
 REPAIRED = {
     '{"a": 1,}': {"a": 1},
@@ -34,10 +46,13 @@ REPAIRED = {
 }
 
 REFUSED = [
+    '<think>Perhaps {"a": 1}? No',
     *("", "no JSON", '"a text"', "12"),
     *('{"a": 12', '{"a": "cut stri', '{"a": [1, 2', '{"a": 1,', '{"a": 1, "b":', '{"a": tr', '{"a', "{", "["),
     '{"a": {"b": 1, "c": 2}',  # where does c belong?
     "[[1, 2], [3, 4 ",
+    "[[1, 2], [[3, 4 ]",
+    "[[" + "1," * int(MOST_READ**0.5) + "1, 2]",
     '{"a": 1} {"b": 2}',
     '{"a": 1}, "b": 2}',
     '{"a": 1}}, "b": 2}',
@@ -69,6 +84,39 @@ def test_a_cut_text_gets_no_brackets() -> None:
     with pytest.raises(NotRepairable):
         repaired('{"a": {"b": "c"', is_whole=False)
     assert repaired('{"a": 1}\nBesides', is_whole=False) == '{"a":1}'
+
+
+def test_a_missing_bracket_has_a_reading_for_each_place() -> None:
+    text = '{"a": {"b": 1, "c": 2, "d": 3}, "e": 4'
+    assert [json.loads(each) for each in readings(text + " ")] == [
+        {"a": {"b": 1, "c": 2, "d": 3}, "e": 4},
+    ]
+    assert [json.loads(each) for each in readings('{"a": {"b": 1, "c": 2}')] == [
+        {"a": {"b": 1, "c": 2}},
+        {"a": {"b": 1}, "c": 2},
+    ]
+    assert readings('{"a": {"b": 1,}') == ['{"a":{"b":1}}']
+
+
+INNER = {"properties": {"b": {}, "c": {}}, "required": ["b", "c"]}
+OUTER = {"properties": {"a": {"properties": {"b": {}}}, "c": {}}, "required": ["a", "c"]}
+
+
+@pytest.mark.parametrize(
+    ("schema", "meant"),
+    [
+        ({"properties": {"a": INNER}}, {"a": {"b": 1, "c": 2}}),
+        (OUTER, {"a": {"b": 1}, "c": 2}),
+        ({"properties": {"a": {"properties": {"b": {}}}}}, None),  # both fit
+        ({"required": ["z"]}, None),  # none does
+    ],
+)
+def test_the_schema_decides_where_a_bracket_is_missing(schema: dict[str, Any], meant: Any) -> None:
+    text = '{"a": {"b": 1, "c": 2}'
+    answer = Answer(text, {"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}, None)
+    reading = read(answer, validator_of(schema))
+    assert (reading.misfit is None) is (meant is not None)
+    assert reading.answer.text == text if meant is None else json.loads(reading.answer.text or "") == meant
 
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +53,35 @@ def test_an_invalid_schema_is_refused_with_its_place(schema: Any, told: str) -> 
     with pytest.raises(Failure, match="no JSON Schema") as refused:
         validator_of(schema)
     assert refused.value.code == "bad_request" and told in refused.value.message
+
+
+class Schemas(BaseHTTPRequestHandler):
+    """Serves a schema to whoever asks."""
+
+    asked = 0
+
+    def do_GET(self) -> None:
+        type(self).asked += 1
+        self.send_response(200)
+        self.send_header("Content-Length", "2")
+        self.end_headers()
+        self.wfile.write(b"{}")
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+
+def test_no_reference_is_fetched(tmp_path: Path) -> None:
+    (tmp_path / "schema.json").write_text("{}")
+    with HTTPServer(("127.0.0.1", 0), Schemas) as server:
+        threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
+        for place in (f"http://127.0.0.1:{server.server_port}/", (tmp_path / "schema.json").as_uri()):
+            with pytest.raises(Failure, match="nothing is fetched"):
+                validator_of({"$ref": place})
+            with pytest.raises(Failure, match="nothing is fetched"):
+                validator_of({"$schema": place})
+        server.shutdown()
+    assert Schemas.asked == 0
 
 
 def test_a_schema_is_compiled_once() -> None:

@@ -55,9 +55,9 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu publishes no types
             self._leases.bury(delivery_tag)
         self._delivered.pop(delivery_tag, None)
 
-    def delay(self, delivery_tag: str, due_ms: int, *, suspected: bool = False, memory: str | None = None) -> None:
+    def delay(self, delivery_tag: str, due_ms: int, **known: Any) -> None:
         """As `Leases.delay`."""
-        self._leases.delay(delivery_tag, due_ms, suspected=suspected, memory=memory)
+        self._leases.delay(delivery_tag, due_ms, **known)
         self._delivered.pop(delivery_tag, None)
 
     def restore_unacked_once(self, stderr: Any = None) -> None:

@@ -1,7 +1,7 @@
 -- message.lua: what the broker's scripts know of a message.
---- @include constants when_full time
+--- @include constants when_full time lists
 -- Gives: history(raw), without_history(raw), with_history(raw, deliveries, suspected), with_memory(raw, memory);
---        record_end(queue), unpacked(record), list_of(raw, queue, lists), job_id(raw);
+--        record_end(queue), unpacked(record), job_id(raw);
 --        mark_queued(raw, record_prefix), suspect(suspected, id);
 --        call_for_all(command, key, words, first), forget(unacked, index, leases, tag), forget_all(..., tags, first).
 --
@@ -48,17 +48,6 @@ end
 local function unpacked(record)
   local raw, queue = string.match(record, '^%[(.*), "", (".*")%]$')
   if raw then return raw, cjson.decode('[' .. queue .. ']')[1] end
-end
-
--- The list that a message came from: kombu keeps one for each priority step, the first without a suffix. `lists` is
--- { steps, separator }.
-local function list_of(raw, queue, lists)
-  local priority = tonumber(string.match(raw, '.*"priority": ?(%d+)') or 0)
-  local step = 0
-  for _, candidate in ipairs(lists.steps) do
-    if candidate <= priority then step = candidate end
-  end
-  return step == 0 and queue or queue .. lists.separator .. step
 end
 
 local function job_id(raw)

@@ -74,7 +74,7 @@ def _printable(name: str) -> str:
 
 def _counted(event: Event) -> Metric[QueueView]:
     def samples(queue: QueueView) -> Samples:
-        return [((value,), queue.counts.get(event.field(value), 0)) for value in event.values]
+        return [((value,), queue.counts.get(event.field(value), 0) * event.unit) for value in event.values]
 
     return Metric(event.name, event.text, (event.label,), samples, CounterMetricFamily)
 

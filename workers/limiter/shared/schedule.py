@@ -212,7 +212,8 @@ class RedisSchedule:
         }
 
     async def _run(self, script: Script, names: Sequence[str], arguments: Mapping[str, Any]) -> list[bytes]:
-        return await self._link.run(script, names, [_compact(arguments)])
+        reply: list[bytes] = await self._link.run(script, names, [_compact(arguments)])
+        return reply
 
 
 _compact = json.JSONEncoder(separators=(",", ":")).encode

@@ -1,10 +1,11 @@
 """The rungs of the ladder, one worry and one file each, outermost first.
 
-elsewhere.py     what only this worker can't do is left to another
-schema.py        an answer that has to fit a JSON Schema does
-record_size.py   an answer that no record holds is refused before it is paid for
 deadline.py      the job's own limit
 fallbacks.py     the next model, where another one may cure what this one can't
+elsewhere.py     what only this worker can't do is left to another
+answers.py       no second call for what has been answered, or is being answered for an equal prompt
+schema.py        an answer that has to fit a JSON Schema does
+record_size.py   an answer that no record holds is refused before it is paid for
 breaker.py       not while the provider is out
 retry.py         again, and when
 admission.py     leave to send, from the limit that all workers share, which hears of a 429 here

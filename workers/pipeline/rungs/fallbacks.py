@@ -83,6 +83,8 @@ class Fallbacks:
             except Parked as parked:
                 if chain.position or chain.chosen is not None:
                     parked.gap_s = 0.0  # jobs of its lane may wait for another model's limit
+                if trip.outage is not None:
+                    chain.position = 0  # all are out: whichever works first is to answer
                 raise
 
     async def _ask(self, trip: Trip, chain: Chain, down: Down) -> Answer:
@@ -116,7 +118,7 @@ class Fallbacks:
         if self._why(trip, chain, failure) is None or not chain.untried:
             return None
         if trip.spent >= self._attempts_of(trip.job.options.max_attempts):
-            failure.advise(f"its attempts are used up, so {' and '.join(chain.untried)} were not asked")
+            failure.advise(f"no attempt is left for {' and '.join(chain.untried)} (`max_attempts`)")
             return None
         after = range(chain.position + 1, len(chain.names))
         return next((position for position in after if self._may_cure(trip, chain, position, failure)), None)
@@ -148,16 +150,19 @@ class Fallbacks:
         if trip.attempts_here and trip.failed:
             trip.failed[-1] = replace(trip.failed[-1], next=following)
         else:
-            trip.failed.append(self._uncalled(chain, failure, following))
+            self._note_uncalled(trip, chain, failure, following)
         trip.move_to(position)
 
-    def _uncalled(self, chain: Chain, failure: Failure, following: str) -> Attempt:
+    def _note_uncalled(self, trip: Trip, chain: Chain, failure: Failure, following: str) -> None:
         """The place in the history of a model that was not called: its turn, a key or the model itself was missing."""
         try:
             answered_by = self._find_route(chain.name).answered_by
         except Incapable:
             answered_by = None
-        return Attempt(failure.code, failure.message, answered_by=answered_by, at=self._now(), next=following)
+        passed = Attempt(failure.code, failure.message, answered_by=answered_by, at=self._now(), next=following)
+        # A job that was parked may pass it again.
+        if not any(replace(each, at=passed.at) == passed for each in trip.failed):
+            trip.failed.append(passed)
 
 
 def _asked_for(trip: Trip, route: Route) -> Collection[Trigger]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from ...schema.form import asked_again, in_mode, limit_of, schema_of, with_limit
 from ...schema.reading import Reading, read
 from ...schema.steps import Repairs, larger_limit, next_step
 from ...schema.validator import validator_of
+from ...telemetry.counts import counts
 from ..costs import known_cost_usd
 
 if TYPE_CHECKING:
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
     from ..trip import Down, Shape, Trip
 
 __all__ = ["Schema"]
+
+LARGE_CHARACTERS = 32_768
+"""A larger answer is read beside the loop: where it is broken, that takes half a millisecond a kilobyte."""
 
 
 class Schema:
@@ -59,29 +64,37 @@ class Schema:
     ) -> Answer:
         job = trip.job
         while True:
-            trip.job = replace(job, body=_body(sent, repairs))
-            reading = await self._ask(trip, down, validator)
+            body = _body(sent, repairs)
+            trip.job = job if body is job.body else replace(job, body=body)
+            reading = await self._ask(trip, down, validator, repairs)
+            if reading.is_repaired:
+                counts.add("schema_misfits_total", "syntax")
             if reading.misfit is None:
                 trip.repaired = repairs.step or ("syntax" if reading.is_repaired else None)
                 return reading.answer
-            repairs.last_answer = reading.last_text
+            if reading.last_text is not None:
+                repairs.last_answer = reading.last_text
             used = 0 if reading.answer.usage is None else reading.answer.usage.output_tokens
             larger = larger_limit(limit_of(sent), used=used, most=trip.route.model.max_output_tokens)
             step = next_step(reading, repairs, permitted=job.options.repair, larger=larger)
+            counts.add("schema_misfits_total", step or "failed")
             if step is None:
                 raise _no_fit(reading, repairs, permitted=job.options.repair)
             repairs.begin(step, error=reading.misfit, larger=larger)
             trip.failed[-1] = replace(trip.failed[-1], next=_told(step, larger))
 
-    async def _ask(self, trip: Trip, down: Down, validator: SchemaValidator) -> Reading:
+    async def _ask(self, trip: Trip, down: Down, validator: SchemaValidator, repairs: Repairs) -> Reading:
         """One answer, or the reason why there is none. What does not fit is a failed attempt."""
         try:
             answer = await down(trip)
         except Failure as failure:
             if not failure.is_cut:
-                raise
+                raise _too_long(failure, repairs) from None
             return Reading(Answer(None, {}, failure.usage), failure.message, is_cut=True)
-        reading = read(answer, validator)
+        if len(answer.text or "") > LARGE_CHARACTERS:
+            reading = await asyncio.to_thread(read, answer, validator)
+        else:
+            reading = read(answer, validator)
         if reading.misfit is not None:
             self._note(trip, answer, reading.misfit)
         return reading
@@ -105,6 +118,20 @@ def _body(sent: dict[str, Any], repairs: Repairs) -> dict[str, Any]:
     """What is sent now: the first prompt, with at most one sentence more."""
     body = sent if repairs.max_tokens is None else with_limit(sent, repairs.max_tokens)
     return asked_again(body, repairs.error) if repairs.step == "asked_again" else body
+
+
+def _too_long(failure: Failure, repairs: Repairs) -> Failure:
+    """A limit that is higher than the model's leaves the answer truncated, and another model may take it."""
+    if failure.code != "bad_request" or repairs.step != "longer":
+        return failure
+    return Failure(
+        "bad_response",
+        f"the answer was truncated, and the provider refused {repairs.max_tokens:,} tokens for it; state the model's "
+        "`max_output_tokens` in the catalogue, or raise the job's max_tokens as far as it goes",
+        http_status=failure.http_status,
+        provider_body=failure.provider_body,
+        retryable=True,
+    )
 
 
 def _told(step: Step, larger: int | None) -> str:

@@ -2,6 +2,7 @@
 
 codec.py      URL, headers, and what a codec owes the pipeline
 request.py    the fields of a chat request, as Messages has them
+schema.py     a JSON Schema, as its structured outputs take it
 messages.py   the turns of the conversation: text, pictures, documents, tool calls and results, thinking
 answer.py     a message that came back, as a chat completion
 

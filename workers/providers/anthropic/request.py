@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .messages import conversation, refused
+from .schema import constrainable
 
 __all__ = ["DEFAULT_MAX_TOKENS", "messages_request"]
 
@@ -151,7 +152,7 @@ def _response_format(value: Any, request: Fields) -> None:
     schema = value.get("json_schema") if kind == "json_schema" else None
     if not isinstance(schema, dict) or not isinstance(schema.get("schema"), dict):
         raise refused("response_format", "Anthropic's API takes `json_schema` with a `schema`, or `text`")
-    _output_config({"format": {"type": "json_schema", "schema": schema["schema"]}}, request)
+    _output_config({"format": {"type": "json_schema", "schema": constrainable(schema["schema"])}}, request)
 
 
 def _output_config(value: Any, request: Fields) -> None:

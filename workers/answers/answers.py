@@ -1,0 +1,227 @@
+"""What the pipeline holds: look for an answer, lead the call for equal prompts, and say what has become of it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from uuid import uuid4
+
+from tasks.redis.cancellation import stop
+from tasks.wire import redis_keys
+from tasks.wire.message import CELERY_PRIORITY
+
+from ..prompt.parked import Follows
+from ..redis.link import Link
+from .courier import Courier, Landing
+from .known import Known, decode, encode_failure, is_good, is_shared
+from .memory import Memory
+from .tally import Tally
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import TracebackType
+    from typing import Self
+
+    from redis.asyncio import Redis
+
+    from tasks.wire.vocabulary import JobKind, Priority
+
+    from ..prompt.failure import Failure
+    from ..providers import Answer
+
+__all__ = ["Answers", "Asked", "Flight", "Follow"]
+
+BEAT_S: Final = 5.0
+"""How often a process says which calls it has under way, and hears whether answers were cleared."""
+
+PARKED_MS: Final = 30_000
+"""For so long after its time a parked job keeps its lead."""
+
+PLACES: Final = 4_096
+HIT, LEAD, FOLLOW = 0, 1, 2
+
+
+class Asked(NamedTuple):
+    """A job that looks for an answer. Times are epoch seconds by the worker's clock."""
+
+    digest: str
+    job_id: str
+    kind: JobKind
+    priority: Priority
+    ttl_s: float
+    """How old an answer may be, and how long its own is kept."""
+    submitted_at: float | None
+    followed: str | None
+    """The token of the call that it has waited for."""
+
+
+class Follow(NamedTuple):
+    """The call of an equal prompt is under way."""
+
+    follows: Follows
+
+
+class Answers:
+    """One for each process. Use it with `async with`; belongs to one event loop."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        *,
+        memory_bytes: int,
+        redis_bytes: int,
+        to_redis: Callable[[float], float],
+        redis_s: Callable[[], float],
+        key_prefix: str = "",
+    ) -> None:
+        """`to_redis` leads from the worker's clock to Redis's, of which `redis_s` gives the time (epoch seconds)."""
+        self._courier = Courier(Link(redis), key_prefix=key_prefix, room_bytes=redis_bytes)
+        self._memory = Memory(memory_bytes)
+        self._to_redis = to_redis
+        self._redis_s = redis_s
+        self._process = uuid4().hex[:16]
+        self._count = 0
+        self._flights: dict[str, Flight] = {}
+        self._cleared: int | None = None
+        self._beating: asyncio.Task[None] | None = None
+        self.tally = Tally()
+
+    async def __aenter__(self) -> Self:
+        self._beating = asyncio.create_task(self._keep_beating())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._beating is not None:
+            await stop(self._beating)
+        await self._courier.close()
+        self.tally.tell()
+
+    def remembered(self, digest: str, *, ttl_s: float) -> Known | None:
+        """The answer, if it is in memory."""
+        data = self._memory.get(digest, ttl_ms=ttl_s * 1000, now_ms=self._redis_s() * 1000)
+        if data is None:
+            return None
+        known = decode(data)
+        if known is not None:
+            self.tally.note("memory", saved_usd=known.cost_usd)
+        return known
+
+    async def look(self, asked: Asked) -> Known | Flight | Follow | None:
+        """An answer; a flight, to be led; whom to follow; or None: make the call, and say nothing.
+
+        Raises the `Failure` of an equal prompt that was under way together with this one, if they share it.
+        """
+        self._count += 1
+        token = f"{self._process}-{self._count}"
+        rank = CELERY_PRIORITY[asked.priority]
+        ask = {
+            "job": asked.job_id,
+            "token": token,
+            "rank": rank,
+            "place": self._count % PLACES,
+            "ttl_ms": int(asked.ttl_s * 1000),
+            "submitted_ms": -1 if asked.submitted_at is None else int(self._to_redis(asked.submitted_at) * 1000),
+            "followed": asked.followed or "",
+        }
+        reply = await self._courier.look(asked.digest, ask)
+        if reply is None:
+            self.tally.note("skipped")
+            return None
+        if reply[0] == LEAD:
+            self.tally.note("missed")
+            flight = self._flights[token] = Flight(self, asked, token, rank)
+            return flight
+        if reply[0] == FOLLOW:
+            self.tally.note("followed")
+            return Follow(Follows(redis_keys.flight(asked.digest), reply[1].decode()))
+        return self._known(asked.digest, reply)
+
+    def _known(self, digest: str, reply: list[Any]) -> Known | None:
+        data: bytes = reply[1]
+        if reply[0] != HIT:
+            known = decode(data)
+            self.tally.note("missed" if known is None else "shared", saved_usd=known and known.cost_usd)
+            return known
+        stored_ms, data = float(data[:13]), data[13:]
+        self._memory.put(digest, data, stored_ms=stored_ms, ends_ms=self._redis_s() * 1000 + reply[2])
+        known = decode(data)
+        self.tally.note("redis", saved_usd=known and known.cost_usd)
+        return known
+
+    def land(self, flight: Flight, landing: Landing) -> None:
+        """For `Flight`: the call is no longer under way here."""
+        if self._flights.pop(flight.token, None) is not None:
+            self._courier.land(landing)
+
+    def keep(self, digest: str, data: bytes, ttl_ms: int) -> None:
+        """For `Flight`: remember an answer of this process."""
+        now_ms = self._redis_s() * 1000
+        self._memory.put(digest, data, stored_ms=now_ms, ends_ms=now_ms + ttl_ms)
+
+    def parked_until_ms(self, until_s: float) -> int:
+        """For `Flight`: how long a job that is parked until then keeps its lead."""
+        return int(self._to_redis(until_s) * 1000) + PARKED_MS
+
+    async def _keep_beating(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self.tally.tell()
+            if self._flights or self._memory.bytes or self._courier.has_unsaid:
+                await self._beat()
+
+    async def _beat(self) -> None:
+        cleared = await self._courier.renew([(flight.digest, token) for token, flight in self._flights.items()])
+        if cleared is not None and cleared != self._cleared:
+            self._memory.clear()
+            self._cleared = cleared
+
+
+class Flight:
+    """The lead of a call for equal prompts. Say once what has become of it."""
+
+    __slots__ = ("_answers", "_asked", "_rank", "token")
+
+    def __init__(self, answers: Answers, asked: Asked, token: str, rank: int) -> None:
+        self._answers = answers
+        self._asked = asked
+        self._rank = rank
+        self.token = token
+
+    @property
+    def digest(self) -> str:
+        return self._asked.digest
+
+    def answered(self, answer: Answer, *, answered_by: str, cost_usd: float | None) -> None:
+        """There is an answer: a whole one is stored, any other is for those that were under way."""
+        asked = self._asked
+        ttl_ms = max(1, int(asked.ttl_s * 1000))
+        known = Known(answer, answered_by, cost_usd)
+        if not is_good(asked.kind, answer.response):
+            self._land(Landing(self.digest, self.token, "share", known))
+            return
+
+        def keep(data: bytes) -> None:
+            self._answers.keep(asked.digest, data, ttl_ms)
+
+        self._land(Landing(self.digest, self.token, "store", known, ttl_ms=ttl_ms, keep=keep))
+
+    def failed(self, failure: Failure) -> None:
+        """There is none: those that were under way share the failure, or one of them tries again."""
+        if is_shared(failure):
+            self._land(Landing(self.digest, self.token, "share", data=encode_failure(failure)))
+        else:
+            self.release()
+
+    def parked(self, until_s: float) -> None:
+        """The job comes back then (epoch seconds, the worker's clock), and leads on."""
+        until_ms = self._answers.parked_until_ms(until_s)
+        self._land(Landing(self.digest, self.token, "park", until_ms=until_ms, rank=self._rank))
+
+    def release(self) -> None:
+        """Another may lead."""
+        self._land(Landing(self.digest, self.token, "release"))
+
+    def _land(self, landing: Landing) -> None:
+        self._answers.land(self, landing)

@@ -1,0 +1,236 @@
+"""What is said to Redis of prompts: look-ups and ends of calls travel together, some fifty batches a second at most.
+
+Nothing here waits for a Redis that is away: who asks is told that nothing is known, and makes the call. What has become
+of calls is said again later, so that nobody waits for them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import orjson
+from redis.exceptions import RedisError
+
+from tasks.redis.cancellation import stop
+from tasks.wire import redis_keys
+
+from . import scripts
+from .known import NOTHING, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from ..redis.link import Link
+    from .known import Known
+
+__all__ = ["Courier", "Landing", "Look"]
+
+logger = logging.getLogger("promptmill.answers")
+
+AT_ONCE: Final = 128
+"""Prompts of one script call: some 2 ms of Redis's time."""
+
+BUSY_ITEMS: Final = 4
+LINGER_S: Final = 0.02
+"""After a batch of at least so many, the next one waits so long for company."""
+
+AWAY_S: Final = 1.0
+"""After Redis did not answer, nobody asks it for so long."""
+
+MOST_UNSAID: Final = 10_000
+
+LEASE_MS: Final = 20_000
+"""How long a lead lasts without its process."""
+
+SOON_MS: Final = 30_000
+FURTHEST_MS: Final = 240_000
+"""Who waits for a call looks again after so long at first, later after as long as the call has taken, up to this."""
+
+AWAY = (RedisError, OSError, TimeoutError)
+
+How = Literal["store", "share", "release", "park", "wake"]
+
+LED = 1
+"""The reply to one who is to call."""
+
+
+class Look(NamedTuple):
+    """A prompt's question, in the words of look.lua."""
+
+    digest: str
+    ask: dict[str, Any]
+    reply: asyncio.Future[list[Any] | None]
+
+
+class Landing(NamedTuple):
+    """What has become of a call, in the words of land.lua. `known` is what is stored, or else `data`.
+
+    `keep` gets the answer as it is stored.
+    """
+
+    digest: str
+    token: str
+    how: How
+    known: Known | None = None
+    data: bytes = b""
+    ttl_ms: int = 0
+    until_ms: int = 0
+    rank: int = 0
+    keep: Callable[[bytes], None] | None = None
+
+
+class Courier:
+    """One for each process. Belongs to one event loop."""
+
+    def __init__(self, link: Link, *, key_prefix: str, room_bytes: int) -> None:
+        """`room_bytes`: how many bytes all answers in Redis may take."""
+        self._link = link
+        self._prefix = key_prefix
+        self._indexes = [
+            key_prefix + key for key in (redis_keys.ANSWERS, redis_keys.ANSWERS_END, redis_keys.ANSWERS_STATE)
+        ]
+        self._names = {
+            "room_bytes": room_bytes,
+            "lists": {"steps": redis_keys.PRIORITY_STEPS, "separator": redis_keys.PRIORITY_SEPARATOR},
+            "prefix": key_prefix,
+            "delayed": key_prefix + redis_keys.DELAYED_PREFIX,
+            "answers": key_prefix + redis_keys.ANSWER_PREFIX,
+        }
+        self._looks: list[Look] = []
+        self._landings: list[Landing] = []
+        self._unsaid: deque[Landing] = deque(maxlen=MOST_UNSAID)
+        self._sender: asyncio.Task[None] | None = None
+        self._away_until = 0.0
+
+    @property
+    def has_unsaid(self) -> bool:
+        """Whether something could not be said yet."""
+        return bool(self._unsaid)
+
+    async def look(self, digest: str, ask: dict[str, Any]) -> list[Any] | None:
+        """The reply of look.lua; None: Redis is not asked now. Where its reply is lost, the caller may be the one who
+        leads: it calls, and says what has become of it."""
+        loop = asyncio.get_running_loop()
+        if loop.time() < self._away_until:
+            return None
+        look = Look(digest, ask, loop.create_future())
+        self._looks.append(look)
+        self._start()
+        return await look.reply
+
+    def land(self, landing: Landing) -> None:
+        """Say it with the next batch."""
+        self._landings.append(landing)
+        self._start()
+
+    async def renew(self, flights: Sequence[tuple[str, str]]) -> int | None:
+        """Say that these calls, with digest and token, are under way. How often answers were cleared; None: unknown."""
+        self._landings += self._unsaid
+        self._unsaid.clear()
+        if self._landings:
+            self._start()
+        cleared = None
+        for some in _pieces(flights) if flights else [[]]:
+            names = [self._indexes[-1], *(self._prefix + redis_keys.flight(digest) for digest, _ in some)]
+            ask = {"lease_ms": LEASE_MS, "tokens": [token for _, token in some]}
+            try:
+                cleared = int(await self._link.run(scripts.RENEW, names, [orjson.dumps(ask)]))
+            except AWAY as error:
+                self._note_away(error)
+                return None
+        return cleared
+
+    async def close(self) -> None:
+        """Say what is to be said, once."""
+        if self._sender is not None:
+            await asyncio.wait([self._sender], timeout=AWAY_S)
+        if self._sender is not None:
+            await stop(self._sender)
+        await self._link.close()
+
+    def _start(self) -> None:
+        if self._sender is None:
+            self._sender = asyncio.create_task(self._send())
+
+    async def _send(self) -> None:
+        try:
+            while self._looks or self._landings:
+                looks, self._looks = self._looks, []
+                landings, self._landings = self._landings, []
+                # What has ended comes first: those that look in the same turn find it.
+                calls = [self._tell(some) for some in _pieces(landings)] + [self._ask(some) for some in _pieces(looks)]
+                await asyncio.gather(*calls)
+                if len(looks) + len(landings) >= BUSY_ITEMS:
+                    await asyncio.sleep(LINGER_S)
+        finally:
+            self._sender = None
+
+    async def _ask(self, looks: Sequence[Look]) -> None:
+        names = [self._prefix + name(look.digest) for look in looks for name in (redis_keys.answer, redis_keys.flight)]
+        ask = {
+            "lease_ms": LEASE_MS,
+            "soon_ms": SOON_MS,
+            "furthest_ms": FURTHEST_MS,
+            "asks": [look.ask for look in looks],
+        }
+        replies: Sequence[Any]
+        try:
+            replies = await self._link.run(scripts.LOOK, names, [orjson.dumps(ask)])
+        except AWAY as error:
+            self._note_away(error)
+            replies = [[LED]] * len(looks)
+        for look, reply in zip(looks, replies, strict=True):
+            if not look.reply.done():
+                look.reply.set_result(reply)
+            elif reply[0] == LED:  # it was stopped meanwhile
+                self.land(Landing(look.digest, look.ask["token"], "release"))
+
+    async def _tell(self, landings: Sequence[Landing]) -> None:
+        names, calls, texts = list(self._indexes), [], []
+        for landing in landings:
+            names += self._prefix + redis_keys.answer(landing.digest), self._prefix + redis_keys.flight(landing.digest)
+            call, text = await self._words(landing)
+            calls.append(call)
+            texts.append(text)
+        ask = orjson.dumps(self._names | {"calls": calls})
+        try:
+            left = await self._link.run(scripts.LAND, names, [ask, *texts])
+        except AWAY as error:
+            self._note_away(error)
+            self._unsaid += landings
+            return
+        for landing, more in zip(landings, left, strict=True):
+            if more:
+                self.land(Landing(landing.digest, landing.token, "wake"))
+
+    async def _words(self, landing: Landing) -> tuple[dict[str, Any], bytes]:
+        how, data = landing.how, landing.data
+        if landing.known is not None:
+            data = await encode(landing.known)
+            if data[0] == NOTHING[0]:
+                how = "share"
+            elif landing.keep is not None:
+                landing.keep(data)
+        call = {
+            "digest": landing.digest,
+            "token": landing.token,
+            "how": how,
+            "ttl_ms": landing.ttl_ms,
+            "until_ms": landing.until_ms,
+            "rank": landing.rank,
+        }
+        return call, data
+
+    def _note_away(self, error: Exception) -> None:
+        now = asyncio.get_running_loop().time()
+        if now >= self._away_until + AWAY_S:
+            logger.warning("Redis can't be asked for answers (%s); jobs go on without the cache", type(error).__name__)
+        self._away_until = now + AWAY_S
+
+
+def _pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+    for start in range(0, len(items), AT_ONCE):
+        yield items[start : start + AT_ONCE]

@@ -1,0 +1,95 @@
+"""Which prompts are equal: the same request to the same model of the same provider, for the same tenant.
+
+What a provider would see as another request has another digest: 1, 1.0 and true differ, and so does each field, known
+to us or not. Fields of an object have no order, with exceptions: models write the properties of a schema in the order
+in which it names them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import TYPE_CHECKING, Any, Final
+
+import orjson
+
+if TYPE_CHECKING:
+    from config.catalog import Provider
+
+    from ..prompt.job import PromptJob
+    from ..providers import Codec
+
+__all__ = ["Digests", "tenant_digest"]
+
+FORMAT: Final = 1
+"""Of what is hashed and of what is stored. Another number finds nothing of what was stored before."""
+
+ORDERED: Final = frozenset(
+    {
+        "response_format",
+        "tools",
+        "functions",
+        "text",
+        "guided_json",
+        "structured_outputs",
+        "output_config",
+        "output_format",
+        "schema",
+    }
+)
+"""Fields of a body whose objects have an order."""
+
+MOST_SCOPES: Final = 1_024
+TENANT_DIGITS: Final = 16
+_SEPARATOR: Final = b"\0"
+"""No JSON text holds it."""
+
+
+class Digests:
+    """Makes the digests of one process. What jobs of a model have in common is hashed once."""
+
+    def __init__(self) -> None:
+        self._scopes: dict[tuple[str, str], Any] = {}
+
+    def of(self, job: PromptJob, *, alias: str, upstream: str, provider: Provider, codec: Codec) -> str:
+        """`<of the tenant>:<of the request>`, in hexadecimal digits. `alias` names the model that is asked."""
+        scope = self._scopes.get((job.kind, alias))
+        if scope is None:
+            if len(self._scopes) >= MOST_SCOPES:
+                self._scopes.clear()
+            scope = self._scopes[job.kind, alias] = _scope(job, upstream, provider, codec)
+        tenant = job.options.tenant or ""
+        hashed = scope.copy()
+        hashed.update(f"{job.options.sample} {tenant}".encode() if tenant else b"%d" % job.options.sample)
+        hashed.update(_SEPARATOR)
+        hashed.update(_canonical(job.body))
+        return f"{tenant_digest(tenant)}:{hashed.hexdigest()}"
+
+
+def tenant_digest(tenant: str) -> str:
+    """What the digests of a tenant's prompts begin with. "" is nobody's."""
+    return hashlib.sha256(tenant.encode()).hexdigest()[:TENANT_DIGITS] if tenant else "-"
+
+
+def _scope(job: PromptJob, upstream: str, provider: Provider, codec: Codec) -> Any:
+    same = [
+        *(FORMAT, job.kind, provider.name, upstream, provider.base_url, provider.query_string, provider.headers),
+        *(provider.kind, codec.version),
+    ]
+    return hashlib.sha256(_dumps(same, orjson.OPT_SORT_KEYS) + _SEPARATOR)
+
+
+def _canonical(body: dict[str, Any]) -> bytes:
+    """The request as one text. The model's alias is ours; the scope has the provider's own name of it."""
+    rest = {name: value for name, value in body.items() if name != "model"}
+    ordered = sorted(ORDERED.intersection(rest))
+    texts = [_dumps([name, rest.pop(name)], 0) for name in ordered]
+    return _SEPARATOR.join([_dumps(rest, orjson.OPT_SORT_KEYS), *texts])
+
+
+def _dumps(value: Any, option: int) -> bytes:
+    try:
+        return orjson.dumps(value, option=option)
+    except TypeError:
+        # For what orjson can't write: integers of more than 64 bits, halves of surrogate pairs.
+        return json.dumps(value, sort_keys=bool(option), separators=(",", ":")).encode()

@@ -1,0 +1,125 @@
+"""What is known of a prompt without a call of its own, and how that is written down.
+
+The first byte says what follows: JSON of an answer or of a failure, as it is or compressed; or nothing, where the call
+brought what is not kept, so that the equal prompts have to make theirs.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import orjson
+
+from tasks.results import Usage
+
+from ..prompt.failure import Failure
+from ..providers import Answer
+
+if TYPE_CHECKING:
+    from ..prompt.job import JobKind
+
+__all__ = ["NOTHING", "Known", "decode", "encode", "encode_failure", "is_good", "is_shared"]
+
+MOST_BYTES: Final = 4 * 1024 * 1024
+"""Of an answer in JSON. A larger one is not kept: many jobs may hold it at the same time."""
+
+COMPRESS_FROM_BYTES: Final = 2_048
+LARGE_BYTES: Final = 64 * 1024
+_LEVEL: Final = 1
+
+PLAIN, DEFLATED, FAILED, NOTHING = b"j", b"z", b"f", b"n"
+
+_GOOD_ENDS: Final = frozenset({"stop", "tool_calls", "function_call"})
+
+_SHARED: Final = frozenset(
+    {"bad_request", "too_large", "not_found", "permission", "content_filter", "bad_response", "quota_exhausted"}
+)
+"""Codes of failures that say something of the request or the account. An `auth` says something of one worker's key."""
+
+
+class Known(NamedTuple):
+    """A stored answer. `cost_usd` is what its call cost, None where unknown."""
+
+    answer: Answer
+    answered_by: str
+    cost_usd: float | None
+
+
+def is_good(kind: JobKind, response: dict[str, Any]) -> bool:
+    """Whether the answer is whole, so that it may serve later prompts: nothing cut off, refused or filtered."""
+    if kind == "embed":
+        return True
+    choices = response.get("choices")
+    return isinstance(choices, list) and bool(choices) and all(map(_is_whole, choices))
+
+
+def _is_whole(choice: Any) -> bool:
+    if not isinstance(choice, dict) or choice.get("finish_reason") not in _GOOD_ENDS:
+        return False
+    message = choice.get("message")
+    return isinstance(message, dict) and not message.get("refusal")
+
+
+def is_shared(failure: Failure) -> bool:
+    """Whether equal prompts would fail in the same way."""
+    return failure.code in _SHARED and not failure.retryable
+
+
+async def encode(known: Known) -> bytes:
+    """As it is stored. `NOTHING` for what is too large to be kept. What is large is compressed in a thread."""
+    answer = known.answer
+    fields = {
+        "response": answer.response,
+        "usage": None if answer.usage is None else asdict(answer.usage),
+        "answered_by": known.answered_by,
+        "cost_usd": known.cost_usd,
+    }
+    if answer.text != _first_text(answer.response):
+        fields["text"] = answer.text
+    text = orjson.dumps(fields)
+    if len(text) > MOST_BYTES:
+        return NOTHING
+    if len(text) < COMPRESS_FROM_BYTES:
+        return PLAIN + text
+    if len(text) < LARGE_BYTES:
+        return DEFLATED + zlib.compress(text, _LEVEL)
+    return DEFLATED + await asyncio.to_thread(zlib.compress, text, _LEVEL)
+
+
+def encode_failure(failure: Failure) -> bytes:
+    """As those are told who share it."""
+    return FAILED + orjson.dumps(
+        {
+            "code": failure.code,
+            "message": failure.message,
+            "http_status": failure.http_status,
+            "provider_body": failure.provider_body,
+        }
+    )
+
+
+def decode(data: bytes) -> Known | None:
+    """What `encode` wrote; None for `NOTHING`. Raises the failure that `encode_failure` wrote, and ValueError."""
+    mark, text = data[:1], data[1:]
+    if mark == NOTHING:
+        return None
+    if mark == FAILED:
+        raise Failure(**orjson.loads(text))
+    try:
+        fields = orjson.loads(zlib.decompress(text) if mark == DEFLATED else text)
+    except zlib.error:
+        raise ValueError("not what was compressed") from None
+    response, usage = fields["response"], fields["usage"]
+    text_of = fields["text"] if "text" in fields else _first_text(response)
+    answer = Answer(text_of, response, None if usage is None else Usage(**usage))
+    return Known(answer, fields["answered_by"], fields["cost_usd"])
+
+
+def _first_text(response: dict[str, Any]) -> Any:
+    try:
+        return response["choices"][0]["message"]["content"]
+    except (LookupError, TypeError):
+        return None

@@ -1,0 +1,54 @@
+-- look.lua: is there an answer to each of these prompts, or a call under way for an equal one? Else the job is to lead.
+--
+-- One script says both, so that of a thousand equal prompts one is told to call. A job that comes back (it was parked, or
+-- its worker died) leads again. It takes the lead of another whose lease has ended, or which is parked and less urgent.
+--
+--- @include constants when_full time flight
+--
+-- KEYS  for each prompt its answer (string), its flight (hash)
+-- ARGV  1 a JSON map:
+--       lease_ms, soon_ms, furthest_ms   how long a lead lasts; when those that wait look again, first and at the latest
+--       asks   for each prompt: job (id), token (of its lead), rank (0 is the most urgent), place (0 to 4095), ttl_ms (how
+--              old an answer may be), submitted_ms (-1: nobody knows), followed (the token that it has waited for, or '')
+-- Returns for each prompt {0, answer, ms it lives} = an answer, {1} = lead, {2, token} = wait for the flight, {3, what} =
+--         what has become of a call that was under way together with it.
+
+local ask = cjson.decode(ARGV[1])
+local now = now_ms()
+
+local function is_shared(job, landed_at, token)
+  if not landed_at or now - landed_at > FLIGHT_TTL_S * 1000 then return false end
+  return token == job.followed or (job.submitted_ms >= 0 and job.submitted_ms <= landed_at)
+end
+
+local function look(answer, key, job)
+  local stored = redis.call('GET', answer)
+  if stored and now - tonumber(string.sub(stored, 1, 13)) <= job.ttl_ms then
+    return { 0, stored, redis.call('PTTL', answer) }
+  end
+  local flight = read_flight(key)
+  if is_shared(job, flight.landed_at, flight.landed_token) then
+    return { 3, redis.call('HGET', key, 'landed') }
+  end
+  local began, due = flight.began or now, flight.due
+  local is_led = flight.leader and flight.leader ~= job.job and now < flight.ends
+  if is_led and flight.is_parked and job.rank < flight.rank then is_led = false end
+  if not is_led then
+    if not flight.leader then began = now end
+    redis.call('HSET', key, 'leader', job.job, 'token', job.token, 'rank', job.rank, 'parked', 0, 'began', began,
+      'ends', now + ask.lease_ms)
+  end
+  -- All that wait are due at one instant, which no other message has: so whoever ends the flight finds them.
+  if not due or due <= now or due > now + ask.furthest_ms then
+    due = now + math.min(ask.furthest_ms, math.max(ask.soon_ms, now - began)) + job.place / 4096
+    redis.call('HSET', key, 'due', score_of(due))
+  end
+  keep_flight(key, math.max(due, is_led and flight.ends or now + ask.lease_ms))
+  return is_led and { 2, flight.token } or { 1 }
+end
+
+local reply = {}
+for n, job in ipairs(ask.asks) do
+  reply[n] = look(KEYS[2 * n - 1], KEYS[2 * n], job)
+end
+return reply

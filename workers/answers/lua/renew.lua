@@ -1,0 +1,19 @@
+-- renew.lua: a process says which calls it has under way, and hears how often answers were cleared.
+--
+--- @include when_full time flight
+--
+-- KEYS  1 the answers' state (hash); then the flights
+-- ARGV  1 a JSON map: lease_ms; tokens, one for each flight
+-- Returns how often answers were cleared by hand.
+
+local ask = cjson.decode(ARGV[1])
+local ends = now_ms() + ask.lease_ms
+for n, token in ipairs(ask.tokens) do
+  local key = KEYS[n + 1]
+  local flight = read_flight(key)
+  if flight.token == token then
+    redis.call('HSET', key, 'ends', ends)
+    keep_flight(key, math.max(ends, flight.due or 0))
+  end
+end
+return tonumber(redis.call('HGET', KEYS[1], 'cleared') or 0)

@@ -1,0 +1,92 @@
+"""No second call for what has been answered, or is being answered for an equal prompt."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from ...answers import Asked, Digests, Flight, Follow
+from ...prompt.failure import Failure
+from ...prompt.parked import Parked
+from ..costs import known_cost_usd
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from ...answers import Known
+    from ...providers import Answer
+    from ..trip import Down, Shape, Trip
+
+__all__ = ["Answers", "Store"]
+
+FOLLOWS_S = 280.0
+"""A job that waits for an equal one looks again after this at the latest; Redis says when, and that is earlier."""
+
+
+class Store(Protocol):
+    """What all workers have answered and are answering: `answers.Answers`."""
+
+    def remembered(self, digest: str, *, ttl_s: float) -> Known | None: ...
+
+    async def look(self, asked: Asked) -> Known | Flight | Follow | None: ...
+
+
+class Answers:
+    """Gives what an equal prompt was answered; of equal prompts under way, one is sent."""
+
+    def __init__(self, store: Store, *, ttl_s: float | None, now: Callable[[], float]) -> None:
+        """`ttl_s` is for jobs that ask for no cache time of their own. `now` gives epoch seconds."""
+        self._store = store
+        self._ttl_s = ttl_s
+        self._now = now
+        self._digests = Digests()
+
+    def serves(self, shape: Shape) -> bool:
+        return shape.caches
+
+    async def __call__(self, trip: Trip, down: Down) -> Answer:
+        job, route = trip.job, trip.route
+        ttl_s = job.options.cache_ttl_s or self._ttl_s
+        if ttl_s is None:
+            raise ValueError("a job without a cache time met this rung")
+        digest = self._digests.of(
+            job, alias=route.alias, upstream=route.model.upstream, provider=route.provider, codec=route.codec
+        )
+        found: Known | Flight | Follow | None = self._store.remembered(digest, ttl_s=ttl_s)
+        if found is None:
+            options = job.options
+            found = await self._store.look(
+                Asked(digest, job.id, job.kind, options.priority, ttl_s, options.submitted_at, trip.followed)
+            )
+        if found is None:
+            return await down(trip)
+        if isinstance(found, Flight):
+            return await _lead(trip, down, found)
+        if isinstance(found, Follow):
+            raise self._parked(trip, found)
+        trip.cached = found
+        return found.answer
+
+    def _parked(self, trip: Trip, found: Follow) -> Parked:
+        trip.followed = found.follows.token
+        until_s = self._now() + FOLLOWS_S
+        if (deadline_at := trip.job.options.deadline_at) is not None:
+            until_s = min(until_s, deadline_at)
+        return Parked(until_s, "the call for an equal prompt is under way", follows=found.follows)
+
+
+async def _lead(trip: Trip, down: Down, flight: Flight) -> Answer:
+    try:
+        answer = await down(trip)
+    except Failure as failure:
+        flight.failed(failure)
+        raise
+    except Parked as parked:
+        parked.gap_s = 0.0  # the next of its lane may find an answer
+        flight.parked(parked.until_s)
+        raise
+    except BaseException:  # cancelled, its time is over, or a fault of ours: another may do better
+        flight.release()
+        raise
+    route = trip.route
+    flight.answered(answer, answered_by=route.answered_by, cost_usd=known_cost_usd(route.model, answer.usage))
+    return answer
