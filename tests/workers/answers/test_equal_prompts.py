@@ -127,7 +127,11 @@ async def test_one_at_a_time_tries_again_what_is_not_shared(fleet: Any, scripted
 
 @pytest.mark.parametrize("how", ["deadline", "cancel"])
 async def test_another_takes_over_from_a_job_that_ends(fleet: Any, scripted: Any, wait_until: Any, how: str) -> None:
-    provider = scripted(lambda asked: time.sleep(0.6) or Answer(200, completion()))
+    def think(asked: Any) -> Answer:
+        time.sleep(0.6)
+        return Answer(200, completion())
+
+    provider = scripted(think)
     async with fleet(provider.base_url, size=1) as workers:
         workers.submit("first", BODY, **({"deadline_s": 0.3} if how == "deadline" else {}))
         await wait_until(lambda: provider.asked, "it is called")

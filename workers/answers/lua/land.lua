@@ -62,9 +62,8 @@ local function store(key, call, data)
   if before > 0 then drop(call.digest .. ' ' .. before - 13 + OVERHEAD) end
   make_room(bytes)
   local member = call.digest .. ' ' .. bytes
-  redis.call('ZADD', answers, now, member)
+  if redis.call('ZADD', answers, now, member) == 1 then redis.call('HINCRBY', state, 'bytes', bytes) end
   redis.call('ZADD', ends, string.format('%.0f', now + ttl_ms), member)
-  redis.call('HINCRBY', state, 'bytes', bytes)
   for _, index in ipairs({ answers, ends }) do
     if redis.call('PTTL', index) < ttl_ms then redis.call('PEXPIRE', index, string.format('%.0f', ttl_ms)) end
   end
