@@ -18,12 +18,15 @@ _INSIST_S: Final = 0.05
 
 
 @contextmanager
-def within(timeout_s: float) -> Iterator[None]:
+def within(timeout_s: float, *, turns: int = 1) -> Iterator[None]:
     """As `asyncio.timeout`, but cancels again until the block ends. Raises TimeoutError.
+
+    With more `turns` the time is counted in so many pieces, each at least one turn of the loop: a loop that stood still
+    reads first what has come meanwhile, and the other side is not taken to be away because we were busy.
 
     A cancellation from outside that nothing inside let through is raised at the end.
     """
-    alarm = _Alarm(timeout_s)
+    alarm = _Alarm(timeout_s, turns)
     try:
         yield
     except asyncio.CancelledError:
@@ -40,12 +43,21 @@ def within(timeout_s: float) -> Iterator[None]:
 class _Alarm:
     """Cancels the current task when the time is up, and again until it is stopped."""
 
-    def __init__(self, timeout_s: float) -> None:
+    def __init__(self, timeout_s: float, turns: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._task = asyncio.current_task()
         self._before = _cancellations()
         self.rang = 0
-        self._timer = self._loop.call_later(timeout_s, self._ring)
+        self._piece_s = timeout_s / turns
+        self._left = turns
+        self._timer = self._loop.call_later(self._piece_s, self._count)
+
+    def _count(self) -> None:
+        self._left -= 1
+        if self._left:
+            self._timer = self._loop.call_later(self._piece_s, self._count)
+        else:
+            self._ring()
 
     def _ring(self) -> None:
         assert self._task is not None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import time
 from contextlib import suppress
 
 import pytest
@@ -26,6 +28,27 @@ async def test_a_time_out_that_is_swallowed_comes_again() -> None:
         await swallowing(times=2)
     task = asyncio.current_task()
     assert task is not None and task.cancelling() == 0
+
+
+@pytest.mark.parametrize("turns", [1, 10])
+async def test_a_busy_loop_reads_what_has_come_before_it_gives_up(turns: int) -> None:
+    ours, theirs = socket.socketpair()
+    reader, writer = await asyncio.open_connection(sock=ours)
+
+    async def read() -> bytes:
+        with within(0.1, turns=turns):
+            theirs.send(b"x")
+            time.sleep(0.3)  # as a loop with too much to do
+            return await reader.read(1)
+
+    with theirs:
+        if turns == 1:
+            with pytest.raises(TimeoutError):
+                await read()
+        else:
+            assert await read() == b"x"
+        writer.close()
+        await writer.wait_closed()
 
 
 async def test_in_time_nothing_happens() -> None:

@@ -2,7 +2,9 @@
 
 health.py     a route's health: what a call counts, and the outages that hold its jobs back. Start here
 outage.py     an outage of either origin: when to try again, and which job tries
-breakers.py   all of a process: what calls have met, what Redis decides of it, and what is pushed
+breakers.py   all of a process: what its calls have met, and which jobs may call all the same
+known.py      the outages that a process knows of, and the routes that they hold back
+fleet.py      what a process reports to Redis, and what it hears
 window.py     the recent calls of one process, and whether they are an outage
 blame.py      which failures are the provider's
 shared.py     what is said to the breakers in Redis, and what they answer
@@ -13,11 +15,12 @@ view.py       the breakers as they stand, for `promptmill limits` and `promptmil
 from __future__ import annotations
 
 from .blame import blames_provider
-from .breakers import BreakerPolicy, Breakers
+from .breakers import Breakers
 from .health import Health
 from .outage import Outage, Reason
 from .shared import SharedBreakers
 from .view import BreakerView, look
+from .window import BreakerPolicy
 
 __all__ = [
     "BreakerPolicy",

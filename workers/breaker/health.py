@@ -9,7 +9,7 @@ from .window import BreakerPolicy, Window
 if TYPE_CHECKING:
     from ..prompt.failure import Failure
     from .breakers import Breakers
-    from .outage import Outage, Probe
+    from .outage import Outage, Probe, Reason
 
 __all__ = ["Health", "Target"]
 
@@ -30,7 +30,17 @@ class Health:
     While all is well, a call reads `outages` twice and adds 1 to `answered`; nothing else happens.
     """
 
-    __slots__ = ("__weakref__", "_breakers", "address", "answered", "outages", "target", "watched_until", "window")
+    __slots__ = (
+        "__weakref__",
+        "_breakers",
+        "address",
+        "answered",
+        "last_failure",
+        "outages",
+        "target",
+        "watched_until",
+        "window",
+    )
 
     def __init__(self, target: Target, address: str, breakers: Breakers, policy: BreakerPolicy) -> None:
         """`address`: the provider's host, for people."""
@@ -40,6 +50,8 @@ class Health:
         """How many calls were answered so far."""
         self.outages: tuple[Outage, ...] = ()
         """Those that last, the provider's before the model's."""
+        self.last_failure: Reason | None = None
+        """Of those that may be an outage."""
         self.window = Window(policy)
         self.watched_until = 0.0
         """Until then answers are reported: another process has met failures."""

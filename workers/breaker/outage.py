@@ -25,6 +25,9 @@ FORGET_S = 300.0
 PROBE_S = 15.0
 """How long one job keeps the others waiting for what it finds, at least: its limit's turn, and the time to connect."""
 
+AFTER_OTHERS_S = 1.0
+"""How much later than others the job may try that has tried last: its own prompt may be what the provider fails at."""
+
 OutageKind = Literal["unreachable", "failing", "open"]
 """`unreachable`: no connection stands, from here. `failing`: calls fail, as far as this process alone has seen.
 `open`: the breaker that all workers share is."""
@@ -70,6 +73,7 @@ class Outage:
     fleet: Claims | None = None
     probing_until: float = 0.0
     probe: Probe | None = None
+    tried_last: Probe | None = None
 
     @classmethod
     def unreachable(cls, reason: Reason, *, now: float) -> Outage:
@@ -95,7 +99,8 @@ class Outage:
 
     async def claim(self, probe: Probe, now: float) -> bool:
         """Whether this job is to try now. It says what it has found, or calls `release`."""
-        if now < self.until or now < self.probing_until:
+        is_early = now < self.until or now < self.probing_until
+        if is_early or (probe is self.tried_last and now < self.until + AFTER_OTHERS_S):
             return False
         self.probing_until, self.probe = now + max(PROBE_S, self.pause_s), probe
         if self.fleet is None or await self.fleet.claim(self):
@@ -115,4 +120,6 @@ class Outage:
         """The job that tried has failed: all wait twice as long."""
         self.failed_at, self.reason = now, reason
         self.pause_s = min(self.longest_s, 2 * self.pause_s)
+        if self.kind != "unreachable":
+            self.tried_last = self.probe
         self.probing_until, self.probe = 0.0, None

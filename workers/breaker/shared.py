@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from tasks.redis.script import Script
 from tasks.wire import redis_keys
@@ -71,10 +71,13 @@ class SharedBreakers:
         failing: Sequence[tuple[str, bool]],
         answered: Sequence[tuple[int, int]],
         reason: Reason | None,
-    ) -> State | None:
-        """Add calls to the window of all workers. The breaker, if that opens it or it is open; None: it is closed."""
+    ) -> State | Literal["watch"] | None:
+        """Add calls to the window of all workers. The breaker, if that opens it or it is open; None: it is closed.
+
+        "watch": these are the first failures of late. The others are asked for their answers; report the same again.
+        """
         policy = self._policy
-        return await self._run(
+        reply = await self._call(
             REPORT,
             target,
             failing=failing,
@@ -85,14 +88,15 @@ class SharedBreakers:
             open_s=policy.open_s,
             **_spelt(reason),
         )
+        return "watch" if reply == b"watch" else _state(reply)
 
     async def claim(self, target: Target) -> State | None:
         """Ask for the probe. None: the breaker is closed."""
-        return await self._run(CLAIM, target, probe_s=PROBE_S)
+        return _state(await self._call(CLAIM, target, probe_s=PROBE_S))
 
     async def settle(self, target: Target, outcome: str, reason: Reason | None = None) -> State | None:
         """What the probe has found: `works`, `fails`, or nothing (`released`)."""
-        return await self._run(SETTLE, target, outcome=outcome, longest_s=LONGEST_OPEN_S, **_spelt(reason))
+        return _state(await self._call(SETTLE, target, outcome=outcome, longest_s=LONGEST_OPEN_S, **_spelt(reason)))
 
     async def read(self) -> tuple[float, dict[Target, State]]:
         """Redis's time (s) and all breakers that are open. One round trip."""
@@ -104,7 +108,7 @@ class SharedBreakers:
         states = [stored_state(name, text, now=now) for name, text in fields.items()]
         return now, {state.target: state for state in states}
 
-    async def _run(self, script: Script, target: Target, **arguments: Any) -> State | None:
+    async def _call(self, script: Script, target: Target, **arguments: Any) -> bytes:
         keys = [self._key_prefix + key for key in redis_keys.breaker(target.provider, target.model)]
         said = {
             "now": self.fixed_now,
@@ -114,7 +118,11 @@ class SharedBreakers:
             **arguments,
         }
         reply: Any = await self._link.run(script, keys, [json.dumps(said, separators=(",", ":"))])
-        return read_state(reply) if reply else None
+        return bytes(reply)
+
+
+def _state(reply: bytes) -> State | None:
+    return read_state(reply) if reply else None
 
 
 def _spelt(reason: Reason | None) -> dict[str, Any]:

@@ -74,6 +74,10 @@ class Window:
         taken, self._unsaid_failing = list(self._unsaid_failing.items()), {}
         return taken
 
+    def say_again(self, failing: list[tuple[str, bool]]) -> None:
+        """These jobs count as not said."""
+        self._unsaid_failing = {**dict(failing), **self._unsaid_failing}
+
     def take_answered(self, now: float) -> list[tuple[int, int]]:
         """How many calls were answered, by how many whole seconds ago; from now on they count as said."""
         by_age: dict[int, int] = {}

@@ -95,8 +95,7 @@ class Trip:
     attempts_before: int = 0
     """Those of earlier trips, and of other models."""
     postponed: int = 0
-    """Calls that are no attempts of the job's, up to a number: the provider asked for more than our longest pause, or
-    was out."""
+    """Calls that are no attempts, up to a number: the provider asked for more than our longest pause, or was out."""
     failed: list[Attempt]
     may_be_paid: bool = False
     """A call that brought no answer may have been paid for."""

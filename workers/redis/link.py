@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from redis.exceptions import NoScriptError
 
-from tasks.redis.cancellation import stop
+from tasks.redis.cancellation import stop, within
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,6 +21,9 @@ __all__ = ["BATCH_TIMEOUT_S", "Link"]
 MOST_CONNECTIONS = 4
 MOST_CALLS_IN_BATCH = 64
 BATCH_TIMEOUT_S = 1.0
+
+TURNS = 10
+"""Of the loop, at least, before Redis is taken to be away: a busy loop reads replies late."""
 
 
 class _Call(NamedTuple):
@@ -65,7 +68,7 @@ class Link:
             # Whose caller has given up must not be done later: it will come again.
             batch = [call for call in batch if not call.reply.done()]
             try:
-                async with asyncio.timeout(self._timeout_s):
+                with within(self._timeout_s, turns=TURNS):
                     replies = await self._exchange(batch)
             except asyncio.CancelledError:
                 for call in batch:

@@ -15,6 +15,9 @@ Step = Literal["longer", "asked_again"]
 LONGER: Final = 4
 """How many times as many tokens a truncated answer is permitted the second time."""
 
+LEAST_LIMIT: Final = 256
+"""What a truncated answer that was shorter is taken to have had: a provider may not say how long it was."""
+
 
 @dataclass(slots=True)
 class Repairs:
@@ -58,9 +61,11 @@ def next_step(reading: Reading, repairs: Repairs, *, permitted: int, larger: int
 def larger_limit(limit: int | None, *, used: int, most: int | None) -> int | None:
     """The raised limit of a truncated answer, at most the model's; None: it can't be raised.
 
-    `limit` is the job's. Without one the provider's own was met after `used` tokens, and only a stated `most` says
-    that there is more.
+    `limit` is the job's. Without one a limit of the provider's was met after `used` tokens: many servers have a small
+    one for requests that state none. Where it was all that the model can, the provider refuses more.
     """
-    reached = limit or (used if most is not None else 0)
-    larger = min(LONGER * reached, most if most is not None else LONGER * reached)
+    reached = limit or used
+    larger = LONGER * (limit or max(used, LEAST_LIMIT))
+    if most is not None:
+        larger = min(larger, most)
     return larger if larger > reached else None

@@ -73,6 +73,12 @@ class Provider:
             calls: list[dict[str, Any]] = json.load(reply)["calls"]
         return calls
 
+    def strike(self, faults: Mapping[str, float]) -> None:
+        """From now on these shares of the calls go wrong."""
+        body = json.dumps({"faults": faults}).encode()
+        with urllib.request.urlopen(f"{self._url}/__faults", data=body, timeout=PATIENCE_S):
+            pass
+
     def close(self) -> None:
         self.process.kill()
         self.process.wait()

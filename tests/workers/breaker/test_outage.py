@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from workers.breaker import Breakers, Health, Outage, Reason
-from workers.breaker.outage import FORGET_S, PROBE_S
+from workers.breaker.outage import AFTER_OTHERS_S, FORGET_S, PROBE_S
 from workers.breaker.window import BreakerPolicy
 from workers.prompt.failure import Failure
 
@@ -99,3 +99,14 @@ async def test_a_provider_that_is_away_is_so_for_all_its_models(breakers: Breake
     refuse(health, clock.now_s)
     assert early.outages == health.outages == breakers.health("p", "late").outages
     assert breakers.health("q", "m").outages == ()
+
+
+async def test_the_job_that_failed_lets_another_try_first() -> None:
+    outage = Outage("failing", 10.0, 10.0, 1.0, Reason("server_error", "busy", 503))
+    job, other = Job(), Job()
+    assert await outage.claim(job, 11.0)
+    outage.fail_again(outage.reason, 12.0)
+    assert not await outage.claim(job, outage.until)
+    assert await outage.claim(other, outage.until)
+    outage.release(other)
+    assert await outage.claim(job, outage.until + AFTER_OTHERS_S), "but it tries where there is no other"

@@ -13,6 +13,7 @@ from config.catalog import Catalog
 from config.settings import get_settings
 from tasks.results import Usage
 from workers.cli import app
+from workers.pipeline.rungs.breaker import Breaker
 from workers.pipeline.rungs.record_size import RecordSize
 from workers.pipeline.rungs.retry import Retries
 from workers.pipeline.rungs.schema import Schema
@@ -169,4 +170,31 @@ async def test_what_was_no_attempt_is_not_for_retries(pipeline: Any, trip: Trip,
 
     with pytest.raises(Failure):
         await rung_of(pipeline, Retries)(trip, down)
+    assert clock.slept_s == []
+
+
+async def test_what_fails_in_an_outage_is_no_attempt(pipeline: Any, trip: Trip) -> None:
+    async def down(trip: Trip) -> Answer:
+        trip.attempts += 1
+        if trip.attempts == 1:
+            failure = Failure("server_error", "busy", http_status=503, retryable=True)
+            failure.outlasts = True
+            raise failure
+        return answer()
+
+    assert (await rung_of(pipeline, Breaker)(trip, down)).text == "x"
+    assert (trip.attempts, trip.postponed) == (2, 1)
+
+
+async def test_with_fallbacks_an_outage_is_not_waited_for(pipeline: Any, trip: Trip, clock: Any) -> None:
+    refused = Failure("connection", "nobody there", retryable=True, unreachable=True)
+    trip.route.health.note_failure(refused, job_id="another", probe=trip, began_at=clock.now_s)
+    trip.untried = 1
+
+    async def down(trip: Trip) -> Answer:
+        raise AssertionError("it is not called")
+
+    with pytest.raises(Failure) as raised:
+        await rung_of(pipeline, Breaker)(trip, down)
+    assert raised.value.code == "connection" and "was not called" in raised.value.message
     assert clock.slept_s == []

@@ -155,6 +155,16 @@ async def test_a_truncated_answer_is_permitted_more(ask: Any) -> None:
     assert prompts(provider) == [PROMPT, PROMPT]
 
 
+@pytest.mark.parametrize(("written", "permitted"), [(50, 1_024), (4_096, 16_384)])
+async def test_a_limit_of_the_provider_s_own_is_raised(ask: Any, written: int, permitted: int) -> None:
+    cut = completion('{"name": "Ad', "length")
+    cut.body["usage"]["completion_tokens"] = written
+    with answering(cut, GOOD) as provider:
+        result = await ask(provider, job(repair=1))
+    assert (result.text, result.repaired) == (GOOD, "longer")
+    assert [asked.body.get("max_tokens") for asked in provider.asked] == [None, permitted]
+
+
 async def test_a_truncated_answer_is_never_asked_again(ask: Any) -> None:
     with answering(completion('{"name": "Ad', "length")) as provider:
         result = await ask(provider, job(repair=5, body={"max_completion_tokens": 100}))

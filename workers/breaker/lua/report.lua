@@ -15,7 +15,7 @@
 --       answered         {{whole seconds ago, count}, ...}
 --       failures, window_s, least_span_s, open_s   the rule
 --       code, message, status   of the latest failure; missing where nothing failed
--- Returns the breaker as tell() gives it; '' = it is closed
+-- Returns the breaker as tell() gives it; '' = it is closed; 'watch' = report the same again in a moment
 
 local call = cjson.decode(ARGV[1])
 local now = breaker_now(call.now)
@@ -68,10 +68,12 @@ local function is_outage()
   return failed >= answered
 end
 
-if #call.failing == 0 or not is_outage() then
-  if was_quiet and #call.failing > 0 then publish(call, cjson.encode({ watch = call.name })) end
-  return ''
+if #call.failing == 0 then return '' end
+if was_quiet then
+  publish(call, cjson.encode({ watch = call.name }))
+  return 'watch'
 end
+if not is_outage() then return '' end
 local state = {
   name = call.name,
   epoch = 0,

@@ -75,10 +75,10 @@ class Breaker:
             except Failure as failure:
                 if not (failure.unreachable or failure.outlasts):
                     raise
-                if failure.outlasts:
-                    trip.postponed += 1
                 if trip.untried:
                     raise
+                if failure.outlasts:
+                    trip.postponed += 1
                 has_tried = trip.is_probe
             finally:
                 if trip.is_probe:

@@ -86,9 +86,10 @@ async def _outlasts(trip: Trip, failure: Failure, decision: Decision) -> bool:
         return False
     if not blames_provider(failure):
         return False
-    if isinstance(decision, GiveUp):
-        await trip.route.health.judged()  # it may be the failure that shows the outage
-    return bool(trip.route.health.outages)
+    health = trip.route.health
+    if isinstance(decision, GiveUp) and not health.outages:
+        await health.judged()  # it may be the failure that shows the outage
+    return bool(health.outages)
 
 
 def _no_time_left(last: Failure) -> Failure:

@@ -1,0 +1,69 @@
+"""What a deployment decides about its breakers."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from config.settings import get_settings
+from tests.support.redis_server import RedisServer
+from workers.celery.app import app
+from workers.celery.runtime import current, lifespan
+
+CATALOG = '[providers.p]\nbase_url = "{url}"\n[models.m]\nprovider = "p"\n'
+BODY = {"model": "m", "messages": [{"role": "user", "content": "the canary prompt"}]}
+
+
+@pytest.fixture
+async def environment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: RedisServer, simulate: Any
+) -> AsyncIterator[pytest.MonkeyPatch]:
+    """A deployment with one provider, which fails."""
+    simulator = await simulate("503")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "catalog.toml").write_text(CATALOG.format(url=simulator.url))
+    monkeypatch.setenv("PROMPTMILL_CATALOG", str(tmp_path / "catalog.toml"))
+    monkeypatch.setenv("PROMPTMILL_REDIS_URL", server.url)
+    monkeypatch.setenv("PROMPTMILL_RETRY__MAX_ATTEMPTS", "1")
+    with redis.Redis.from_url(server.url) as client:
+        client.flushall()
+    get_settings.cache_clear()
+    yield monkeypatch
+    get_settings.cache_clear()
+
+
+async def fail(count: int, *, first: int = 0) -> list[float]:
+    """That many jobs, one after the other. The pauses of the outages that they leave."""
+    async with lifespan(app):
+        for number in range(first, first + count):
+            running = current().handle("chat", f"job-{number}", [], BODY)
+            await asyncio.gather(running, return_exceptions=True)  # once it is open, they are parked
+        return [outage.pause_s for outage in current().breakers.outages]
+
+
+async def test_by_default_five_jobs_open_a_breaker_for_five_seconds(environment: pytest.MonkeyPatch) -> None:
+    assert await fail(4) == []
+    assert await fail(1, first=4) == [5.0], "with those of a process before"
+
+
+@pytest.mark.covers("setting", "breaker.failures")
+async def test_how_many_jobs_open_a_breaker_is_a_setting(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("PROMPTMILL_BREAKER__FAILURES", "2")
+    assert await fail(2) == [5.0]
+
+
+@pytest.mark.covers("setting", "breaker.window_s")
+async def test_failures_outside_the_window_open_nothing(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("PROMPTMILL_BREAKER__WINDOW_S", "0.001")
+    assert await fail(8) == []
+
+
+@pytest.mark.covers("setting", "breaker.open_s")
+async def test_how_long_it_is_open_at_first_is_a_setting(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("PROMPTMILL_BREAKER__OPEN_S", "30")
+    assert await fail(5) == [30.0]
