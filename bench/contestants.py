@@ -22,7 +22,7 @@ from .processes import HERE, BenchError, clean_environ, python, running
 from .provider import Provider
 from .redis_server import RedisServer, running_redis
 from .samples import Sample, check_served
-from .workload import bodies
+from .workload import bodies, body
 
 __all__ = ["WARM_UP_FIRST", "bare", "finish", "ours", "scratch", "send", "stock"]
 
@@ -49,8 +49,22 @@ async def scratch() -> AsyncIterator[Path]:
         yield Path(name)
 
 
-async def ours(shape: Shape, jobs: int, *, provider: Provider, latency_s: float, tree: Path = HERE) -> Sample:
-    """Through our client and our workers, those of the checkout in `tree`."""
+async def ours(
+    shape: Shape,
+    jobs: int,
+    *,
+    provider: Provider,
+    latency_s: float,
+    tree: Path = HERE,
+    different: int | None = None,
+    cache_ttl_s: float | None = None,
+) -> Sample:
+    """Through our client and our workers, those of the checkout in `tree`.
+
+    With `cache_ttl_s` every job asks for the cache. Of the jobs, `different` differ (None: all): each prompt comes once
+    before one comes again, as it would in a file.
+    """
+    calls = jobs if different is None else different
     async with (
         scratch() as directory,
         running_redis(directory) as redis,
@@ -61,10 +75,12 @@ async def ours(shape: Shape, jobs: int, *, provider: Provider, latency_s: float,
         await finish(warm_up)
 
         async def fill() -> Callable[[], Awaitable[None]]:
-            group = await queue.submit_many(bodies(jobs))
+            requests = (body(number % calls) for number in range(jobs))
+            options = {} if cache_ttl_s is None else {"cache_ttl_s": cache_ttl_s}
+            group = await queue.submit_many({**request, **options} for request in requests)
             return lambda: finish(group)
 
-        return await _measured(Ready(fleet, redis, provider), shape, jobs, latency_s, fill)
+        return await _measured(Ready(fleet, redis, provider), shape, jobs, latency_s, fill, calls=calls)
 
 
 async def finish(group: Group) -> None:
@@ -128,6 +144,8 @@ async def _measured(
     jobs: int,
     latency_s: float,
     fill: Callable[[], Awaitable[Callable[[], Awaitable[None]]]],
+    *,
+    calls: int | None = None,
 ) -> Sample:
     """Fill the queue before frozen workers, let them go, and measure until every result has been read."""
     fleet, redis, provider = ready
@@ -138,9 +156,10 @@ async def _measured(
     started_s = time.perf_counter()
     await read_results()
     wall_s = time.perf_counter() - started_s
-    served = check_served(await provider.served(), jobs)
+    served = check_served(await provider.served(), jobs if calls is None else calls)
     return Sample(
         jobs=jobs,
+        calls=served.calls,
         places=shape.places,
         latency_s=latency_s,
         wall_s=wall_s,

@@ -28,6 +28,8 @@ class Sample:
     peak_in_flight: int
     round_trips: int | None = None
     redis_cpu_s: float | None = None
+    calls: int | None = None
+    """That the provider served, where they are counted."""
 
     @property
     def jobs_per_s(self) -> float:
@@ -57,9 +59,9 @@ class Sample:
 
 
 def check_served(served: Served, jobs: int) -> Served:
-    """Every job is one call: more would be paid twice, fewer would be made up."""
+    """Every job is one call, or every prompt that differs: more would be paid twice, fewer would be made up."""
     if served.calls != jobs:
-        raise BenchError(f"The provider served {served.calls} calls for {jobs} jobs.")
+        raise BenchError(f"The provider served {served.calls} calls for {jobs} jobs or prompts.")
     return served
 
 

@@ -1,8 +1,8 @@
 """The model catalogue: which provider answers for a model, within which limits, at what price.
 
 In reading order: `tables` (what a catalogue may say; a new key belongs there), `routing` (the tables of routes),
-`catalog` (all of it, by name), `leads` (whether each name in it leads somewhere), `load` (the presets, with a user's
-file over them), `fields` (what one value may be), `texts` (a problem in the words of TOML's author), `errors`.
+`catalog` (all of it, by name), `references` (whether each name in it leads somewhere), `load` (the presets, with a
+user's file over them), `fields` (what one value may be), `texts` (a problem in the words of TOML's author), `errors`.
 """
 
 from .catalog import Catalog

@@ -8,7 +8,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .errors import UnknownModel
 from .fields import ANY_MODEL, is_name
-from .leads import problems_of_names
+from .references import broken_references
 from .routing import Route
 from .tables import Model, Provider, Table
 from .texts import heading, unknown_model
@@ -36,7 +36,7 @@ class Catalog(Table):
 
     @model_validator(mode="after")
     def _names_lead_somewhere(self) -> Catalog:
-        if problems := list(problems_of_names(self)):
+        if problems := list(broken_references(self)):
             raise ValueError("\n".join(problems))
         return self
 

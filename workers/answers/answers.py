@@ -12,7 +12,7 @@ from tasks.wire.message import CELERY_PRIORITY
 
 from ..prompt.parked import Follows
 from ..redis.link import Link
-from .courier import Courier, Landing
+from .courier import TIMEOUT_S, Courier, Landing
 from .known import Known, decode, encode_failure, is_good, is_shared
 from .memory import Memory
 from .tally import Tally
@@ -75,7 +75,7 @@ class Answers:
         key_prefix: str = "",
     ) -> None:
         """`to_redis` leads from the worker's clock to Redis's, of which `redis_s` gives the time (epoch seconds)."""
-        self._courier = Courier(Link(redis), key_prefix=key_prefix, room_bytes=redis_bytes)
+        self._courier = Courier(Link(redis, timeout_s=TIMEOUT_S), key_prefix=key_prefix, room_bytes=redis_bytes)
         self._memory = Memory(memory_bytes)
         self._to_redis = to_redis
         self._redis_s = redis_s

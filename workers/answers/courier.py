@@ -26,18 +26,21 @@ if TYPE_CHECKING:
     from ..redis.link import Link
     from .known import Known
 
-__all__ = ["Courier", "Landing", "Look"]
+__all__ = ["TIMEOUT_S", "Courier", "Landing", "Look"]
 
 logger = logging.getLogger("promptmill.answers")
 
 AT_ONCE: Final = 128
 """Prompts of one script call: some 2 ms of Redis's time."""
 
-BUSY_ITEMS: Final = 4
 LINGER_S: Final = 0.02
-"""After a batch of at least so many, the next one waits so long for company."""
+"""After a batch the next one waits so long for company. One that comes alone is sent at once."""
 
-AWAY_S: Final = 1.0
+TIMEOUT_S: Final = 3.0
+"""A reply that takes longer costs more than a call would: but a loop or a Redis that is busy for a second is not away,
+and each reply that is given up may be a second call of the same prompt."""
+
+AWAY_S: Final = 5.0
 """After Redis did not answer, nobody asks it for so long."""
 
 MOST_UNSAID: Final = 10_000
@@ -146,7 +149,7 @@ class Courier:
     async def close(self) -> None:
         """Say what is to be said, once."""
         if self._sender is not None:
-            await asyncio.wait([self._sender], timeout=AWAY_S)
+            await asyncio.wait([self._sender], timeout=TIMEOUT_S)
         if self._sender is not None:
             await stop(self._sender)
         await self._link.close()
@@ -163,8 +166,7 @@ class Courier:
                 # What has ended comes first: those that look in the same turn find it.
                 calls = [self._tell(some) for some in _pieces(landings)] + [self._ask(some) for some in _pieces(looks)]
                 await asyncio.gather(*calls)
-                if len(looks) + len(landings) >= BUSY_ITEMS:
-                    await asyncio.sleep(LINGER_S)
+                await asyncio.sleep(LINGER_S)
         finally:
             self._sender = None
 

@@ -36,8 +36,10 @@ class _Call(NamedTuple):
 class Link:
     """One for all limiters of a process, so that hundreds of them need no more connections than a few."""
 
-    def __init__(self, redis: Redis) -> None:
+    def __init__(self, redis: Redis, *, timeout_s: float = BATCH_TIMEOUT_S) -> None:
+        """A batch that takes longer than `timeout_s` is given up."""
         self._redis = redis
+        self._timeout_s = timeout_s
         self._waiting: list[_Call] = []
         self._senders: set[asyncio.Task[None]] = set()
         self._starts = False
@@ -66,7 +68,7 @@ class Link:
             # Whose caller has given up must not be done later: it will come again.
             batch = [call for call in batch if not call.reply.done()]
             try:
-                with within(BATCH_TIMEOUT_S, turns=TURNS):
+                with within(self._timeout_s, turns=TURNS):
                     replies = await self._exchange(batch)
             except asyncio.CancelledError:
                 for call in batch:

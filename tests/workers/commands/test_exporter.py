@@ -94,7 +94,8 @@ async def open_a_breaker(url: str) -> None:
         shared = SharedBreakers(redis, BreakerPolicy(failures=1), process="a")
         for model in ("m", "m", "again", "again"):  # the first failures of late are judged when they are said again
             reason = Reason("server_error", "busy", 503)
-            await shared.report(Target("p", model), failing=[("job-1", True)], answered=[], reason=reason)
+            for _ in range(2):  # the first has all processes asked for their answers
+                await shared.report(Target("p", model), failing=[("job-1", True)], answered=[], reason=reason)
         await shared.settle(Target("p", "again"), "works")
         await shared.close()
 

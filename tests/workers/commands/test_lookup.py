@@ -113,7 +113,7 @@ async def open_a_breaker(url: str, message: str) -> None:
     async with Redis.from_url(url) as redis:
         shared = SharedBreakers(redis, BreakerPolicy(failures=1), process="a")
         reason = Reason("server_error", message, 503)
-        for _ in range(2):  # the first failures of late are judged when they are said again
+        for _ in range(2):  # the first has all processes asked for their answers
             await shared.report(Target("p", "m"), failing=[("job-1", True)], answered=[], reason=reason)
         await shared.close()
 

@@ -11,10 +11,10 @@ from .texts import advice, heading
 if TYPE_CHECKING:
     from .catalog import Catalog
 
-__all__ = ["problems_of_names"]
+__all__ = ["broken_references"]
 
 
-def problems_of_names(catalog: Catalog) -> Iterator[str]:
+def broken_references(catalog: Catalog) -> Iterator[str]:
     yield from _rivals_for_any_model(catalog)
     dangling = list(_dangling_providers(catalog))
     yield from dangling
