@@ -66,8 +66,8 @@ def test_naps_cut_off_from_redis_run_once(world: World) -> None:
 @pytest.mark.parametrize("command", ["DEBUG SLEEP", "CLIENT PAUSE"])
 def test_a_redis_that_stands_still_makes_nobody_run_a_job_twice(world: World, command: str, pause_s: float) -> None:
     world.start_redis()
-    for _ in range(2):
-        world.start_worker(concurrency=5, wait=False)
+    for worker in [world.start_worker(concurrency=5, wait=False) for _ in range(2)]:
+        worker.wait_ready()  # or the first has done its jobs before the second takes any
     jobs = [*world.submit(8, model="slower"), *world.submit(8, model="slow")]
     wait_until(lambda: world.redis.zcard("pm:leases") == 10, "all places are taken")
     if command == "DEBUG SLEEP":

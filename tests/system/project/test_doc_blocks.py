@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from bench.command import ALL as BENCHMARKS
 from config.catalog import Catalog, Limits, Timeout, load_catalog
@@ -102,6 +103,13 @@ JOBS_ROW = block(
 LOCAL_SERVER = block("docs/guides/providers.md", "[providers.local]")
 AZURE = block("docs/guides/providers.md", "[providers.azure-eu]")
 ROUTES = block("docs/guides/routes-and-fallbacks.md", '[models."gpt-4o-mini"]')
+README_MORE = block("README.md", "job = await queue.submit(")
+SCHEMA_GUIDE = "docs/guides/structured-answers.md"
+SCHEMA_JOB = block(SCHEMA_GUIDE, "schema = {")
+SCHEMA_MODEL = block(SCHEMA_GUIDE, '[models."gpt-oss"]')
+CACHE_GUIDE = "docs/guides/cache.md"
+CACHED_JOB = block(CACHE_GUIDE, 'job = await queue.submit(model="gpt-4o-mini", messages=messages, cache_ttl_s=86_400)')
+CACHE_COMMANDS = block(CACHE_GUIDE, "$ promptmill cache stats")
 CONTRIBUTING_SETUP = block("CONTRIBUTING.md", "$ make install")
 same_block(START, EXAMPLE_RUN.name[1], EXAMPLE_RUN)
 same_block("docs/guides/file-of-prompts.md", EXAMPLE_RUN.name[1], EXAMPLE_RUN)
@@ -124,6 +132,13 @@ def test_the_guides_tables_of_providers_load(table: Block, name: str, url: str, 
     path.write_text(table.text)
     catalog = load_catalog(path)
     assert catalog.provider(catalog.model(name)).base_url == url
+
+
+def test_the_guides_model_with_schemas_loads(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    path.write_text(SCHEMA_MODEL.text)
+    model = load_catalog(path).model("gpt-oss")
+    assert (model.structured_outputs, model.max_output_tokens) == ("json_schema", 65_536)
 
 
 def test_the_guides_routes_load(tmp_path: Path) -> None:
@@ -252,6 +267,27 @@ def test_a_job_with_options_from_celery_and_from_python(place: Place) -> None:
             return str((await job.result(timeout_s=30)).status)
 
     assert asyncio.run(answered()) == "succeeded"
+
+
+class Person(BaseModel):
+    name: str
+    age: int
+
+
+@pytest.mark.usefixtures("worker")
+def test_a_job_that_asks_for_more(place: Place) -> None:
+    async def program(found: Block, result: str) -> Any:
+        async with PromptQueue(place.redis.url) as queue:
+            names: dict[str, Any] = {"queue": queue, "messages": QUESTION, "Person": Person}
+            source = f"async def program():\n{textwrap.indent(found.text, '    ')}\n    return {result}"
+            exec(compile(source, found.page, "exec"), names)
+            return await names["program"]()
+
+    assert isinstance(asyncio.run(program(README_MORE, "person")), Person)
+    assert asyncio.run(program(SCHEMA_JOB, "answer.json()")).keys() == {"name", "age"}
+    assert [asyncio.run(program(CACHED_JOB, "answer.cached")) for _ in range(2)] == [False, True]
+    printed = place.run(CACHE_COMMANDS.commands, PROMPTMILL_REDIS_URL=place.redis.url)
+    assert re.search(r"^hit rate +33.3%$", printed, re.M) and "\nDeleted 0 answers." in printed
 
 
 def test_a_row_with_options_is_read_as_the_reference_says() -> None:
