@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import pytest
 
@@ -10,7 +11,11 @@ from tests.support.waiting import wait_until
 
 from .harness import World
 
-PROMPT = {"model": "slower", "messages": [{"role": "user", "content": "How many equal prompts?"}], "cache_ttl_s": 600}
+PROMPT: dict[str, Any] = {
+    "model": "slower",
+    "messages": [{"role": "user", "content": "How many equal prompts?"}],
+    "cache_ttl_s": 600,
+}
 
 
 @pytest.mark.promise(29)
