@@ -204,7 +204,8 @@ def test_anything_else_is_refused_by_name(value: Any) -> None:
 
 def test_what_may_be_cached_waits_behind_nobody() -> None:
     def lane(**options: Any) -> str | None:
-        return new_job(model="m", **({"messages": MESSAGES} if "input" not in options else {}), **options).lane
+        asked = options if "input" in options else {"messages": MESSAGES, **options}
+        return new_job(model="m", **asked).lane
 
     assert lane() == lane(temperature=1) == "normal m"
     assert lane(cache_ttl_s=60) is None
