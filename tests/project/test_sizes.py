@@ -19,6 +19,10 @@ MODULES = [path for path in SOURCES if path.suffix == ".py"]
 
 MOST_LINES = 400
 MOST_METHODS = 25
+MOST_FILES = 12
+"""Of a folder, its `__init__` and `__main__` not counted: its list is read at a glance."""
+
+FOLDERS = sorted({path.parent for path in MODULES})
 REASON = re.compile(r"More than \d+ (lines|methods), because .+")
 
 
@@ -55,6 +59,12 @@ def test_no_file_is_too_long(path: Path) -> None:
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_no_class_has_too_many_methods(path: Path) -> None:
     assert list(large_classes(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize("folder", FOLDERS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_folder_has_too_many_files(folder: Path) -> None:
+    names = [path.name for path in folder.glob("*.py") if not path.name.startswith("__")]
+    assert len(names) <= MOST_FILES, f"{len(names)} files; a part of them is a subject of its own"
 
 
 @pytest.mark.parametrize(

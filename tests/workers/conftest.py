@@ -19,7 +19,7 @@ from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import wait_until_async
 from workers.http.session import Http
 from workers.limiter import Cost, Permit
-from workers.limiter.headers import wait_s
+from workers.limiter.heard.headers import wait_s
 from workers.pipeline.offers import Offers
 from workers.pipeline.pipeline import Pipeline
 from workers.pipeline.retry_policy import RetryPolicy

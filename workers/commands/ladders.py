@@ -19,8 +19,8 @@ from tasks.wire.vocabulary import KINDS
 from ..celery.runtime import answers_of, pipeline_of
 from ..http.session import Http
 from ..limiter import LimiterRegistry
-from ..pipeline.choice import words
 from ..pipeline.offers import OtherWorkers
+from ..pipeline.routing.choice import words
 from ..pipeline.rungs.call import Call
 from ..pipeline.trip import Shape
 from ..prompt.failure import Incapable

@@ -11,10 +11,7 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
     waiting/       who waits, whose turn it is, and how long it will take
     leasing/       the slots that this process has, and how it gets more
     shared/        the schedule in Redis that all processes lease from (lua/)
-    pauses.py      since which 429, and until when, nobody may send
-    long_waits.py  what people read where a provider asks for more than a pause
-    headers.py     what an answer's rate headers state of limits
-    learned.py     limits that answers have stated
+    heard/         what answers say of limits: how large they are, and when nobody may send
     rate.py        from a provider's limits to the safe pace
     cost.py        what one request takes from the limits
     estimate.py    how many tokens a request will take

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from .cost import UNKNOWN, Cost
-from .headers import HeaderReader, rate_headers, wait_s
+from .heard.headers import HeaderReader, rate_headers, wait_s
+from .heard.pauses import Pauses
 from .leasing.degraded import WhenAway
 from .leasing.leases import LEASE_S, Leases
 from .leasing.outage import Outage
 from .leasing.settlements import Settlements
-from .pauses import Pauses
 from .permit import Permit
 from .shared.schedule import PauseReport
 from .waiting.dispatch import Dispatcher
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from .cost import TokenUsage
     from .estimate import Estimator
-    from .headers import LearnedLimit
+    from .heard.headers import LearnedLimit
     from .rate import Plan
     from .shared.schedule import Schedule
 

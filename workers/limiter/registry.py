@@ -24,9 +24,9 @@ from ..redis.link import Link
 from .cost import UNKNOWN, Cost
 from .errors import Moved
 from .estimate import Estimator, Estimators
-from .headers import learned
+from .heard.headers import learned
+from .heard.long_waits import tell_long_wait
 from .limiter import Limiter, LimiterOptions
-from .long_waits import tell_long_wait
 from .naming import Naming
 from .rate import plan
 from .shared.schedule import LimiterName, RedisSchedule
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from config.catalog import Limits, Model
     from tasks.wire.vocabulary import Priority
 
-    from .headers import LearnedLimit
+    from .heard.headers import LearnedLimit
     from .leasing.degraded import WhenAway
     from .permit import Permit
     from .rate import Plan

@@ -3,11 +3,7 @@
 pipeline.py      the ladder, and what comes of a job's way down: start reading here
 trip.py          a job under way; the shape that decides its rungs
 rungs/           one worry each
-chain.py         the models that a job may be answered by, in order
-router.py        which model comes first, by the catalogue's routes, and which after it
-choice.py        how a route chooses: rules, the cheapest, the fastest
-speeds.py        how fast models answer, as this process has seen it
-fallback_policy.py  when the next model is asked: decisions are values
+routing/         which model a job asks first, and which when that one can't answer
 limits.py        the limit that all workers share, as the pipeline sees it
 retry_policy.py  whether and when to try again: decisions are values
 outages.py       how a job ends whose provider is out

@@ -26,7 +26,8 @@ from ..telemetry.counts import counts
 from .offers import Offers
 from .outcome import answered, unanswered
 from .record_limit import RecordSizes
-from .router import Router
+from .routing.router import Router
+from .routing.speeds import Speeds
 from .rungs.admission import Admission
 from .rungs.answers import Answers, Store
 from .rungs.breaker import Breaker
@@ -37,7 +38,6 @@ from .rungs.fallbacks import Fallbacks
 from .rungs.record_size import RecordSize
 from .rungs.retry import Retries
 from .rungs.schema import Schema
-from .speeds import Speeds
 from .trip import Route, Shape, Trip
 
 if TYPE_CHECKING:

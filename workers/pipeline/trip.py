@@ -12,7 +12,7 @@ from tasks.wire.redis_keys import QUEUE
 
 from ..schema.form import has_schema
 from ..schema.steps import Repairs
-from .chain import Chain
+from .routing.chain import Chain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping

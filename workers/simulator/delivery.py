@@ -12,7 +12,7 @@ from email.utils import formatdate
 from aiohttp import web
 from aiohttp.web import BaseRequest, StreamResponse
 
-from . import replies
+from .answers import replies
 from .faults import JSON_TYPE, Altered, Bomb, Broken, Flood, Instead
 from .provider import EVENTS_TYPE, Answer, Plan
 

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import orjson
 
-from . import messages_api, replies
+from .answers import messages_api, replies
+from .answers.replies import ErrorParts
 from .limits import Allowance, Bucket, reset_text
-from .replies import ErrorParts
 from .request import ChatRequest, EmbeddingRequest, InvalidRequest, read_chat, read_embedding
 
 __all__ = ["DIALECTS", "Dialect", "DialectName", "Endpoint"]

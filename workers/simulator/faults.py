@@ -20,7 +20,7 @@ from typing import Literal, Self
 
 import orjson
 
-from .replies import ErrorParts, error_body
+from .answers.replies import ErrorParts, error_body
 
 __all__ = [
     "FAULTS",

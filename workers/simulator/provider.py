@@ -11,15 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 
-from . import replies
-from .broken_json import KINDS, broken
+from .answers import replies
+from .answers.broken_json import KINDS, broken
+from .answers.replies import ErrorParts
 from .dialects import DIALECTS, Endpoint
 from .draws import Attempts, lognormal, uniforms
 from .faults import FAULTS, JSON_TYPE, Altered, Fault, Instead, check_shares, delivers_answer, pick
 from .ledger import Call
 from .limits import WINDOW_S, Allowance, Refusal
 from .options import SimulatorOptions
-from .replies import ErrorParts
 from .request import ChatRequest, EmbeddingRequest, InvalidRequest
 
 __all__ = ["EVENTS_TYPE", "Answer", "Incoming", "Plan", "Provider"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import orjson
 
-from .structured import Wanted, wanted
+from .answers.structured import Wanted, wanted
 
 __all__ = [
     "ChatRequest",

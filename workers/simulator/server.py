@@ -16,13 +16,13 @@ import orjson
 from aiohttp import web
 from aiohttp.web import BaseRequest, StreamResponse
 
-from . import replies
+from .answers import replies
+from .answers.replies import ErrorParts
 from .delivery import deliver, json_response
 from .faults import REDIRECTED_PATH, status_sent
 from .ledger import Call, Ledger, Stats
 from .options import SimulatorOptions
 from .provider import Incoming, Provider
-from .replies import ErrorParts
 
 __all__ = ["FAULT_HEADER", "JOB_ID_HEADER", "RunningSimulator", "serve", "start"]
 

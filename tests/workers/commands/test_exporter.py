@@ -92,7 +92,7 @@ def test_an_empty_redis_is_all_zeros(client: Any, running: Exporter) -> None:
 async def open_a_breaker(url: str) -> None:
     async with Redis.from_url(url) as redis:
         shared = SharedBreakers(redis, BreakerPolicy(failures=1), process="a")
-        for model in ("m", "again"):
+        for model in ("m", "m", "again", "again"):  # the first failures of late are judged when they are said again
             reason = Reason("server_error", "busy", 503)
             for _ in range(2):  # the first has all processes asked for their answers
                 await shared.report(Target("p", model), failing=[("job-1", True)], answered=[], reason=reason)

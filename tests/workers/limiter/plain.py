@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from workers.limiter.cost import Cost, DimensionName
-from workers.limiter.headers import LearnedLimit
+from workers.limiter.heard.headers import LearnedLimit
 from workers.limiter.rate import BIN_S, Dimension, Plan
 from workers.limiter.shared.schedule import Ask, Grant, Pause, PauseReport
 

@@ -12,7 +12,7 @@ from config.catalog import Limits
 from tasks.results import Usage
 from workers.limiter.cost import Cost
 from workers.limiter.estimate import Estimator
-from workers.limiter.pauses import Pauses
+from workers.limiter.heard.pauses import Pauses
 from workers.limiter.rate import plan
 from workers.limiter.waiting.forecast import Forecast
 from workers.limiter.waiting.wait_queue import Waiter, WaitQueue

@@ -19,7 +19,7 @@ from tests.support.virtual_time import VirtualLoop, run_virtually
 from workers.limiter.cost import UNKNOWN, Cost
 from workers.limiter.errors import TooLate
 from workers.limiter.estimate import Estimator
-from workers.limiter.headers import LearnedLimit
+from workers.limiter.heard.headers import LearnedLimit
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.permit import Permit
 from workers.limiter.rate import BIN_S, Plan, plan

@@ -16,9 +16,9 @@ from tasks.results import Usage
 from tests.support.redis_server import RedisServer
 from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
-from workers.limiter.headers import learned
+from workers.limiter.heard.headers import learned
+from workers.limiter.heard.long_waits import long_wait
 from workers.limiter.limiter import Limiter, LimiterOptions
-from workers.limiter.long_waits import long_wait
 from workers.limiter.rate import Plan, plan
 from workers.limiter.shared.schedule import LimiterName
 from workers.limiter.waiting.wait_queue import Waiter

@@ -10,7 +10,7 @@ from config.catalog import Limits
 from tasks.results import Usage
 from workers.limiter.cost import Cost
 from workers.limiter.estimate import Estimator
-from workers.limiter.headers import learned, rate_headers, wait_s
+from workers.limiter.heard.headers import learned, rate_headers, wait_s
 from workers.limiter.shared.clock import ScheduleClock
 from workers.providers.durations import until_s
 from workers.providers.size import Media

@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from config.catalog import Limits
 from tasks.wire import redis_keys
 from workers.limiter.cost import Cost
-from workers.limiter.headers import RateHeader
+from workers.limiter.heard.headers import RateHeader
 from workers.limiter.leasing.settlements import Refund
 from workers.limiter.rate import BIN_S, plan
 from workers.limiter.shared.schedule import Ask, Grant, LimiterName, PauseReport, RedisSchedule

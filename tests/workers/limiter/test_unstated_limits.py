@@ -16,7 +16,7 @@ from tasks.results import Usage
 from tests.support.redis_server import RedisServer
 from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
-from workers.limiter.headers import learned
+from workers.limiter.heard.headers import learned
 from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.rate import Plan, plan
 from workers.limiter.shared.schedule import Pause, PauseReport

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from config.catalog import Rule, When
-from workers.pipeline.choice import Facts, Target, cheapest, fastest, first_rule, words
+from workers.pipeline.routing.choice import Facts, Target, cheapest, fastest, first_rule, words
 
 
 def facts(*, tokens: int = 100, **asked: Any) -> Facts:

@@ -10,8 +10,8 @@ from pydantic import SecretStr
 
 from tasks.results import PromptResult, Usage
 from workers.limiter import Cost
-from workers.pipeline.router import EXPLORE_EVERY
-from workers.pipeline.speeds import FRESH_S, Speeds
+from workers.pipeline.routing.router import EXPLORE_EVERY
+from workers.pipeline.routing.speeds import FRESH_S, Speeds
 from workers.prompt.parked import Parked
 from workers.providers.keyring import KeyRing
 

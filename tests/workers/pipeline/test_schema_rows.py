@@ -13,7 +13,7 @@ import pytest
 from tasks.results import PromptResult
 from workers.prompt.job import PromptJob, parse
 from workers.schema.validator import validator_of
-from workers.simulator.replies import object_text
+from workers.simulator.answers.replies import object_text
 from workers.simulator.request import read_chat
 from workers.telemetry.counts import counts
 

@@ -15,7 +15,7 @@ from pydantic import SecretStr
 from config.catalog import Catalog
 from tasks.results import Usage
 from workers.limiter import Cost, Permit
-from workers.limiter.headers import rate_headers
+from workers.limiter.heard.headers import rate_headers
 from workers.pipeline.retry_policy import RetryPolicy
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob

@@ -12,7 +12,7 @@ import pytest
 from multidict import CIMultiDict
 
 from tasks.results import Usage
-from workers.limiter.headers import rate_headers, wait_s
+from workers.limiter.heard.headers import rate_headers, wait_s
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
 from workers.providers import CODECS, Answer, RawResponse

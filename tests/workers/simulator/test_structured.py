@@ -11,8 +11,8 @@ import pytest
 from workers.schema.form import asked_again, in_mode
 from workers.schema.validator import validator_of
 from workers.simulator import FAULT_HEADER, RunningSimulator
-from workers.simulator.broken_json import KINDS, broken
-from workers.simulator.objects import fitting_object
+from workers.simulator.answers.broken_json import KINDS, broken
+from workers.simulator.answers.objects import fitting_object
 
 from .conftest import Start, ledger
 

@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING
 
 from ..cost import Cost
-from ..learned import LearnedLimits
+from ..heard.learned import LearnedLimits
 from ..shared.clock import ScheduleClock
 from ..shared.schedule import LONGEST_HORIZON_S, Ask, Grant, Pause, PauseReport
 from ..waiting.dispatch import MOST_DIFFERENT_COSTS
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from ..estimate import Estimator
-    from ..headers import LearnedLimit, RateHeader
-    from ..pauses import Pauses
+    from ..heard.headers import LearnedLimit, RateHeader
+    from ..heard.pauses import Pauses
     from ..rate import Plan
     from ..shared.schedule import Schedule
     from ..waiting.dispatch import Dispatcher

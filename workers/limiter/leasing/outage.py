@@ -12,7 +12,7 @@ from .slots import Slot
 if TYPE_CHECKING:
     import asyncio
 
-    from ..pauses import Pauses
+    from ..heard.pauses import Pauses
     from ..waiting.dispatch import Dispatcher
     from ..waiting.wait_queue import WaitQueue
     from .degraded import WhenAway

@@ -12,7 +12,7 @@ from tasks.wire import redis_keys
 
 from ...redis.link import Link
 from ..cost import Cost
-from ..headers import LEARNED_LIMITS, LearnedLimit
+from ..heard.headers import LEARNED_LIMITS, LearnedLimit
 from ..rate import BIN_S
 from .scripts import ACQUIRE, PAUSE
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from tasks.redis.script import Script
 
-    from ..headers import RateHeader
+    from ..heard.headers import RateHeader
     from ..leasing.settlements import Refund
     from ..rate import Dimension, Plan
 

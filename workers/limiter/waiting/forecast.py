@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from tasks.wire.vocabulary import Priority
 
     from ..estimate import Estimator
-    from ..pauses import Pauses
+    from ..heard.pauses import Pauses
     from ..rate import Plan
     from .wait_queue import Waiter, WaitQueue
 

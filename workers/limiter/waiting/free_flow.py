@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import asyncio
 
+    from ..heard.pauses import Pauses
     from ..leasing.leases import Leases
     from ..leasing.outage import Outage
-    from ..pauses import Pauses
     from .dispatch import Dispatcher
     from .wait_queue import WaitQueue
 

@@ -10,8 +10,8 @@ from tasks.results import Attempt
 from ...prompt.failure import Failure, Incapable
 from ...prompt.parked import Parked
 from ...telemetry.counts import counts
-from ..fallback_policy import FAULTS, has_more_context, reason
 from ..limits import estimate
+from ..routing.fallback_policy import FAULTS, has_more_context, reason
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from ...prompt.job import PromptJob
     from ...providers import Answer
-    from ..chain import Chain
     from ..limits import Limits
-    from ..speeds import Speeds
+    from ..routing.chain import Chain
+    from ..routing.speeds import Speeds
     from ..trip import Down, Route, Shape, Trip
 
 __all__ = ["Chains", "Fallbacks"]

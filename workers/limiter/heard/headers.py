@@ -10,8 +10,8 @@ import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from ..providers.durations import simple_duration_s, until_s
-from .rate import WINDOW_S
+from ...providers.durations import simple_duration_s, until_s
+from ..rate import WINDOW_S
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -7,8 +7,8 @@ from typing import Any
 
 import orjson
 
+from ..request import ChatRequest, InvalidRequest, fields_of, message_tokens, model_of, numbers_in, prompt_hash
 from .replies import Completion
-from .request import ChatRequest, InvalidRequest, fields_of, message_tokens, model_of, numbers_in, prompt_hash
 from .structured import wanted
 
 __all__ = ["error_body", "message_body", "message_events", "read_message"]

@@ -17,9 +17,9 @@ from typing import Any
 
 import orjson
 
-from .draws import lognormal, uniforms
+from ..draws import lognormal, uniforms
+from ..request import ChatRequest, EmbeddingRequest
 from .objects import fitting_object
-from .request import ChatRequest, EmbeddingRequest
 from .structured import Wanted
 
 __all__ = [

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from .leasing.slots import EARLY_S
+from ..leasing.slots import EARLY_S
 
 __all__ = ["Pauses"]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from .draws import uniforms
+from ..draws import uniforms
 
 __all__ = ["fitting_object"]
 

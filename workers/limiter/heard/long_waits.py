@@ -6,10 +6,10 @@ import logging
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from ..telemetry.notices import notices
+from ...telemetry.notices import notices
 
 if TYPE_CHECKING:
-    from .shared.schedule import LimiterName
+    from ..shared.schedule import LimiterName
 
 __all__ = ["long_wait", "tell_long_wait"]
 

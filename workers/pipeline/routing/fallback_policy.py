@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from ..prompt.failure import Failure, Incapable, OverLimit
+from ...prompt.failure import Failure, Incapable, OverLimit
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from config.catalog import UnknownModel
 
-from ..prompt.failure import Failure
+from ...prompt.failure import Failure
+from ..limits import estimate
 from .chain import Chain
 from .choice import Facts, Target, cheapest, fastest, first_rule, words
-from .limits import estimate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from config.catalog import Catalog, Provider
     from config.catalog import Route as CatalogRoute
 
-    from ..prompt.job import PromptJob
-    from .limits import Limits
+    from ...prompt.job import PromptJob
+    from ..limits import Limits
+    from ..trip import Route
     from .speeds import Speeds
-    from .trip import Route
 
 __all__ = ["Router"]
 
