@@ -200,3 +200,15 @@ def test_anything_else_is_refused_by_name(value: Any) -> None:
         assert "custom" in str(refusal)
     else:
         assert json.loads(text.encode("utf-8", "strict"))["body"]["custom"] == value
+
+
+def test_what_may_be_cached_waits_behind_nobody() -> None:
+    def lane(**options: Any) -> str | None:
+        asked = options if "input" in options else {"messages": MESSAGES, **options}
+        return new_job(model="m", **asked).lane
+
+    assert lane() == lane(temperature=1) == "normal m"
+    assert lane(cache_ttl_s=60) is None
+    assert lane(temperature=0) == lane(extra_body={"temperature": 0.0}) == lane(input="x") == "normal m repeatable"
+    assert lane(temperature=0, cache_ttl_s=0) == "normal m", "this one will be called"
+    assert lane(temperature=False) == "normal m"

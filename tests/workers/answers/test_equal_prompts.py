@@ -235,3 +235,22 @@ async def test_who_parks_after_the_end_goes_back_at_once(
         assert not client.exists(DELAYED)
         await wait_until(lambda: len(workers.results) == 2, "it is taken again, and finds the answer")
     assert provider.stats()["calls"] == 1
+
+
+async def test_a_parked_leader_feeds_no_lane(fleet: Any, free_limits: Any, simulate: Any, wait_until: Any) -> None:
+    """Those behind it may find an answer, so each of them is started."""
+    provider = await simulate()
+    free_limits.raises = [Parked(time.time() + 0.3, "the limit's turn is far away", gap_s=0.5)]
+    async with fleet(provider.url, size=1, limits=free_limits) as workers:
+        (worker,) = workers.workers
+        gaps: list[float] = []
+        park = worker.park
+
+        def note(tag: str, again: Parked) -> None:
+            gaps.append(again.gap_s)
+            park(tag, again)
+
+        worker.park = note
+        workers.submit("first", BODY)
+        await wait_until(lambda: workers.results, "it is answered")
+    assert gaps == [0.0]
