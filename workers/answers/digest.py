@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 import orjson
 
 if TYPE_CHECKING:
-    from config.catalog import Provider
+    from config.catalog import Model, Provider
 
     from ..prompt.job import PromptJob
     from ..providers import Codec
@@ -51,13 +51,13 @@ class Digests:
     def __init__(self) -> None:
         self._scopes: dict[tuple[str, str], Any] = {}
 
-    def of(self, job: PromptJob, *, alias: str, upstream: str, provider: Provider, codec: Codec) -> str:
+    def of(self, job: PromptJob, *, alias: str, model: Model, provider: Provider, codec: Codec) -> str:
         """`<of the tenant>:<of the request>`, in hexadecimal digits. `alias` names the model that is asked."""
         scope = self._scopes.get((job.kind, alias))
         if scope is None:
             if len(self._scopes) >= MOST_SCOPES:
                 self._scopes.clear()
-            scope = self._scopes[job.kind, alias] = _scope(job, upstream, provider, codec)
+            scope = self._scopes[job.kind, alias] = _scope(job, model, provider, codec)
         tenant = job.options.tenant or ""
         hashed = scope.copy()
         hashed.update(f"{job.options.sample} {tenant}".encode() if tenant else b"%d" % job.options.sample)
@@ -71,10 +71,11 @@ def tenant_digest(tenant: str) -> str:
     return hashlib.sha256(tenant.encode()).hexdigest()[:TENANT_DIGITS] if tenant else "-"
 
 
-def _scope(job: PromptJob, upstream: str, provider: Provider, codec: Codec) -> Any:
+def _scope(job: PromptJob, model: Model, provider: Provider, codec: Codec) -> Any:
     same = [
-        *(FORMAT, job.kind, provider.name, upstream, provider.base_url, provider.query_string, provider.headers),
-        *(provider.kind, codec.version),
+        *(FORMAT, job.kind, provider.name, model.upstream),
+        *(provider.base_url, provider.query_string, provider.headers),
+        *(provider.kind, codec.version, model.structured_outputs or provider.structured_outputs),
     ]
     return hashlib.sha256(_dumps(same, orjson.OPT_SORT_KEYS) + _SEPARATOR)
 

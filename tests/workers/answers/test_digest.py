@@ -96,6 +96,9 @@ CATALOG = Catalog.model_validate(
             "anthropic": {"base_url": "http://127.0.0.1:9/v1", "kind": "anthropic"},
         },
         "models": {
+            "unstructured": {"provider": "p", "upstream": "up", "structured_outputs": "none"},
+        }
+        | {
             name: {"provider": provider, "upstream": upstream}
             for name, provider, upstream in (
                 *(("m", "p", "up"), ("alias", "p", "up"), ("other", "p", "another"), ("elsewhere", "q", "up")),
@@ -110,7 +113,7 @@ def digest(body: dict[str, Any], *, model: str = "m", kind: Any = "chat", **opti
     found = CATALOG.model(model)
     provider = CATALOG.provider(found)
     job = PromptJob("id", kind, model, {"model": model, **body}, Options(**options))
-    return Digests().of(job, alias=model, upstream=found.upstream, provider=provider, codec=CODECS[provider.kind])
+    return Digests().of(job, alias=model, model=found, provider=provider, codec=CODECS[provider.kind])
 
 
 def written(value: Any) -> str:
@@ -198,8 +201,9 @@ def test_a_digest_shows_nothing_of_the_prompt_or_the_tenant() -> None:
 
 def test_many_models_take_bounded_memory() -> None:
     digests = Digests()
-    provider = CATALOG.provider(CATALOG.model("m"))
+    found = CATALOG.model("m")
+    provider = CATALOG.provider(found)
     for number in range(3_000):
         job = PromptJob("id", "chat", "m", {"model": "m"})
-        digests.of(job, alias=f"p/{number}", upstream=str(number), provider=provider, codec=CODECS["openai"])
+        digests.of(job, alias=f"p/{number}", model=found, provider=provider, codec=CODECS["openai"])
     assert len(digests._scopes) <= 1_024

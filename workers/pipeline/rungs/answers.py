@@ -48,9 +48,7 @@ class Answers:
         ttl_s = job.options.cache_ttl_s or self._ttl_s
         if ttl_s is None:
             raise ValueError("a job without a cache time met this rung")
-        digest = self._digests.of(
-            job, alias=route.alias, upstream=route.model.upstream, provider=route.provider, codec=route.codec
-        )
+        digest = self._digests.of(job, alias=route.alias, model=route.model, provider=route.provider, codec=route.codec)
         found: Known | Flight | Follow | None = self._store.remembered(digest, ttl_s=ttl_s)
         if found is None:
             options = job.options
