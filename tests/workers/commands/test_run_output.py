@@ -23,7 +23,7 @@ from workers.commands.run.output.latency import LatencyHistogram
 from workers.commands.run.output.output_file import OutputFile, answer_line, refusal_line
 from workers.commands.run.output.progress import Snapshot, duration
 from workers.commands.run.output.state import RunState
-from workers.commands.run.output.summary import Outcome, next_step, summary_numbers
+from workers.commands.run.output.summary import Outcome, next_step, summary_numbers, summary_table
 from workers.commands.run.output.tally import Tally
 from workers.commands.run.processes.simulation import Simulation, simulated_catalog
 from workers.simulator.command import simulate
@@ -200,6 +200,20 @@ def test_cost_is_exact_and_unknown_is_not_zero() -> None:
     tally.end(succeeded())
     assert (tally.cost_usd, tally.unpriced) == (Decimal(1), 1)
     assert summary_numbers(Outcome(Tally(), wall_s=1, startup_s=1))["cost_usd"] is None
+
+
+def test_what_the_cache_saved_stands_in_the_summary() -> None:
+    tally = Tally()
+    for result in (
+        succeeded(cost_usd=0.2),
+        succeeded(cached=True, cost_usd=0.0, saved_usd=0.2),
+        succeeded(cached=True),
+    ):
+        tally.end(result)
+    outcome = Outcome(tally, wall_s=1, startup_s=1)
+    numbers = summary_numbers(outcome)
+    assert (numbers["cached"], numbers["saved_usd"]) == (2, 0.2)
+    assert "2 (67%), $0.2000 saved" in [*summary_table(outcome).columns[1].cells]
 
 
 def test_429s_count_where_the_job_succeeded_too() -> None:

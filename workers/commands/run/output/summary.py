@@ -60,6 +60,7 @@ def summary_numbers(outcome: Outcome) -> dict[str, Any]:
         "attempts": tally.attempts,
         "rate_limited": tally.rate_limited,
         "cached": tally.cached,
+        "saved_usd": float(tally.saved_usd),
         "provider_calls": tally.attempts,
         "errors": dict((tally.failures + tally.refusals).most_common()),
         "kept": tally.kept,
@@ -111,7 +112,7 @@ def _lines(outcome: Outcome, tally: Tally) -> list[tuple[str, str]]:
         ("tokens", f"{tally.input_tokens:,} in, {tally.output_tokens:,} out"),
         ("cost", _cost(tally)),
         ("calls", _calls(tally)),
-        ("cached", f"{tally.cached:,}" if tally.cached else ""),
+        ("cached", _cached(tally)),
         ("paid twice?", f"{tally.suspected_double_payments:,}" if tally.suspected_double_payments else ""),
         ("prompt field", ", ".join(name for name, count in tally.prompt_fields.most_common() if count)),
     ]
@@ -127,6 +128,13 @@ def _throughput(outcome: Outcome) -> str:
         return ""
     left = f", {duration(outcome.wall_s)} in all" if outcome.wall_s >= 60 else ""
     return f"{outcome.tally.ended / outcome.wall_s:,.0f} prompts/s{left}"
+
+
+def _cached(tally: Tally) -> str:
+    if not tally.cached:
+        return ""
+    saved = f", ${tally.saved_usd:,.4f} saved" if tally.saved_usd else ""
+    return f"{tally.cached:,} ({tally.cached / tally.ended:.0%}){saved}"
 
 
 def _latency(tally: Tally) -> str:

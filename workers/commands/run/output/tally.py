@@ -19,8 +19,9 @@ ALIKE = 20
 class Tally:
     """Counts of this run. Rows that an earlier run finished count as `kept` and nowhere else.
 
-    `cost_usd` is None until one cost is known; `unpriced` counts answers whose cost is not. `first_failure` is code and
-    message of the first job that failed, without anything of its prompt.
+    `cost_usd` is None until one cost is known; `unpriced` counts answers whose cost is not. `saved_usd` is what stored
+    answers would have cost, as far as that is known. `first_failure` is code and message of the first job that failed,
+    without anything of its prompt.
     """
 
     def __init__(self) -> None:
@@ -39,6 +40,7 @@ class Tally:
         self.attempts = 0
         self.rate_limited = 0
         self.cached = 0
+        self.saved_usd = Decimal(0)
         self.suspected_double_payments = 0
         self._reasons: set[tuple[str, int | None]] = set()
 
@@ -86,6 +88,8 @@ class Tally:
         self.attempts += result.attempts
         self.rate_limited += sum(attempt.http_status == 429 for attempt in _failed_attempts(result))
         self.cached += result.cached
+        if result.saved_usd is not None:
+            self.saved_usd += Decimal(str(result.saved_usd))
         self.suspected_double_payments += result.suspected_double_payment
         self.input_tokens += result.usage.input_tokens
         self.output_tokens += result.usage.output_tokens
