@@ -34,8 +34,9 @@ run: $(VENV)/run.stamp ## the main job: 1,319 real questions through 2 workers a
 	@mkdir -p out
 	@$(BIN)/promptmill run examples/gsm8k.jsonl --simulate -o out/gsm8k.jsonl $(ARGS)
 
-check: lint ## lint, and the tests that start no worker processes: two minutes on two cores
-	$(QUICK_TESTS) --hypothesis-profile quick $(ARGS)
+# They wait more than they compute, so more of them than there are cores.
+check: lint ## lint, and the tests that start no worker processes: three minutes on two cores
+	$(QUICK_TESTS) -n 6 --hypothesis-profile quick $(ARGS)
 
 test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool" for some of them
 ifdef ARGS
