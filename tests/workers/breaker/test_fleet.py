@@ -7,11 +7,13 @@ import itertools
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from tests.support.proxy import Proxy
+from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
 from workers.breaker.window import BreakerPolicy
 from workers.pipeline.retry_policy import RetryPolicy
@@ -20,6 +22,14 @@ from workers.prompt.parked import Parked
 from .conftest import StartFleet, Worker
 
 IMPATIENT = RetryPolicy(base_s=0.05, cap_s=0.2)
+
+
+@pytest.fixture
+def link(server: RedisServer) -> Iterator[Proxy]:
+    """Leads to Redis, and can be cut."""
+    link = Proxy(server.port)
+    yield link
+    link.close()
 
 
 def calls_of(simulator: Any) -> list[dict[str, Any]]:
@@ -151,39 +161,31 @@ async def test_a_job_that_waits_for_its_turn_is_stopped_at_the_bottom(
 
 
 async def test_while_redis_is_away_each_process_has_its_own_breaker(
-    fleet: StartFleet, simulate: Any, chat_job: Any, server: Any
+    fleet: StartFleet, simulate: Any, chat_job: Any, link: Proxy
 ) -> None:
-    simulator, link = await simulate("503"), Proxy(server.port)
-    try:
-        url = f"redis://127.0.0.1:{link.port}/0"
-        workers = await fleet(simulator.url, count=2, retry=IMPATIENT, redis_url=url)
-        await asyncio.to_thread(link.set, "refuse")
-        tasks = [task for worker in workers for task in worker.start(jobs_of(chat_job, 10))]
-        await until_open(workers, kind="failing")
-        simulator.strike({})
-        assert all(result.ok for result in await asyncio.gather(*tasks))
-    finally:
-        await asyncio.to_thread(link.close)
+    simulator = await simulate("503")
+    workers = await fleet(simulator.url, count=2, retry=IMPATIENT, redis_url=f"redis://127.0.0.1:{link.port}/0")
+    await asyncio.to_thread(link.set, "refuse")
+    tasks = [task for worker in workers for task in worker.start(jobs_of(chat_job, 10))]
+    await until_open(workers, kind="failing")
+    simulator.strike({})
+    assert all(result.ok for result in await asyncio.gather(*tasks))
 
 
 async def test_a_breaker_that_is_open_when_redis_goes_away_closes(
-    fleet: StartFleet, simulate: Any, chat_job: Any, server: Any
+    fleet: StartFleet, simulate: Any, chat_job: Any, link: Proxy
 ) -> None:
-    simulator, link = await simulate("503"), Proxy(server.port)
-    try:
-        url = f"redis://127.0.0.1:{link.port}/0"
-        workers = await fleet(simulator.url, count=2, retry=IMPATIENT, redis_url=url)
-        tasks = [task for worker in workers for task in worker.start(jobs_of(chat_job, 10))]
-        await until_open(workers)
-        await asyncio.to_thread(link.set, "refuse")
-        simulator.strike({})
-        assert all(result.ok for result in await asyncio.gather(*tasks))
-        await asyncio.to_thread(link.set, "none")
-        probe = workers[0].start([chat_job("after")])  # Redis thinks that it is open; this one finds out
-        assert (await probe[0]).ok
-        await until_closed(workers)
-    finally:
-        await asyncio.to_thread(link.close)
+    simulator = await simulate("503")
+    workers = await fleet(simulator.url, count=2, retry=IMPATIENT, redis_url=f"redis://127.0.0.1:{link.port}/0")
+    tasks = [task for worker in workers for task in worker.start(jobs_of(chat_job, 10))]
+    await until_open(workers)
+    await asyncio.to_thread(link.set, "refuse")
+    simulator.strike({})
+    assert all(result.ok for result in await asyncio.gather(*tasks))
+    await asyncio.to_thread(link.set, "none")
+    probe = workers[0].start([chat_job("after")])  # Redis thinks that it is open; this one finds out
+    assert (await probe[0]).ok
+    await until_closed(workers)
 
 
 async def test_a_deaf_process_reads_what_it_does_not_hear(fleet: StartFleet, simulate: Any, chat_job: Any) -> None:

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import redis
 
-from config.settings import get_settings
-from tests.support.redis_server import RedisServer
 from workers.celery.app import app
 from workers.celery.runtime import current, lifespan
 
@@ -20,21 +16,12 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "the canary promp
 
 
 @pytest.fixture
-async def environment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: RedisServer, simulate: Any
-) -> AsyncIterator[pytest.MonkeyPatch]:
+async def environment(deployment: pytest.MonkeyPatch, simulate: Any) -> pytest.MonkeyPatch:
     """A deployment with one provider, which fails."""
     simulator = await simulate("503")
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "catalog.toml").write_text(CATALOG.format(url=simulator.url))
-    monkeypatch.setenv("PROMPTMILL_CATALOG", str(tmp_path / "catalog.toml"))
-    monkeypatch.setenv("PROMPTMILL_REDIS_URL", server.url)
-    monkeypatch.setenv("PROMPTMILL_RETRY__MAX_ATTEMPTS", "1")
-    with redis.Redis.from_url(server.url) as client:
-        client.flushall()
-    get_settings.cache_clear()
-    yield monkeypatch
-    get_settings.cache_clear()
+    Path("catalog.toml").write_text(CATALOG.format(url=simulator.url))
+    deployment.setenv("PROMPTMILL_RETRY__MAX_ATTEMPTS", "1")
+    return deployment
 
 
 async def fail(count: int, *, first: int = 0) -> list[float]:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from config.settings import get_settings
-from tests.support.redis_server import RedisServer
 from workers.celery.app import app
 from workers.celery.runtime import current, lifespan
 from workers.prompt.parked import Parked
@@ -25,19 +23,14 @@ provider = "p"
 
 
 @pytest.fixture
-def deploy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: Any, server: RedisServer) -> Iterator[Callable]:  # type: ignore[type-arg]
-    monkeypatch.chdir(tmp_path)
-
+def deploy(deployment: pytest.MonkeyPatch) -> Callable[..., None]:
     def to_disk(url: str, **settings: str) -> None:
         Path("catalog.toml").write_text(CATALOG.format(url=url))
-        cache = {f"CACHE__{name}": value for name, value in settings.items()}
-        for name, value in {"REDIS_URL": server.url, "CATALOG": "catalog.toml", **cache}.items():
-            monkeypatch.setenv(f"PROMPTMILL_{name}", value)
-        monkeypatch.setenv("P_KEY", "sk-one-4d1f")
-        get_settings.cache_clear()
+        for name, value in settings.items():
+            deployment.setenv(f"PROMPTMILL_CACHE__{name}", value)
+        deployment.setenv("P_KEY", "sk-one-4d1f")
 
-    yield to_disk
-    get_settings.cache_clear()
+    return to_disk
 
 
 async def run(job_id: str, **options: Any) -> Any:

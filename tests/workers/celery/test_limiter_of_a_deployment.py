@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -13,7 +13,6 @@ from urllib.request import urlopen
 import pytest
 from redis.asyncio import Redis
 
-from config.settings import get_settings
 from tests.support.redis_server import RedisServer
 from workers.celery.app import app
 from workers.celery.runtime import current, lifespan
@@ -47,21 +46,12 @@ async def simulator() -> AsyncIterator[RunningSimulator]:
 
 
 @pytest.fixture
-def deployment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: Redis, server: RedisServer
-) -> Iterator[pytest.MonkeyPatch]:
+def deployment(deployment: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Two keys, and jobs that wait for their turn in the worker."""
-    for name in ("OPENAI_API_KEY", "HOLYSHEEP_API_KEY", "N1N_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PROMPTMILL_REDIS_URL", server.url)
-    monkeypatch.setenv("PROMPTMILL_LIMIT__PARK_AFTER_S", "60")
-    monkeypatch.setenv("PROMPTMILL_CATALOG", str(tmp_path / "catalog.toml"))
-    monkeypatch.setenv("KEY_ONE", "sk-one-4d1f")
-    monkeypatch.setenv("KEY_TWO", "sk-two-88e0")
-    get_settings.cache_clear()
-    yield monkeypatch
-    get_settings.cache_clear()
+    deployment.setenv("PROMPTMILL_LIMIT__PARK_AFTER_S", "60")
+    deployment.setenv("KEY_ONE", "sk-one-4d1f")
+    deployment.setenv("KEY_TWO", "sk-two-88e0")
+    return deployment
 
 
 def write_catalog(simulator: RunningSimulator, *, organisation: str, limits: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import pytest
 from redis.asyncio import Redis
 
 from config.catalog import load_catalog
-from config.settings import get_settings
 from tasks import PromptQueue
 from tasks.errors import UnknownModel
 from tasks.wire import redis_keys
@@ -53,20 +52,12 @@ async def client(server: RedisServer) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-def deployment(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: Redis, server: RedisServer
-) -> Iterator[pytest.MonkeyPatch]:
-    for name in ("OPENAI_API_KEY", "HOLYSHEEP_API_KEY", "N1N_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PROMPTMILL_REDIS_URL", server.url)
-    monkeypatch.setenv("PROMPTMILL_RETRY__BASE_S", "0.01")
-    monkeypatch.setenv("PROMPTMILL_CATALOG", str(tmp_path / "catalog.toml"))
-    monkeypatch.setenv("A_KEY", "sk-one-4d1f")
-    monkeypatch.setenv("B_KEY", "sk-two-88e0")
-    get_settings.cache_clear()
-    yield monkeypatch
-    get_settings.cache_clear()
+def deployment(deployment: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """Two providers, each with a key."""
+    deployment.setenv("PROMPTMILL_RETRY__BASE_S", "0.01")
+    deployment.setenv("A_KEY", "sk-one-4d1f")
+    deployment.setenv("B_KEY", "sk-two-88e0")
+    return deployment
 
 
 @pytest.fixture

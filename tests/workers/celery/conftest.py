@@ -1,0 +1,27 @@
+"""A deployment of one worker, as its environment says."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from config.settings import get_settings
+from tests.support.redis_server import RedisServer
+
+
+@pytest.fixture
+def deployment(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, client: object, server: RedisServer
+) -> Iterator[pytest.MonkeyPatch]:
+    """An empty Redis, a catalogue that the test writes to `catalog.toml`, and no key of a preset. Set what else it has
+    before the settings are read."""
+    for name in ("OPENAI_API_KEY", "HOLYSHEEP_API_KEY", "N1N_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PROMPTMILL_REDIS_URL", server.url)
+    monkeypatch.setenv("PROMPTMILL_CATALOG", str(tmp_path / "catalog.toml"))
+    get_settings.cache_clear()
+    yield monkeypatch
+    get_settings.cache_clear()
