@@ -20,7 +20,7 @@ from pydantic import SecretStr
 from .catalog import Provider
 from .settings import environment
 
-__all__ = ["KeyProblem", "MissingKey", "UnusableKey", "fingerprint", "read_keys"]
+__all__ = ["KeyProblem", "MissingKey", "UnusableKey", "fingerprint", "key_problem", "read_keys"]
 
 
 class KeyProblem(ValueError):
@@ -54,6 +54,15 @@ def read_keys(provider: Provider, environ: Mapping[str, str] | None = None) -> l
             raise UnusableKey(_text(provider, variable, problem), variable=variable)
         holders[key] = variable
     return [SecretStr(key) for key in holders]
+
+
+def key_problem(provider: Provider) -> KeyProblem | None:
+    """What `read_keys` would raise, None if nothing."""
+    try:
+        read_keys(provider)
+    except KeyProblem as problem:
+        return problem
+    return None
 
 
 def fingerprint(key: SecretStr) -> str:

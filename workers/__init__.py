@@ -3,7 +3,7 @@
 The rooms, top to bottom; each imports only what stands below it, and its `__init__` lists its files in reading order:
 
     cli          registers the commands
-    commands/    faces for people: run, metrics, doctor, limits, status, cancel, dead
+    commands/    faces for people: run, metrics, doctor, limits, status, cancel, dead, cache
     celery/      our place in Celery: app, tasks, request, consumer, heartbeat, and how a worker is put together
     pipeline/    one prompt's life; no Celery, no Redis
     broker/      Redis -> worker: messages under leases
@@ -11,12 +11,13 @@ The rooms, top to bottom; each imports only what stands below it, and its `__ini
     limiter/     requests wait here until the provider will take them
     breaker/     whether a provider works, as all workers know it
     http/        HTTP to the providers
+    schema/      an answer that has to fit a JSON Schema: what is wrong with it, and what mends it
     results/     worker -> Redis: results in batches
     providers/   their wire formats; no I/O
     prompt/      the words: a job, a failure
     pool/        hundreds of jobs on one loop
     checks       what is looked at before a worker takes jobs
-    redis/       our own Redis: its clock, and patience with it
+    redis/       our own Redis: its clock, patience with it, scripts that travel together, what others publish
     telemetry/   logs and counters
     simulator/   a provider for tests, trials and benchmarks, which knows nothing of the rest
 """

@@ -96,20 +96,16 @@ def _tenant(value: Any) -> str | None:
     return None if isinstance(value, str) and value else "must be a name, as in 'acme'"
 
 
-def _attempts(value: Any) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return None
-    return "must be a whole number, 1 or more"
+def _whole_number(refusal: str, *, least: int, most: int | None = None) -> Check:
+    def check(value: Any) -> str | None:
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        return None if is_whole and value >= least and (most is None or value <= most) else refusal
+
+    return check
 
 
 def _schema(value: Any) -> str | None:
     return None if isinstance(value, dict) and value else f"must be a JSON Schema, an object, not {_type(value)}"
-
-
-def _repair(value: Any) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_REPAIRS:
-        return None
-    return f"must be a whole number from 0 to {MAX_REPAIRS}"
 
 
 def _fallbacks(value: Any) -> str | None:
@@ -130,12 +126,6 @@ def _tag(value: Any) -> str | None:
     if isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARACTERS:
         return None
     return f"must be a text of 1 to {MAX_NAME_CHARACTERS} characters, as in 'hard'"
-
-
-def _whole_number(value: Any) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**63:
-        return None
-    return "must be a whole number, 0 or more"
 
 
 def _flag(value: Any) -> str | None:
@@ -203,7 +193,7 @@ OPTIONS: Final[dict[str, Option]] = {
         ),
         Option(
             "max_attempts",
-            _attempts,
+            _whole_number("must be a whole number, 1 or more", least=1),
             "Calls to providers, at most, of all models together, the first included. The workers' settings cap it.",
             default_text="`PROMPTMILL_RETRY__MAX_ATTEMPTS`",
         ),
@@ -221,7 +211,7 @@ OPTIONS: Final[dict[str, Option]] = {
         ),
         Option(
             "repair",
-            _repair,
+            _whole_number(f"must be a whole number from 0 to {MAX_REPAIRS}", least=0, most=MAX_REPAIRS),
             "Further calls, at most, for an answer that does not fit its schema, 0 to 10. They are none of "
             "`max_attempts`.",
             default=0,
@@ -254,7 +244,7 @@ OPTIONS: Final[dict[str, Option]] = {
         ),
         Option(
             "sample",
-            _whole_number,
+            _whole_number("must be a whole number, 0 or more", least=0, most=2**63 - 1),
             "Which of several answers to one prompt it wants: each number has an answer of its own in the cache.",
             default_text="`0`",
         ),

@@ -178,6 +178,9 @@ ANSWERS_END = "pm:answers:end"
 ANSWERS_STATE = "pm:answers:state"
 """Hash: `bytes` of the answers in `ANSWERS`, and `cleared`, how often answers were cleared by hand. Kept for good."""
 
+ANSWER_INDEXES = (ANSWERS, ANSWERS_END, ANSWERS_STATE)
+"""In the order in which the scripts of workers/answers/ take them."""
+
 ANSWER_PREFIX = "pm:answer:"
 
 

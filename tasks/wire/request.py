@@ -78,8 +78,9 @@ def new_job(
     body = {name: value for name, value in given.items() if name not in _ARGUMENTS}
     kind = _check_body(model, messages, input, body, extra_body)
     options, options_json = _options({name: given[name] for name in _ARGUMENTS if given.get(name) is not None})
+    whole = {**body, **extra_body} if extra_body else body
     if "schema" in options or options.get("repair"):
-        _check_schema(kind, options, body | dict(extra_body or {}))
+        _check_schema(kind, options, whole)
     body_json = _body_json(model, messages, input, body, extra_body)
     priority: Priority = options.get("priority", "normal")
     return NewJob(
@@ -91,9 +92,7 @@ def new_job(
         delay_s=float(options.get("delay_s", 0.0)),
         body=body_json,
         options=options_json,
-        lane=_lane(
-            options, priority, cast(str, model), is_repeatable=is_repeatable(kind, body | dict(extra_body or {}))
-        ),
+        lane=_lane(options, priority, cast(str, model), is_repeatable=is_repeatable(kind, whole)),
         size_bytes=len(body_json.encode()) + len(options_json.encode()),
         fallbacks=tuple(options.get("fallbacks", ())),
         may_be_known="id" in options,

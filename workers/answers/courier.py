@@ -92,9 +92,7 @@ class Courier:
         """`room_bytes`: how many bytes all answers in Redis may take."""
         self._link = link
         self._prefix = key_prefix
-        self._indexes = [
-            key_prefix + key for key in (redis_keys.ANSWERS, redis_keys.ANSWERS_END, redis_keys.ANSWERS_STATE)
-        ]
+        self._indexes = [key_prefix + key for key in redis_keys.ANSWER_INDEXES]
         self._names = {
             "room_bytes": room_bytes,
             "lists": {"steps": redis_keys.PRIORITY_STEPS, "separator": redis_keys.PRIORITY_SEPARATOR},

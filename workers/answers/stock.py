@@ -46,9 +46,7 @@ class Stock:
 
     def __init__(self, redis: Redis, *, key_prefix: str = "") -> None:
         self._redis: Any = redis
-        self._indexes = [
-            key_prefix + key for key in (redis_keys.ANSWERS, redis_keys.ANSWERS_END, redis_keys.ANSWERS_STATE)
-        ]
+        self._indexes = [key_prefix + key for key in redis_keys.ANSWER_INDEXES]
         self._counts = key_prefix + redis_keys.COUNTS
         self._answers = key_prefix + redis_keys.ANSWER_PREFIX
         self._clear = redis.register_script(scripts.CLEAR.text)

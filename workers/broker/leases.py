@@ -48,11 +48,11 @@ class Lease:
     is_stray: bool = False
     """Its worker had lost sight of it: counts as a delivery that has ended badly."""
     is_suspected: bool = False
+    """It is delayed although its call may have been paid for."""
     memory: str | None = None
     """What the job must not forget that is parked."""
     follows: Follows | None = None
     """The call of an equal job that it waits for."""
-    """It is delayed although its call may have been paid for."""
     deliveries: int = 0
     """How often its worker died: it has one of the places for such messages (triage.py)."""
     job_id: str = ""

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from config.api_keys import KeyProblem, MissingKey, read_keys
+from config.api_keys import KeyProblem, MissingKey, key_problem, read_keys
 from config.catalog import Catalog, CatalogError, load_catalog
 from config.settings import SettingsError, get_settings
 
@@ -110,20 +110,12 @@ def examine_chains(catalog: Catalog) -> list[Finding]:
 
 def _without_keys(catalog: Catalog, subject: str, names: Iterable[str]) -> list[Finding]:
     names = list(names)
-    missing = [name for name in names if not _has_keys(catalog.provider(catalog.model(name)))]
+    missing = [name for name in names if key_problem(catalog.provider(catalog.model(name)))]
     if not missing:
         return []
     if missing == names:
         return [Finding("warning", subject, f"none of its models has a key here: {_some(missing)}")]
     return [Finding("warning", subject, f"no key for {_some(missing)}: jobs go on to the others")]
-
-
-def _has_keys(provider: Provider) -> bool:
-    try:
-        read_keys(provider)
-    except KeyProblem:
-        return False
-    return True
 
 
 async def _examine_flower(flower_url: str) -> Finding:
@@ -178,13 +170,7 @@ def _is_unused(catalog: Catalog, provider: Provider) -> bool:
     """Whether it is one of the presets' addresses, without a key and without a model of its own."""
     if provider.any_model or any(model.provider == provider.name for model in catalog.models.values()):
         return False
-    try:
-        read_keys(provider)
-    except MissingKey:
-        return True
-    except KeyProblem:
-        pass
-    return False
+    return isinstance(key_problem(provider), MissingKey)
 
 
 def _not_asked(names: Sequence[str]) -> list[Finding]:

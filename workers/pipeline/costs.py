@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from config.catalog import Model
     from tasks.results import Attempt, Usage
 
-__all__ = ["failed_cost_usd", "known_cost_usd", "total_cost_usd", "total_failed_usd"]
+__all__ = ["failed_cost_usd", "known_cost_usd", "total_cost_usd"]
 
 
 def known_cost_usd(model: Model, usage: Usage | None) -> float | None:
@@ -27,17 +27,10 @@ def total_cost_usd(failed: Iterable[Attempt], model: Model, usage: Usage | None)
     return None if cost is None or before is None else float(cost + before)
 
 
-def total_failed_usd(failed: Iterable[Attempt]) -> float | None:
-    """What the calls before a cached answer cost: 0 where no tokens were counted, None where a cost is unknown."""
+def failed_cost_usd(failed: Iterable[Attempt]) -> float | None:
+    """What the failed calls cost together: 0 where no tokens were counted, None where one cost is not known."""
     cost = _failed_cost(failed)
     return None if cost is None else float(cost)
-
-
-def failed_cost_usd(failed: Iterable[Attempt]) -> float | None:
-    """What the failed calls cost together; None where one cost is not known, or no tokens were counted."""
-    counted = [attempt for attempt in failed if attempt.usage is not None]
-    cost = _failed_cost(counted)
-    return None if cost is None or not counted else float(cost)
 
 
 def _failed_cost(failed: Iterable[Attempt]) -> Decimal | None:

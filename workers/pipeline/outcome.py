@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 from tasks.results import JobError, PromptResult, Usage
 from tasks.wire.vocabulary import Status
 
-from .costs import failed_cost_usd, total_cost_usd, total_failed_usd
+from .costs import failed_cost_usd, total_cost_usd
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..answers import Known
     from ..prompt.failure import Failure
     from ..providers import Answer
     from .trip import Trip
@@ -21,18 +20,24 @@ __all__ = ["answered", "unanswered"]
 
 
 def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
-    if trip.cached is not None:
-        return _from_cache(trip, trip.cached, now)
+    """Of an answer that was stored, only the calls that failed before it have cost anything: to other models, say."""
+    known = trip.cached
     return PromptResult(
         id=trip.job.id,
         status="succeeded",
         text=answer.text,
         response=answer.response,
         model=trip.job.model,
-        answered_by=trip.route.answered_by,
-        usage=answer.usage or Usage(),
-        cost_usd=total_cost_usd(trip.failed, trip.route.model, answer.usage),
+        answered_by=trip.route.answered_by if known is None else known.answered_by,
+        usage=(answer.usage or Usage()) if known is None else _sum(_counted(trip)),
+        cost_usd=(
+            total_cost_usd(trip.failed, trip.route.model, answer.usage)
+            if known is None
+            else failed_cost_usd(trip.failed)
+        ),
         attempts=trip.attempts,
+        cached=known is not None,
+        saved_usd=None if known is None else known.cost_usd,
         route=None if trip.chain is None else trip.chain.chosen,
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
@@ -43,38 +48,15 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
     )
 
 
-def _from_cache(trip: Trip, known: Known, now: float) -> PromptResult:
-    """What this job has cost are the calls that failed before, to other models say."""
-    return PromptResult(
-        id=trip.job.id,
-        status="succeeded",
-        text=known.answer.text,
-        response=known.answer.response,
-        model=trip.job.model,
-        answered_by=known.answered_by,
-        usage=_sum(_counted(trip)),
-        cost_usd=total_failed_usd(trip.failed),
-        attempts=trip.attempts,
-        cached=True,
-        saved_usd=known.cost_usd,
-        route=None if trip.chain is None else trip.chain.chosen,
-        queued_s=_queued_s(trip),
-        duration_s=now - trip.started_at,
-        suspected_double_payment=trip.paid_twice,
-        metadata=trip.job.options.metadata,
-        failed_attempts=tuple(trip.failed),
-    )
-
-
 def unanswered(trip: Trip, failure: Failure, now: float) -> PromptResult:
-    history = tuple(trip.failed)
+    history, counted = tuple(trip.failed), _counted(trip)
     status: Status = "expired" if failure.code == "expired" else "failed"
     return PromptResult(
         id=trip.job.id,
         status=status,
         model=trip.job.model or None,
-        usage=_sum(_counted(trip)),
-        cost_usd=failed_cost_usd(trip.failed),
+        usage=_sum(counted),
+        cost_usd=failed_cost_usd(trip.failed) if counted else None,
         attempts=trip.attempts,
         route=None if trip.chain is None else trip.chain.chosen,
         queued_s=_queued_s(trip),

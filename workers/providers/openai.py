@@ -50,6 +50,9 @@ class OpenAICodec:
     `stream` and `stream_options` are left out, because the answer is delivered whole.
     """
 
+    version = 1
+    """See `Codec.version`. Of the kinds that build on this one, too."""
+
     def size(self, job: PromptJob) -> RequestSize:
         """See `Codec.size`."""
         body = job.body
@@ -71,8 +74,6 @@ class OpenAICodec:
         number_bytes = _BASE64_NUMBER_BYTES if encoding == "base64" else _NUMBER_BYTES
         likely_bytes = (dimensions or _DIMENSIONS) * number_bytes
         return AnswerSize(count_inputs(body["input"]), likely_bytes, kind=(dimensions, encoding == "base64"))
-
-    version = 1
 
     key_header: ClassVar[str | None] = None
     """The header that takes a key, unless the provider's `auth` is "bearer". None: every key is a bearer token."""

@@ -34,7 +34,7 @@ class _Call(NamedTuple):
 
 
 class Link:
-    """One for all limiters of a process, so that hundreds of them need no more connections than a few."""
+    """One for all that speak of the same thing, such as the limiters of a process: hundreds need a few connections."""
 
     def __init__(self, redis: Redis, *, timeout_s: float = BATCH_TIMEOUT_S) -> None:
         """A batch that takes longer than `timeout_s` is given up."""

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import orjson
 
+from tasks.wire.schema import has_json_schema
+
 from ..providers.size import measure
 
 if TYPE_CHECKING:
@@ -32,10 +34,9 @@ def has_schema(body: Body) -> bool:
 
 def schema_of(body: Body) -> Any:
     """The JSON Schema that the body's `response_format` names; None where there is none."""
-    wanted = body.get("response_format")
-    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+    if not has_json_schema(body):
         return None
-    described = wanted.get("json_schema")
+    described = body["response_format"].get("json_schema")
     return described.get("schema") if isinstance(described, dict) else None
 
 

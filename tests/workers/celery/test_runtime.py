@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -46,20 +45,12 @@ BODY = {"model": "m", "messages": [{"role": "user", "content": "the canary promp
 
 
 @pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, redis_url: str) -> Iterator[pytest.MonkeyPatch]:
+def environment(deployment: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """A deployment with one provider `p`, whose key is set, and a Redis."""
-    for name in ("OPENAI_API_KEY", "HOLYSHEEP_API_KEY", "N1N_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PROMPTMILL_REDIS_URL", redis_url)
-    monkeypatch.setenv("PROMPTMILL_RETRY__MAX_ATTEMPTS", "1")
-    monkeypatch.setenv("P_KEY", KEY)
-    write_catalog(monkeypatch, tmp_path, "http://127.0.0.1:1/v1")
-    with redis.Redis.from_url(redis_url) as client:
-        client.flushall()
-    get_settings.cache_clear()
-    yield monkeypatch
-    get_settings.cache_clear()
+    deployment.setenv("PROMPTMILL_RETRY__MAX_ATTEMPTS", "1")
+    deployment.setenv("P_KEY", KEY)
+    write_catalog(deployment, tmp_path, "http://127.0.0.1:1/v1")
+    return deployment
 
 
 def write_catalog(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> None:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
-from config.api_keys import KeyProblem, read_keys
-from config.catalog import Catalog, Provider, UnknownModel
+from config.api_keys import key_problem
+from config.catalog import Catalog, UnknownModel
 
 __all__ = ["ModelCheck", "ModelProblem"]
 
@@ -43,13 +43,5 @@ def _problem(catalog: Catalog, alias: str, *, with_keys: bool) -> ModelProblem |
     except UnknownModel as error:
         return ModelProblem("not_found", str(error))
     may_answer = [*first, *(catalog.model(name) for model in first for name in model.fallbacks)]
-    problems = [_key_problem(catalog.provider(model)) for model in may_answer] if with_keys else []
+    problems = [key_problem(catalog.provider(model)) for model in may_answer] if with_keys else []
     return ModelProblem("auth", str(problems[0])) if problems and all(problems) else None
-
-
-def _key_problem(provider: Provider) -> KeyProblem | None:
-    try:
-        read_keys(provider)
-    except KeyProblem as error:
-        return error
-    return None

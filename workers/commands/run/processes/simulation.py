@@ -154,6 +154,10 @@ def _provider_table(provider: Provider, wire: dict[str, Any]) -> str:
     return table("providers", provider.name, values)
 
 
+OF_THE_MODEL = {"context_tokens", "max_output_tokens", "fallbacks", "fallback_on"}
+"""What a simulated model keeps of the real one as it is."""
+
+
 def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
     values: dict[str, Any] = {
         "provider": PROVIDER,
@@ -161,10 +165,8 @@ def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
         "limits": limits.model_dump(exclude_none=True),
         "timeout": model.timeout.model_dump(),
         "repeat_timeouts": repeat_timeouts,
-        **model.model_dump(mode="json", include={"context_tokens", "fallbacks", "fallback_on"}, exclude_none=True),
+        **model.model_dump(mode="json", include=OF_THE_MODEL, exclude_none=True),
     }
-    if model.max_output_tokens is not None:
-        values["max_output_tokens"] = model.max_output_tokens
     if model.price is not None:
         values["price"] = _price(model.price)
     return table("models", model.name, values)
