@@ -182,6 +182,11 @@ async def test_without_limits_nothing_is_estimated_but_counted(client: Redis, re
             permit.settle(Usage(input_tokens=30, output_tokens=70))
         assert sorted(used, key=keys.index) == [keys[0], keys[0], keys[1], keys[1]]
         assert registry.estimate(free, input_chars=400) == before  # so few teach nothing
+
+        async def are_listed() -> bool:
+            return len(await snapshot(client)) == len(keys)
+
+        await wait_until_async(are_listed, "both limiters are listed, beside what they do")
     views = await snapshot(client)
     assert sum(view.settled for view in views) == 6
     assert sum(view.actual_tokens for view in views) == sum(view.estimated_tokens for view in views) == 400
