@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from redis.exceptions import RedisError
@@ -18,6 +18,16 @@ __all__ = ["cache"]
 
 TIMEOUT_S = 10.0
 _MEGABYTE = 1024 * 1024
+
+_WORDS: Final[dict[str, str]] = {
+    "memory": "found in memory",
+    "redis": "found in Redis",
+    "shared": "had an equal one's",
+    "followed": "waited for one",
+    "missed": "called",
+    "skipped": "called, Redis away",
+}
+"""What became of look-ups (`answers.tally.Tier`), as a person reads it."""
 
 TenantOption = Annotated[str | None, typer.Option("--tenant", help="Only the answers of this tenant's prompts.")]
 
@@ -58,6 +68,6 @@ def _stock(redis: str | None) -> Iterator[Stock]:
 def _lines(view: StockView) -> Iterator[tuple[str, str]]:
     yield "answers", f"{view.answers:,}, {view.bytes / _MEGABYTE:,.1f} MB"
     for tier, n in view.found.items():
-        yield tier, f"{n:,}"
+        yield _WORDS[tier], f"{n:,}"
     yield "hit rate", "-" if view.hit_rate is None else f"{view.hit_rate:.1%}"
     yield "saved", f"${view.saved_usd:,.4f}"
