@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Any
 
 from celery.app.task import Context
@@ -219,3 +220,22 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
         if isinstance(lane, str):
             gap_ms = parked.gap_s * 1000
             channel.leases.lanes.parked(lane, until_ms, gap_ms=gap_ms, now_ms=channel.lookout.redis_ms)
+
+
+# Celery reads these thirty times a job, each through a property that is a Python function.
+Request.message = property(attrgetter("_message"))
+for _name in (
+    "argsrepr",
+    "body",
+    "content_encoding",
+    "content_type",
+    "eta",
+    "expires",
+    "kwargsrepr",
+    "parent_id",
+    "request_dict",
+    "root_id",
+    "task",
+    "type",
+):
+    setattr(Request, _name, getattr(Request, f"_{_name}"))

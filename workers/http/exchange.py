@@ -156,7 +156,13 @@ class Exchanges:
         limits = _client_timeout(connect_s)
         try:
             if proxy is None and (destination := self._direct(request.url, request.headers, request.body)) is not None:
-                return await self._post(destination, request, limits, read_s)
+                connection, protocol = await self._connect(destination, limits)
+                try:
+                    return await self._exchange(destination, request, connection, protocol, read_s)
+                except _ClosedBefore:
+                    request.stage, request.was_resent = "connecting", True
+                connection, protocol = await self._connect_anew(destination, limits)
+                return await self._exchange(destination, request, connection, protocol, read_s)
             return await self._post_by_session(request, limits, read_s, proxy)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, asyncio.CancelledError):
             if request.stage == "connecting":
@@ -168,17 +174,6 @@ class Exchanges:
         if len(body) > MAX_BODY_BYTES or not all(map(str.isprintable, headers.values())):  # no line's end in a header
             return None
         return self._destination(url)
-
-    async def _post(
-        self, destination: _Destination, request: ProviderRequest, limits: aiohttp.ClientTimeout, read_s: float
-    ) -> Response:
-        connection, protocol = await self._connect(destination, limits)
-        try:
-            return await self._exchange(destination, request, connection, protocol, read_s)
-        except _ClosedBefore:
-            request.stage, request.was_resent = "connecting", True
-        connection, protocol = await self._connect_anew(destination, limits)
-        return await self._exchange(destination, request, connection, protocol, read_s)
 
     async def _exchange(
         self,

@@ -29,6 +29,7 @@ from .timeouts import Timeouts
 from .unstored import UNCOUNTED_BYTES, Share, Unstored
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
     from types import TracebackType
 
     from config.catalog import Profile, Timeout
@@ -88,7 +89,9 @@ class Http:
         await asyncio.sleep(0)
         self._lanes.clear()
 
-    async def post(self, request: ProviderRequest, *, timeout: Timeout, profile: Profile = "default") -> RawResponse:
+    def post(
+        self, request: ProviderRequest, *, timeout: Timeout, profile: Profile = "default"
+    ) -> Coroutine[Any, Any, RawResponse]:
         """Send a request and read the whole answer, of any status.
 
         `timeout.total_s` counts from when a connection may be used, without the wait for memory for a large answer.
@@ -97,8 +100,13 @@ class Http:
         """
         lane = self._lanes[profile]
         if lane.free is None:
-            return await self._post(lane, request, timeout)
-        async with lane.free:
+            return self._post(lane, request, timeout)
+        return self._post_in_turn(lane, lane.free, request, timeout)
+
+    async def _post_in_turn(
+        self, lane: _Lane, free: asyncio.Semaphore, request: ProviderRequest, timeout: Timeout
+    ) -> RawResponse:
+        async with free:
             return await self._post(lane, request, timeout)
 
     async def _post(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> RawResponse:

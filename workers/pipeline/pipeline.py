@@ -41,7 +41,7 @@ from .rungs.schema import Schema
 from .trip import Route, Shape, Trip
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
     from random import Random
 
     from config.catalog import Catalog
@@ -117,7 +117,7 @@ class Pipeline:
         `cache_ttl_s`: how long, in seconds, those of repeatable jobs are kept that do not say. `breakers` know which
         providers are out; None: only those that can't be reached. `time_limit` is what is raised in a job whose time
         in the worker is over.
-        `on_failure` is called with each result of `handle` that is no answer, and the job's tenant.
+        `on_failure` is called with each result that is no answer, and the job's tenant.
         """
         self._catalog = catalog
         self._now = now
@@ -173,7 +173,7 @@ class Pipeline:
         health = self.breakers.health(provider.name, model.upstream, address=urlsplit(provider.base_url).netloc)
         return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, RecordSizes(), health)
 
-    async def handle(
+    def handle(
         self,
         kind: JobKind,
         job_id: str,
@@ -184,30 +184,32 @@ class Pipeline:
         queue: str = QUEUE,
         parked: str | None = None,
         held: list[object] | None = None,
-    ) -> PromptResult:
+    ) -> Coroutine[Any, Any, PromptResult]:
         """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`.
 
         `queue` is where the job came from, and other workers take from. `parked` is the memory of a job that was
         parked (`Parked.memory`). `held` gets the memory that a large answer takes (`RawResponse.held`): keep it until
         the answer is stored.
         """
+        # No coroutine of its own around that of `run`: each level is gone through at every step of a call.
         now = self._now()
         try:
             job = parse(kind, job_id, args, kwargs, group=group, now=now, read_stamp=self._read_stamp)
         except Failure as refused:
-            job = PromptJob(job_id, kind, model="", body={}, group=group)
-            result = unanswered(Trip(job, now), refused, now)
-        else:
-            result = await self.run(job, queue=queue, parked=parked, held=held)
-        if not result.ok and self._on_failure is not None:
-            self._on_failure(result, job.options.tenant)
-        return result
+            return self._refuse(PromptJob(job_id, kind, model="", body={}, group=group), refused, now)
+        return self.run(job, queue=queue, parked=parked, held=held, now=now)
 
     async def run(
-        self, job: PromptJob, *, queue: str = QUEUE, parked: str | None = None, held: list[object] | None = None
+        self,
+        job: PromptJob,
+        *,
+        queue: str = QUEUE,
+        parked: str | None = None,
+        held: list[object] | None = None,
+        now: float | None = None,
     ) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
-        trip = Trip(job, self._now(), queue, held=held)
+        trip = Trip(job, self._now() if now is None else now, queue, held=held)
         if parked is not None:
             trip.remember(parked)
         try:
@@ -221,19 +223,28 @@ class Pipeline:
                 ladder.route.codec.check(job, model=ladder.route.model)
             answer = await ladder.down(trip)
         except Failure as failure:
-            return unanswered(trip, failure, self._now())
+            return self._failed(trip, failure)
         except self._time_limit:
             if trip.was_cut:
                 counts.add("suspected_payments_total", "timeout")
             late = Failure("timeout", "the task's soft time limit passed before there was an answer")
-            return unanswered(trip, late, self._now())
+            return self._failed(trip, late)
         except Parked as again:
             # What only this worker can't do leaves no trace of this worker's try.
             again.memory = trip.arrived_with if again.for_others else trip.memory()
             raise
         except Exception as bug:  # noqa: BLE001 - a fault of ours must end this job, not the worker
-            return unanswered(trip, _internal(bug, job), self._now())
+            return self._failed(trip, _internal(bug, job))
         return answered(trip, answer, self._now())
+
+    async def _refuse(self, job: PromptJob, refused: Failure, now: float) -> PromptResult:
+        return self._failed(Trip(job, now), refused)
+
+    def _failed(self, trip: Trip, failure: Failure) -> PromptResult:
+        result = unanswered(trip, failure, self._now())
+        if self._on_failure is not None:
+            self._on_failure(result, trip.job.options.tenant)
+        return result
 
 
 def _above(rung: Rung, down: Down) -> Down:

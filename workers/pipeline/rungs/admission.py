@@ -49,15 +49,16 @@ class Admission:
         if permit is None:
             permit = await self._admit(trip, keys)
         trip.key, trip.headers = permit.key, None
-        async with permit:
-            try:
-                answer = await down(trip)
-            except Failure as failure:
-                self._tell(permit, trip, failure)
-                raise
+        try:
+            answer = await down(trip)
             if trip.headers is not None:
                 permit.observe(trip.headers)
             permit.settle(answer.usage)
+        except Failure as failure:
+            self._tell(permit, trip, failure)
+            raise
+        finally:
+            permit.give_up()  # what `async with permit` does, without its two coroutines
         return answer
 
     def _tell(self, permit: Permit, trip: Trip, failure: Failure) -> None:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from config.catalog import Provider
 
     from ...http.session import Http
-    from ...providers import Answer, ProviderRequest, RawResponse
+    from ...providers import Answer, RawResponse
     from ..trip import Trip
 
 __all__ = ["Call"]
@@ -52,7 +52,12 @@ class Call:
         trip.request, trip.called_at = request, self._now()
         trip.attempts += 1
         try:
-            answer = await self._send(trip, request)
+            raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
+            answer = self._read(trip, raw)
+            if len(raw.body) >= LARGE_BYTES:
+                await self._measure(trip, raw, answer)
+            if trip.held is not None and raw.held is not None:
+                trip.held.append(raw.held)
         except Failure as failure:
             if request.was_resent:
                 _count_resent(trip)
@@ -81,30 +86,26 @@ class Call:
             health.note_answer(began_at=trip.called_at)
         return answer
 
-    async def _send(self, trip: Trip, request: ProviderRequest) -> Answer:
-        route = trip.route
-        raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
-        now = self._now()
+    def _read(self, trip: Trip, raw: RawResponse) -> Answer:
         trip.headers = raw.headers
         if trip.key is not None:
             raw.body = _without(raw.body, trip.key.get_secret_value())
         try:
-            answer = route.codec.response(trip.job, raw, now=now)
-            if len(raw.body) >= LARGE_BYTES:
-                await self._measure(trip, raw, answer)
+            return trip.route.codec.response(trip.job, raw, now=self._now())
         except Failure as failure:
             failure.suspected_payment = 200 <= raw.status < 300 and not failure.is_refusal
             raise
-        if trip.held is not None and raw.held is not None:
-            trip.held.append(raw.held)
-        return answer
 
     async def _measure(self, trip: Trip, raw: RawResponse, answer: Answer) -> None:
         """Raises `Failure` for an answer that no record holds."""
         route, job = trip.route, trip.job
         if job.kind == "embed":
             route.sizes.learn(route.codec.answer_size(job), answer)
-        await check_answer(answer, len(raw.body), compresses=self._compresses and job.is_clients)
+        try:
+            await check_answer(answer, len(raw.body), compresses=self._compresses and job.is_clients)
+        except Failure as failure:
+            failure.suspected_payment = True
+            raise
 
     def _note(self, trip: Trip, failure: Failure) -> None:
         attempt = Attempt(
