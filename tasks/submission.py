@@ -38,6 +38,7 @@ def arguments(
     tag: str | None = None,
     cache_ttl_s: float | None = None,
     sample: int | None = None,
+    stream: bool = False,
     extra_body: Mapping[str, Any] | None = None,
     **body: Any,
 ) -> None:

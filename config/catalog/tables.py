@@ -135,7 +135,8 @@ class Provider(Table):
     own for it. `headers` and `query` are added to each request and each URL.
 
     `structured_outputs` says which `response_format` its models take. Where that is no JSON Schema, a job's schema
-    stands in the system message.
+    stands in the system message. `stream_options = false` is for providers that refuse that field in a streamed
+    request, and count its tokens all the same.
     """
 
     name: Name
@@ -153,6 +154,7 @@ class Provider(Table):
     timeout: Timeout = Timeout()
     repeat_timeouts: Flag = False
     structured_outputs: StructuredOutputs = "json_schema"
+    stream_options: Flag = True
 
     @model_validator(mode="after")
     def _azure_knows_its_version(self) -> Provider:
@@ -185,7 +187,8 @@ class Model(Table):
 
     `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's, as it
     does for `repeat_timeouts` and `structured_outputs`. `context_tokens` is what the model takes in all, and
-    `max_output_tokens` what one answer can have; None where that is not known.
+    `max_output_tokens` what one answer can have; None where that is not known. A model that is `stream_only` answers in
+    pieces alone: the worker asks for them, and collects them.
 
     `fallbacks` are asked in turn where this model can't answer; `fallback_on` names what leads to them beyond what does
     so by itself. The fallbacks of a fallback play no part, so two models may name each other.
@@ -202,6 +205,7 @@ class Model(Table):
     structured_outputs: StructuredOutputs | None = None
     max_output_tokens: Count | None = None
     context_tokens: Count | None = None
+    stream_only: Flag = False
     fallbacks: Annotated[tuple[Name, ...], AfterValidator(all_different)] = ()
     fallback_on: Annotated[tuple[Trigger, ...], AfterValidator(all_different)] = ()
 

@@ -249,6 +249,15 @@ OPTIONS: Final[dict[str, Option]] = {
             default_text="`0`",
         ),
         Option(
+            "stream",
+            _flag,
+            "Whether somebody is going to read the answer as it comes (`job.stream()`): the worker asks the provider "
+            "for a stream from the first call on. See [streaming](../guides/streaming.md).",
+            default=False,
+            default_text="`false`",
+            read_by=frozenset({"client", "worker"}),
+        ),
+        Option(
             "submitted_at",
             _seconds(),
             "When it was submitted, in seconds since 1970 by Redis's clock: our client's stamp. Without it "

@@ -15,7 +15,7 @@ from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
 from .options import MAX_NAME_CHARACTERS, names_read_by, problem
 from .schema import schema_conflict
-from .vocabulary import JobKind, Priority
+from .vocabulary import NOT_STREAMED, STREAMED, JobKind, Priority
 
 __all__ = [
     "DEFAULT_MAX_JOB_BYTES",
@@ -36,6 +36,8 @@ _ARGUMENTS: Final = tuple(names_read_by("client"))
 _LEAVES_ITS_LANE: Final = frozenset({"deadline_s", "fallbacks", "fallback_on"})
 """Options of jobs that may end, or be answered by another model, before their turn in a lane."""
 _TRAVELLING: Final = frozenset(names_read_by("worker"))
+_USUAL: Final = (("priority", "normal"), ("stream", False))
+"""What needs no saying."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -55,6 +57,8 @@ class NewJob:
     size_bytes: int
     """About what the job takes in Redis, before base64."""
     fallbacks: tuple[str, ...] = ()
+    streams: bool = False
+    """Whether its answer is going to be read as it comes."""
     may_be_known: bool = False
     """The id is the caller's own: a job of this id may have been submitted before."""
 
@@ -81,6 +85,8 @@ def new_job(
     whole = {**body, **extra_body} if extra_body else body
     if "schema" in options or options.get("repair"):
         _check_schema(kind, options, whole)
+    if options.get("stream") and kind not in STREAMED:
+        raise InvalidJob(f"stream: {NOT_STREAMED}")
     body_json = _body_json(model, messages, input, body, extra_body)
     priority: Priority = options.get("priority", "normal")
     return NewJob(
@@ -95,6 +101,7 @@ def new_job(
         lane=_lane(options, priority, cast(str, model), is_repeatable=is_repeatable(kind, whole)),
         size_bytes=len(body_json.encode()) + len(options_json.encode()),
         fallbacks=tuple(options.get("fallbacks", ())),
+        streams=options.get("stream", False),
         may_be_known="id" in options,
     )
 
@@ -176,8 +183,8 @@ def _check_body(model: object, messages: Any, inputs: Any, body: dict[str, Any],
         raise InvalidJob(f"messages, input: {which}; give `messages` for a chat or `input` for an embedding")
     if extra is not None and not isinstance(extra, Mapping):
         raise InvalidJob(f"extra_body: must be an object, not {kind_of(extra)}")
-    if body.get("stream") or (extra is not None and extra.get("stream")):
-        raise InvalidJob("stream: the answer of a queued job is delivered whole; drop `stream`")
+    if extra is not None and extra.get("stream"):
+        raise InvalidJob("stream: it is an option of the job, no field of its body: submit(..., stream=True)")
     return _check_messages(messages) if inputs is None else _check_input(inputs)
 
 
@@ -209,8 +216,9 @@ def _body_json(
 def _options(given: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The checked options, and as JSON those that travel: after `submitted_at`, with its comma."""
     travelling = {name: value for name, value in given.items() if name in _TRAVELLING}
-    if travelling.get("priority") == "normal":
-        del travelling["priority"]
+    for name, default in _USUAL:
+        if travelling.get(name) == default:
+            del travelling[name]
     text = _json(travelling)
     for name, value in given.items():
         _check_option(name, value)

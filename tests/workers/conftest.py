@@ -163,6 +163,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         answers: Any = None,
         cache_ttl_s: float | None = None,
         breakers: Any = None,
+        streams: Any = None,
         real_time: bool = False,
         catalog: Catalog | None = None,
         **model: Any,
@@ -184,6 +185,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 answers=answers,
                 cache_ttl_s=cache_ttl_s,
                 breakers=breakers,
+                streams=streams,
             )
 
     return make

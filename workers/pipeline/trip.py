@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from ..breaker import Health, Reason
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
+    from ..streams import Feed
     from .record_limit import RecordSizes
 
 __all__ = ["Down", "Route", "Rung", "Shape", "Trip"]
@@ -117,6 +118,8 @@ class Trip:
     """The stored answer that it was given, or that of an equal prompt."""
     followed: str | None = None
     """The call of an equal prompt that it has waited for (`answers.Asked.followed`)."""
+    feed: Feed | None = None
+    """Where its answer goes as it comes, if somebody reads it."""
     key: SecretStr | None = None
     """The provider's key of the latest call."""
     called_at: float = 0.0

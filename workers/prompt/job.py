@@ -22,7 +22,7 @@ from tasks.wire.json_text import MAX_DEPTH, NotJson, check
 from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, problem
 from tasks.wire.request import is_repeatable
 from tasks.wire.schema import response_format, schema_conflict
-from tasks.wire.vocabulary import JobKind, Priority, Trigger
+from tasks.wire.vocabulary import NOT_STREAMED, STREAMED, JobKind, Priority, Trigger
 
 from .failure import Failure
 
@@ -54,6 +54,7 @@ class Options:
     tag: str | None = None
     cache_ttl_s: float | None = None
     sample: int = 0
+    stream: bool = False
     submitted_at: float | None = None
 
 
@@ -102,6 +103,8 @@ def parse(
     if not body.get(prompt_field):
         raise _refused(f"a {kind} job needs a `{prompt_field}` that is not empty")
     options, schema = _options(raw_options, now=now, read_stamp=read_stamp)
+    if options.stream and kind not in STREAMED:
+        raise _refused(f"`promptmill.stream`: {NOT_STREAMED}")
     if schema is not None or options.repair:
         body = _with_schema(kind, body, schema, has_repair=bool(options.repair))
     return PromptJob(job_id, kind, model, body, options, group, bool(args))
