@@ -86,7 +86,7 @@ class Pieces:
         for name, data in events:
             try:
                 text = add(name, data)
-            except ValueError:
+            except (ValueError, Failure):
                 raise Failure(
                     "bad_response",
                     "a piece of the streamed answer is not valid JSON",

@@ -42,6 +42,9 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
         typer.Option(metavar="NAME=SHARE", help=f"A fault and its share of calls; repeatable. {', '.join(FAULTS)}."),
     ] = None,
     output_tokens: Annotated[float, typer.Option(help="Mean length of an answer, in tokens.")] = _DEFAULT.output_tokens,
+    tokens_per_s: Annotated[
+        float | None, typer.Option(help="How fast a streamed answer comes.", show_default="within the latency")
+    ] = _DEFAULT.tokens_per_s,
     seed: Annotated[int, typer.Option(help="The same seed repeats the same run.")] = _DEFAULT.seed,
     api_key: Annotated[
         str | None, typer.Option(help="The one key that is let in.", show_default="any, or none")
@@ -68,6 +71,7 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
             burst=burst,
             faults=_faults(fault or []),
             output_tokens=output_tokens,
+            tokens_per_s=tokens_per_s,
             seed=seed,
             api_key=api_key,
         )

@@ -126,8 +126,10 @@ class _Reader:
 
     async def _look(self) -> list[StreamEvent]:
         found = await self._entries.read(self._job_id, run=self._run, chars=self._chars)
-        # A piece after a gap is none: what is missing comes with the result.
-        return [event for entry in found if not self._misses_before(entry) for event in self._take(entry)]
+        # What is left of a call that broke off is for nobody. A piece after a gap is none: what is missing comes with
+        # the result.
+        last = [entry for entry in found if entry.run == found[-1].run]
+        return [event for entry in last if not self._misses_before(entry) for event in self._take(entry)]
 
     def _misses_before(self, entry: Entry) -> bool:
         """Whether something stands in the stream before it that has not been read."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
 from workers.providers import CODECS, RawResponse
 from workers.providers.stream.sse import EventStream
@@ -29,7 +31,7 @@ def put_together(kind: str, body: bytes, *cuts: int) -> tuple[Any, str]:
     """The assembly, and the text that it told."""
     assembly, stream, texts = CODECS[kind].assembly(), EventStream(), []
     places = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
-    events = [event for start, end in zip(places, places[1:], strict=False) for event in stream.feed(body[start:end])]
+    events = [event for start, end in pairwise(places) for event in stream.feed(body[start:end])]
     for name, data in [*events, *stream.close()]:
         texts.append(assembly.add(name, data))
     return assembly, "".join(texts)
@@ -62,7 +64,7 @@ def chunked(text: str, sizes: list[int]) -> list[str]:
 def openai_chunks(completion: dict[str, Any], sizes: list[int]) -> bytes:
     """As OpenAI streams it."""
     head = {**HEAD, "object": "chat.completion.chunk"}
-    chunks = []
+    chunks: list[dict[str, Any]] = []
 
     def chunk(index: int, delta: dict[str, Any], finish: str | None = None, logprobs: Any = None) -> None:
         choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
@@ -220,9 +222,8 @@ def test_text_in_parts_is_told_and_kept() -> None:
 def test_an_error_in_mid_stream_is_that_error(error: bytes) -> None:
     assembly, _ = put_together("openai", sse(delta(content="24")) + error)
     assert (assembly.is_done, assembly.has_begun) == (True, True)
-    with pytest.raises(Exception, match="overloaded|error") as raised:
+    with pytest.raises(Failure):
         read("openai", assembly.whole())
-    assert type(raised.value).__name__ == "Failure"
 
 
 def test_half_of_a_surrogate_pair_does_not_end_the_answer() -> None:
@@ -234,9 +235,8 @@ def test_half_of_a_surrogate_pair_does_not_end_the_answer() -> None:
 @pytest.mark.parametrize("data", [b"nonsense", b'{"choices": [', b"[]", b"7"])
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 def test_a_piece_that_is_no_object_is_refused(kind: str, data: bytes) -> None:
-    with pytest.raises(Exception, match="JSON|object") as raised:
+    with pytest.raises((ValueError, Failure), match=r"JSON"):
         CODECS[kind].assembly().add(b"", data)
-    assert isinstance(raised.value, ValueError) or type(raised.value).__name__ == "Failure"
 
 
 def test_what_an_answer_holds_is_counted() -> None:
@@ -320,9 +320,8 @@ def test_anthropics_error_in_mid_stream() -> None:
     )
     assembly, _ = put_together("anthropic", body)
     assert (assembly.is_done, assembly.has_begun) == (True, True)
-    with pytest.raises(Exception, match=r"overload|error") as raised:
+    with pytest.raises(Failure):
         read("anthropic", assembly.whole())
-    assert type(raised.value).__name__ == "Failure"
 
 
 def test_citations_are_kept() -> None:
