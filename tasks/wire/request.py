@@ -38,7 +38,7 @@ _LEAVES_ITS_LANE: Final = frozenset({"deadline_s", "fallbacks", "fallback_on"})
 _TRAVELLING: Final = frozenset(names_read_by("worker"))
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class NewJob:
     """A checked job. `options` is JSON too: what stands after `submitted_at` in our options, with its comma."""
 
