@@ -40,7 +40,7 @@ _USUAL: Final = (("priority", "normal"), ("stream", False))
 """What needs no saying."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class NewJob:
     """A checked job. `options` is JSON too: what stands after `submitted_at` in our options, with its comma."""
 
