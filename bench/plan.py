@@ -34,6 +34,9 @@ class Plan:
     parked_jobs: int
     """Of the model whose limit is used up."""
     questions: int
+    streams: int
+    """Answers read at once; the next says how many tokens each has."""
+    stream_tokens: int
 
 
 WHOLE = Plan(
@@ -54,6 +57,8 @@ WHOLE = Plan(
     free_jobs=1_000,
     parked_jobs=5_000,
     questions=1_319,
+    streams=200,
+    stream_tokens=500,
 )
 
 QUICK = Plan(
@@ -74,4 +79,6 @@ QUICK = Plan(
     free_jobs=200,
     parked_jobs=500,
     questions=200,
+    streams=200,
+    stream_tokens=150,
 )
