@@ -4,8 +4,8 @@
     python -m bench.streaming bare URL STREAMS
 
 Each token of the provider is the time at which it was sent, in microseconds of the machine's steady clock, and a
-space: whoever has it knows how old it is. The bare reader is what the articles write, aiohttp's lines and orjson; it prints
-its CPU time and its tokens as one JSON object.
+space: whoever has it knows how old it is. The bare reader is what the articles write, aiohttp's lines and orjson; it
+prints its CPU time and its tokens as one JSON object.
 """
 
 from __future__ import annotations

@@ -42,6 +42,7 @@ BAD: dict[str, Any] = {
     "tag": "",
     "cache_ttl_s": -1,
     "sample": 1.5,
+    "stream": "yes",
     "submitted_at": "now",
 }
 

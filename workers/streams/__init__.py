@@ -4,7 +4,7 @@ asked.py    which jobs' answers somebody reads
 feeds.py    one answer's text, until Redis has it
 writer.py   all feeds of a process, in one script call a tick
 
-The readers are our client's (tasks/store/streams.py).
+The readers are our client's (tasks/store/streams/).
 """
 
 from __future__ import annotations

@@ -217,6 +217,7 @@ async def test_a_key_in_the_text_reaches_nobody(
 # -- Redis
 
 
+@pytest.mark.promise(58)
 async def test_an_answer_outlives_its_redis(
     own_redis: RedisServer, pipeline_to: Any, streamer: Streamer, chat_job: Any
 ) -> None:
@@ -255,6 +256,7 @@ async def test_a_reader_outlives_its_link(
     assert "".join(await pieces) == sent == (await handle.result()).text
 
 
+@pytest.mark.promise(58)
 async def test_a_full_redis_takes_no_stream_and_no_answer_with_it(
     own_redis: RedisServer, pipeline_to: Any, simulate: Any, chat_job: Any
 ) -> None:
@@ -271,6 +273,7 @@ async def test_a_full_redis_takes_no_stream_and_no_answer_with_it(
     assert (result.ok, simulator.stats()["calls"]) == (True, 1)
 
 
+@pytest.mark.promise(57)
 async def test_a_stream_that_is_deleted_leaves_no_gap(
     mill: Mill, streamer: Streamer, chat_job: Any, reading: Any
 ) -> None:

@@ -18,7 +18,8 @@
 
 local ask = cjson.decode(ARGV[1])
 
-local LOST, AGAIN = -1, -2
+local LOST = -1
+local AGAIN = -2
 
 local function add(key, run, at, kind, value)
   local id = string.format('%d-%d', run, at)

@@ -198,7 +198,7 @@ def test_tool_calls_of_all_dialects(pieces: list[Any]) -> None:
     ]
 
 
-def test_an_answer_without_done_is_whole_when_each_choice_has_ended() -> None:
+def test_an_answer_without_done_is_whole_once_it_has_ended() -> None:
     unfinished, _ = put_together("openai", sse(delta(content="24")))
     finished, _ = put_together("openai", sse(delta(content="24"), delta(finish_reason="stop")))
     assert (unfinished.is_whole, finished.is_whole, finished.is_done) == (False, True, False)
