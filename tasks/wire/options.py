@@ -132,6 +132,10 @@ def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else f"must be true or false, not {_type(value)}"
 
 
+def _vectors(value: Any) -> str | None:
+    return None if value == "base64" else "must be 'base64', or left out for numbers"
+
+
 def _metadata(value: Any) -> str | None:
     """`value` is known to be JSON."""
     found = [value]
@@ -247,6 +251,13 @@ OPTIONS: Final[dict[str, Option]] = {
             _whole_number("must be a whole number, 0 or more", least=0, most=2**63 - 1),
             "Which of several answers to one prompt it wants: each number has an answer of its own in the cache.",
             default_text="`0`",
+        ),
+        Option(
+            "vectors",
+            _vectors,
+            "`base64`: whoever reads the result knows packed vectors, as our client does, which says so by itself.",
+            default_text="numbers",
+            read_by=frozenset({"worker"}),
         ),
         Option(
             "submitted_at",

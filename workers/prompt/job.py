@@ -54,6 +54,7 @@ class Options:
     tag: str | None = None
     cache_ttl_s: float | None = None
     sample: int = 0
+    vectors: str | None = None
     submitted_at: float | None = None
 
 

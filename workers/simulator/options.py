@@ -54,6 +54,13 @@ class SimulatorOptions:
     output_tokens: float = 150.0
     """Mean length of an answer."""
     embedding_dimensions: int = 1536
+    max_inputs: int | None = None
+    """Inputs of one call for embeddings; None = unlimited."""
+    max_input_tokens: int | None = None
+    """Their tokens together."""
+    max_tokens_per_input: int | None = None
+    poison: str | None = field(default=None, repr=False)
+    """An input with this text in it is refused, and so is the call that holds it."""
     ledger_limit: int = 100_000
     """How many calls the ledger keeps, the latest; about 0.6 KB each. The totals go on counting."""
 
@@ -64,7 +71,7 @@ class SimulatorOptions:
         _check("output_tokens", self.output_tokens, at_least=1)
         _check("embedding_dimensions", self.embedding_dimensions, at_least=1)
         _check("ledger_limit", self.ledger_limit, at_least=0)
-        for name in ("rpm", "tpm", "burst"):
+        for name in ("rpm", "tpm", "burst", "max_inputs", "max_input_tokens", "max_tokens_per_input"):
             if (value := getattr(self, name)) is not None:
                 _check(name, value, at_least=1)
         if self.algorithm not in ALGORITHMS:
