@@ -41,6 +41,7 @@ __all__ = [
     "Http",
     "Limit",
     "Log",
+    "Packing",
     "Producers",
     "Retry",
     "Settings",
@@ -198,6 +199,13 @@ class Http:
 
 
 @dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Packing:
+    """How long a call for embeddings waits for inputs of further jobs, while others are under way."""
+
+    wait_s: Annotated[float, Field(ge=0, le=10, allow_inf_nan=False)] = 0.02
+
+
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
 class Log:
     """What the workers log, whether each line is a JSON object, and whether each job gets lines of its own."""
 
@@ -273,6 +281,7 @@ class Settings(BaseSettings):
     limit: Limit = Limit()
     stream: Stream = Stream()
     http: Http = Http()
+    packing: Packing = Packing()
     log: Log = Log()
 
     @property

@@ -20,6 +20,7 @@ Profile = Literal["default", "fragile"]
 Algorithm = Literal["bucket", "sliding", "fixed", "unknown"]
 Kind = Literal["openai", "azure", "anthropic"]
 StructuredOutputs = Literal["json_schema", "json_object", "none"]
+Vectors = Literal["base64", "float"]
 """What `response_format` a model takes: a schema, a promise of JSON alone, or none."""
 
 
@@ -136,7 +137,8 @@ class Provider(Table):
 
     `structured_outputs` says which `response_format` its models take. Where that is no JSON Schema, a job's schema
     stands in the system message. `stream_options = false` is for providers that refuse that field in a streamed
-    request, and count its tokens all the same.
+    request, and count its tokens all the same. `vectors` is how
+    embeddings are asked for where the job does not say.
     """
 
     name: Name
@@ -155,6 +157,7 @@ class Provider(Table):
     repeat_timeouts: Flag = False
     structured_outputs: StructuredOutputs = "json_schema"
     stream_options: Flag = True
+    vectors: Vectors = "base64"
 
     @model_validator(mode="after")
     def _azure_knows_its_version(self) -> Provider:
@@ -190,6 +193,8 @@ class Model(Table):
     `max_output_tokens` what one answer can have; None where that is not known. A model that is `stream_only` answers in
     pieces alone: the worker asks for them, and collects them.
 
+    One call for embeddings takes `max_inputs`, with `max_input_tokens` in all and `max_tokens_per_input` each.
+
     `fallbacks` are asked in turn where this model can't answer; `fallback_on` names what leads to them beyond what does
     so by itself. The fallbacks of a fallback play no part, so two models may name each other.
     """
@@ -206,6 +211,9 @@ class Model(Table):
     max_output_tokens: Count | None = None
     context_tokens: Count | None = None
     stream_only: Flag = False
+    max_inputs: Count = 2_048
+    max_input_tokens: Count = 300_000
+    max_tokens_per_input: Count | None = None
     fallbacks: Annotated[tuple[Name, ...], AfterValidator(all_different)] = ()
     fallback_on: Annotated[tuple[Trigger, ...], AfterValidator(all_different)] = ()
 

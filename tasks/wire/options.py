@@ -132,6 +132,10 @@ def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else f"must be true or false, not {_type(value)}"
 
 
+def _vectors(value: Any) -> str | None:
+    return None if value == "base64" else "must be 'base64', or left out for numbers"
+
+
 def _metadata(value: Any) -> str | None:
     """`value` is known to be JSON."""
     found = [value]
@@ -256,6 +260,13 @@ OPTIONS: Final[dict[str, Option]] = {
             default=False,
             default_text="`false`",
             read_by=frozenset({"client", "worker"}),
+        ),
+        Option(
+            "vectors",
+            _vectors,
+            "`base64`: whoever reads the result knows packed vectors, as our client does, which says so by itself.",
+            default_text="numbers",
+            read_by=frozenset({"worker"}),
         ),
         Option(
             "submitted_at",

@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from ..errors import ErrorCode
 from ..results import JobError, PromptResult
+from .vectors import MARK, unpacked
 from .vocabulary import CELERY_COMPRESSED, CELERY_ENDS, Status
 
 __all__ = ["decoded", "failure", "is_end", "lost", "read_outcome"]
@@ -106,6 +107,9 @@ def _stored(value: Any) -> PromptResult | None:
     if not isinstance(value, dict) or "id" not in value or "status" not in value:
         return None
     try:
+        response = value.get("response")
+        if isinstance(response, dict) and MARK in response:
+            value = {**value, "response": unpacked(response)}
         return PromptResult.from_dict(value)
-    except (TypeError, AttributeError):  # fields of a shape that this version does not know
+    except (TypeError, AttributeError, LookupError, ValueError):  # fields of a shape that this version does not know
         return None

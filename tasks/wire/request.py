@@ -35,6 +35,8 @@ DEFAULT_MAX_JOB_BYTES: Final = 8 * 1024 * 1024
 _ARGUMENTS: Final = tuple(names_read_by("client"))
 _LEAVES_ITS_LANE: Final = frozenset({"deadline_s", "fallbacks", "fallback_on"})
 """Options of jobs that may end, or be answered by another model, before their turn in a lane."""
+_READS_PACKED: Final = ',"vectors":"base64"'
+"""What tells the workers that this client unpacks vectors."""
 _TRAVELLING: Final = frozenset(names_read_by("worker"))
 _USUAL: Final = (("priority", "normal"), ("stream", False))
 """What needs no saying."""
@@ -87,6 +89,8 @@ def new_job(
         _check_schema(kind, options, whole)
     if options.get("stream") and kind not in STREAMED:
         raise InvalidJob(f"stream: {NOT_STREAMED}")
+    if kind == "embed":
+        options_json += _READS_PACKED
     body_json = _body_json(model, messages, input, body, extra_body)
     priority: Priority = options.get("priority", "normal")
     return NewJob(

@@ -18,8 +18,9 @@ from tests.support.redis_server import RedisServer
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import wait_until_async
 from workers.http.session import Http
-from workers.limiter import Cost, Permit
+from workers.limiter import CallSize, Cost, Permit
 from workers.limiter.heard.headers import wait_s
+from workers.limiter.rate import Plan
 from workers.pipeline.offers import Offers
 from workers.pipeline.pipeline import Pipeline
 from workers.pipeline.retry_policy import RetryPolicy
@@ -97,8 +98,16 @@ class FreeLimits:
         self.outputs: dict[str, int] = {}
         """What is expected, by model."""
 
+    plan = Plan()
+
     def estimate(self, model: Any, **size: Any) -> Cost:
         return Cost()
+
+    def call_size(self, model: Any) -> CallSize:
+        return CallSize(10_000_000, 4.0)
+
+    def resize(self, permit: Permit, cost: Cost) -> None:
+        """Nothing is counted."""
 
     def expected_wait_s(self, model: Any, keys: Sequence[Any], priority: Any = "normal") -> float:
         return self.waits_s.get(model.name, 0.0)

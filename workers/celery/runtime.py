@@ -148,6 +148,8 @@ def pipeline_of(
         retry=_retry_policy(settings.retry),
         patience_s=settings.breaker.patience_s,
         compresses=settings.result_compress_from_bytes > 0,
+        pack_wait_s=settings.packing.wait_s,
+        tenant_weights=settings.limit.tenant_weights,
         now=redis_clock,
         read_stamp=redis_clock.from_redis,
         sleep=asyncio.sleep,

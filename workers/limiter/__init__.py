@@ -19,13 +19,14 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
     peek.py        how long a request would wait, by what the schedule has written down
 """
 
-from .cost import Cost
+from .cost import CallSize, Cost
 from .errors import NotAdmitted, TooLargeForLimit, TooLate
 from .permit import Permit
-from .registry import LimiterRegistry, snapshot
-from .view import LimiterView
+from .registry import LimiterRegistry
+from .view import LimiterView, snapshot
 
 __all__ = [
+    "CallSize",
     "Cost",
     "LimiterRegistry",
     "LimiterView",

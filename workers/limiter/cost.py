@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from ..providers.size import NO_MEDIA, Media
 
@@ -12,6 +12,7 @@ __all__ = [
     "MOST_CALL_TOKENS",
     "MOST_CHARS_PER_TOKEN",
     "UNKNOWN",
+    "CallSize",
     "Cost",
     "DimensionName",
     "TokenUsage",
@@ -33,6 +34,13 @@ class TokenUsage(Protocol):
     def input_tokens(self) -> int: ...
     @property
     def output_tokens(self) -> int: ...
+
+
+class CallSize(NamedTuple):
+    """How large a call to a model may be within every limit of tokens, and how many characters of text make one."""
+
+    most_tokens: int
+    chars_per_token: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,9 +95,17 @@ class Estimator:
         input_tokens = self._input_tokens(input_chars, media)
         return Cost(input_tokens, max(0, output * answers), input_chars, answers, most, media)
 
-    def embedding_cost(self, *, input_chars: int, media: Media = NO_MEDIA) -> Cost:
-        """Embeddings have no output."""
-        return Cost(self._input_tokens(input_chars, media), 0, input_chars, media=media)
+    def embedding_cost(self, *, input_chars: int, input_tokens: int = 0, media: Media = NO_MEDIA) -> Cost:
+        """Embeddings have no output. `input_tokens` came as tokens, and are counted; the estimate learns from none."""
+        if not input_tokens:
+            return Cost(self._input_tokens(input_chars, media), 0, input_chars, media=media)
+        text = self._input_tokens(input_chars, media) if input_chars else 0
+        return Cost(input_tokens + text)
+
+    @property
+    def chars_per_token(self) -> float:
+        """Of text, as far as is known."""
+        return self._chars_per_token
 
     def renewed(self, cost: Cost) -> Cost:
         """The reservation of a request that has waited since nothing was known, now that something is.

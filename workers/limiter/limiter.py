@@ -68,7 +68,7 @@ class Limiter:
         options: LimiterOptions,
         estimator: Estimator,
         now: Callable[[], float],
-        queue: WaitQueue | None = None,
+        queue: WaitQueue[Waiter] | None = None,
         hears_pauses: Callable[[], bool] = lambda: True,
         on_learned: Callable[[Mapping[LearnedLimit, int]], None] = lambda limits: None,
         on_pause: Callable[[float], None] = lambda left_s: None,
@@ -207,6 +207,10 @@ class Limiter:
         elif usage is not None:
             self._estimator.learn(permit.cost, usage)
         self._end(has_answer=True)
+
+    def resize(self, permit: Permit, cost: Cost) -> None:
+        """See `Permit.resize`."""
+        self.settlements.adjust(permit.cost, cost, permit.instant)
 
     def give_up(self, permit: Permit) -> None:
         """See `Permit.give_up`."""

@@ -47,6 +47,16 @@ class Permit:
     def __repr__(self) -> str:
         return f"<Permit {'open' if self._is_open else 'settled'}, {self.cost}>"
 
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether a limit of tokens holds, so that no more may be sent than was reserved."""
+        return self._limiter.plan.counts_tokens
+
+    def resize(self, cost: Cost) -> None:
+        """What is going to be sent costs this, and not what was reserved. Before it is sent."""
+        self._limiter.resize(self, cost)
+        self.cost = cost
+
     def settle(self, usage: TokenUsage | None = None) -> None:
         """An answer came. `usage` is what the provider counted; None keeps the reservation. Once; more do nothing."""
         if self._is_open:

@@ -21,7 +21,7 @@ from tasks.wire import redis_keys
 from ..providers.size import NO_MEDIA, Media
 from ..redis.channel import Channel
 from ..redis.link import Link
-from .cost import UNKNOWN, Cost
+from .cost import UNKNOWN, CallSize, Cost
 from .errors import Moved
 from .estimate import Estimator, Estimators
 from .heard.headers import learned
@@ -30,7 +30,7 @@ from .limiter import Limiter, LimiterOptions
 from .naming import Naming
 from .rate import plan
 from .shared.schedule import LimiterName, RedisSchedule
-from .view import LimiterView, listed, look, mark_listed
+from .view import mark_listed
 from .waiting.wait_queue import Waiter, WaitQueue
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ if TYPE_CHECKING:
     from .permit import Permit
     from .rate import Plan
 
-__all__ = ["LimiterRegistry", "fingerprint", "snapshot"]
+__all__ = ["LimiterRegistry", "fingerprint"]
 
 logger = logging.getLogger("promptmill.limiter")
 
@@ -64,22 +64,10 @@ IDLE_S = 600.0
 MOST_IDLE = 256
 """More than so many limiters are there only while they are used."""
 
-LOOKS_AT_ONCE = 32
-"""Limiters that a snapshot reads at a time: each takes a connection."""
-
 
 def fingerprint(key: SecretStr | None) -> str:
     """A name for a key that does not tell it: 48 bits of its SHA-256."""
     return NO_KEY if key is None else sha256(key.get_secret_value().encode()).hexdigest()[:12]
-
-
-async def snapshot(redis: Redis, *, key_prefix: str = "") -> list[LimiterView]:
-    """Every limiter that any worker uses, as it stands. Changes nothing; needs no registry."""
-    names, views = await listed(redis, key_prefix=key_prefix), []
-    for first in range(0, len(names), LOOKS_AT_ONCE):
-        some = names[first : first + LOOKS_AT_ONCE]
-        views += await asyncio.gather(*(look(redis, *name, key_prefix=key_prefix) for name in some))
-    return views
 
 
 class LimiterRegistry:
@@ -186,8 +174,11 @@ class LimiterRegistry:
         tenant: str | None = None,
         deadline_at: float | None = None,
         park_after_s: float | None = None,
+        grows: Callable[[], Cost] | None = None,
     ) -> Permit:
         """Wait until one of `keys` may send this request; the permit names the key.
+
+        `grows` says what it costs by now, where more may join it while it waits.
 
         Raises `TooLargeForLimit` at once, `TooLate` when `deadline_at` (epoch seconds) comes first, and `Parked` when
         the slot is more than `park_after_s` seconds away (None: wait for ever). Safe to cancel.
@@ -206,6 +197,7 @@ class LimiterRegistry:
                 until_s=deadline_at,
                 park_after_s=park_after_s,
                 movable=len(pool) > 1,
+                grows=grows,
             )
             try:
                 permit = await limiter.admit(waiter)
@@ -219,6 +211,7 @@ class LimiterRegistry:
         model: Model,
         *,
         input_chars: int,
+        input_tokens: int = 0,
         media: Media = NO_MEDIA,
         max_tokens: int | None = None,
         answers: int = 1,
@@ -228,7 +221,7 @@ class LimiterRegistry:
         model has answered so far."""
         estimator = self._estimator(model)
         if embeds:
-            return estimator.embedding_cost(input_chars=input_chars, media=media)
+            return estimator.embedding_cost(input_chars=input_chars, input_tokens=input_tokens, media=media)
         cost = estimator.cost(input_chars=input_chars, media=media, max_tokens=max_tokens, answers=answers)
         for terms in self._plans(model):
             cost = terms.within(cost)
@@ -242,9 +235,10 @@ class LimiterRegistry:
         """The output tokens that a request takes on average; None while too few answers have come to tell."""
         return self._estimator(model).expected_output(cost)
 
-    async def snapshot(self) -> list[LimiterView]:
-        """See the function `snapshot`."""
-        return await snapshot(self._redis, key_prefix=self._key_prefix)
+    def call_size(self, model: Model) -> CallSize:
+        """How large a call may be, as far as is known."""
+        most = min(terms.most_tokens for terms in self._plans(model))
+        return CallSize(most, self._estimator(model).chars_per_token)
 
     # ---- the channel of pauses
 

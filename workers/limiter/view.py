@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from .cost import Cost
     from .shared.schedule import LimiterName
 
-__all__ = ["MOST_LISTED", "LimiterHashes", "LimiterView", "listed", "look", "mark_listed", "view_of"]
+__all__ = ["MOST_LISTED", "LimiterHashes", "LimiterView", "listed", "look", "mark_listed", "snapshot", "view_of"]
 
 MOST_LISTED = 1_000
 """Users may name the models, and each is labels in `promptmill metrics`."""
+
+LOOKS_AT_ONCE = 32
+"""Limiters that a snapshot reads at a time: each takes a connection."""
 
 
 class LimiterHashes(NamedTuple):
@@ -176,3 +180,12 @@ def _last_minute(state: Hash, name: str, now: float) -> float:
 
 def _number(fields: Hash, name: bytes) -> float:
     return float(fields.get(name, 0))
+
+
+async def snapshot(redis: Redis, *, key_prefix: str = "") -> list[LimiterView]:
+    """Every limiter that any worker uses, as it stands. Changes nothing."""
+    names, views = await listed(redis, key_prefix=key_prefix), []
+    for first in range(0, len(names), LOOKS_AT_ONCE):
+        some = names[first : first + LOOKS_AT_ONCE]
+        views += await asyncio.gather(*(look(redis, *name, key_prefix=key_prefix) for name in some))
+    return views

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from ..prompt.failure import Failure
 from ..providers.size import NO_MEDIA, Media
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from pydantic import SecretStr
 
     from config.catalog import Model
     from tasks.wire.vocabulary import Priority
 
-    from ..limiter import Cost, Permit
+    from ..limiter import CallSize, Cost, Permit
     from ..prompt.job import PromptJob
+    from ..prompt.parked import Parked
     from ..providers.codec import RequestSize
-    from .trip import Route
+    from .trip import Route, Trip
 
-__all__ = ["Limits", "estimate"]
+__all__ = ["Limits", "estimate", "too_far", "too_late"]
 
 
 class Limits(Protocol):
@@ -30,6 +32,7 @@ class Limits(Protocol):
         model: Model,
         *,
         input_chars: int,
+        input_tokens: int = 0,
         media: Media = NO_MEDIA,
         max_tokens: int | None = None,
         answers: int = 1,
@@ -41,6 +44,8 @@ class Limits(Protocol):
     ) -> float: ...
 
     def expected_output(self, model: Model, cost: Cost) -> int | None: ...
+
+    def call_size(self, model: Model) -> CallSize: ...
 
     def admit_free(
         self,
@@ -61,6 +66,7 @@ class Limits(Protocol):
         tenant: str | None = None,
         deadline_at: float | None = None,
         park_after_s: float | None = None,
+        grows: Callable[[], Cost] | None = None,
     ) -> Permit: ...
 
 
@@ -70,8 +76,19 @@ def estimate(limits: Limits, job: PromptJob, route: Route, *, size: RequestSize 
     return limits.estimate(
         route.model,
         input_chars=size.input_chars,
+        input_tokens=size.input_tokens,
         media=size.media,
         max_tokens=size.max_tokens,
         answers=size.answers,
         embeds=job.kind == "embed",
     )
+
+
+def too_far(trip: Trip, far: Parked) -> BaseException:
+    """What becomes of a job whose turn is far away: it goes to its next model where it may, or is parked."""
+    return Failure("rate_limited", far.reason) if trip.hurries and trip.untried else far
+
+
+def too_late(trip: Trip, why: str) -> Failure:
+    """What becomes of a job whose time passes before its turn comes."""
+    return Failure("rate_limited" if trip.untried else "expired", why)

@@ -8,6 +8,7 @@ from tasks.results import JobError, PromptResult, Usage
 from tasks.wire.vocabulary import Status
 
 from .costs import failed_cost_usd, total_cost_usd
+from .vectors import for_reader
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +27,7 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
         id=trip.job.id,
         status="succeeded",
         text=answer.text,
-        response=answer.response,
+        response=for_reader(trip.job, answer.response) if trip.job.kind == "embed" else answer.response,
         model=trip.job.model,
         answered_by=trip.route.answered_by if known is None else known.answered_by,
         usage=(answer.usage or Usage()) if known is None else _sum(_counted(trip)),

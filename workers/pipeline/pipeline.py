@@ -25,6 +25,7 @@ from ..providers import CODECS
 from ..telemetry.counts import counts
 from .offers import Offers
 from .outcome import answered, unanswered
+from .packing.caps import CallCaps
 from .record_limit import RecordSizes
 from .routing.router import Router
 from .routing.speeds import Speeds
@@ -35,6 +36,7 @@ from .rungs.call import Call
 from .rungs.deadline import Deadline
 from .rungs.elsewhere import Elsewhere, Others
 from .rungs.fallbacks import Fallbacks
+from .rungs.packing import Packing
 from .rungs.record_size import RecordSize
 from .rungs.retry import Retries
 from .rungs.schema import Schema
@@ -99,6 +101,8 @@ class Pipeline:
         park_after_s: float | None = None,
         patience_s: float = 3_600.0,
         compresses: bool = True,
+        pack_wait_s: float = 0.02,
+        tenant_weights: Mapping[str, float] | None = None,
         offers: Offers | None = None,
         others: Others | None = None,
         answers: Store | None = None,
@@ -114,8 +118,10 @@ class Pipeline:
 
         A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place. A job
         without a deadline waits `patience_s` for a provider that is out. `compresses`: whether large results
-        of our client's jobs are stored compressed. `offers` is what this worker announces; a job that it can't do is
-        left to `others`, if there are any. `answers` are those of all workers; without them no job is cached.
+        of our client's jobs are stored compressed. A call for embeddings waits `pack_wait_s` for further jobs' inputs,
+        among which tenants take turns by their `tenant_weights`. `offers` is what this worker announces; a job that it
+        can't do is left to `others`, if there are any. `answers` are those of all workers; without them no job is
+        cached.
         `cache_ttl_s`: how long, in seconds, those of repeatable jobs are kept that do not say. `breakers` know which
         providers are out; None: only those that can't be reached. `streams` takes answers to those that read them as
         they come; without it nobody does. `time_limit` is what is raised in a job whose time
@@ -152,6 +158,14 @@ class Pipeline:
             RecordSize(compresses=compresses),
             Breaker(now=now, sleep=sleep, rng=rng, patience_s=patience_s, park_after_s=park_after_s),
             Retries(retry, now=now, sleep=sleep, rng=rng),
+            Packing(
+                limits,
+                keys_of=keys.of,
+                now=now,
+                wait_s=pack_wait_s,
+                weights=tenant_weights or {},
+                compresses=compresses,
+            ),
             Admission(limits, keys_of=keys.of, park_after_s=park_after_s),
         )
         self._streams = streams
@@ -175,7 +189,8 @@ class Pipeline:
         answered_by = f"{provider.name}/{model.upstream}"
         repeats = self._catalog.repeats_timeouts(model)
         health = self.breakers.health(provider.name, model.upstream, address=urlsplit(provider.base_url).netloc)
-        return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, RecordSizes(), health)
+        sizes, caps = RecordSizes(), CallCaps()
+        return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, sizes, caps, health)
 
     def handle(
         self,

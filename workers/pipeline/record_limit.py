@@ -49,6 +49,10 @@ class RecordSizes:
                 f"Redis delivers {MOST_BYTES / 1e6:,.0f} MB; send at most {int(MOST_BYTES / each):,} inputs in one job",
             )
 
+    def known(self, kind: object) -> int | None:
+        """How many bytes one answer of this kind takes (`AnswerSize.kind`), where one was measured."""
+        return self._bytes_each.get(kind)
+
     def learn(self, size: AnswerSize, answer: Answer) -> None:
         """Measure one of many answers."""
         rows = answer.response.get("data")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import orjson
 
@@ -23,9 +23,11 @@ if TYPE_CHECKING:
 
     from ..answers import Known
     from ..breaker import Health, Reason
+    from ..limiter import Cost, Permit
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
     from ..streams import Feed
+    from .packing.caps import CallCaps
     from .record_limit import RecordSizes
 
 __all__ = ["Down", "Route", "Rung", "Shape", "Trip"]
@@ -72,7 +74,18 @@ class Route:
     answered_by: str
     repeat_timeouts: bool
     sizes: RecordSizes
+    caps: CallCaps
     health: Health
+
+
+class Load(Protocol):
+    """The content of a call that is still open to more while it waits for its turn."""
+
+    def cost(self) -> Cost:
+        """What it takes by now."""
+
+    def seal(self, permit: Permit) -> None:
+        """It may be sent: decide what it carries, no more than the permit is good for."""
 
 
 class Trip:
@@ -128,6 +141,14 @@ class Trip:
     """That of the latest call."""
     headers: Mapping[str, str] | None = None
     """The response headers of the latest call, if it brought any."""
+    pack: Load | None = None
+    """Of a call for several jobs: what it carries is decided when it may be sent."""
+    is_shared: bool = False
+    """Whether the call is made for several jobs, or for a part of one."""
+    stays: bool = False
+    """Whether it waits in its place, however far its turn is."""
+    rows: dict[int, dict[str, Any]] | None = None
+    """Of a job that takes several calls: the vectors that it has, by their inputs' places."""
 
     def __init__(
         self, job: PromptJob, started_at: float, queue: str = QUEUE, *, held: list[object] | None = None
@@ -177,6 +198,7 @@ class Trip:
         assert self.chain is not None
         self.chain.position = position
         self.attempts_before = self.attempts
+        self.rows = None
         self.request = self.outage = None
         self.arrived_with = self.memory()
 

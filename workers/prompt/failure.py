@@ -57,6 +57,12 @@ class Failure(Exception):
         self.is_cut = False
         self.outlasts = False
 
+    def twin(self) -> Failure:
+        """The same for another job that the call was made for: each job's is changed on its way up."""
+        twin = type(self).__new__(type(self), *self.args)
+        twin.__dict__.update(self.__dict__)
+        return twin
+
     def advise(self, advice: str) -> None:
         """Say what to do about it, after what is wrong."""
         self.message = f"{self.message}; {advice}"

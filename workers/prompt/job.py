@@ -55,6 +55,7 @@ class Options:
     cache_ttl_s: float | None = None
     sample: int = 0
     stream: bool = False
+    vectors: str | None = None
     submitted_at: float | None = None
 
 

@@ -7,13 +7,13 @@ bring the same again, or what the error within it means.
 
 from __future__ import annotations
 
-import array
-import base64
 import math
 import re
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
+
+from tasks.wire.vectors import numbers_of
 
 from ..prompt.failure import Failure
 from ..prompt.job import MAX_DEPTH
@@ -25,7 +25,17 @@ if TYPE_CHECKING:
     from ..prompt.job import PromptJob
     from .codec import RawResponse
 
-__all__ = ["count_inputs", "is_filtered", "is_spent", "loads", "read_chat", "read_embeddings", "read_object", "text_of"]
+__all__ = [
+    "count_inputs",
+    "count_token_ids",
+    "is_filtered",
+    "is_spent",
+    "loads",
+    "read_chat",
+    "read_embeddings",
+    "read_object",
+    "text_of",
+]
 
 _NUMBERS = {int, float}
 _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -213,6 +223,15 @@ def count_inputs(value: Any) -> int:
     return 1
 
 
+def count_token_ids(value: Any) -> int:
+    """How many token ids an embeddings request holds; 0 for one of texts."""
+    if not isinstance(value, list) or not value:
+        return 0
+    if isinstance(value[0], int):
+        return len(value)
+    return sum(map(len, value)) if all(isinstance(each, list) for each in value) else 0
+
+
 def _index(row: Any, position: int) -> int:
     """Its place among the inputs. Servers that leave zeros out leave out the first one's."""
     index = row.get("index", position) if isinstance(row, dict) else None
@@ -230,10 +249,10 @@ def _dimensions(vector: Any) -> int:
 def _from_base64(text: str) -> list[float]:
     """The numbers of an embedding that was asked for with `encoding_format="base64"`: packed 32-bit floats."""
     try:
-        numbers = array.array("f", base64.b64decode(text, validate=True)).tolist()
+        numbers = numbers_of(text)
     except ValueError:
         raise _bad("an embedding is not valid base64") from None
-    if not all(map(math.isfinite, numbers)):
+    if not math.isfinite(sum(numbers)):  # of 32 bits each, so that only an infinite one makes the sum infinite
         raise _bad("an embedding holds NaN or an infinite number")
     return numbers
 

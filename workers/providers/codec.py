@@ -35,12 +35,16 @@ __all__ = [
 
 
 class RequestSize(NamedTuple):
-    """What a limiter must know of a request to estimate its tokens. `max_tokens`: for each of the `answers`."""
+    """What a limiter must know of a request to estimate its tokens. `max_tokens`: for each of the `answers`.
+
+    `input_tokens` came as tokens, beside the text of `input_chars`.
+    """
 
     input_chars: int
     max_tokens: int | None = None
     answers: int = 1
     media: Media = NO_MEDIA
+    input_tokens: int = 0
 
 
 class AnswerSize(NamedTuple):

@@ -9,7 +9,7 @@ from urllib.parse import quote
 import orjson
 
 from ..prompt.failure import Failure
-from .answers import count_inputs, read_chat, read_embeddings, read_object
+from .answers import count_inputs, count_token_ids, read_chat, read_embeddings, read_object
 from .codec import Answer, AnswerSize, Assembly, Probe, ProviderRequest, RawResponse, RequestSize
 from .refusals import refusal, with_evidence
 from .size import measure
@@ -58,6 +58,8 @@ class OpenAICodec:
         """See `Codec.size`."""
         body = job.body
         subject = body.get("input" if job.kind == "embed" else "messages")
+        if job.kind == "embed" and (tokens := count_token_ids(subject)):
+            return RequestSize(0, input_tokens=tokens)
         chars, media = measure([subject, body.get("tools"), body.get("response_format")])
         return RequestSize(
             input_chars=chars,

@@ -45,6 +45,17 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
     tokens_per_s: Annotated[
         float | None, typer.Option(help="How fast a streamed answer comes.", show_default="within the latency")
     ] = _DEFAULT.tokens_per_s,
+    dimensions: Annotated[int, typer.Option(help="Numbers in a vector.")] = _DEFAULT.embedding_dimensions,
+    max_inputs: Annotated[int | None, typer.Option(help="Inputs of a call for embeddings.")] = _DEFAULT.max_inputs,
+    max_input_tokens: Annotated[
+        int | None, typer.Option(help="Tokens of such a call's inputs together.")
+    ] = _DEFAULT.max_input_tokens,
+    max_tokens_per_input: Annotated[
+        int | None, typer.Option(help="Tokens of one such input.")
+    ] = _DEFAULT.max_tokens_per_input,
+    poison: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="An input with this text in it is refused, and its call.")
+    ] = _DEFAULT.poison,
     seed: Annotated[int, typer.Option(help="The same seed repeats the same run.")] = _DEFAULT.seed,
     api_key: Annotated[
         str | None, typer.Option(help="The one key that is let in.", show_default="any, or none")
@@ -72,6 +83,11 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
             faults=_faults(fault or []),
             output_tokens=output_tokens,
             tokens_per_s=tokens_per_s,
+            embedding_dimensions=dimensions,
+            max_inputs=max_inputs,
+            max_input_tokens=max_input_tokens,
+            max_tokens_per_input=max_tokens_per_input,
+            poison=poison,
             seed=seed,
             api_key=api_key,
         )

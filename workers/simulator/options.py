@@ -56,6 +56,13 @@ class SimulatorOptions:
     tokens_per_s: float | None = None
     """How fast a streamed answer comes, one token an event; None: four an event, within the latency."""
     embedding_dimensions: int = 1536
+    max_inputs: int | None = None
+    """Inputs of one call for embeddings; None = unlimited."""
+    max_input_tokens: int | None = None
+    """Their tokens together."""
+    max_tokens_per_input: int | None = None
+    poison: str | None = field(default=None, repr=False)
+    """An input with this text in it is refused, and so is the call that holds it."""
     ledger_limit: int = 100_000
     """How many calls the ledger keeps, the latest; about 0.6 KB each. The totals go on counting."""
 
@@ -68,7 +75,7 @@ class SimulatorOptions:
             _check("tokens_per_s", self.tokens_per_s, at_least=0.1)
         _check("embedding_dimensions", self.embedding_dimensions, at_least=1)
         _check("ledger_limit", self.ledger_limit, at_least=0)
-        for name in ("rpm", "tpm", "burst"):
+        for name in ("rpm", "tpm", "burst", "max_inputs", "max_input_tokens", "max_tokens_per_input"):
             if (value := getattr(self, name)) is not None:
                 _check(name, value, at_least=1)
         if self.algorithm not in ALGORITHMS:

@@ -14,6 +14,7 @@ from hashlib import blake2b
 from .answers import replies
 from .answers.broken_json import KINDS, broken
 from .answers.replies import ErrorParts
+from .caps import check_embedding
 from .dialects import DIALECTS, Endpoint
 from .draws import Attempts, lognormal, uniforms
 from .faults import FAULTS, JSON_TYPE, Altered, Broken, Fault, Instead, check_shares, delivers_answer, pick
@@ -93,6 +94,7 @@ class _Asked:
     render: Callable[[Fault | None, float], Answer]
     max_tokens: int | None = None
     is_asked_again: bool = False
+    inputs: int = 0
 
 
 class Provider:
@@ -150,10 +152,12 @@ class Provider:
             self.dialect.check_headers(incoming.headers)
             asked = self._read_chat(body) if incoming.endpoint == "chat" else self._read_embedding(body)
         except InvalidRequest as error:
-            return Plan(fault=_invalid(str(error), param=error.param, status=self.dialect.invalid_status))
+            status = self.dialect.invalid_status
+            return Plan(fault=_invalid(str(error), param=error.param, status=status, code=error.code))
         if incoming.deployment is not None:
             asked = replace(asked, model=incoming.deployment)
         call.model, call.prompt_hash, call.stream = asked.model, asked.prompt_hash, asked.stream
+        call.inputs = asked.inputs
         allowance = self._allowance(incoming.key, asked.model)
         refusal = allowance.admit(now_s, tokens=self._charge(asked))
         headers = self.dialect.limits(allowance, now_s, call.time)
@@ -264,6 +268,7 @@ class Provider:
 
     def _read_embedding(self, body: bytes) -> _Asked:
         request = self.dialect.read_embedding(body)
+        check_embedding(request, self._options, body)
         return _Asked(
             model=request.model,
             prompt_hash=request.prompt_hash,
@@ -272,6 +277,7 @@ class Provider:
             reserved_tokens=request.prompt_tokens,
             stream=False,
             render=lambda _fault, _drawn: self._embedding_answer(request),
+            inputs=len(request.input_hashes),
         )
 
     def _embedding_answer(self, request: EmbeddingRequest) -> Answer:
@@ -290,8 +296,8 @@ def _altered(completion: replies.Completion, fault: Altered, drawn: float, *, is
     return completion
 
 
-def _invalid(message: str, *, param: str | None = None, status: int = 400) -> Instead:
-    return Instead.of(status, ErrorParts(message, "invalid_request_error", param=param))
+def _invalid(message: str, *, param: str | None = None, status: int = 400, code: str | None = None) -> Instead:
+    return Instead.of(status, ErrorParts(message, "invalid_request_error", param=param, code=code))
 
 
 def _over_limit(refusal: Refusal, model: str, waits: Callable[[float], dict[str, str]]) -> Instead:

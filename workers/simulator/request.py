@@ -35,11 +35,12 @@ _NUMBERS_KEPT = 4
 
 
 class InvalidRequest(ValueError):
-    """The body is not a request that can be answered. `param` names the field, if it is one."""
+    """The body is not a request that can be answered. `param` names the field, if it is one; `code` the error."""
 
-    def __init__(self, message: str, param: str | None = None) -> None:
+    def __init__(self, message: str, param: str | None = None, *, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
+        self.code = code
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,7 @@ class EmbeddingRequest:
     input_hashes: tuple[bytes, ...] = field(repr=False)
     dimensions: int | None
     base64: bool
+    input_tokens: tuple[int, ...] = ()
 
 
 def prompt_hash(messages_or_input: Any) -> str:
@@ -104,10 +106,12 @@ def read_embedding(body: bytes) -> EmbeddingRequest:
     inputs: list[Any] = asked if isinstance(asked, list) and not _is_tokens(asked) else [asked]
     if not inputs or not all(_is_input(item) for item in inputs):
         raise InvalidRequest("'input' must be a text or tokens, or a list of them, none of it empty.", "input")
+    tokens = tuple(_tokens(len(item)) if isinstance(item, str) else len(item) for item in inputs)
     return EmbeddingRequest(
         model=model_of(fields),
         prompt_hash=prompt_hash(asked),
-        prompt_tokens=sum(_tokens(len(item)) if isinstance(item, str) else len(item) for item in inputs),
+        prompt_tokens=sum(tokens),
+        input_tokens=tokens,
         input_hashes=tuple(sha256(_canonical(item)).digest() for item in inputs),
         dimensions=_count(fields, "dimensions", at_most=_MAX_DIMENSIONS),
         base64=fields.get("encoding_format") == "base64",

@@ -16,7 +16,7 @@ from tests.support.redis_server import RedisServer
 from workers.breaker import BreakerPolicy, Reason, SharedBreakers
 from workers.breaker.health import Target
 from workers.cli import app
-from workers.limiter import Cost, LimiterRegistry
+from workers.limiter import Cost, LimiterRegistry, snapshot
 
 MESSAGES = [{"role": "user", "content": "the canary prompt"}]
 
@@ -73,7 +73,7 @@ async def use_a_limiter(url: str, **fields: object) -> None:
         permit = await registry.admit(model, (), cost=Cost(10, 20, 40))
         permit.settle()
         async with asyncio.timeout(10):
-            while not (views := await registry.snapshot()) or not views[0].settled:
+            while not (views := await snapshot(redis)) or not views[0].settled:
                 await asyncio.sleep(0.05)
     await redis.aclose()
 

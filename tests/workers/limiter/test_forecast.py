@@ -27,7 +27,8 @@ class Scene:
     """A line with its forecast, and an estimator that has learned so many answers of 200 tokens."""
 
     def __init__(self, *, answers: int = 0) -> None:
-        self.queue, self.pauses, self.estimator = WaitQueue(), Pauses(), Estimator()
+        self.queue: WaitQueue[Waiter] = WaitQueue()
+        self.pauses, self.estimator = Pauses(), Estimator()
         for _ in range(answers):
             self.estimator.learn(Cost(), Usage(output_tokens=200))
         self.forecast = Forecast(self.queue, self.pauses, self.estimator, now=lambda: NOW_S, time=lambda: 0.0)

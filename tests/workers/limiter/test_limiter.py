@@ -618,7 +618,7 @@ async def test_limits_that_another_process_was_told_are_taken_over() -> None:
 
 @virtually
 async def test_the_line_that_is_given_is_the_one_that_waits() -> None:
-    queue = WaitQueue({"heavy": 3.0})
+    queue: WaitQueue[Waiter] = WaitQueue({"heavy": 3.0})
     schedule = PlainSchedule(TEN_A_SECOND)
     limiter = Limiter(
         TEN_A_SECOND,

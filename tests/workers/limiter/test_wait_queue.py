@@ -22,7 +22,7 @@ def waiter(
     return Waiter(Cost(), loop.create_future(), priority=priority, tenant=tenant, units=units)
 
 
-def serve(queue: WaitQueue, count: int) -> list[Waiter]:
+def serve(queue: WaitQueue[Waiter], count: int) -> list[Waiter]:
     served = []
     for _ in range(count):
         first = queue.first()
@@ -36,7 +36,7 @@ def serve(queue: WaitQueue, count: int) -> list[Waiter]:
 @given(st.lists(waiters, min_size=1, max_size=60), st.data())
 async def test_upcoming_foretells_the_turns(wanted: list[tuple[Priority, str, float]], data: st.DataObject) -> None:
     loop = asyncio.get_running_loop()
-    queue = WaitQueue({"a": 2.0})
+    queue: WaitQueue[Waiter] = WaitQueue({"a": 2.0})
     everybody = [waiter(loop, *each) for each in wanted]
     for each in everybody:
         queue.join(each)
@@ -52,7 +52,7 @@ async def test_upcoming_foretells_the_turns(wanted: list[tuple[Priority, str, fl
 @given(weights=st.tuples(st.integers(1, 5), st.integers(1, 5)), turns=st.integers(1, 120))
 async def test_tenants_share_by_weight_to_within_one_quantum(weights: tuple[int, int], turns: int) -> None:
     loop = asyncio.get_running_loop()
-    queue = WaitQueue({"a": weights[0], "b": weights[1]})
+    queue: WaitQueue[Waiter] = WaitQueue({"a": weights[0], "b": weights[1]})
     for _ in range(120):
         queue.join(waiter(loop, tenant="a"))
         queue.join(waiter(loop, tenant="b"))
@@ -62,7 +62,7 @@ async def test_tenants_share_by_weight_to_within_one_quantum(weights: tuple[int,
 
 async def test_each_class_has_its_least_share() -> None:
     loop = asyncio.get_running_loop()
-    queue = WaitQueue()
+    queue: WaitQueue[Waiter] = WaitQueue()
     for priority in PRIORITIES:
         for _ in range(200):
             queue.join(waiter(loop, priority))
@@ -73,7 +73,7 @@ async def test_each_class_has_its_least_share() -> None:
 
 async def test_a_tenant_that_was_away_has_saved_up_nothing() -> None:
     loop = asyncio.get_running_loop()
-    queue = WaitQueue()
+    queue: WaitQueue[Waiter] = WaitQueue()
     for _ in range(100):
         queue.join(waiter(loop, tenant="a"))
     serve(queue, 50)

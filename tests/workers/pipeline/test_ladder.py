@@ -14,6 +14,7 @@ from config.settings import get_settings
 from tasks.results import Usage
 from workers.cli import app
 from workers.pipeline.rungs.breaker import Breaker
+from workers.pipeline.rungs.packing import Packing
 from workers.pipeline.rungs.record_size import RecordSize
 from workers.pipeline.rungs.retry import Retries
 from workers.pipeline.rungs.schema import Schema
@@ -23,13 +24,14 @@ from workers.prompt.parked import Parked
 from workers.providers import Answer
 
 ALWAYS = ["Elsewhere", "Breaker", "Retries", "Admission"]
+EMBED = ["Elsewhere", "RecordSize", "Breaker", "Retries", "Packing", "Admission"]
 
 LADDERS = {
     Shape("chat", "m", has_deadline=False, has_schema=True): ["Elsewhere", "Schema", *ALWAYS[1:]],
     Shape("chat", "m", has_deadline=False): ALWAYS,
     Shape("chat", "m", has_deadline=True): ["Deadline", *ALWAYS],
-    Shape("embed", "m", has_deadline=False): ["Elsewhere", "RecordSize", *ALWAYS[1:]],
-    Shape("embed", "m", has_deadline=True): ["Deadline", "Elsewhere", "RecordSize", *ALWAYS[1:]],
+    Shape("embed", "m", has_deadline=False): EMBED,
+    Shape("embed", "m", has_deadline=True): ["Deadline", *EMBED],
     Shape("chat", "m", has_deadline=False, has_fallbacks=False): ALWAYS,
     Shape("chat", "m", has_deadline=False, has_fallbacks=True): ["Fallbacks", *ALWAYS],
     Shape("chat", "m", has_deadline=True, has_fallbacks=True): ["Deadline", "Fallbacks", *ALWAYS],
@@ -148,7 +150,7 @@ async def test_parked_and_the_like_pass_through_every_rung(pipeline: Any, trip: 
         raise passing
 
     for rung in (*pipeline._job_rungs, *pipeline._route_rungs):
-        if not isinstance(rung, RecordSize | Schema):
+        if not isinstance(rung, RecordSize | Schema | Packing):
             with pytest.raises(type(passing)):
                 await rung(trip, down)
 

@@ -59,7 +59,7 @@ class Leases:
         schedule: Schedule,
         *,
         process: str,
-        queue: WaitQueue,
+        queue: WaitQueue[Waiter],
         settlements: Settlements,
         pauses: Pauses,
         estimator: Estimator,
@@ -239,7 +239,8 @@ class Leases:
         upcoming = self._queue.upcoming(missing + len(self.slots))
         owners = [waiter for waiter in upcoming if not waiter.has_slot][:missing]
         for waiter in owners:
-            waiter.cost = self._estimator.renewed(waiter.cost)
+            grows = waiter.grows
+            waiter.cost = self._estimator.renewed(waiter.cost) if grows is None else self.plan.within(grows())
         return [waiter.cost for waiter in owners], owners
 
     def hear(self, grant: Grant, ask: Ask, *, asked_at: float) -> None:

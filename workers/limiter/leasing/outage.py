@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from ..heard.pauses import Pauses
     from ..waiting.dispatch import Dispatcher
-    from ..waiting.wait_queue import WaitQueue
+    from ..waiting.wait_queue import Waiter, WaitQueue
     from .degraded import WhenAway
     from .leases import Leases
 
@@ -31,7 +31,7 @@ class Outage:
         when_away: WhenAway,
         degraded_for_s: float,
         *,
-        queue: WaitQueue,
+        queue: WaitQueue[Waiter],
         pauses: Pauses,
         dispatcher: Dispatcher,
         loop: asyncio.AbstractEventLoop,

@@ -28,7 +28,7 @@ class Dispatcher:
 
     def __init__(
         self,
-        queue: WaitQueue,
+        queue: WaitQueue[Waiter],
         forecast: Forecast,
         settlements: Settlements,
         *,

@@ -35,7 +35,7 @@ class Forecast:
 
     def __init__(
         self,
-        queue: WaitQueue,
+        queue: WaitQueue[Waiter],
         pauses: Pauses,
         estimator: Estimator,
         *,

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from ..leasing.leases import Leases
     from ..leasing.outage import Outage
     from .dispatch import Dispatcher
-    from .wait_queue import WaitQueue
+    from .wait_queue import Waiter, WaitQueue
 
 __all__ = ["ALONE_S", "FreeFlow"]
 
@@ -27,7 +27,7 @@ class FreeFlow:
         leases: Leases,
         outage: Outage,
         *,
-        queue: WaitQueue,
+        queue: WaitQueue[Waiter],
         pauses: Pauses,
         dispatcher: Dispatcher,
         loop: asyncio.AbstractEventLoop,

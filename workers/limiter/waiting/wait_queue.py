@@ -11,7 +11,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from heapq import heapify, heappop, heappush
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from tasks.wire.vocabulary import PRIORITIES, Priority
 
@@ -19,11 +19,11 @@ from ..cost import Cost
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from ..permit import Permit
 
-__all__ = ["LEAST_SHARES", "WaitQueue", "Waiter"]
+__all__ = ["LEAST_SHARES", "WaitQueue", "Waiter", "Waits"]
 
 
 LEAST_SHARES: dict[Priority, float] = {"interactive": 0.0, "normal": 0.2, "bulk": 0.1}
@@ -33,9 +33,22 @@ _ROUNDING = 1e-9
 _TENANTS_KEPT = 1_024
 
 
+class Waits(Protocol):
+    """What waits in a queue. `units` is what its turn takes of its tenant's share; the queue sets `gone`."""
+
+    priority: Priority
+    tenant: str
+    units: float
+    gone: bool
+
+
+W = TypeVar("W", bound=Waits)
+
+
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One request that waits. `units` is what its turn takes of its tenant's share; `until_s` when it is too late."""
+    """One request that waits; see `Waits`. `until_s` is when it is too late. `grows` says what it costs by now, where
+    that may change until it has a slot."""
 
     cost: Cost
     answer: asyncio.Future[Permit]
@@ -45,35 +58,36 @@ class Waiter:
     until_s: float | None = None
     park_after_s: float | None = None
     movable: bool = False
+    grows: Callable[[], Cost] | None = None
     has_slot: bool = False
     gone: bool = field(default=False, repr=False)
 
 
 @dataclass(slots=True)
-class _Tenant:
+class _Tenant(Generic[W]):
     weight: float
     waiting: int = 0
     start: float = 0.0
     is_listed: bool = False
-    waiters: deque[Waiter] = field(default_factory=deque)
+    waiters: deque[W] = field(default_factory=deque)
 
-    def head(self) -> Waiter | None:
+    def head(self) -> W | None:
         while self.waiters and self.waiters[0].gone:
             self.waiters.popleft()
         return self.waiters[0] if self.waiters else None
 
 
-class _Class:
+class _Class(Generic[W]):
     """The tenants of one priority. The heap holds each waiting tenant once, by the start of its next turn."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
         self._weights = weights
-        self._tenants: dict[str, _Tenant] = {}
+        self._tenants: dict[str, _Tenant[W]] = {}
         self._heap: list[tuple[float, int, str]] = []
         self._order = count()
         self._now = 0.0
 
-    def join(self, waiter: Waiter) -> None:
+    def join(self, waiter: W) -> None:
         tenant = self._tenants.get(waiter.tenant)
         if tenant is None:
             tenant = self._tenants[waiter.tenant] = _Tenant(self._weights.get(waiter.tenant, 1.0))
@@ -86,7 +100,7 @@ class _Class:
         tenant.waiters.append(waiter)
         tenant.waiting += 1
 
-    def first(self) -> Waiter | None:
+    def first(self) -> W | None:
         while self._heap:
             start, order, name = self._heap[0]
             tenant = self._tenants[name]
@@ -103,11 +117,11 @@ class _Class:
         tenant = self._tenants.get(name)
         return tenant.waiting if tenant else 0
 
-    def leave(self, waiter: Waiter) -> None:
+    def leave(self, waiter: W) -> None:
         waiter.gone = True
         self._tenants[waiter.tenant].waiting -= 1
 
-    def take(self, waiter: Waiter) -> None:
+    def take(self, waiter: W) -> None:
         tenant = self._tenants[waiter.tenant]
         self._now = max(self._now, tenant.start)
         tenant.start += waiter.units / tenant.weight
@@ -115,7 +129,7 @@ class _Class:
         if len(self._tenants) > _TENANTS_KEPT:
             self._forget_idle()
 
-    def upcoming(self) -> Iterator[Waiter]:
+    def upcoming(self) -> Iterator[W]:
         """The order in which turns would go if nobody came and nobody left."""
         starts = {name: tenant.start for name, tenant in self._tenants.items()}
         lines = {
@@ -137,18 +151,18 @@ class _Class:
             del self._tenants[name]
 
 
-class WaitQueue:
+class WaitQueue(Generic[W]):
     """Everybody who waits for one limiter in this process."""
 
     def __init__(self, tenant_weights: Mapping[str, float] | None = None) -> None:
-        self._classes = {priority: _Class(tenant_weights or {}) for priority in PRIORITIES}
+        self._classes: dict[Priority, _Class[W]] = {name: _Class(tenant_weights or {}) for name in PRIORITIES}
         self._waiting = dict.fromkeys(PRIORITIES, 0)
         self._owed = dict.fromkeys(PRIORITIES, 0.0)
 
     def __len__(self) -> int:
         return sum(self._waiting.values())
 
-    def __iter__(self) -> Iterator[Waiter]:
+    def __iter__(self) -> Iterator[W]:
         """Everybody, class by class."""
         for each in self._classes.values():
             yield from each.upcoming()
@@ -161,32 +175,32 @@ class WaitQueue:
         """How many of the tenant wait in this class."""
         return self._classes[priority].waiting_of(tenant)
 
-    def join(self, waiter: Waiter) -> None:
+    def join(self, waiter: W) -> None:
         self._classes[waiter.priority].join(waiter)
         self._waiting[waiter.priority] += 1
 
-    def leave(self, waiter: Waiter) -> None:
+    def leave(self, waiter: W) -> None:
         """Go away without a turn."""
         if not waiter.gone:
             self._classes[waiter.priority].leave(waiter)
             self._waiting[waiter.priority] -= 1
 
-    def first(self) -> Waiter | None:
+    def first(self) -> W | None:
         """Whose turn it is."""
         priority = _class_in_turn(self._waiting, self._owed)
         return None if priority is None else self._classes[priority].first()
 
-    def take(self, waiter: Waiter) -> None:
+    def take(self, waiter: W) -> None:
         """It has its turn, whether or not it was the first."""
         self._classes[waiter.priority].take(waiter)
         self._waiting[waiter.priority] -= 1
         _serve(self._owed, waiter.priority, self._waiting)
 
-    def upcoming(self, most: int) -> list[Waiter]:
+    def upcoming(self, most: int) -> list[W]:
         """The first `most` waiters in the order of their turns, as it stands."""
         orders = {name: each.upcoming() for name, each in self._classes.items()}
         left, owed = self._waiting.copy(), self._owed.copy()
-        found: list[Waiter] = []
+        found: list[W] = []
         while len(found) < most and (priority := _class_in_turn(left, owed)) is not None:
             found.append(next(orders[priority]))
             left[priority] -= 1

@@ -8,6 +8,7 @@ schema.py        an answer that has to fit a JSON Schema does
 record_size.py   an answer that no record holds is refused before it is paid for
 breaker.py       not while the provider is out
 retry.py         again, and when
+packing.py       embeddings of many jobs in one call, and of one job in several
 admission.py     leave to send, from the limit that all workers share, which hears of a 429 here
 call.py          at the bottom: one counted call, through codec, HTTP and codec
 """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from ...limiter import TooLargeForLimit, TooLate
 from ...prompt.failure import Failure, OverLimit
 from ...prompt.parked import Parked
-from ..limits import estimate
+from ..limits import estimate, too_far, too_late
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -50,6 +50,8 @@ class Admission:
             permit = await self._admit(trip, keys)
         trip.key, trip.headers = permit.key, None
         try:
+            if trip.pack is not None:
+                trip.pack.seal(permit)
             answer = await down(trip)
             if trip.headers is not None:
                 permit.observe(trip.headers)
@@ -73,7 +75,7 @@ class Admission:
 
     async def _admit(self, trip: Trip, keys: Sequence[SecretStr | None]) -> Permit:
         options, route = trip.job.options, trip.route
-        cost = estimate(self._limits, trip.job, route)
+        cost = estimate(self._limits, trip.job, route) if trip.pack is None else trip.pack.cost()
         try:
             return await self._limits.admit(
                 route.model,
@@ -82,13 +84,12 @@ class Admission:
                 priority=options.priority,
                 tenant=options.tenant,
                 deadline_at=trip.wait_until,
-                park_after_s=self._park_after_s,
+                park_after_s=None if trip.stays else self._park_after_s,
+                grows=None if trip.pack is None else trip.pack.cost,
             )
         except TooLargeForLimit as never:
             raise OverLimit("too_large", str(never)) from None
         except TooLate as late:
-            raise Failure("rate_limited" if trip.untried else "expired", str(late)) from None
+            raise too_late(trip, str(late)) from None
         except Parked as far:
-            if trip.hurries and trip.untried:
-                raise Failure("rate_limited", far.reason) from None
-            raise
+            raise too_far(trip, far) from None

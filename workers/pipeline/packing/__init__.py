@@ -1,0 +1,11 @@
+"""Calls that several embeddings jobs share, and jobs that take several calls.
+
+group.py     the inputs that wait and may share calls; when a call is made for them: start reading here
+member.py    one job's inputs, until each has its vector
+pack.py      one call for many inputs, and what becomes of them
+sift.py      the inputs for which a call of many fails
+caps.py      how much one call takes, stated and learned
+inputs.py    what stands in a job's `input`, and which jobs may share a call
+shares.py    what a call took, shared out
+density.py   whether inputs come so densely that waiting for more is worth it
+"""
