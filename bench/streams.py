@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,8 @@ class Run:
     """Scripts and reads that Redis served, a token."""
     redis_cpu_us: float
     bare_cpu_us: float
+    reader_cpu_us: float
+    """Of our client, which reads all streams in one process."""
 
 
 async def run(report: Report) -> None:
@@ -73,10 +76,11 @@ async def run(report: Report) -> None:
             ):
                 await asyncio.gather(*(_read(queue, WARM_UP_FIRST + number) for number in range(20)))
                 cpu_s, redis_cpu_s, trips = fleet.cpu_s(), redis.child.cpu_s(), await _trips(redis)
+                reader_cpu_s = time.process_time()
                 async with asyncio.timeout(STALL_S + plan.stream_tokens / TOKENS_PER_S):
                     ages = await asyncio.gather(*(_read(queue, number) for number in range(plan.streams)))
                 cpu_s, redis_cpu_s = fleet.cpu_s() - cpu_s, redis.child.cpu_s() - redis_cpu_s
-                trips = await _trips(redis) - trips
+                trips, reader_cpu_s = await _trips(redis) - trips, time.process_time() - reader_cpu_s
             bare = await _bare(url, plan.streams, directory)
     tokens = sum(map(len, ages))
     if tokens != plan.streams * plan.stream_tokens:
@@ -88,6 +92,7 @@ async def run(report: Report) -> None:
         trips=trips / tokens,
         redis_cpu_us=redis_cpu_s / tokens * 1e6,
         bare_cpu_us=bare,
+        reader_cpu_us=reader_cpu_s / tokens * 1e6,
     )
     _show(report, found)
 
@@ -124,16 +129,28 @@ def _show(report: Report, found: Run) -> None:
         "cpu_us": found.cpu_us,
         "bare_cpu_us": found.bare_cpu_us,
         "redis_cpu_us": found.redis_cpu_us,
+        "reader_cpu_us": found.reader_cpu_us,
         "trips": found.trips,
     }
     table = Table(title=f"{found.tokens:,} tokens, read as they come", title_justify="left")
-    for name in ("p50 ms", "p99 ms", "max ms", "worker us/token", "bare us/token", "x bare", "Redis us", "trips"):
+    for name in (
+        "p50 ms",
+        "p99 ms",
+        "max ms",
+        "worker us/token",
+        "bare us/token",
+        "x bare",
+        "client us",
+        "Redis us",
+        "trips",
+    ):
         table.add_column(name, justify="right")
     table.add_row(
         *(f"{age:.1f}" for age in (cuts[49], cuts[98], found.ages_ms[-1])),
         f"{found.cpu_us:.1f}",
         f"{found.bare_cpu_us:.1f}",
         f"{found.cpu_us / found.bare_cpu_us:.2f}",
+        f"{found.reader_cpu_us:.1f}",
         f"{found.redis_cpu_us:.1f}",
         f"{found.trips:.4f}",
     )

@@ -262,8 +262,8 @@ class Pipeline:
         return self._failed(Trip(job, now), refused)
 
     def _failed(self, trip: Trip, failure: Failure) -> PromptResult:
-        if trip.feed is not None:
-            trip.feed.close()
+        if trip.feed is not None and self._streams is not None:
+            self._streams.give_up(trip.feed)
         result = unanswered(trip, failure, self._now())
         if self._on_failure is not None:
             self._on_failure(result, trip.job.options.tenant)

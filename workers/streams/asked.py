@@ -34,7 +34,7 @@ class Asked:
         self.hear((job_id,))
 
     def forget(self, job_id: str) -> None:
-        """Its stream has begun."""
+        """Its answer has ended."""
         self.jobs.pop(job_id, None)
 
 

@@ -80,11 +80,11 @@ class Streams:
 
     def open(self, job_id: str) -> Feed:
         """The feed of a job whose answer somebody reads."""
-        self.asked.forget(job_id)
         return Feed(job_id, most_bytes=self._most_bytes, note=self._note)
 
     async def end(self, feed: Feed, text: str) -> None:
         """Write the end of an answer, before its result is stored. Waits for Redis, but not long."""
+        self.asked.forget(feed.job_id)
         if feed.is_lost:
             return
         ended: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -96,6 +96,11 @@ class Streams:
         with suppress(TimeoutError):
             async with asyncio.timeout(END_S):
                 await ended
+
+    def give_up(self, feed: Feed) -> None:
+        """The job has ended without an answer."""
+        self.asked.forget(feed.job_id)
+        feed.close()
 
     async def close(self) -> None:
         """What still waits is given up."""

@@ -62,8 +62,9 @@ class Call:
         if health.outages and not health.lets(trip):
             raise stopped(health.outages[-1].reason)
         job = trip.job
-        streams = route.model.stream_only or job.options.stream or job.id in self._asked or trip.feed is not None
-        streams = streams and job.kind in STREAMED
+        streams = route.model.stream_only or job.options.stream or job.id in self._asked
+        if streams:
+            streams = job.kind in STREAMED
         request = route.codec.request(job, model=route.model, provider=route.provider, key=trip.key, streams=streams)
         trip.request, trip.called_at = request, self._now()
         trip.attempts += 1
@@ -129,7 +130,7 @@ class Call:
     def _reader(self, trip: Trip) -> Callable[[str], object]:
         """What takes the text, of a model that has to be asked so too."""
         job = trip.job
-        if self._streams is None or not (job.options.stream or trip.feed is not None or job.id in self._asked):
+        if self._streams is None or not (job.options.stream or job.id in self._asked):
             return len
         if trip.feed is None:
             trip.feed = self._streams.open(job.id)
