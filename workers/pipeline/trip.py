@@ -130,7 +130,7 @@ class Trip:
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
     followed: str | None = None
-    """The call of an equal prompt that it has waited for (`answers.Asked.followed`)."""
+    """The call of an equal prompt that it has waited for (`answers.Answers.look`)."""
     feed: Feed | None = None
     """Where its answer goes as it comes, if somebody reads it."""
     key: SecretStr | None = None
