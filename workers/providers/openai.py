@@ -100,7 +100,7 @@ class OpenAICodec:
             sent.update(self._auth(provider, key))
         return ProviderRequest(self._url(job, model, provider), sent, dumps(body), answer_bytes(job))
 
-    def assembly(self) -> Assembly:
+    def assembly(self, job: PromptJob) -> Assembly:
         """See `Codec.assembly`."""
         return ChatAssembly()
 

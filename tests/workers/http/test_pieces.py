@@ -13,8 +13,10 @@ from config.catalog import Timeout
 from config.settings import Http as HttpSettings
 from workers.http.session import Http
 from workers.prompt.failure import Failure
+from workers.prompt.job import PromptJob
 from workers.providers import CODECS, ProviderRequest, RawResponse
 
+JOB = PromptJob("job-1", "chat", "m", {"model": "m", "messages": [{"role": "user", "content": "Hi"}]})
 TEXT = "Zwölf 😀"
 
 
@@ -36,7 +38,7 @@ def reply(body: bytes, *headers: str, length: int | None = None) -> bytes:
 
 
 async def asked(http: Http, url: str, texts: list[str], **timeout: float) -> RawResponse:
-    assembly = CODECS["openai"].assembly()
+    assembly = CODECS["openai"].assembly(JOB)
     request = ProviderRequest(f"{url}/chat/completions", {}, b"{}")
     return await http.stream(request, assembly, timeout=Timeout(**timeout), on_text=texts.append)
 
@@ -120,5 +122,5 @@ async def test_a_connection_is_used_again_after_a_stream(simulate: Any) -> None:
     async with Http(HttpSettings()) as http:
         for _ in range(3):
             request = ProviderRequest(f"{simulator.url}/chat/completions", headers, body)
-            await http.stream(request, CODECS["openai"].assembly(), timeout=Timeout(), on_text=len)
+            await http.stream(request, CODECS["openai"].assembly(JOB), timeout=Timeout(), on_text=len)
     assert simulator.stats()["connections"] == 1

@@ -111,7 +111,7 @@ class Call:
 
     async def _stream(self, trip: Trip, request: ProviderRequest) -> tuple[RawResponse, Answer]:
         """The same in pieces, which go to whoever reads them as they come."""
-        route, assembly = trip.route, trip.route.codec.assembly()
+        route, assembly = trip.route, trip.route.codec.assembly(trip.job)
         raw = await self._http.stream(
             request,
             assembly,
