@@ -15,7 +15,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from . import articles, enqueue, file_run, idle, jobs, latency, limiter, memory, paced, parking
+from . import articles, embeddings, enqueue, file_run, idle, jobs, latency, limiter, memory, paced, parking
 from .plan import QUICK, WHOLE
 from .processes import BenchError
 from .report import Report
@@ -34,6 +34,7 @@ USUAL: dict[str, Benchmark] = {
     "limiter": limiter.run,
     "parking": parking.run,
     "paced": paced.run,
+    "embeddings": embeddings.run,
 }
 FILE_WIDTH = 132
 """Characters in a line where the output is no terminal."""

@@ -34,6 +34,8 @@ class Plan:
     parked_jobs: int
     """Of the model whose limit is used up."""
     questions: int
+    texts: int
+    """As embeddings."""
 
 
 WHOLE = Plan(
@@ -54,6 +56,7 @@ WHOLE = Plan(
     free_jobs=1_000,
     parked_jobs=5_000,
     questions=1_319,
+    texts=200_000,
 )
 
 QUICK = Plan(
@@ -74,4 +77,5 @@ QUICK = Plan(
     free_jobs=200,
     parked_jobs=500,
     questions=200,
+    texts=10_000,
 )

