@@ -72,22 +72,22 @@ class Outcome:
 async def run(report: Report) -> None:
     """Texts of 20 to 400 characters as single jobs, 4 workers with 2,048 places each."""
     plan = report.plan
-    rows: list[tuple[str, Outcome]] = []
+    report.say(f"embeddings: {plan.texts:,} texts as single jobs")
     async with scratch() as directory:
-        report.say(f"embeddings: {plan.texts:,} texts as single jobs")
-        rows.append(("no limit", await _bulk(directory / "free", plan.texts)))
-        report.say(f"embeddings: {plan.texts:,} texts, one in {ONE_POISON_IN:,} poisoned")
-        poisoned = await _bulk(directory / "poison", plan.texts, has_poison=True)
-        rows.append(("poison", poisoned))
-        report.say(f"embeddings: {TPM:,} tokens a minute")
-        limited = await _bulk(directory / "limited", min(plan.texts, 2 * TPM // 53), tpm=TPM)
-        rows.append((f"{TPM:,} tokens a minute", limited))
-        report.say("embeddings: a text alone")
-        packed_ms, apart_ms = await _alone(directory / "alone")
+        free = await _bulk(directory, plan.texts)
+    report.say(f"embeddings: {plan.texts:,} texts, one in {ONE_POISON_IN:,} poisoned")
+    async with scratch() as directory:
+        poisoned = await _bulk(directory, plan.texts, has_poison=True)
+    report.say(f"embeddings: {TPM:,} tokens a minute")
+    async with scratch() as directory:
+        limited = await _bulk(directory, min(plan.texts, 2 * TPM // 53), tpm=TPM)
+    report.say("embeddings: a text alone")
+    async with scratch() as directory:
+        packed_ms, apart_ms = await _alone(directory)
+    rows = [("no limit", free), ("poison", poisoned), (f"{TPM:,} tokens a minute", limited)]
     report.show(_table(rows))
     poisons = -(-plan.texts // ONE_POISON_IN)
     used = limited.tokens / (TPM / 60 * limited.wall_s)
-    free = rows[0][1]
     report.verdicts += [
         Verdict("embeddings: calls, x the least", free.calls / free.least_calls, at_most=MOST_CALLS),
         Verdict("embeddings: wrong vectors", sum(each.wrong for _, each in rows), at_most=0),
@@ -142,7 +142,6 @@ def _texts(count: int, *, has_poison: bool) -> Iterator[str]:
 
 
 async def _bulk(directory: Path, count: int, *, has_poison: bool = False, tpm: int | None = None) -> Outcome:
-    directory.mkdir()
     options = ["--dimensions", str(DIMENSIONS), "--max-inputs", str(MAX_INPUTS), "--poison", POISON]
     options += [] if tpm is None else ["--tpm", str(tpm)]
     limits = "" if tpm is None else f'limits = {{ tpm = {tpm}, algorithm = "bucket" }}\n'
@@ -150,11 +149,11 @@ async def _bulk(directory: Path, count: int, *, has_poison: bool = False, tpm: i
         running_provider(directory, latency_ms=LATENCY_MS, options=options) as provider,
         _deployment(directory, provider, FLEET, limits) as (queue, fleet),
     ):
+        with fleet.frozen():
+            group = await queue.embed_many(_texts(count, has_poison=has_poison), model=MODEL)
         cpu_s = fleet.cpu_s()
         started_s = time.perf_counter()
-        texts = _texts(count, has_poison=has_poison)
-        reading = asyncio.create_task(queue.embed_many(texts, model=MODEL))
-        failed, wrong = await _read(await reading, has_poison=has_poison)
+        failed, wrong = await _read(group, has_poison=has_poison)
         wall_s = time.perf_counter() - started_s
         stats = await provider.stats()
         return Outcome(
@@ -199,7 +198,6 @@ def _vector(text: str) -> list[float]:
 
 async def _alone(directory: Path) -> tuple[float, float]:
     """The medians (ms) of texts alone, one after another: as usual, and of mixed inputs, which are not packed."""
-    directory.mkdir()
     async with (
         running_provider(directory, latency_ms=20, options=["--dimensions", str(DIMENSIONS)]) as provider,
         _deployment(directory, provider, Shape(1, 100), "") as (queue, _),

@@ -107,7 +107,8 @@ class PromptQueue:
         and `fallback_on`: what leads to them beyond what does so by itself, None leaves both to the catalogue; `tag`: a
         word for the rules of a route; `cache_ttl_s`: how long its answer may serve equal prompts, and how old one may
         be that serves it, 0 for none, None leaves it to the workers; `sample`: which of several answers to one prompt
-        it wants. All else goes to the provider untouched; `extra_body` is for fields of the
+        it wants; `too_long`: what becomes of an embedding's inputs that are longer than the model takes, `reject`,
+        `truncate` or `split`. All else goes to the provider untouched; `extra_body` is for fields of the
         provider's that are named like ours (`metadata`).
 
         Raises InvalidJob, UnknownModel, IdTaken, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks

@@ -172,6 +172,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         answers: Any = None,
         cache_ttl_s: float | None = None,
         breakers: Any = None,
+        pack_wait_s: float = 0.02,
+        places: Any = lambda: (0, 1, 0),
         real_time: bool = False,
         catalog: Catalog | None = None,
         **model: Any,
@@ -193,6 +195,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 answers=answers,
                 cache_ttl_s=cache_ttl_s,
                 breakers=breakers,
+                pack_wait_s=pack_wait_s,
+                places=places,
             )
 
     return make

@@ -126,6 +126,8 @@ class Trip:
     """Further calls for answers that did not fit the job's schema, and the last of these answers."""
     repaired: str | None = None
     """The step after which an answer fitted the schema."""
+    shortened: list[dict[str, Any]] | None = None
+    """What was done to inputs that are longer than the model takes."""
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
     followed: str | None = None

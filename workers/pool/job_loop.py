@@ -149,6 +149,11 @@ class JobLoop:
             self._inbox_announced = True
             self._loop.call_soon_threadsafe(self._start_jobs)
 
+    @property
+    def unstarted(self) -> int:
+        """Jobs that it has yet to begin."""
+        return len(self._inbox)
+
     def withdraw(self) -> set[Job]:
         """Take back the jobs that it has not begun, because it is blocked."""
         withdrawn: set[Job] = set()

@@ -19,10 +19,10 @@ from typing import Any
 import orjson
 
 from tasks.wire.json_text import MAX_DEPTH, NotJson, check
-from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, problem
+from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, ONLY_EMBEDDINGS, problem
 from tasks.wire.request import is_repeatable
 from tasks.wire.schema import response_format, schema_conflict
-from tasks.wire.vocabulary import JobKind, Priority, Trigger
+from tasks.wire.vocabulary import JobKind, Priority, TooLong, Trigger
 
 from .failure import Failure
 
@@ -54,6 +54,7 @@ class Options:
     tag: str | None = None
     cache_ttl_s: float | None = None
     sample: int = 0
+    too_long: TooLong = "reject"
     vectors: str | None = None
     submitted_at: float | None = None
 
@@ -103,6 +104,8 @@ def parse(
     if not body.get(prompt_field):
         raise _refused(f"a {kind} job needs a `{prompt_field}` that is not empty")
     options, schema = _options(raw_options, now=now, read_stamp=read_stamp)
+    if kind != "embed" and options.too_long != "reject":
+        raise _refused(f"`promptmill.too_long`: {ONLY_EMBEDDINGS}")
     if schema is not None or options.repair:
         body = _with_schema(kind, body, schema, has_repair=bool(options.repair))
     return PromptJob(job_id, kind, model, body, options, group, bool(args))
