@@ -15,7 +15,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from . import articles, embeddings, enqueue, file_run, idle, jobs, latency, limiter, memory, paced, parking
+from . import articles, embeddings, enqueue, file_run, idle, jobs, latency, limiter, memory, paced, parking, streams
 from .plan import QUICK, WHOLE
 from .processes import BenchError
 from .report import Report
@@ -35,6 +35,7 @@ USUAL: dict[str, Benchmark] = {
     "parking": parking.run,
     "paced": paced.run,
     "embeddings": embeddings.run,
+    "streams": streams.run,
 }
 FILE_WIDTH = 132
 """Characters in a line where the output is no terminal."""

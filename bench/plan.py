@@ -36,6 +36,9 @@ class Plan:
     questions: int
     texts: int
     """As embeddings."""
+    streams: int
+    """Answers read at once; the next says how many tokens each has."""
+    stream_tokens: int
 
 
 WHOLE = Plan(
@@ -57,6 +60,8 @@ WHOLE = Plan(
     parked_jobs=5_000,
     questions=1_319,
     texts=200_000,
+    streams=200,
+    stream_tokens=500,
 )
 
 QUICK = Plan(
@@ -78,4 +83,6 @@ QUICK = Plan(
     parked_jobs=500,
     questions=200,
     texts=10_000,
+    streams=200,
+    stream_tokens=150,
 )

@@ -163,6 +163,19 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Stream:
+    """Answers that are read as they come.
+
+    What comes within `coalesce_ms` travels to the readers together. Of one answer up to `max_bytes` are kept for
+    readers while it comes; the rest they get at the end. A stream is kept for `keep_s` after its end.
+    """
+
+    coalesce_ms: Annotated[int, Field(ge=1, le=1_000)] = 25
+    max_bytes: Count = 4 * 1024 * 1024
+    keep_s: Count = 600
+
+
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
 class Http:
     """The connection pool of a worker process. Time-outs are per model, in the catalogue.
 
@@ -266,6 +279,7 @@ class Settings(BaseSettings):
     breaker: Breaker = Breaker()
     cache: Cache = Cache()
     limit: Limit = Limit()
+    stream: Stream = Stream()
     http: Http = Http()
     packing: Packing = Packing()
     log: Log = Log()

@@ -10,6 +10,7 @@ from .errors import *  # noqa: F403 - its __all__ is part of ours
 from .jobs import Group, Job, JobStatus
 from .results import Attempt, JobError, PromptResult, Usage
 from .store.job_store import GroupProgress
+from .streams import Piece, StreamEvent
 from .wire.message import TASK_NAMES
 from .wire.vocabulary import Priority, Status
 
@@ -21,10 +22,12 @@ __all__ = [
     "Job",
     "JobError",
     "JobStatus",
+    "Piece",
     "Priority",
     "PromptQueue",
     "PromptResult",
     "Status",
+    "StreamEvent",
     "SyncGroup",
     "SyncJob",
     "SyncQueue",

@@ -17,6 +17,7 @@ from .embedding import embedding_rows_sync
 from .jobs import ROWS_A_CALL
 from .results import PromptResult
 from .store.job_store import GroupProgress
+from .streams import Piece, StreamEvent
 from .submission import submits
 
 if TYPE_CHECKING:
@@ -122,6 +123,14 @@ class SyncJob:
     def result(self, timeout_s: float | None = None) -> PromptResult:
         """See `Job.result`."""
         return self._thread.run(self._job.result(timeout_s))
+
+    def stream(self, after: int = 0, *, timeout_s: float | None = None) -> Iterator[Piece]:
+        """See `Job.stream`."""
+        return _iterate(self._job.stream(after, timeout_s=timeout_s), self._thread)
+
+    def events(self, after: int = 0, *, timeout_s: float | None = None) -> Iterator[StreamEvent]:
+        """See `Job.events`."""
+        return _iterate(self._job.events(after, timeout_s=timeout_s), self._thread)
 
     def cancel(self) -> bool:
         """See `Job.cancel`."""

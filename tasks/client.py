@@ -108,15 +108,16 @@ class PromptQueue:
         word for the rules of a route; `cache_ttl_s`: how long its answer may serve equal prompts, and how old one may
         be that serves it, 0 for none, None leaves it to the workers; `sample`: which of several answers to one prompt
         it wants; `too_long`: what becomes of an embedding's inputs that are longer than the model takes, `reject`,
-        `truncate` or `split`. All else goes to the provider untouched; `extra_body` is for fields of the
-        provider's that are named like ours (`metadata`).
+        `truncate` or `split`; `stream`: whether somebody is going to read the answer as it comes, with `job.stream()`.
+        All else goes to the provider untouched; `extra_body` is for fields of the provider's that are named like ours
+        (`metadata`).
 
         Raises InvalidJob, UnknownModel, IdTaken, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks
         the event loop.
         """
         new_job, store = self._new_job(**job), await self._store()
         await store.submit(new_job, group=None)
-        return Job(new_job.id, self._store, just_submitted=True)
+        return Job(new_job.id, self._store, just_submitted=True, streams=new_job.streams)
 
     def _new_job(self, **arguments: Any) -> NewJob:
         return check_size(new_job(**arguments), self._max_job_bytes)

@@ -10,6 +10,7 @@
     │   └── QueueFull              Redis refuses writes: out of memory
     ├── UnknownJob                 no such job or group, or its record has expired        (also a LookupError)
     ├── GroupRolledBack            Redis has lost part of what was read of a group: read it again
+    ├── StreamRestarted            the answer that was read as it came begins anew: throw the text away
     ├── ResultTimeout              the job has not ended within `timeout_s`; it goes on   (also a TimeoutError)
     └── JobFailed                  the job has ended without an answer; one class a code
         ├── AuthFailed, PermissionFailed, BadRequest, NotFound, TooLarge          your request or key
@@ -53,6 +54,7 @@ __all__ = [
     "RateLimited",
     "ResultTimeout",
     "ServerFailed",
+    "StreamRestarted",
     "TimedOut",
     "TooLarge",
     "UnknownJob",
@@ -123,6 +125,17 @@ class GroupRolledBack(PromptmillError):
     It happens when Redis crashes before it has written its last seconds down, or a replica takes over that was far
     behind. A loss of less is dealt with by the reader.
     """
+
+
+class StreamRestarted(PromptmillError):
+    """The call whose text was read as it came broke off, and the answer begins anew. The text so far is no part of it.
+
+    `number` is where the new beginning stands: what `after` takes to read it from its first character.
+    """
+
+    def __init__(self, message: str, *, number: int = 0) -> None:
+        super().__init__(message)
+        self.number = number
 
 
 class ResultTimeout(PromptmillError, TimeoutError):

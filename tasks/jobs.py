@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import aclosing
 from functools import partial
 from typing import Any, Final, Literal, Self
 
-from .errors import GroupRolledBack, IdTaken, InvalidJob, JobFailed, PromptmillError
+from .errors import GroupRolledBack, IdTaken, InvalidJob, JobFailed, PromptmillError, StreamRestarted
 from .results import PromptResult
 from .store.group_reader import GroupReader, unknown_group
 from .store.job_store import GroupProgress, Sighting, Store
 from .store.patience import Patience
 from .store.waiting import unknown_job
+from .streams import Piece, StreamEvent
 from .submission import submits
 from .wire.request import NewJob
 from .wire.vocabulary import OpenState, Status
@@ -32,10 +44,12 @@ Rows = Iterable[Mapping[str, Any]] | AsyncIterable[Mapping[str, Any]]
 class Job:
     """One prompt job. Made by `PromptQueue.submit`, or by `PromptQueue.job` from an id kept elsewhere."""
 
-    def __init__(self, job_id: str, store: OpenStore, *, just_submitted: bool = False) -> None:
+    def __init__(self, job_id: str, store: OpenStore, *, just_submitted: bool = False, streams: bool = False) -> None:
+        """`streams`: whether it was submitted with `stream`."""
         self.id: Final = job_id
         self._store = store
         self._just_submitted = just_submitted
+        self._streams = streams
 
     def __repr__(self) -> str:
         return f"Job({self.id!r})"
@@ -73,6 +87,38 @@ class Job:
             timeout_s = timeout_s and max(0.0, timeout_s - (loop.time() - started_s))
         return await store.wait(self.id, timeout_s=timeout_s)
 
+    async def stream(self, after: int = 0, *, timeout_s: float | None = None) -> AsyncGenerator[Piece, None]:
+        """The answer's text as it comes, piece by piece; together they are the result's `text`.
+
+        For the worker to ask for a stream, say `submit(stream=True)`, or begin to read before the call begins; of an
+        answer that comes otherwise the whole text is one piece. Any number of readers, in any process. `after` is how
+        many characters you have already (a piece's `number`): reading goes on there.
+
+        Raises what `result` does, `JobFailed` after what came; and StreamRestarted when text was read and the call that
+        it came from broke off: throw it away and begin again, or read `events`, which say so without an error.
+        """
+        async with aclosing(self.events(after, timeout_s=timeout_s)) as events:
+            async for event in events:
+                if event.kind == "text":
+                    yield Piece.of(event)
+                elif event.kind == "restarted":
+                    raise StreamRestarted(
+                        f"the call that answered job {self.id} broke off, and its answer begins anew: throw away what "
+                        f"was read, and read job.stream(after={event.number}). job.events() tells it without an error.",
+                        number=event.number,
+                    )
+
+    async def events(self, after: int = 0, *, timeout_s: float | None = None) -> AsyncGenerator[StreamEvent, None]:
+        """The same as events, `restarted` among them (`StreamEvent`). Raises what `result` does."""
+        if isinstance(after, bool) or not isinstance(after, int) or after < 0:
+            raise ValueError("after: must be a whole number, 0 or more, as a piece's `number` is")
+        store = await self._store()
+        is_new, self._just_submitted = self._just_submitted, False
+        found = store.stream(self.id, after=after, timeout_s=timeout_s, is_new=is_new, is_asked=self._streams)
+        async with aclosing(found):
+            async for event in found:
+                yield event
+
     async def cancel(self) -> bool:
         """Ask that the job be cancelled, and a call to the provider that is under way be closed.
 
@@ -101,7 +147,7 @@ class Group:
         """As `PromptQueue.submit`, into this group. A job whose id is known stays where it is."""
         store, new_job = await self._store(), self._new_job(**job)
         await store.submit(new_job, group=self.id)
-        return Job(new_job.id, self._store, just_submitted=True)
+        return Job(new_job.id, self._store, just_submitted=True, streams=new_job.streams)
 
     async def extend(self, rows: Rows) -> int:
         """Submit each row, a dict of `submit`'s arguments; how many rows there were.

@@ -39,6 +39,7 @@ def arguments(
     cache_ttl_s: float | None = None,
     sample: int | None = None,
     too_long: TooLong = "reject",
+    stream: bool = False,
     extra_body: Mapping[str, Any] | None = None,
     **body: Any,
 ) -> None:

@@ -14,7 +14,7 @@ import inspect
 import json
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -25,12 +25,14 @@ from .redis.cancellation import stop
 from .results import PromptResult
 from .store.job_store import GroupEntry, GroupPage, GroupProgress, Sighting
 from .store.waiting import unknown_job
+from .streams import StreamEvent
 from .wire.record import failure
 from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
 
 __all__ = ["Answer", "InMemoryQueue"]
 
 Answer = str | dict[str, Any] | Exception
+Pieces = Iterator[str] | AsyncIterator[str]
 
 
 class InMemoryQueue(PromptQueue):
@@ -38,13 +40,14 @@ class InMemoryQueue(PromptQueue):
 
     `answer` gets a job's body and returns, or is a coroutine function that returns, the answer's text, the
     provider's whole response as a dict, or an exception, which may be raised as well: a `JobFailed` of any kind
-    fails the job with its code, others count as "internal". `models` are those that may be asked; None is any.
+    fails the job with its code, others count as "internal". A generator, async or not, yields the text's pieces, which
+    `job.stream()` yields as they come. `models` are those that may be asked; None is any.
     `submitted` lists what arrived. `delay_s` and `deadline_s` are checked, but time does not pass in here.
     """
 
     def __init__(
         self,
-        answer: Callable[[dict[str, Any]], Answer | Awaitable[Answer]] = lambda body: "An answer.",
+        answer: Callable[[dict[str, Any]], Answer | Pieces | Awaitable[Answer]] = lambda body: "An answer.",
         *,
         models: Iterable[str] | None = None,
         max_job_bytes: int = DEFAULT_MAX_JOB_BYTES,
@@ -59,6 +62,8 @@ class _Record:
     job: NewJob
     group: str | None
     state: str = "queued"
+    text: str = ""
+    """What has come of an answer in pieces."""
     result: PromptResult | None = None
 
 
@@ -76,7 +81,7 @@ class _MemoryStore:
     outage_s = 0.0
 
     def __init__(
-        self, answer: Callable[[dict[str, Any]], Answer | Awaitable[Answer]], models: frozenset[str] | None
+        self, answer: Callable[[dict[str, Any]], Answer | Pieces | Awaitable[Answer]], models: frozenset[str] | None
     ) -> None:
         self.submitted: list[dict[str, Any]] = []
         self._answer = answer
@@ -124,17 +129,29 @@ class _MemoryStore:
         record.state = "running"
         started_s = time.monotonic()
         try:
-            answer = await self._ask(json.loads(job.body))
+            answer = await self._ask(record, json.loads(job.body))
         finally:
             self._running.pop(job.id, None)
         self._end(record, _result(job, answer, duration_s=time.monotonic() - started_s))
 
-    async def _ask(self, body: dict[str, Any]) -> Answer:
+    async def _ask(self, record: _Record, body: dict[str, Any]) -> Answer:
         try:
             answer = self._answer(body)
+            if isinstance(answer, AsyncIterator):
+                async for piece in answer:
+                    self._add(record, piece)
+                return record.text
+            if isinstance(answer, Iterator):
+                for piece in answer:
+                    self._add(record, piece)
+                return record.text
             return await answer if inspect.isawaitable(answer) else answer
         except Exception as error:  # noqa: BLE001 - the test's way to say how the job fails
             return error
+
+    def _add(self, record: _Record, piece: str) -> None:
+        record.text += piece
+        self._wake()
 
     def _end(self, record: _Record, result: PromptResult) -> None:
         if record.result is not None:
@@ -190,6 +207,34 @@ class _MemoryStore:
                 if sighting.state is None:
                     raise unknown_job(job_id)
                 await change
+
+    async def stream(
+        self, job_id: str, *, after: int, timeout_s: float | None, is_new: bool, is_asked: bool
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """Nothing in here breaks off, so nothing begins anew."""
+        if after == 0:
+            yield StreamEvent("started", 0)
+        place, ends_at = after, None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            with self._watching() as change:
+                if (record := self._records.get(job_id)) is None:
+                    raise unknown_job(job_id)
+                result, text = record.result, record.text[place:]
+                if result is None and not text:
+                    await asyncio.wait([change], timeout=None if ends_at is None else ends_at - time.monotonic())
+                    if not change.done():
+                        raise ResultTimeout(f"job {job_id} has not ended within {timeout_s:g} s; it goes on")
+            if result is not None:
+                break
+            if text:
+                place += len(text)
+                yield StreamEvent("text", place, text)
+        if not result.ok:
+            raise JobFailed.of(result)
+        if rest := (result.text or "")[place:]:
+            place += len(rest)
+            yield StreamEvent("text", place, rest)
+        yield StreamEvent("end", place)
 
     async def cancel(self, job_ids: Sequence[str]) -> int:
         """Ends those that have not ended."""

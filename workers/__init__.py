@@ -11,6 +11,7 @@ The rooms, top to bottom; each imports only what stands below it, and its `__ini
     limiter/     requests wait here until the provider will take them
     breaker/     whether a provider works, as all workers know it
     http/        HTTP to the providers
+    streams/     answers on their way to those that read them as they come
     schema/      an answer that has to fit a JSON Schema: what is wrong with it, and what mends it
     results/     worker -> Redis: results in batches
     providers/   their wire formats; no I/O

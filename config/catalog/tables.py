@@ -136,7 +136,9 @@ class Provider(Table):
     own for it. `headers` and `query` are added to each request and each URL.
 
     `structured_outputs` says which `response_format` its models take. Where that is no JSON Schema, a job's schema
-    stands in the system message. `vectors` is how embeddings are asked for where the job does not say.
+    stands in the system message. `stream_options = false` is for providers that refuse that field in a streamed
+    request, and count its tokens all the same. `vectors` is how
+    embeddings are asked for where the job does not say.
     """
 
     name: Name
@@ -154,6 +156,7 @@ class Provider(Table):
     timeout: Timeout = Timeout()
     repeat_timeouts: Flag = False
     structured_outputs: StructuredOutputs = "json_schema"
+    stream_options: Flag = True
     vectors: Vectors = "base64"
 
     @model_validator(mode="after")
@@ -187,7 +190,8 @@ class Model(Table):
 
     `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's, as it
     does for `repeat_timeouts` and `structured_outputs`. `context_tokens` is what the model takes in all, and
-    `max_output_tokens` what one answer can have; None where that is not known.
+    `max_output_tokens` what one answer can have; None where that is not known. A model that is `stream_only` answers in
+    pieces alone: the worker asks for them, and collects them.
 
     One call for embeddings takes `max_inputs`, with `max_input_tokens` in all and `max_tokens_per_input` each.
 
@@ -206,6 +210,7 @@ class Model(Table):
     structured_outputs: StructuredOutputs | None = None
     max_output_tokens: Count | None = None
     context_tokens: Count | None = None
+    stream_only: Flag = False
     max_inputs: Count = 2_048
     max_input_tokens: Count = 300_000
     max_tokens_per_input: Count | None = None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from ..results import PromptResult
+from ..streams import StreamEvent
 from ..wire.request import NewJob
 from ..wire.vocabulary import STATUSES
 
@@ -93,6 +94,15 @@ class Store(Protocol):
 
     async def wait(self, job_id: str, *, timeout_s: float | None) -> PromptResult:
         """Until the job has ended. Raises ResultTimeout; UnknownJob when it is not, or no longer, known."""
+
+    def stream(
+        self, job_id: str, *, after: int, timeout_s: float | None, is_new: bool, is_asked: bool
+    ) -> AsyncGenerator[StreamEvent, None]:
+        """The job's answer as it comes, from a place on.
+
+        `is_new`: the job was submitted a moment ago, and nobody need look. `is_asked`: it was submitted with `stream`.
+        Raises what `wait` does, and JobFailed after what came.
+        """
 
     async def cancel(self, job_ids: Sequence[str]) -> int:
         """Ask that the jobs be cancelled; how many of them had not ended."""

@@ -16,6 +16,7 @@ from ..wire.record import decoded, failure, is_end
 from .groups import Groups
 from .job_store import Sighting
 from .settings import StoreSettings
+from .streams import Streams
 from .submitting import Submissions
 from .terms import Writer
 from .waiting import ResultWaiter
@@ -66,6 +67,8 @@ class RedisStore:
             look=self._look_at,
             outage_s=settings.outage_s,
         )
+        self._streams = Streams(self._broker, settings, look=self.look, wait=self._waiter.wait)
+        self.stream = self._streams.events
 
     async def look(self, job_id: str) -> Sighting:
         """One job's result and state."""
@@ -153,6 +156,7 @@ class RedisStore:
     async def aclose(self) -> None:
         """Wakes whoever waits, with CancelledError."""
         await self._submissions.aclose()
+        await self._streams.aclose()
         await self._waiter.aclose()
         await self._broker.aclose()
         if self._results is not self._broker:

@@ -268,6 +268,15 @@ OPTIONS: Final[dict[str, Option]] = {
             default_text='`"reject"`',
         ),
         Option(
+            "stream",
+            _flag,
+            "Whether somebody is going to read the answer as it comes (`job.stream()`): the worker asks the provider "
+            "for a stream from the first call on. See [streaming](../guides/streaming.md).",
+            default=False,
+            default_text="`false`",
+            read_by=frozenset({"client", "worker"}),
+        ),
+        Option(
             "vectors",
             _vectors,
             "`base64`: whoever reads the result knows packed vectors, as our client does, which says so by itself.",

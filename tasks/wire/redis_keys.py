@@ -190,6 +190,23 @@ def answer(digest: str) -> str:
     return ANSWER_PREFIX + digest
 
 
+STREAMS_ASKED = "pm:streams:asked"
+"""Sorted set, job id -> when somebody asked to read its answer as it comes (ms): jobs that were submitted without
+`stream`. Whoever takes the message of such a job is told. The stream's end deletes its member; others count for
+`WAITING_TTL_S`."""
+
+STREAMS_CHANNEL = "pm:streams"
+"""Channel: the id of each job that enters `STREAMS_ASKED`."""
+
+STREAM_PREFIX = "pm:stream:"
+
+
+def stream(job_id: str) -> str:
+    """Stream, and channel of the same entries: an answer as it comes (workers/streams/lua/write.lua). TTL
+    `RECORD_TTL_S` after a call's begin, then `PROMPTMILL_STREAM__KEEP_S` after the answer's end."""
+    return STREAM_PREFIX + job_id
+
+
 FLIGHT_TTL_S = 60
 """How long what has become of a call under way is known to the equal prompts that were submitted before its end."""
 

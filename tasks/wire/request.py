@@ -15,7 +15,7 @@ from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
 from .options import MAX_NAME_CHARACTERS, ONLY_EMBEDDINGS, names_read_by, problem
 from .schema import schema_conflict
-from .vocabulary import JobKind, Priority
+from .vocabulary import NOT_STREAMED, STREAMED, JobKind, Priority
 
 __all__ = [
     "DEFAULT_MAX_JOB_BYTES",
@@ -38,9 +38,11 @@ _LEAVES_ITS_LANE: Final = frozenset({"deadline_s", "fallbacks", "fallback_on"})
 _READS_PACKED: Final = ',"vectors":"base64"'
 """What tells the workers that this client unpacks vectors."""
 _TRAVELLING: Final = frozenset(names_read_by("worker"))
+_USUAL: Final = (("priority", "normal"), ("stream", False))
+"""What needs no saying."""
 
 
-@dataclass(slots=True, frozen=True)
+@dataclass(slots=True)
 class NewJob:
     """A checked job. `options` is JSON too: what stands after `submitted_at` in our options, with its comma."""
 
@@ -57,6 +59,8 @@ class NewJob:
     size_bytes: int
     """About what the job takes in Redis, before base64."""
     fallbacks: tuple[str, ...] = ()
+    streams: bool = False
+    """Whether its answer is going to be read as it comes."""
     may_be_known: bool = False
     """The id is the caller's own: a job of this id may have been submitted before."""
 
@@ -85,6 +89,8 @@ def new_job(
         _check_schema(kind, options, whole)
     if kind != "embed" and options.get("too_long", "reject") != "reject":
         raise InvalidJob(f"too_long: {ONLY_EMBEDDINGS}")
+    if options.get("stream") and kind not in STREAMED:
+        raise InvalidJob(f"stream: {NOT_STREAMED}")
     if kind == "embed":
         options_json += _READS_PACKED
     body_json = _body_json(model, messages, input, body, extra_body)
@@ -101,6 +107,7 @@ def new_job(
         lane=_lane(options, priority, cast(str, model), is_repeatable=is_repeatable(kind, whole)),
         size_bytes=len(body_json.encode()) + len(options_json.encode()),
         fallbacks=tuple(options.get("fallbacks", ())),
+        streams=options.get("stream", False),
         may_be_known="id" in options,
     )
 
@@ -182,8 +189,8 @@ def _check_body(model: object, messages: Any, inputs: Any, body: dict[str, Any],
         raise InvalidJob(f"messages, input: {which}; give `messages` for a chat or `input` for an embedding")
     if extra is not None and not isinstance(extra, Mapping):
         raise InvalidJob(f"extra_body: must be an object, not {kind_of(extra)}")
-    if body.get("stream") or (extra is not None and extra.get("stream")):
-        raise InvalidJob("stream: the answer of a queued job is delivered whole; drop `stream`")
+    if extra is not None and extra.get("stream"):
+        raise InvalidJob("stream: it is an option of the job, no field of its body: submit(..., stream=True)")
     return _check_messages(messages) if inputs is None else _check_input(inputs)
 
 
@@ -215,8 +222,9 @@ def _body_json(
 def _options(given: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The checked options, and as JSON those that travel: after `submitted_at`, with its comma."""
     travelling = {name: value for name, value in given.items() if name in _TRAVELLING}
-    if travelling.get("priority") == "normal":
-        del travelling["priority"]
+    for name, default in _USUAL:
+        if travelling.get(name) == default:
+            del travelling[name]
     text = _json(travelling)
     for name, value in given.items():
         _check_option(name, value)

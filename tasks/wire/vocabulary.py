@@ -11,9 +11,11 @@ __all__ = [
     "CELERY_COMPRESSED",
     "CELERY_ENDS",
     "KINDS",
+    "NOT_STREAMED",
     "OPEN_STATES",
     "PRIORITIES",
     "STATUSES",
+    "STREAMED",
     "TOO_LONG",
     "TRIGGERS",
     "JobKind",
@@ -38,6 +40,10 @@ PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 
 JobKind = Literal["chat", "embed"]
 KINDS: Final[tuple[JobKind, ...]] = get_args(JobKind)
+
+STREAMED: Final[frozenset[JobKind]] = frozenset({"chat"})
+"""The kinds of jobs whose answers come in pieces."""
+NOT_STREAMED: Final = "an embedding comes whole; only a chat's answer is streamed"
 
 Trigger = Literal["rate_limited", "content_filter", "auth", "permission"]
 """Error codes that lead to a job's next model only where `fallback_on` names them."""

@@ -83,6 +83,41 @@ async def test_a_job_is_answered(queue: PromptQueue) -> None:
     assert await job.status() == "succeeded"
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_is_read_as_it_comes(queue: PromptQueue, script: Script, stream: bool) -> None:
+    gate = Gate()
+    script.with_ = gate.holding("24 clips")
+    job = await queue.submit(model="m", messages=MESSAGES, stream=stream)
+    reading = asyncio.create_task(_read(job))
+    with pytest.raises(ResultTimeout):
+        await anext(queue.job(job.id).stream(timeout_s=0.05))
+    gate.open()
+    assert "".join(await reading) == "24 clips"
+    assert [piece async for piece in queue.job(job.id).stream(after=3)] == ["clips"]
+    events = [event async for event in job.events()]
+    assert [event.kind for event in events] == ["started", "text", "end"]
+    assert events[-1].number == len("24 clips")
+
+
+async def _read(job: Job) -> list[str]:
+    return [piece async for piece in job.stream()]
+
+
+async def test_what_is_read_ends_as_the_job_does(queue: PromptQueue, script: Script) -> None:
+    script.with_ = lambda body: RateLimited("too many requests")
+    job = await queue.submit(model="m", messages=MESSAGES, stream=True)
+    with pytest.raises(RateLimited):
+        await _read(job)
+    with pytest.raises(UnknownJob):
+        await _read(queue.job("never-submitted"))
+
+
+def test_the_blocking_twin_reads_as_it_comes(queue: PromptQueue) -> None:
+    job = queue.sync.submit(model="m", messages=MESSAGES, stream=True)
+    assert "".join(job.stream(timeout_s=10)) == "Answer to Hello"
+    assert [event.kind for event in job.events()] == ["started", "text", "end"]
+
+
 async def test_an_answer_can_be_read_again_and_by_id(queue: PromptQueue) -> None:
     job = await queue.submit(model="m", messages=MESSAGES)
     assert await job.result(timeout_s=10) == await job.result(0) == await queue.job(job.id).result()

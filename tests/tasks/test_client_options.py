@@ -44,6 +44,7 @@ BAD: dict[str, Any] = {
     "sample": 1.5,
     "too_long": "shorten",
     "vectors": "float",
+    "stream": "yes",
     "submitted_at": "now",
 }
 

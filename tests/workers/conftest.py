@@ -174,6 +174,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         breakers: Any = None,
         pack_wait_s: float = 0.02,
         places: Any = lambda: (0, 1, 0),
+        streams: Any = None,
         real_time: bool = False,
         catalog: Catalog | None = None,
         **model: Any,
@@ -197,6 +198,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 breakers=breakers,
                 pack_wait_s=pack_wait_s,
                 places=places,
+                streams=streams,
             )
 
     return make

@@ -10,8 +10,8 @@ tally.py     what is counted of all this
 stock.py     all answers from outside: how many there are, and how they are deleted
 """
 
-from .answers import Answers, Asked, Flight, Follow
+from .answers import Answers, Flight, Follow
 from .digest import Digests, tenant_digest
 from .known import Known
 
-__all__ = ["Answers", "Asked", "Digests", "Flight", "Follow", "Known", "tenant_digest"]
+__all__ = ["Answers", "Digests", "Flight", "Follow", "Known", "tenant_digest"]

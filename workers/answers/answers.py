@@ -24,12 +24,11 @@ if TYPE_CHECKING:
 
     from redis.asyncio import Redis
 
-    from tasks.wire.vocabulary import JobKind, Priority
-
     from ..prompt.failure import Failure
+    from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer
 
-__all__ = ["Answers", "Asked", "Flight", "Follow"]
+__all__ = ["Answers", "Flight", "Follow"]
 
 BEAT_S: Final = 5.0
 """How often a process says which calls it has under way, and hears whether answers were cleared."""
@@ -39,20 +38,6 @@ PARKED_MS: Final = 30_000
 
 PLACES: Final = 4_096
 HIT, LEAD, FOLLOW = 0, 1, 2
-
-
-class Asked(NamedTuple):
-    """A job that looks for an answer. Times are epoch seconds by the worker's clock."""
-
-    digest: str
-    job_id: str
-    kind: JobKind
-    priority: Priority
-    ttl_s: float
-    """How old an answer may be, and how long its own is kept."""
-    submitted_at: float | None
-    followed: str | None
-    """The token of the call that it has waited for."""
 
 
 class Follow(NamedTuple):
@@ -75,7 +60,9 @@ class Answers:
         key_prefix: str = "",
     ) -> None:
         """`to_redis` leads from the worker's clock to Redis's, of which `redis_s` gives the time (epoch seconds)."""
-        self._courier = Courier(Link(redis, timeout_s=TIMEOUT_S), key_prefix=key_prefix, room_bytes=redis_bytes)
+        self._courier = Courier(
+            Link(redis, timeout_s=TIMEOUT_S), key_prefix=key_prefix, room_bytes=redis_bytes, keep=self._keep
+        )
         self._memory = Memory(memory_bytes)
         self._to_redis = to_redis
         self._redis_s = redis_s
@@ -108,36 +95,42 @@ class Answers:
             self.tally.note("memory", saved_usd=known.cost_usd)
         return known
 
-    async def look(self, asked: Asked) -> Known | Flight | Follow | None:
+    async def look(
+        self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None
+    ) -> Known | Flight | Follow | None:
         """An answer; a flight, to be led; whom to follow; or None: make the call, and say nothing.
 
-        Raises the `Failure` of an equal prompt that was under way together with this one, if they share it.
+        An answer may be `ttl_s` old, and the job's own is kept as long. `followed` is the token of the call that it has
+        waited for. Raises the `Failure` of an equal prompt that was under way together with this one, if they share it.
         """
         self._count += 1
         token = f"{self._process}-{self._count}"
-        rank = CELERY_PRIORITY[asked.priority]
+        options = job.options
+        rank, ttl_ms = CELERY_PRIORITY[options.priority], max(1, int(ttl_s * 1000))
+        submitted_at = options.submitted_at
         ask = {
-            "digest": asked.digest,
-            "job": asked.job_id,
+            "digest": digest,
+            "job": job.id,
             "token": token,
             "rank": rank,
             "place": self._count % PLACES,
-            "ttl_ms": int(asked.ttl_s * 1000),
-            "submitted_ms": -1 if asked.submitted_at is None else int(self._to_redis(asked.submitted_at) * 1000),
-            "followed": asked.followed or "",
+            "ttl_ms": ttl_ms,
+            "submitted_ms": -1 if submitted_at is None else int(self._to_redis(submitted_at) * 1000),
+            "followed": followed or "",
         }
-        reply = await self._courier.look(asked.digest, ask)
+        asked = self._courier.look(digest, ask)
+        reply = None if asked is None else await asked
         if reply is None:
             self.tally.note("skipped")
             return None
         if reply[0] == LEAD:
             self.tally.note("missed")
-            flight = self._flights[token] = Flight(self, asked, token, rank)
+            flight = self._flights[token] = Flight(self, job.kind, digest, token, rank=rank, ttl_ms=ttl_ms)
             return flight
         if reply[0] == FOLLOW:
             self.tally.note("followed")
-            return Follow(Follows(redis_keys.flight(asked.digest), reply[1].decode()))
-        return self._known(asked.digest, reply)
+            return Follow(Follows(redis_keys.flight(digest), reply[1].decode()))
+        return self._known(digest, reply)
 
     def _known(self, digest: str, reply: list[Any]) -> Known | None:
         data: bytes = reply[1]
@@ -151,13 +144,13 @@ class Answers:
         self.tally.note("redis", saved_usd=known and known.cost_usd)
         return known
 
-    def land(self, flight: Flight, landing: Landing) -> None:
+    def land(self, flight: Flight) -> None:
         """For `Flight`: the call is no longer under way here."""
         if self._flights.pop(flight.token, None) is not None:
-            self._courier.land(landing)
+            self._courier.land(flight)
 
-    def keep(self, digest: str, data: bytes, ttl_ms: int) -> None:
-        """For `Flight`: remember an answer of this process."""
+    def _keep(self, digest: str, data: bytes, ttl_ms: int) -> None:
+        """Remember an answer of this process."""
         now_ms = self._redis_s() * 1000
         self._memory.put(digest, data, stored_ms=now_ms, ends_ms=now_ms + ttl_ms)
 
@@ -179,50 +172,33 @@ class Answers:
             self._cleared = cleared
 
 
-class Flight:
+class Flight(Landing):
     """The lead of a call for equal prompts. Say once what has become of it."""
 
-    __slots__ = ("_answers", "_asked", "_rank", "token")
+    __slots__ = ("_answers", "_kind")
 
-    def __init__(self, answers: Answers, asked: Asked, token: str, rank: int) -> None:
+    def __init__(self, answers: Answers, kind: JobKind, digest: str, token: str, *, rank: int, ttl_ms: int) -> None:
+        super().__init__(digest, token, "release", rank=rank, ttl_ms=ttl_ms)
         self._answers = answers
-        self._asked = asked
-        self._rank = rank
-        self.token = token
-
-    @property
-    def digest(self) -> str:
-        return self._asked.digest
+        self._kind = kind
 
     def answered(self, answer: Answer, *, answered_by: str, cost_usd: float | None) -> None:
         """There is an answer: a whole one is stored, any other is for those that were under way."""
-        asked = self._asked
-        ttl_ms = max(1, int(asked.ttl_s * 1000))
-        known = Known(answer, answered_by, cost_usd)
-        if not is_good(asked.kind, answer.response):
-            self._land(Landing(self.digest, self.token, "share", known))
-            return
-
-        def keep(data: bytes) -> None:
-            self._answers.keep(asked.digest, data, ttl_ms)
-
-        self._land(Landing(self.digest, self.token, "store", known, ttl_ms=ttl_ms, keep=keep))
+        self.known = Known(answer, answered_by, cost_usd)
+        self.how = "store" if is_good(self._kind, answer.response) else "share"
+        self._answers.land(self)
 
     def failed(self, failure: Failure) -> None:
         """There is none: those that were under way share the failure, or one of them tries again."""
         if is_shared(failure):
-            self._land(Landing(self.digest, self.token, "share", data=encode_failure(failure)))
-        else:
-            self.release()
+            self.how, self.data = "share", encode_failure(failure)
+        self._answers.land(self)
 
     def parked(self, until_s: float) -> None:
         """The job comes back then (epoch seconds, the worker's clock), and leads on."""
-        until_ms = self._answers.parked_until_ms(until_s)
-        self._land(Landing(self.digest, self.token, "park", until_ms=until_ms, rank=self._rank))
+        self.how, self.until_ms = "park", self._answers.parked_until_ms(until_s)
+        self._answers.land(self)
 
     def release(self) -> None:
         """Another may lead."""
-        self._land(Landing(self.digest, self.token, "release"))
-
-    def _land(self, landing: Landing) -> None:
-        self._answers.land(self, landing)
+        self._answers.land(self)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import orjson
 from redis.exceptions import RedisError
@@ -18,7 +18,7 @@ from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
 
 from . import scripts
-from .known import NOTHING, encode
+from .known import NOTHING, encode, encode_large
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from ..redis.link import Link
     from .known import Known
 
-__all__ = ["TIMEOUT_S", "Courier", "Landing", "Look"]
+__all__ = ["TIMEOUT_S", "Courier", "Landing"]
 
 logger = logging.getLogger("promptmill.answers")
 
@@ -60,37 +60,37 @@ LED = 1
 """The reply to one who is to call."""
 
 
-class Look(NamedTuple):
-    """A prompt's question, in the words of look.lua."""
-
-    digest: str
-    ask: dict[str, Any]
-    reply: asyncio.Future[list[Any] | None]
+Look: TypeAlias = "tuple[str, dict[str, Any], asyncio.Future[list[Any] | None]]"
+"""A digest, the question in the words of look.lua, and the reply."""
 
 
-class Landing(NamedTuple):
-    """What has become of a call, in the words of land.lua. `known` is what is stored, or else `data`.
+class Landing:
+    """What has become of a call, in the words of land.lua. `known` is what is stored, or else `data`."""
 
-    `keep` gets the answer as it is stored.
-    """
+    __slots__ = ("data", "digest", "how", "known", "rank", "token", "ttl_ms", "until_ms")
 
-    digest: str
-    token: str
-    how: How
-    known: Known | None = None
-    data: bytes = b""
-    ttl_ms: int = 0
-    until_ms: int = 0
-    rank: int = 0
-    keep: Callable[[bytes], None] | None = None
+    def __init__(self, digest: str, token: str, how: How, *, rank: int = 0, ttl_ms: int = 0) -> None:
+        self.digest = digest
+        self.token = token
+        self.how = how
+        self.rank = rank
+        self.ttl_ms = ttl_ms
+        self.known: Known | None = None
+        self.data = b""
+        self.until_ms = 0
 
 
 class Courier:
     """One for each process. Belongs to one event loop."""
 
-    def __init__(self, link: Link, *, key_prefix: str, room_bytes: int) -> None:
-        """`room_bytes`: how many bytes all answers in Redis may take."""
+    def __init__(
+        self, link: Link, *, key_prefix: str, room_bytes: int, keep: Callable[[str, bytes, int], None]
+    ) -> None:
+        """`room_bytes`: how many bytes all answers in Redis may take. `keep` gets each answer as it is stored, with its
+        digest and for how many ms.
+        """
         self._link = link
+        self._keep = keep
         self._prefix = key_prefix
         self._indexes = [key_prefix + key for key in redis_keys.ANSWER_INDEXES]
         self._names = {
@@ -112,27 +112,29 @@ class Courier:
         """Whether something could not be said yet."""
         return bool(self._unsaid)
 
-    async def look(self, digest: str, ask: dict[str, Any]) -> list[Any] | None:
-        """The reply of look.lua; None: Redis is not asked now. Where its reply is lost, the caller may be the one who
-        leads: it calls, and says what has become of it."""
+    def look(self, digest: str, ask: dict[str, Any]) -> asyncio.Future[list[Any] | None] | None:
+        """Gives the reply of look.lua; None: Redis is not asked now. Where its reply is lost, the caller may be the one
+        who leads: it calls, and says what has become of it."""
         loop = asyncio.get_running_loop()
         if loop.time() < self._away_until:
             return None
-        look = Look(digest, ask, loop.create_future())
-        self._looks.append(look)
-        self._start()
-        return await look.reply
+        reply: asyncio.Future[list[Any] | None] = loop.create_future()
+        self._looks.append((digest, ask, reply))
+        if self._sender is None:
+            self._start()
+        return reply
 
     def land(self, landing: Landing) -> None:
         """Say it with the next batch."""
         self._landings.append(landing)
-        self._start()
+        if self._sender is None:
+            self._start()
 
     async def renew(self, flights: Sequence[tuple[str, str]]) -> int | None:
         """Say that these calls, with digest and token, are under way. How often answers were cleared; None: unknown."""
         self._landings += self._unsaid
         self._unsaid.clear()
-        if self._landings:
+        if self._landings and self._sender is None:
             self._start()
         cleared = None
         for some in _pieces(flights) if flights else [[]]:
@@ -154,8 +156,7 @@ class Courier:
         await self._link.close()
 
     def _start(self) -> None:
-        if self._sender is None:
-            self._sender = asyncio.create_task(self._send())
+        self._sender = asyncio.create_task(self._send())
 
     async def _send(self) -> None:
         try:
@@ -170,32 +171,33 @@ class Courier:
             self._sender = None
 
     async def _ask(self, looks: Sequence[Look]) -> None:
-        ask = {
+        asks = {
             "answers": self._names["answers"],
             "flights": self._names["flights"],
             "lease_ms": LEASE_MS,
             "soon_ms": SOON_MS,
             "furthest_ms": FURTHEST_MS,
-            "asks": [look.ask for look in looks],
+            "asks": [ask for _, ask, _ in looks],
         }
         replies: Sequence[Any]
         try:
-            replies = await self._link.run(scripts.LOOK, self._indexes[:1], [orjson.dumps(ask)])
+            replies = await self._link.run(scripts.LOOK, self._indexes[:1], [orjson.dumps(asks)])
         except AWAY as error:
             self._note_away(error)
             replies = [[LED]] * len(looks)
-        for look, reply in zip(looks, replies, strict=True):
-            if not look.reply.done():
-                look.reply.set_result(reply)
+        for (digest, ask, waiting), reply in zip(looks, replies, strict=True):
+            if not waiting.done():
+                waiting.set_result(reply)
             elif reply[0] == LED:  # it was stopped meanwhile
-                self.land(Landing(look.digest, look.ask["token"], "release"))
+                self.land(Landing(digest, ask["token"], "release"))
 
     async def _tell(self, landings: Sequence[Landing]) -> None:
         calls, texts = [], []
         for landing in landings:
-            call, text = await self._words(landing)
-            calls.append(call)
-            texts.append(text)
+            if landing.known is not None:
+                landing.data = encode(landing.known) or await encode_large(landing.known)
+            calls.append(self._words(landing))
+            texts.append(landing.data)
         ask = orjson.dumps(self._names | {"calls": calls})
         try:
             left = await self._link.run(scripts.LAND, self._indexes, [ask, *texts])
@@ -207,15 +209,13 @@ class Courier:
             if more:
                 self.land(Landing(landing.digest, landing.token, "wake"))
 
-    async def _words(self, landing: Landing) -> tuple[dict[str, Any], bytes]:
-        how, data = landing.how, landing.data
-        if landing.known is not None:
-            data = await encode(landing.known)
-            if data[0] == NOTHING[0]:
-                how = "share"
-            elif landing.keep is not None:
-                landing.keep(data)
-        call = {
+    def _words(self, landing: Landing) -> dict[str, Any]:
+        how = landing.how
+        if landing.known is not None and landing.data[0] == NOTHING[0]:
+            how = "share"
+        elif how == "store":
+            self._keep(landing.digest, landing.data, landing.ttl_ms)
+        return {
             "digest": landing.digest,
             "token": landing.token,
             "how": how,
@@ -223,7 +223,6 @@ class Courier:
             "until_ms": landing.until_ms,
             "rank": landing.rank,
         }
-        return call, data
 
     def _note_away(self, error: Exception) -> None:
         now = asyncio.get_running_loop().time()

@@ -41,6 +41,7 @@ ORDERED: Final = frozenset(
 
 MOST_SCOPES: Final = 1_024
 TENANT_DIGITS: Final = 16
+NOBODY: Final = "-"
 _SEPARATOR: Final = b"\0"
 """No JSON text holds it."""
 
@@ -60,15 +61,14 @@ class Digests:
             scope = self._scopes[job.kind, alias] = _scope(job, model, provider, codec)
         tenant = job.options.tenant or ""
         hashed = scope.copy()
-        hashed.update(f"{job.options.sample} {tenant}".encode() if tenant else b"%d" % job.options.sample)
-        hashed.update(_SEPARATOR)
-        hashed.update(_canonical(job.body))
-        return f"{tenant_digest(tenant)}:{hashed.hexdigest()}"
+        asked_for = f"{job.options.sample} {tenant}".encode() if tenant else b"%d" % job.options.sample
+        hashed.update(b"%b\0%b" % (asked_for, _canonical(job.body)))
+        return f"{tenant_digest(tenant) if tenant else NOBODY}:{hashed.hexdigest()}"
 
 
 def tenant_digest(tenant: str) -> str:
     """What the digests of a tenant's prompts begin with. "" is nobody's."""
-    return hashlib.sha256(tenant.encode()).hexdigest()[:TENANT_DIGITS] if tenant else "-"
+    return hashlib.sha256(tenant.encode()).hexdigest()[:TENANT_DIGITS] if tenant else NOBODY
 
 
 def _scope(job: PromptJob, model: Model, provider: Provider, codec: Codec) -> Any:
@@ -82,9 +82,11 @@ def _scope(job: PromptJob, model: Model, provider: Provider, codec: Codec) -> An
 
 def _canonical(body: dict[str, Any]) -> bytes:
     """The request as one text. The model's alias is ours; the scope has the provider's own name of it."""
-    rest = {name: value for name, value in body.items() if name != "model"}
-    ordered = sorted(ORDERED.intersection(rest))
-    texts = [_dumps([name, rest.pop(name)], 0) for name in ordered]
+    rest = body.copy()
+    rest.pop("model", None)
+    if not (ordered := ORDERED.intersection(rest)):
+        return _dumps(rest, orjson.OPT_SORT_KEYS)
+    texts = [_dumps([name, rest.pop(name)], 0) for name in sorted(ordered)]
     return _SEPARATOR.join([_dumps(rest, orjson.OPT_SORT_KEYS), *texts])
 
 

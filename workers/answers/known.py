@@ -22,7 +22,7 @@ from ..providers import Answer
 if TYPE_CHECKING:
     from ..prompt.job import JobKind
 
-__all__ = ["NOTHING", "Known", "decode", "encode", "encode_failure", "is_good", "is_shared"]
+__all__ = ["NOTHING", "Known", "decode", "encode", "encode_failure", "encode_large", "is_good", "is_shared"]
 
 MOST_BYTES: Final = 4 * 1024 * 1024
 """Of an answer in JSON. A larger one is not kept: many jobs may hold it at the same time."""
@@ -69,8 +69,23 @@ def is_shared(failure: Failure) -> bool:
     return failure.code in _SHARED and not failure.retryable
 
 
-async def encode(known: Known) -> bytes:
-    """As it is stored. `NOTHING` for what is too large to be kept. What is large is compressed in a thread."""
+def encode(known: Known) -> bytes | None:
+    """As it is stored; None for what `encode_large` is for."""
+    text = _text(known)
+    if len(text) < COMPRESS_FROM_BYTES:
+        return PLAIN + text
+    return DEFLATED + zlib.compress(text, _LEVEL) if len(text) < LARGE_BYTES else None
+
+
+async def encode_large(known: Known) -> bytes:
+    """As it is stored, compressed in a thread. `NOTHING` for what is too large to be kept."""
+    text = _text(known)
+    if len(text) > MOST_BYTES:
+        return NOTHING
+    return DEFLATED + await asyncio.to_thread(zlib.compress, text, _LEVEL)
+
+
+def _text(known: Known) -> bytes:
     answer = known.answer
     fields = {
         "response": answer.response,
@@ -80,14 +95,7 @@ async def encode(known: Known) -> bytes:
     }
     if answer.text != _first_text(answer.response):
         fields["text"] = answer.text
-    text = orjson.dumps(fields)
-    if len(text) > MOST_BYTES:
-        return NOTHING
-    if len(text) < COMPRESS_FROM_BYTES:
-        return PLAIN + text
-    if len(text) < LARGE_BYTES:
-        return DEFLATED + zlib.compress(text, _LEVEL)
-    return DEFLATED + await asyncio.to_thread(zlib.compress, text, _LEVEL)
+    return orjson.dumps(fields)
 
 
 def encode_failure(failure: Failure) -> bytes:

@@ -21,6 +21,7 @@ from tasks.redis.script import Script
 from tasks.wire import redis_keys
 
 from ..redis.clock import redis_clock
+from ..streams import asked
 from ..telemetry.counts import counts
 from ..telemetry.notices import Notice, notices
 from . import scripts
@@ -140,6 +141,7 @@ class Commands:
                 self.key(redis_keys.CANCELLED),
                 self.key(redis_keys.SUSPECTED),
                 self.key(redis_keys.FORGOTTEN),
+                self.key(redis_keys.STREAMS_ASKED),
                 *chain.from_iterable(queue_keys),
             ),
             self._ask(
@@ -176,9 +178,11 @@ class Commands:
             raise reply
         if load.acks:
             self._leases.note_acknowledged(load.acks, time.monotonic())
-        now_ms, due_ms, cancelled, *rest = reply
+        now_ms, due_ms, cancelled, streams, *rest = reply
         taken = [(rest[i].decode(), queues[rest[i + 1] - 1], rest[i + 2]) for i in range(0, len(rest), 3)]
         ids = [job_id.decode() for job_id in cancelled]
+        if streams:
+            asked.hear(job_id.decode() for job_id in streams)
         due_at_ms = due_ms if due_ms >= 0 else None
         then(Exchanged(now_ms, due_at_ms, taken, ids, acked=len(load.acks), room=room, asked_at=asked_at))
 

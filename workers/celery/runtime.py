@@ -34,6 +34,7 @@ from ..pool import places
 from ..providers.keyring import KeyRing
 from ..redis.channel import Channel
 from ..redis.clock import redis_clock
+from ..streams import Streams, asked
 from ..telemetry.failure_log import FailureLog
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
         Http(settings.http) as http,
         _offered(catalog, ring),
         answers_of(settings, redis) as answers,
+        _streams(redis, settings, channel) as streams,
     ):
         pipeline = pipeline_of(
             settings,
@@ -113,6 +115,7 @@ async def lifespan(app: Celery) -> AsyncIterator[None]:
             others=OtherWorkers(redis, key_prefix=settings.key_prefix),
             answers=answers,
             breakers=breakers,
+            streams=streams,
             on_failure=FailureLog().note,
         )
         channel.open()  # all listen by now
@@ -133,6 +136,7 @@ def pipeline_of(
     others: Others,
     answers: Store,
     breakers: Breakers | None = None,
+    streams: Streams | None = None,
     on_failure: Callable[[PromptResult, str | None], None] | None = None,
 ) -> Pipeline:
     """A worker's pipeline, as its settings want it. `on_failure`: as `Pipeline`'s."""
@@ -157,6 +161,7 @@ def pipeline_of(
         answers=answers,
         cache_ttl_s=settings.cache.ttl_s,
         breakers=breakers,
+        streams=streams,
         time_limit=SoftTimeLimitExceeded,
         on_failure=on_failure,
     )
@@ -203,6 +208,24 @@ async def _breakers(redis: Redis, settings: Settings, channel: Channel) -> Async
     async with Breakers(policy, now=redis_clock, shared=shared, hears=lambda: channel.hears) as breakers:
         channel.listen(redis_keys.BREAKER_CHANNEL, breakers.hear, hears_again=breakers.hear_again)
         yield breakers
+
+
+@asynccontextmanager
+async def _streams(redis: Redis, settings: Settings, channel: Channel) -> AsyncIterator[Streams]:
+    wanted = settings.stream
+    streams = Streams(
+        redis,
+        coalesce_ms=wanted.coalesce_ms,
+        max_bytes=wanted.max_bytes,
+        keep_s=wanted.keep_s,
+        key_prefix=settings.key_prefix,
+    )
+    # A reader whom nobody has heard gets the text at the end.
+    channel.listen(redis_keys.STREAMS_CHANNEL, asked.hear_one, hears_again=lambda: None)
+    try:
+        yield streams
+    finally:
+        await streams.close()
 
 
 def _client(settings: Settings) -> Redis:

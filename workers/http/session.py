@@ -25,15 +25,18 @@ from ..providers import ProviderRequest, RawResponse
 from .encoding import ACCEPTED, Undecodable
 from .errors import FOREIGN, translate
 from .exchange import Exchanges, Response, reuse_traces, watched_socket
+from .pieces import Pieces
 from .timeouts import Timeouts
 from .unstored import UNCOUNTED_BYTES, Share, Unstored
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine
+    from collections.abc import Callable, Coroutine
     from types import TracebackType
 
     from config.catalog import Profile, Timeout
     from config.settings import Http as HttpSettings
+
+    from ..providers import Assembly
 
 __all__ = ["Http", "check_proxies", "tls_context"]
 
@@ -103,6 +106,89 @@ class Http:
             return self._post(lane, request, timeout)
         return self._post_in_turn(lane, lane.free, request, timeout)
 
+    async def stream(
+        self,
+        request: ProviderRequest,
+        assembly: Assembly,
+        *,
+        timeout: Timeout,
+        on_text: Callable[[str], object],
+        profile: Profile = "default",
+    ) -> RawResponse:
+        """As `post`, of an answer that comes in pieces: they go into `assembly`, and what they add to the text to
+        `on_text`. The response's body is the answer put together. One that comes whole all the same is read whole.
+
+        `timeout.total_s` is how long the first piece may take, and the next after a silence of comments alone;
+        `timeout.read_s` limits a silence.
+        """
+        lane = self._lanes[profile]
+        if lane.free is None:
+            return await self._stream(lane, request, assembly, timeout, on_text)
+        async with lane.free:
+            return await self._stream(lane, request, assembly, timeout, on_text)
+
+    async def _stream(
+        self,
+        lane: _Lane,
+        request: ProviderRequest,
+        assembly: Assembly,
+        timeout: Timeout,
+        on_text: Callable[[str], object],
+    ) -> RawResponse:
+        most = max(self._settings.max_response_bytes, request.answer_bytes)
+        pieces = Pieces(assembly, on_text, most=most, silent_s=timeout.total_s)
+        limit = self._timeouts.after(timeout.total_s)
+        try:
+            with limit:
+                response = await self._open(lane, request, timeout)
+                try:
+                    if response.status >= 300:
+                        return RawResponse(response.status, response.headers, await _error_body(response))
+                    response.decode()
+                    whole = await pieces.read_first(response)
+                    if whole is not None:
+                        whole = await _read(response, min(UNCOUNTED_BYTES, most), whole)
+                        _check_size(response, whole, most)
+                except BaseException:
+                    response.close()
+                    raise
+            if whole is None:
+                return await self._put_together(response, pieces)
+            if response.at_eof():
+                return RawResponse(response.status, response.headers, whole)
+            return await self._large(response, whole, limit.expires_at - asyncio.get_running_loop().time(), most)
+        except Undecodable as unasked:
+            failure = _undecodable(unasked)
+        except FOREIGN as error:
+            failure = translate(error, stage=request.stage)
+        try:
+            raise failure  # outside of `except`, and let go of: see `_post`
+        finally:
+            del failure
+
+    async def _put_together(self, response: Response, pieces: Pieces) -> RawResponse:
+        """Read the rest of a stream."""
+        try:
+            body = await pieces.read_rest(response)
+            held = None
+            if len(body) > UNCOUNTED_BYTES:
+                held = self._unstored.open()
+                await held.grow(len(body))
+                await self._unstored.turn()
+        except BaseException:
+            response.close()
+            raise
+        return RawResponse(response.status, response.headers, body, held=held)
+
+    def _open(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> Coroutine[Any, Any, Response]:
+        return lane.exchanges.post(
+            request,
+            # So that it is the first to pass: what can't be reached is not a call that took too long.
+            connect_s=min(timeout.connect_s, timeout.total_s / 2),
+            read_s=timeout.read_s,
+            proxy=self._proxy(request.url),
+        )
+
     async def _post_in_turn(
         self, lane: _Lane, free: asyncio.Semaphore, request: ProviderRequest, timeout: Timeout
     ) -> RawResponse:
@@ -114,13 +200,7 @@ class Http:
         most = max(self._settings.max_response_bytes, request.answer_bytes)
         try:
             with limit:
-                response = await lane.exchanges.post(
-                    request,
-                    # So that it is the first to pass: what can't be reached is not a call that took too long.
-                    connect_s=min(timeout.connect_s, timeout.total_s / 2),
-                    read_s=timeout.read_s,
-                    proxy=self._proxy(request.url),
-                )
+                response = await self._open(lane, request, timeout)
                 try:
                     body = await self._beginning(response, most)
                 except BaseException:
@@ -191,9 +271,9 @@ class Http:
         return _Lane(session, exchanges, asyncio.Semaphore(limit) if limit else None)
 
 
-async def _read(response: Response, limit: int) -> bytes:
+async def _read(response: Response, limit: int, beginning: bytes = b"") -> bytes:
     """The body, whole if it fits into `limit` bytes; else more than `limit` of it, and the rest is left unread."""
-    body = await response.read_some()
+    body = beginning or await response.read_some()
     if response.at_eof() or len(body) > limit:
         return body
     chunks = [body]

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from ..http.session import Http
     from ..providers import Answer
     from ..providers.keyring import KeyRing
+    from ..streams import Streams
     from .limits import Limits
     from .retry_policy import RetryPolicy
     from .trip import Down, Rung
@@ -109,6 +110,7 @@ class Pipeline:
         answers: Store | None = None,
         cache_ttl_s: float | None = None,
         breakers: Breakers | None = None,
+        streams: Streams | None = None,
         read_stamp: Callable[[float], float] = float,
         time_limit: type[Exception] = _NoTimeLimit,
         on_failure: Callable[[PromptResult, str | None], None] | None = None,
@@ -123,7 +125,8 @@ class Pipeline:
         their `tenant_weights`. `offers` is what this worker announces; a job that it can't do is left to `others`, if
         there are any. `answers` are those of all workers; without them no job is cached.
         `cache_ttl_s`: how long, in seconds, those of repeatable jobs are kept that do not say. `breakers` know which
-        providers are out; None: only those that can't be reached. `time_limit` is what is raised in a job whose time
+        providers are out; None: only those that can't be reached. `streams` takes answers to those that read them as
+        they come; without it nobody does. `time_limit` is what is raised in a job whose time
         in the worker is over.
         `on_failure` is called with each result that is no answer, and the job's tenant.
         """
@@ -169,7 +172,8 @@ class Pipeline:
             ),
             Admission(limits, keys_of=keys.of, park_after_s=park_after_s),
         )
-        self._call = Call(http, now=now, compresses=compresses, time_limit=time_limit)
+        self._streams = streams
+        self._call = Call(http, now=now, compresses=compresses, time_limit=time_limit, streams=streams)
         self.ladder = lru_cache(maxsize=LADDERS_KEPT)(self._build)
 
     def _build(self, shape: Shape) -> Ladder:
@@ -254,12 +258,16 @@ class Pipeline:
             raise
         except Exception as bug:  # noqa: BLE001 - a fault of ours must end this job, not the worker
             return self._failed(trip, _internal(bug, job))
+        if trip.feed is not None and self._streams is not None:
+            await self._streams.end(trip.feed, answer.text or "")
         return answered(trip, answer, self._now())
 
     async def _refuse(self, job: PromptJob, refused: Failure, now: float) -> PromptResult:
         return self._failed(Trip(job, now), refused)
 
     def _failed(self, trip: Trip, failure: Failure) -> PromptResult:
+        if trip.feed is not None and self._streams is not None:
+            self._streams.give_up(trip.feed)
         result = unanswered(trip, failure, self._now())
         if self._on_failure is not None:
             self._on_failure(result, trip.job.options.tenant)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ..limiter import Cost, Permit, Waiter
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
+    from ..streams import Feed
     from .packing.caps import CallCaps
     from .record_limit import RecordSizes
 
@@ -131,7 +132,9 @@ class Trip:
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
     followed: str | None = None
-    """The call of an equal prompt that it has waited for (`answers.Asked.followed`)."""
+    """The call of an equal prompt that it has waited for (`answers.Answers.look`)."""
+    feed: Feed | None = None
+    """Where its answer goes as it comes, if somebody reads it."""
     key: SecretStr | None = None
     """The provider's key of the latest call."""
     called_at: float = 0.0

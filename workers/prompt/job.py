@@ -22,7 +22,7 @@ from tasks.wire.json_text import MAX_DEPTH, NotJson, check
 from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, ONLY_EMBEDDINGS, problem
 from tasks.wire.request import is_repeatable
 from tasks.wire.schema import response_format, schema_conflict
-from tasks.wire.vocabulary import JobKind, Priority, TooLong, Trigger
+from tasks.wire.vocabulary import NOT_STREAMED, STREAMED, JobKind, Priority, TooLong, Trigger
 
 from .failure import Failure
 
@@ -55,6 +55,7 @@ class Options:
     cache_ttl_s: float | None = None
     sample: int = 0
     too_long: TooLong = "reject"
+    stream: bool = False
     vectors: str | None = None
     submitted_at: float | None = None
 
@@ -106,6 +107,8 @@ def parse(
     options, schema = _options(raw_options, now=now, read_stamp=read_stamp)
     if kind != "embed" and options.too_long != "reject":
         raise _refused(f"`promptmill.too_long`: {ONLY_EMBEDDINGS}")
+    if options.stream and kind not in STREAMED:
+        raise _refused(f"`promptmill.stream`: {NOT_STREAMED}")
     if schema is not None or options.repair:
         body = _with_schema(kind, body, schema, has_repair=bool(options.repair))
     return PromptJob(job_id, kind, model, body, options, group, bool(args))

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from .anthropic import AnthropicCodec
 from .azure import AzureCodec
-from .codec import Answer, AnswerSize, Codec, Probe, ProviderRequest, RawResponse, Stage
+from .codec import Answer, AnswerSize, Assembly, Codec, Probe, ProviderRequest, RawResponse, Stage
 from .openai import OpenAICodec
 
-__all__ = ["CODECS", "Answer", "AnswerSize", "Codec", "Probe", "ProviderRequest", "RawResponse", "Stage"]
+__all__ = ["CODECS", "Answer", "AnswerSize", "Assembly", "Codec", "Probe", "ProviderRequest", "RawResponse", "Stage"]
 
 CODECS: dict[str, Codec] = {"openai": OpenAICodec(), "azure": AzureCodec(), "anthropic": AnthropicCodec()}
 """By `Provider.kind`."""

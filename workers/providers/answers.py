@@ -30,6 +30,7 @@ __all__ = [
     "count_token_ids",
     "is_filtered",
     "is_spent",
+    "loads",
     "read_chat",
     "read_embeddings",
     "read_object",
@@ -66,7 +67,7 @@ def read_object(raw: RawResponse, *, now: float) -> dict[str, Any]:
         # orjson is strict (no NaN, no broken UTF-8) and stops at 1,024 levels by itself.
         parsed = orjson.loads(body)
     except ValueError:
-        parsed = _loads_odd(body)
+        parsed = loads(body)
     if not isinstance(parsed, dict):
         if isinstance(parsed, list) and parsed and isinstance(parsed[0], dict) and parsed[0].get("error"):
             raise refusal_within(parsed, raw, now=now)
@@ -272,7 +273,7 @@ def _children(value: Any) -> list[Any]:
     return [item for item in items if isinstance(item, dict | list)]
 
 
-def _loads_odd(body: bytes) -> Any:
+def loads(body: bytes) -> Any:
     """JSON behind a byte order mark, or with halves of surrogate pairs in it, as of an emoji that was cut: U+FFFD takes
     their place. Raises `Failure` for anything else."""
     text = body.removeprefix(_BYTE_ORDER_MARK)

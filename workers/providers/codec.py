@@ -21,7 +21,17 @@ if TYPE_CHECKING:
 
     from ..prompt.job import PromptJob
 
-__all__ = ["Answer", "AnswerSize", "Codec", "Probe", "ProviderRequest", "RawResponse", "RequestSize", "Stage"]
+__all__ = [
+    "Answer",
+    "AnswerSize",
+    "Assembly",
+    "Codec",
+    "Probe",
+    "ProviderRequest",
+    "RawResponse",
+    "RequestSize",
+    "Stage",
+]
 
 
 class RequestSize(NamedTuple):
@@ -89,6 +99,30 @@ class Answer:
     usage: Usage | None
 
 
+class Assembly(Protocol):
+    """One answer that comes in pieces, put together to what would have come as a whole."""
+
+    is_done: bool
+    """Whether the provider has said that nothing follows."""
+    size: int
+    """About how many bytes it holds."""
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a piece of an answer has come: a model has seen the prompt."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether nothing is missing where the connection ends now."""
+
+    def add(self, name: bytes, data: bytes) -> str:
+        """Take an event; the text that it adds to what will be `Answer.text`. Raises ValueError for what is no JSON,
+        and `Failure` (`bad_response`)."""
+
+    def whole(self) -> dict[str, Any]:
+        """The body of the answer, or of the error that came in its place."""
+
+
 class Probe(NamedTuple):
     """A GET that costs nothing and shows whether a key is taken: the list of the provider's models, as a rule.
 
@@ -122,8 +156,14 @@ class Codec(Protocol):
     def answer_size(self, job: PromptJob) -> AnswerSize:
         """How large the answer is likely to be. Cheap."""
 
-    def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
-        """The job as this provider wants it. Raises `Failure` for what `check` refuses, or what is no JSON."""
+    def request(
+        self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None, streams: bool = False
+    ) -> ProviderRequest:
+        """The job as this provider wants it; `streams` asks for the answer in pieces. Raises `Failure` for what `check`
+        refuses, or what is no JSON."""
+
+    def assembly(self) -> Assembly:
+        """What puts the pieces of a chat's answer together."""
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """The answer that the response holds. Raises `Failure` for anything else, whatever the bytes are.

@@ -10,9 +10,10 @@ import orjson
 
 from ..prompt.failure import Failure
 from .answers import count_inputs, count_token_ids, read_chat, read_embeddings, read_object
-from .codec import Answer, AnswerSize, Probe, ProviderRequest, RawResponse, RequestSize
+from .codec import Answer, AnswerSize, Assembly, Probe, ProviderRequest, RawResponse, RequestSize
 from .refusals import refusal, with_evidence
 from .size import measure
+from .stream.chunks import ChatAssembly
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,8 +47,8 @@ PATHS: dict[JobKind, str] = {"chat": "/chat/completions", "embed": "/embeddings"
 class OpenAICodec:
     """OpenAI, and every gateway that speaks its protocol.
 
-    The body goes out as the user wrote it, with two exceptions: `model` becomes the provider's own name, and
-    `stream` and `stream_options` are left out, because the answer is delivered whole.
+    The body goes out as the user wrote it, with two exceptions: `model` becomes the provider's own name, and whether
+    the answer is streamed is the worker's to say, not the body's.
     """
 
     version = 1
@@ -83,15 +84,25 @@ class OpenAICodec:
     def check(self, job: PromptJob, *, model: Model) -> None:
         """See `Codec.check`. The provider judges the body."""
 
-    def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
+    def request(
+        self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None, streams: bool = False
+    ) -> ProviderRequest:
         """See `Codec.request`."""
         body = {**job.body, "model": model.upstream}
         body.pop("stream", None)
-        body.pop("stream_options", None)
+        wished = body.pop("stream_options", None)
+        if streams:
+            body["stream"] = True
+            if provider.stream_options:
+                body["stream_options"] = {**(wished if isinstance(wished, dict) else {}), "include_usage": True}
         sent = headers(job, provider)
         if key is not None:
             sent.update(self._auth(provider, key))
         return ProviderRequest(self._url(job, model, provider), sent, dumps(body), answer_bytes(job))
+
+    def assembly(self) -> Assembly:
+        """See `Codec.assembly`."""
+        return ChatAssembly()
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """See `Codec.probe`."""

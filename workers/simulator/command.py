@@ -42,6 +42,9 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
         typer.Option(metavar="NAME=SHARE", help=f"A fault and its share of calls; repeatable. {', '.join(FAULTS)}."),
     ] = None,
     output_tokens: Annotated[float, typer.Option(help="Mean length of an answer, in tokens.")] = _DEFAULT.output_tokens,
+    tokens_per_s: Annotated[
+        float | None, typer.Option(help="How fast a streamed answer comes.", show_default="within the latency")
+    ] = _DEFAULT.tokens_per_s,
     dimensions: Annotated[int, typer.Option(help="Numbers in a vector.")] = _DEFAULT.embedding_dimensions,
     max_inputs: Annotated[int | None, typer.Option(help="Inputs of a call for embeddings.")] = _DEFAULT.max_inputs,
     max_input_tokens: Annotated[
@@ -79,6 +82,7 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
             burst=burst,
             faults=_faults(fault or []),
             output_tokens=output_tokens,
+            tokens_per_s=tokens_per_s,
             embedding_dimensions=dimensions,
             max_inputs=max_inputs,
             max_input_tokens=max_input_tokens,

@@ -39,12 +39,13 @@ async def deliver(request: BaseRequest, plan: Plan, *, request_id: Headers) -> S
             return await _written(request, flood.pieces(), {**headers, "Content-Type": JSON_TYPE})
         case Bomb() as bomb:
             return json_response(bomb.body(), headers={**headers, "Content-Encoding": "gzip"})
-        case Broken(way=way):
+        case Broken(way=way) if not (answer.streamed and way in _MIDSTREAM):
             return await _BREAKAGES[way](request, answer, {**headers, "Content-Type": answer.content_type})
         case Altered(header_bytes=size) if size:
             headers["X-Padding"] = "x" * size
     if answer.streamed:
-        return await _events(request, answer, headers, spread_s=plan.spread_s)
+        then = _MIDSTREAM[plan.fault.way] if isinstance(plan.fault, Broken) else _ended
+        return await _events(request, answer, headers, spread_s=plan.spread_s, then=then)
     return json_response(answer.whole(), headers=headers)
 
 
@@ -64,7 +65,35 @@ def _instead(fault: Instead, *, headers: Headers, streamed: bool) -> web.Respons
     return web.Response(status=fault.status, body=body, headers=own)
 
 
-async def _events(request: BaseRequest, answer: Answer, headers: Headers, *, spread_s: float) -> StreamResponse:
+async def _ended(request: BaseRequest) -> None:
+    """The stream ends as a stream does."""
+
+
+async def _cut(request: BaseRequest) -> None:
+    _hang_up(request)
+
+
+async def _stand_still(_request: BaseRequest) -> None:
+    never: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    await never
+
+
+_MIDSTREAM: Mapping[str, Callable[[BaseRequest], Awaitable[None]]] = {
+    "stream-cut": _cut,
+    "stream-hang": _stand_still,
+    "stream-error": _ended,
+}
+"""What follows after the last piece of an answer that a fault has struck (`provider.Answer.struck`)."""
+
+
+async def _events(
+    request: BaseRequest,
+    answer: Answer,
+    headers: Headers,
+    *,
+    spread_s: float,
+    then: Callable[[BaseRequest], Awaitable[None]],
+) -> StreamResponse:
     response = web.StreamResponse(headers={**headers, "Content-Type": EVENTS_TYPE, "Cache-Control": "no-cache"})
     await response.prepare(request)
     loop = asyncio.get_running_loop()
@@ -74,6 +103,7 @@ async def _events(request: BaseRequest, answer: Answer, headers: Headers, *, spr
         if early_s > 0:
             await asyncio.sleep(early_s)
         await response.write(piece)
+    await then(request)
     return response
 
 
@@ -135,6 +165,9 @@ _BREAKAGES: Mapping[str, Callable[[BaseRequest, Answer, Headers], Awaitable[Stre
     "partial": _partial,
     "chunk-cut": _chunk_cut,
     "drip": _drip,
+    "stream-cut": _chunk_cut,
+    "stream-hang": _hang,
+    "stream-error": _close,
 }
 
 

@@ -92,9 +92,10 @@ class Altered:
 
 @dataclass(frozen=True, slots=True)
 class Broken:
-    """The answer does not arrive, or not whole."""
+    """The answer does not arrive, or not whole. The last three strike a streamed one in its middle, after some of its
+    text; one that is not streamed is cut, hangs, or is closed without a byte."""
 
-    way: Literal["hang", "reset", "close", "partial", "chunk-cut", "drip"]
+    way: Literal["hang", "reset", "close", "partial", "chunk-cut", "drip", "stream-cut", "stream-hang", "stream-error"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,6 +200,9 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
         "partial": Broken("partial"),
         "chunk-cut": Broken("chunk-cut"),
         "drip": Broken("drip"),
+        "stream-cut": Broken("stream-cut"),
+        "stream-hang": Broken("stream-hang"),
+        "stream-error": Broken("stream-error"),
         "slow": Altered(latency_factor=10.0),
         # 200, but not an answer
         "error-200": _error(200, "The upstream model failed.", "upstream_error", code="upstream_error"),
@@ -269,7 +273,11 @@ def status_sent(fault: Fault | None) -> int | None:
 def delivers_answer(fault: Fault | None) -> bool:
     """Whether the answer is sent, be it in part: then its tokens are used up."""
     match fault:
-        case None | Altered() | Broken(way="partial" | "chunk-cut" | "drip"):
+        case (
+            None
+            | Altered()
+            | Broken(way="partial" | "chunk-cut" | "drip" | "stream-cut" | "stream-hang" | "stream-error")
+        ):
             return True
         case _:
             return False

@@ -53,6 +53,8 @@ class SimulatorOptions:
 
     output_tokens: float = 150.0
     """Mean length of an answer."""
+    tokens_per_s: float | None = None
+    """How fast a streamed answer comes, one token an event; None: four an event, within the latency."""
     embedding_dimensions: int = 1536
     max_inputs: int | None = None
     """Inputs of one call for embeddings; None = unlimited."""
@@ -69,6 +71,8 @@ class SimulatorOptions:
         _check("latency_ms", self.latency_ms, at_least=0)
         _check("jitter", self.jitter, at_least=0)
         _check("output_tokens", self.output_tokens, at_least=1)
+        if self.tokens_per_s is not None:
+            _check("tokens_per_s", self.tokens_per_s, at_least=0.1)
         _check("embedding_dimensions", self.embedding_dimensions, at_least=1)
         _check("ledger_limit", self.ledger_limit, at_least=0)
         for name in ("rpm", "tpm", "burst", "max_inputs", "max_input_tokens", "max_tokens_per_input"):

@@ -17,7 +17,7 @@ from .answers.replies import ErrorParts
 from .caps import check_embedding
 from .dialects import DIALECTS, Endpoint
 from .draws import Attempts, lognormal, uniforms
-from .faults import FAULTS, JSON_TYPE, Altered, Fault, Instead, check_shares, delivers_answer, pick
+from .faults import FAULTS, JSON_TYPE, Altered, Broken, Fault, Instead, check_shares, delivers_answer, pick
 from .ledger import Call
 from .limits import WINDOW_S, Allowance, Refusal
 from .options import SimulatorOptions
@@ -47,6 +47,11 @@ class Answer:
     def whole(self) -> bytes:
         """All of it at once."""
         return b"".join(self.pieces)
+
+    def struck(self, *, error: bytes = b"") -> Answer:
+        """The half of a stream that arrives, and the error that follows."""
+        half = self.pieces[: max(1, len(self.pieces) // 2)]
+        return replace(self, pieces=[*half, error] if error else half)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +179,10 @@ class Provider:
         fault = FAULTS[call.fault] if call.fault else None
         latency_s = self._latency_s(draws[1], fault)
         first_s = latency_s * _FIRST_EVENT_SHARE if asked.stream else latency_s
-        plan = Plan(asked.render(fault, draws[2]), fault, first_s=first_s, spread_s=latency_s - first_s)
+        answer = asked.render(fault, draws[2])
+        rate = self._options.tokens_per_s
+        spread_s = len(answer.pieces) / rate if asked.stream and rate else latency_s - first_s
+        plan = Plan(answer, fault, first_s=first_s, spread_s=spread_s)
         if not delivers_answer(fault):
             return plan
         return replace(plan, prompt_tokens=asked.prompt_tokens, completion_tokens=plan.answer.tokens)
@@ -242,8 +250,21 @@ class Provider:
         tokens = sum(completion.tokens for completion in completions)
         seed = self._options.seed
         if request.stream:
-            return Answer(self.dialect.chat_events(request, completions, seed=seed), EVENTS_TYPE, tokens)
+            step = 1 if self._options.tokens_per_s else replies.TOKENS_PER_EVENT
+            events = self.dialect.chat_events(request, completions, seed=seed, tokens_per_event=step)
+            return self._struck(Answer(events, EVENTS_TYPE, tokens), fault)
         return Answer([self.dialect.chat_body(request, completions, seed=seed)], tokens=tokens)
+
+    def _struck(self, answer: Answer, fault: Fault | None) -> Answer:
+        match fault:
+            case Broken(way="stream-cut" | "stream-hang"):
+                return answer.struck()
+            case Broken(way="stream-error"):
+                error = self.dialect.error(503, ErrorParts("The model broke off.", "server_error"))
+                name = b"event: error\n" if self.dialect.kind == "anthropic" else b""
+                return answer.struck(error=name + replies.event(error))
+            case _:
+                return answer
 
     def _read_embedding(self, body: bytes) -> _Asked:
         request = self.dialect.read_embedding(body)

@@ -27,6 +27,9 @@ job_id = http.post("/jobs", {"question": "later?"}).json()["id"]
 while (seen := http.get(f"/jobs/{job_id}").json())["status"] != "succeeded":
     time.sleep(0.005)
 print(seen["answer"])
+watched = b"".join(http.get(f"/jobs/{job_id}/events")).decode()
+print(watched.count("event: "), 'event: text\\ndata: "An answer to: later?"' in watched, "event: end" in watched)
+print(b"event: failed" in b"".join(http.get("/jobs/nobody-knows/events")))
 failed, unknown = http.post("/ask", {"question": "fail"}), http.get("/jobs/nobody-knows")
 print(failed.status_code, failed.json()["error"], unknown.status_code)
 django_view.queue.close()
@@ -63,6 +66,8 @@ def test_the_views(redis_server: RedisServer) -> None:
     assert python("-c", VISIT, redis_url=redis_server.url).splitlines() == [
         "An answer to: why?",
         "An answer to: later?",
+        "3 True True",
+        "True",
         "502 rate_limited: too many requests 404",
     ]
 

@@ -1,13 +1,19 @@
 from __future__ import annotations
 
+import asyncio
+import json
+import re
 from collections.abc import AsyncIterator, Callable
 from types import ModuleType
 
 import httpx
 import pytest
+import redis.asyncio
 
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
+from tests.tasks.harness import FakeWorker, Gate
+from workers.streams import Streams
 
 
 @pytest.fixture
@@ -35,6 +41,33 @@ async def test_ask_and_look_later(http: httpx.AsyncClient) -> None:
 
     await wait_until_async(answered, description="the answer")
     assert (await http.get(f"/jobs/{job_id}")).json()["status"] == "succeeded"
+
+
+async def test_the_answer_as_it_comes(http: httpx.AsyncClient, redis_server: RedisServer) -> None:
+    gate = Gate()
+    async with redis.asyncio.Redis.from_url(redis_server.url) as client:
+        with FakeWorker(redis_server.url, gate.holding("An answer")):
+            job_id = (await http.post("/jobs", json={"question": "why?", "stream": True})).json()["id"]
+            streams = Streams(client)
+            feed = streams.open(job_id)
+            feed.begin()
+            feed.write("An ")
+            await wait_until_async(lambda: client.xlen(f"pm:stream:{job_id}"), "it is written")
+            watching = asyncio.create_task(http.get(f"/jobs/{job_id}/events"))
+            feed.write("ans")
+            await streams.end(feed, "An answer")
+            gate.open()
+            told = (await watching).text
+            again = (await http.get(f"/jobs/{job_id}/events", headers={"Last-Event-ID": "3"})).text
+        await streams.close()
+    assert texts(told) == "An answer"
+    assert re.findall("event: (.*)", told)[0::20] == ["started"]
+    assert told.endswith('event: end\ndata: ""\n\n')
+    assert texts(again) == "answer"
+
+
+def texts(told: str) -> str:
+    return "".join(json.loads(data) for data in re.findall("event: text\ndata: (.*)", told))
 
 
 @pytest.mark.usefixtures("worker")

@@ -13,6 +13,7 @@ from redis.exceptions import ResponseError
 from tasks.wire import redis_keys
 from workers.broker import commands, scripts
 from workers.broker.messages import read
+from workers.streams import asked
 
 from .broker import LONG_S, Broker, list_name, message
 
@@ -245,6 +246,17 @@ def test_whoever_takes_a_cancelled_jobs_message_is_told(broker: Broker, client: 
     client.zadd(redis_keys.CANCELLED, {"two": 1, "four": 2, "one": 3, "nobody": 4})
     assert broker.exchange("q").cancelled == ["two", "four"]
     assert broker.exchange("q").cancelled == []
+
+
+def test_whoever_takes_the_message_of_a_job_that_is_read_is_told(broker: Broker, client: Any) -> None:
+    asked.jobs.clear()
+    for job_id in ("one", "two", "three"):
+        broker.put(message(job_id))
+    broker.exchange("q", room=1)
+    client.zadd(redis_keys.STREAMS_ASKED, {"one": 1, "two": 2, "nobody": 3})
+    broker.exchange("q")
+    assert set(asked.jobs) == {"two"}
+    assert client.zcard(redis_keys.STREAMS_ASKED) == 3, "should this worker die, the next is told too"
 
 
 def test_the_record_of_a_started_job_says_so_and_lives_a_day(broker: Broker, client: Any) -> None:

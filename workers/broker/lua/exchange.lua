@@ -15,7 +15,7 @@
 --
 -- KEYS  1 unacked (hash, kombu's), 2 unacked_index (zset, kombu's), 3 leases (zset, tag -> ms when it ends), 4 fence
 --       (the last number given), 5 cancelled (zset, job id -> ms), 6 suspected (zset, job id or tag -> ms), 7 forgotten
---       (zset, job id -> ms); then for each queue its delayed messages (zset) and its lists, most urgent first
+--       (zset, job id -> ms), 8 streams that were asked for (zset, job id -> ms); then for each queue its delayed messages (zset) and its lists, most urgent first
 -- ARGV  1 a JSON map:
 --       messages, bytes   to take at most
 --       lease_ms
@@ -25,11 +25,11 @@
 --       records           prefix of the jobs' records
 --       then for each started job its record, 1 if the record is to be made where there is none, and its message's tag;
 --       then the tags to acknowledge
--- Returns {now (ms), ms when the next delayed message is due or -1, {ids of jobs taken that are cancelled}, tag, number of
---          the queue, message, tag, ...}
+-- Returns {now (ms), ms when the next delayed message is due or -1, {ids of jobs taken that are cancelled}, {ids of jobs
+--          taken whose answers somebody reads as they come}, tag, number of the queue, message, tag, ...}
 
 local unacked, index, leases, fence, cancelled, suspected = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
-local forgotten = KEYS[7]
+local forgotten, streams = KEYS[7], KEYS[8]
 local ask = cjson.decode(ARGV[1])
 local room, bytes, queues, lists_each = ask.messages, ask.bytes, #ask.queues, ask.lists_each
 local first_started, first_ack = 2, 2 + 3 * ask.started
@@ -52,7 +52,7 @@ end
 forget_all(unacked, index, leases, ARGV, first_ack)
 
 local function key_of(queue, list)
-  return KEYS[7 + (queue - 1) * (lists_each + 1) + 1 + list]
+  return KEYS[8 + (queue - 1) * (lists_each + 1) + 1 + list]
 end
 
 local next_due = -1
@@ -71,14 +71,15 @@ for queue = 1, queues do
   end
 end
 
-local cancelled_ids = {}
-local reply = { now, next_due, cancelled_ids }
+local cancelled_ids, stream_ids = {}, {}
+local reply = { now, next_due, cancelled_ids, stream_ids }
 -- Redis undoes nothing of a script that fails. So whatever may fail, because somebody has made another thing of one of our
 -- keys, fails before a message is taken; of the lists, one that is none is left alone.
-local any_cancelled, any_suspected, fence_before, last_fence, problem
+local any_cancelled, any_suspected, any_streams, fence_before, last_fence, problem
 if room > 0 then
   any_cancelled = redis.call('ZCARD', cancelled) > 0
   any_suspected = redis.call('ZCARD', suspected) > 0
+  any_streams = redis.call('ZCARD', streams) > 0
   fence_before = math.max(tonumber(redis.call('GET', fence) or 0), now_us())
   redis.call('HLEN', unacked)
   redis.call('ZCARD', leases)
@@ -95,7 +96,7 @@ for list = 1, lists_each do
       local raw = redis.pcall('RPOP', key_of(queue, list))
       if type(raw) == 'table' then problem = raw end
       if type(raw) ~= 'string' then break end
-      local id = (any_cancelled or any_suspected or any_forgotten) and job_id(raw)
+      local id = (any_cancelled or any_suspected or any_forgotten or any_streams) and job_id(raw)
       local is_cancelled = any_cancelled and id and redis.call('ZSCORE', cancelled, id)
       if is_cancelled and may_drop > 0 and redis.call('HGET', ask.records .. id, 'state') == CANCELLED then
         may_drop = may_drop - 1
@@ -115,6 +116,7 @@ for list = 1, lists_each do
         index_scores[at + 1], index_scores[at + 2] = taken_at, tag
         reply[#reply + 1], reply[#reply + 2], reply[#reply + 3] = tag, queue, raw
         if is_cancelled then cancelled_ids[#cancelled_ids + 1] = id end
+        if any_streams and id and redis.call('ZSCORE', streams, id) then stream_ids[#stream_ids + 1] = id end
         room, bytes = room - 1, bytes - #raw
       end
     end

@@ -49,7 +49,7 @@ class Member:
     calls: int = 0
     """Calls under way with inputs of it that have neither failed nor ended."""
     failure: Failure | None = None
-    usage: Usage | None = NOTHING
+    usage: Usage | None = field(default_factory=lambda: NOTHING)
     counted: dict[str, int] = field(default_factory=dict)
     """Its share of the numbers in the answers' `usage`."""
     envelope: Mapping[str, Any] = field(default_factory=dict)

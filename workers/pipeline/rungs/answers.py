@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from ...answers import Asked, Digests, Flight, Follow
+from ...answers import Digests, Flight, Follow
 from ...prompt.failure import Failure
 from ...prompt.parked import Parked
 from ..costs import known_cost_usd
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from ...answers import Known
+    from ...prompt.job import PromptJob
     from ...providers import Answer
     from ..trip import Down, Shape, Trip
 
@@ -27,7 +28,9 @@ class Store(Protocol):
 
     def remembered(self, digest: str, *, ttl_s: float) -> Known | None: ...
 
-    async def look(self, asked: Asked) -> Known | Flight | Follow | None: ...
+    async def look(
+        self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None
+    ) -> Known | Flight | Follow | None: ...
 
 
 class Answers:
@@ -51,18 +54,29 @@ class Answers:
         digest = self._digests.of(job, alias=route.alias, model=route.model, provider=route.provider, codec=route.codec)
         found: Known | Flight | Follow | None = self._store.remembered(digest, ttl_s=ttl_s)
         if found is None:
-            options = job.options
-            found = await self._store.look(
-                Asked(digest, job.id, job.kind, options.priority, ttl_s, options.submitted_at, trip.followed)
-            )
+            found = await self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed)
         if found is None:
             return await down(trip)
-        if isinstance(found, Flight):
-            return await _lead(trip, down, found)
         if isinstance(found, Follow):
             raise self._parked(trip, found)
-        trip.cached = found
-        return found.answer
+        if not isinstance(found, Flight):
+            trip.cached = found
+            return found.answer
+        try:
+            answer = await down(trip)
+        except Failure as failure:
+            found.failed(failure)
+            raise
+        except Parked as parked:
+            parked.gap_s = 0.0  # the next of its lane may find an answer
+            found.parked(parked.until_s)
+            raise
+        except BaseException:  # cancelled, its time is over, or a fault of ours: another may do better
+            found.release()
+            raise
+        cost_usd = known_cost_usd(route.model, answer.usage)
+        found.answered(answer, answered_by=trip.route.answered_by, cost_usd=cost_usd)
+        return answer
 
     def _parked(self, trip: Trip, found: Follow) -> Parked:
         trip.followed = found.follows.token
@@ -70,21 +84,3 @@ class Answers:
         if (deadline_at := trip.job.options.deadline_at) is not None:
             until_s = min(until_s, deadline_at)
         return Parked(until_s, "the call for an equal prompt is under way", follows=found.follows)
-
-
-async def _lead(trip: Trip, down: Down, flight: Flight) -> Answer:
-    try:
-        answer = await down(trip)
-    except Failure as failure:
-        flight.failed(failure)
-        raise
-    except Parked as parked:
-        parked.gap_s = 0.0  # the next of its lane may find an answer
-        flight.parked(parked.until_s)
-        raise
-    except BaseException:  # cancelled, its time is over, or a fault of ours: another may do better
-        flight.release()
-        raise
-    route = trip.route
-    flight.answered(answer, answered_by=route.answered_by, cost_usd=known_cost_usd(route.model, answer.usage))
-    return answer

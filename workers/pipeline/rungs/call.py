@@ -6,6 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tasks.results import Attempt
+from tasks.wire.vocabulary import STREAMED
 
 from ...prompt.failure import Failure
 from ...telemetry.counts import counts
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
     from config.catalog import Provider
 
     from ...http.session import Http
-    from ...providers import Answer, RawResponse
+    from ...providers import Answer, ProviderRequest, RawResponse
+    from ...streams import Streams
     from ..trip import Trip
 
 __all__ = ["Call"]
@@ -34,10 +36,21 @@ LARGE_BYTES = 1024 * 1024
 class Call:
     """Sends the request once, and writes down what has become of it."""
 
-    def __init__(self, http: Http, *, now: Callable[[], float], compresses: bool, time_limit: type[Exception]) -> None:
+    def __init__(
+        self,
+        http: Http,
+        *,
+        now: Callable[[], float],
+        compresses: bool,
+        time_limit: type[Exception],
+        streams: Streams | None = None,
+    ) -> None:
         """`now` gives epoch seconds. `compresses`: whether large results of our client's jobs are stored compressed.
-        `time_limit` is what is raised in a job whose time in the worker is over.
+        `time_limit` is what is raised in a job whose time in the worker is over. `streams` is for answers that
+        somebody reads as they come.
         """
+        self._streams = streams
+        self._asked = {} if streams is None else streams.asked.jobs
         self._http = http
         self._now = now
         self._compresses = compresses
@@ -48,30 +61,25 @@ class Call:
         health = route.health
         if health.outages and not health.lets(trip):
             raise stopped(health.outages[-1].reason)
-        request = route.codec.request(trip.job, model=route.model, provider=route.provider, key=trip.key)
+        job = trip.job
+        streams = route.model.stream_only or job.options.stream or job.id in self._asked
+        if streams:
+            streams = job.kind in STREAMED
+        request = route.codec.request(job, model=route.model, provider=route.provider, key=trip.key, streams=streams)
         trip.request, trip.called_at = request, self._now()
         trip.attempts += 1
         try:
-            raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
-            answer = self._read(trip, raw)
+            if streams:
+                raw, answer = await self._stream(trip, request)
+            else:
+                raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
+                answer = self._read(trip, raw)
             if len(raw.body) >= LARGE_BYTES:
                 await self._measure(trip, raw, answer)
             if trip.held is not None and raw.held is not None:
                 trip.held.append(raw.held)
         except Failure as failure:
-            if request.was_resent:
-                _count_resent(trip)
-            if trip.key is not None:
-                failure.hide(trip.key.get_secret_value())
-            if failure.code == "auth":
-                failure.advise(_advice_on_keys(trip.route.provider))
-            health.note_failure(failure, job_id=trip.job.id, probe=trip, began_at=trip.called_at)
-            if failure.unreachable:
-                trip.attempts -= 1  # nothing was sent, so it was none
-                raise
-            self._note(trip, failure)
-            if failure.suspected_payment:
-                counts.add("suspected_payments_total", _cause(failure))
+            self._note_failure(trip, request, failure)
             raise
         except self._stops:
             # The job's deadline or time limit, or a cancel; the history is only read in the first two cases.
@@ -85,6 +93,49 @@ class Call:
         if health.outages:
             health.note_answer(began_at=trip.called_at)
         return answer
+
+    def _note_failure(self, trip: Trip, request: ProviderRequest, failure: Failure) -> None:
+        if request.was_resent:
+            _count_resent(trip)
+        if trip.key is not None:
+            failure.hide(trip.key.get_secret_value())
+        if failure.code == "auth":
+            failure.advise(_advice_on_keys(trip.route.provider))
+        trip.route.health.note_failure(failure, job_id=trip.job.id, probe=trip, began_at=trip.called_at)
+        if failure.unreachable:
+            trip.attempts -= 1  # nothing was sent, so it was none
+            return
+        self._note(trip, failure)
+        if failure.suspected_payment:
+            counts.add("suspected_payments_total", _cause(failure))
+
+    async def _stream(self, trip: Trip, request: ProviderRequest) -> tuple[RawResponse, Answer]:
+        """The same in pieces, which go to whoever reads them as they come."""
+        route, assembly = trip.route, trip.route.codec.assembly()
+        raw = await self._http.stream(
+            request,
+            assembly,
+            timeout=route.model.timeout,
+            profile=route.provider.profile,
+            on_text=self._reader(trip),
+        )
+        try:
+            return raw, self._read(trip, raw)
+        except Failure as failure:
+            if assembly.has_begun:
+                # Whatever the provider calls it, a model has seen the prompt.
+                failure.is_refusal, failure.suspected_payment = False, True
+            raise
+
+    def _reader(self, trip: Trip) -> Callable[[str], object]:
+        """What takes the text, of a model that has to be asked so too."""
+        job = trip.job
+        if self._streams is None or not (job.options.stream or job.id in self._asked):
+            return len
+        if trip.feed is None:
+            trip.feed = self._streams.open(job.id)
+        trip.feed.begin("" if trip.key is None else trip.key.get_secret_value())
+        return trip.feed.write
 
     def _read(self, trip: Trip, raw: RawResponse) -> Answer:
         trip.headers = raw.headers

@@ -5,6 +5,7 @@ request.py    the fields of a chat request, as Messages has them
 schema.py     a JSON Schema, as its structured outputs take it
 messages.py   the turns of the conversation: text, pictures, documents, tool calls and results, thinking
 answer.py     a message that came back, as a chat completion
+stream.py     one that comes in pieces
 
 Sources: https://platform.claude.com/docs/en/api/messages, .../api/errors, .../api/rate-limits, .../api/versioning,
 .../build-with-claude/{thinking,effort,structured-outputs,handling-stop-reasons}, and the types of Anthropic's Python

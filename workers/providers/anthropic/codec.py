@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from ...prompt.failure import Failure
 from ..answers import read_chat, read_object
-from ..codec import Answer, Probe, ProviderRequest, RawResponse
+from ..codec import Answer, Assembly, Probe, ProviderRequest, RawResponse
 from ..openai import OpenAICodec, dumps, headers
 from ..refusals import refusal, with_evidence
 from .answer import chat_completion
 from .messages import refused
 from .request import messages_request
+from .stream import MessageAssembly
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -36,11 +37,18 @@ class AnthropicCodec(OpenAICodec):
         """See `Codec.check`."""
         _translated(job, model)
 
-    def request(self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None) -> ProviderRequest:
+    def request(
+        self, job: PromptJob, *, model: Model, provider: Provider, key: SecretStr | None, streams: bool = False
+    ) -> ProviderRequest:
         """See `Codec.request`."""
         url = f"{provider.base_url}/messages{provider.query_string}"
         sent = _VERSION | headers(job, provider) | self._auth(provider, key)
-        return ProviderRequest(url, sent, dumps(_translated(job, model)))
+        body = _translated(job, model)
+        return ProviderRequest(url, sent, dumps({**body, "stream": True} if streams else body))
+
+    def assembly(self) -> Assembly:
+        """See `Codec.assembly`."""
+        return MessageAssembly()
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """See `Codec.response`."""

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from ..request import ChatRequest, InvalidRequest, fields_of, message_tokens, model_of, numbers_in, prompt_hash
-from .replies import Completion
+from .replies import CHARS_PER_TOKEN, TOKENS_PER_EVENT, Completion
 from .structured import wanted
 
 __all__ = ["error_body", "message_body", "message_events", "read_message"]
@@ -62,7 +62,6 @@ _TYPES = {
     529: "overloaded_error",
 }
 _BOUNDS = frozenset(["minimum", "maximum", "multipleOf", "minLength", "maxLength", "maxItems", "maxProperties"])
-_EVENT_CHARS = 16
 
 
 def read_message(body: bytes) -> ChatRequest:
@@ -129,11 +128,14 @@ def message_body(request: ChatRequest, completions: list[Completion], *, seed: i
     )
 
 
-def message_events(request: ChatRequest, completions: list[Completion], *, seed: int) -> list[bytes]:
+def message_events(
+    request: ChatRequest, completions: list[Completion], *, seed: int, tokens_per_event: int = TOKENS_PER_EVENT
+) -> list[bytes]:
     """The same answer as named server-sent events."""
     [completion] = completions
     start = {**_head(request, seed), "content": [], "stop_reason": None, "usage": _usage(request, 1)}
-    pieces = [completion.text[at : at + _EVENT_CHARS] for at in range(0, len(completion.text), _EVENT_CHARS)]
+    step = tokens_per_event * CHARS_PER_TOKEN
+    pieces = [completion.text[at : at + step] for at in range(0, len(completion.text), step)]
     stop = {"stop_reason": _STOPPED[completion.finish_reason], "stop_sequence": None}
     return [
         _event({"type": "message_start", "message": start}),

@@ -52,8 +52,8 @@ MODELS = (
 DONE_EVENT = b"data: [DONE]\n\n"
 
 _CREATED_AT_S = 1_750_000_000
-_CHARS_PER_TOKEN = 4
-_TOKENS_PER_EVENT = 4
+CHARS_PER_TOKEN = 4
+TOKENS_PER_EVENT = 4
 _OUTPUT_SPREAD = 0.5
 _LARGEST_ANSWER = 1_000
 
@@ -91,7 +91,7 @@ class Completion:
 
     def cut_to(self, tokens: int) -> Completion:
         """The same, truncated."""
-        return Completion(self.text[: tokens * _CHARS_PER_TOKEN], tokens, "length")
+        return Completion(self.text[: tokens * CHARS_PER_TOKEN], tokens, "length")
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +130,16 @@ def chat_body(request: ChatRequest, completions: list[Completion], *, seed: int)
     return orjson.dumps({**head, "choices": choices, "usage": _usage(request, completions)})
 
 
-def chat_events(request: ChatRequest, completions: list[Completion], *, seed: int) -> list[bytes]:
+def chat_events(
+    request: ChatRequest, completions: list[Completion], *, seed: int, tokens_per_event: int = TOKENS_PER_EVENT
+) -> list[bytes]:
     """The same answer as server-sent events, ended by `[DONE]`."""
     head = _head(request, seed, "chat.completion.chunk")
     usage: dict[str, Any] = {"usage": None} if request.include_usage else {}
     events = [
         event(orjson.dumps({**head, "choices": [choice], **usage}))
         for index, completion in enumerate(completions)
-        for choice in _deltas(index, completion)
+        for choice in _deltas(index, completion, tokens_per_event)
     ]
     if request.include_usage:
         events.append(event(orjson.dumps({**head, "choices": [], "usage": _usage(request, completions)})))
@@ -183,7 +185,7 @@ def _draws(request: ChatRequest, seed: int, choice: int) -> tuple[float, ...]:
 
 def _completion(request: ChatRequest, draws: tuple[float, ...], mean_tokens: float) -> Completion:
     wished = max(1, round(lognormal(draws[0], mean=mean_tokens, spread=_OUTPUT_SPREAD)))
-    text = _text(request.numbers, draws[1:], chars=wished * _CHARS_PER_TOKEN)
+    text = _text(request.numbers, draws[1:], chars=wished * CHARS_PER_TOKEN)
     if request.max_tokens is None or wished <= request.max_tokens:
         return Completion(text, wished)
     return Completion(text, wished).cut_to(request.max_tokens)
@@ -197,7 +199,7 @@ def object_text(wanted: Wanted, *, model: str, seed: int, choice: int = 0) -> st
 
 def _object(request: ChatRequest, wanted: Wanted, seed: int, choice: int) -> Completion:
     text = object_text(wanted, model=request.model, seed=seed, choice=choice)
-    tokens = math.ceil(len(text) / _CHARS_PER_TOKEN)
+    tokens = math.ceil(len(text) / CHARS_PER_TOKEN)
     if request.max_tokens is None or tokens <= request.max_tokens:
         return Completion(text, tokens)
     return Completion(text, tokens).cut_to(request.max_tokens)
@@ -239,11 +241,11 @@ def _usage(request: ChatRequest, completions: list[Completion]) -> dict[str, Any
     }
 
 
-def _deltas(index: int, completion: Completion) -> Iterator[dict[str, Any]]:
+def _deltas(index: int, completion: Completion, tokens_per_event: int) -> Iterator[dict[str, Any]]:
     def choice(delta: dict[str, str], finish_reason: str | None = None) -> dict[str, Any]:
         return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
 
-    step = _TOKENS_PER_EVENT * _CHARS_PER_TOKEN
+    step = tokens_per_event * CHARS_PER_TOKEN
     yield choice({"role": "assistant", "content": ""})
     for start in range(0, len(completion.text), step):
         yield choice({"content": completion.text[start : start + step]})

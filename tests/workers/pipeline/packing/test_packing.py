@@ -195,8 +195,9 @@ async def test_a_failed_call_is_tried_again_by_each_job(pipeline_to: Any, simula
             await asyncio.sleep(0.01)
         simulator.strike({})
         results = await asyncio.gather(*running)
-    assert all(result.ok and result.attempts >= 2 for result in results)
-    assert [attempt.code for attempt in results[5].failed_attempts] == ["server_error"]
+    # A retry may come before the provider works again.
+    assert all(result.ok and result.attempts == 1 + len(result.failed_attempts) >= 2 for result in results)
+    assert {attempt.code for result in results for attempt in result.failed_attempts} == {"server_error"}
 
 
 async def test_a_cancelled_job_leaves_and_the_others_are_answered(pipeline_to: Any, simulate: Any) -> None:
