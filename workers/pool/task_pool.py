@@ -94,7 +94,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             )
         # One connection for each job that may be publishing: a job that waited for a free one would hold up the loop.
         self.app.conf.broker_pool_limit = max(self.app.conf.broker_pool_limit or 0, self.limit + 10)
-        places.show(lambda: places.Places(len(self._jobs), self.limit, self._loop.unstarted))
+        places.show(lambda: places.Places(len(self._jobs), self.limit, len(self._loop.inbox)))
         self._loop.start(self.app, threads=self.limit)
 
     def did_start_ok(self) -> bool:

@@ -27,7 +27,7 @@ KEPT_SHARES: Final = (0.9, 0.7, 0.5)
 
 
 class InputLength:
-    """Refuses inputs that are longer than the model takes; cuts or splits them if the job says so."""
+    """Refuses inputs longer than the model takes, or cuts or splits them as the job says."""
 
     def __init__(self, limits: Limits) -> None:
         self._limits = limits

@@ -59,6 +59,7 @@ async def simulator(simulate: Any) -> Any:
     return await simulate(embedding_dimensions=DIMENSIONS, latency_ms=20)
 
 
+@pytest.mark.promise(55)
 async def test_many_jobs_share_few_calls(pipeline_to: Any, simulator: Any) -> None:
     texts = [f"text {n} " * (1 + n % 7) for n in range(300)]
     async with pipeline_to(simulator.url, real_time=True) as pipeline:
@@ -89,6 +90,7 @@ async def test_a_call_takes_no_more_tokens_than_the_model(pipeline_to: Any, simu
     assert len(calls) <= 7
 
 
+@pytest.mark.promise(55)
 async def test_a_large_job_is_split_and_comes_back_in_order(pipeline_to: Any, simulator: Any) -> None:
     texts = [f"text {n}" for n in range(95)]
     price = {"input": 1, "date": "2026-01-01", "source": "a test"}
@@ -122,6 +124,7 @@ async def test_jobs_whose_requests_differ_share_no_call(pipeline_to: Any, simula
     assert len(await calls_of(simulator)) == 5
 
 
+@pytest.mark.promise(33)
 async def test_a_poison_input_fails_alone_and_is_named(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, poison="POISON", latency_ms=20)
     texts = [f"text {n}" for n in range(256)]
@@ -138,6 +141,7 @@ async def test_a_poison_input_fails_alone_and_is_named(pipeline_to: Any, simulat
     assert further <= 12
 
 
+@pytest.mark.promise(33)
 async def test_several_poisons_fail_alone(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, poison="POISON", latency_ms=5)
     bad = {3, 77, 78, 200}
@@ -165,6 +169,7 @@ async def test_another_field_that_is_refused_is_not_looked_into(pipeline_to: Any
     assert len(await calls_of(simulator)) == 2
 
 
+@pytest.mark.promise(33)
 async def test_a_call_that_is_too_large_teaches_the_cap(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, max_inputs=64, latency_ms=5)
     texts = [f"text {n}" for n in range(256)]
@@ -200,6 +205,7 @@ async def test_a_failed_call_is_tried_again_by_each_job(pipeline_to: Any, simula
     assert {attempt.code for result in results for attempt in result.failed_attempts} == {"server_error"}
 
 
+@pytest.mark.promise(54)
 async def test_a_cancelled_job_leaves_and_the_others_are_answered(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, latency_ms=200)
     async with pipeline_to(simulator.url, real_time=True) as pipeline:
@@ -213,6 +219,7 @@ async def test_a_cancelled_job_leaves_and_the_others_are_answered(pipeline_to: A
     assert not any(call["cancelled"] for call in await calls_of(simulator))
 
 
+@pytest.mark.promise(54)
 async def test_a_call_that_nobody_wants_is_stopped(pipeline_to: Any, simulate: Any, wait_until: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, latency_ms=30_000)
     async with pipeline_to(simulator.url, real_time=True) as pipeline:
@@ -225,6 +232,7 @@ async def test_a_call_that_nobody_wants_is_stopped(pipeline_to: Any, simulate: A
         await wait_until(lambda: simulator.stats()["cancelled"] == 2, "both calls are closed")
 
 
+@pytest.mark.promise(54)
 async def test_a_deadline_ends_one_job_of_a_call(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, latency_ms=500)
     async with pipeline_to(simulator.url, real_time=True) as pipeline:
