@@ -38,10 +38,10 @@ async def arriving() -> AsyncIterator[str]:
         yield text
 
 
-@pytest.mark.parametrize("texts", [TEXTS, iter(TEXTS), arriving], ids=["list", "iterator", "async"])
+@pytest.mark.parametrize("texts", [lambda: TEXTS, lambda: iter(TEXTS), arriving], ids=["list", "iterator", "async"])
 async def test_each_text_is_a_job_that_tells_its_index(queue: PromptQueue, texts: Any) -> None:
     async with queue:
-        group = await queue.embed_many(texts() if callable(texts) else iter(texts), model="e", tenant="acme")
+        group = await queue.embed_many(texts(), model="e", tenant="acme")
         found = {}
         async for result in group.as_completed():
             assert result.ok and result.response is not None
