@@ -42,6 +42,8 @@ BAD: dict[str, Any] = {
     "tag": "",
     "cache_ttl_s": -1,
     "sample": 1.5,
+    "too_long": "shorten",
+    "vectors": "float",
     "stream": "yes",
     "submitted_at": "now",
 }
