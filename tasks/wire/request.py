@@ -13,9 +13,10 @@ from uuid import uuid4
 
 from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
+from .kinds import KINDS, JobKind
 from .options import MAX_NAME_CHARACTERS, ONLY_EMBEDDINGS, names_read_by, problem
 from .schema import schema_conflict
-from .vocabulary import NOT_STREAMED, STREAMED, JobKind, Priority
+from .vocabulary import Priority
 
 __all__ = [
     "DEFAULT_MAX_JOB_BYTES",
@@ -89,8 +90,8 @@ def new_job(
         _check_schema(kind, options, whole)
     if kind != "embed" and options.get("too_long", "reject") != "reject":
         raise InvalidJob(f"too_long: {ONLY_EMBEDDINGS}")
-    if options.get("stream") and kind not in STREAMED:
-        raise InvalidJob(f"stream: {NOT_STREAMED}")
+    if options.get("stream") and not KINDS[kind].streams:
+        raise InvalidJob(f"stream: {KINDS[kind].noun} comes whole; leave it out")
     if kind == "embed":
         options_json += _READS_PACKED
     body_json = _body_json(model, messages, input, body, extra_body)
@@ -114,7 +115,7 @@ def new_job(
 
 def is_repeatable(kind: JobKind, body: Mapping[str, Any]) -> bool:
     """Whether the same request is meant to bring the same answer: an embedding, or a `temperature` of 0."""
-    if kind == "embed":
+    if KINDS[kind].is_repeatable:
         return True
     temperature = body.get("temperature")
     return temperature == 0 and isinstance(temperature, int | float) and not isinstance(temperature, bool)

@@ -1,4 +1,4 @@
-"""The words that stand in Redis, each once for Python and Lua: states, priorities, kinds of jobs.
+"""The words that stand in Redis, each once for Python and Lua: states, priorities.
 
 `tasks/redis/script.py` gives them to Lua scripts under their names in capitals. Pure: the standard library alone.
 """
@@ -10,15 +10,11 @@ from typing import Final, Literal, get_args
 __all__ = [
     "CELERY_COMPRESSED",
     "CELERY_ENDS",
-    "KINDS",
-    "NOT_STREAMED",
     "OPEN_STATES",
     "PRIORITIES",
     "STATUSES",
-    "STREAMED",
     "TOO_LONG",
     "TRIGGERS",
-    "JobKind",
     "OpenState",
     "Priority",
     "Status",
@@ -37,13 +33,6 @@ STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 Priority = Literal["interactive", "normal", "bulk"]
 PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 """Most urgent first."""
-
-JobKind = Literal["chat", "embed"]
-KINDS: Final[tuple[JobKind, ...]] = get_args(JobKind)
-
-STREAMED: Final[frozenset[JobKind]] = frozenset({"chat"})
-"""The kinds of jobs whose answers come in pieces."""
-NOT_STREAMED: Final = "an embedding comes whole; only a chat's answer is streamed"
 
 Trigger = Literal["rate_limited", "content_filter", "auth", "permission"]
 """Error codes that lead to a job's next model only where `fallback_on` names them."""

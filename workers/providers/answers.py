@@ -297,7 +297,9 @@ def _not_json(body: bytes) -> Failure:
         return _bad("the answer is HTML, not JSON; is the provider's base_url right?")
     if start.startswith((b"data:", b"event:")):
         # It would be one the next time too.
-        return Failure("bad_response", "the answer is an event stream; models that only stream can't be used")
+        return Failure(
+            "bad_response", "the answer is an event stream; give the model `stream_only = true` in the catalogue"
+        )
     return _bad("the answer is not valid JSON")
 
 

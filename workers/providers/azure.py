@@ -12,8 +12,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
+from tasks.wire.kinds import KINDS
+
 from .codec import Probe
-from .openai import PATHS, OpenAICodec
+from .openai import OpenAICodec
 
 if TYPE_CHECKING:
     from pydantic import SecretStr
@@ -43,5 +45,5 @@ class AzureCodec(OpenAICodec):
         if provider.is_azure_v1:
             return super()._url(job, model, provider)
         # Quoted, because a job may choose the name.
-        path = f"/openai/deployments/{quote(model.upstream, safe='')}{PATHS[job.kind]}"
+        path = f"/openai/deployments/{quote(model.upstream, safe='')}{KINDS[job.kind].path}"
         return provider.base_url + path + provider.query_string

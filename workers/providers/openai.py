@@ -8,6 +8,8 @@ from urllib.parse import quote
 
 import orjson
 
+from tasks.wire.kinds import KINDS
+
 from ..prompt.failure import Failure
 from .answers import count_inputs, count_token_ids, read_chat, read_embeddings, read_object
 from .codec import Answer, AnswerSize, Assembly, Probe, ProviderRequest, RawResponse, RequestSize
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
     from config.catalog import Model, Provider
 
-    from ..prompt.job import JobKind, PromptJob
+    from ..prompt.job import PromptJob
 
 __all__ = ["OpenAICodec"]
 
@@ -41,8 +43,6 @@ _MOST_NUMBER_BYTES = 32
 _BASE64_NUMBER_BYTES = 6
 _ROW_BYTES = 512
 
-PATHS: dict[JobKind, str] = {"chat": "/chat/completions", "embed": "/embeddings"}
-
 
 class OpenAICodec:
     """OpenAI, and every gateway that speaks its protocol.
@@ -57,7 +57,7 @@ class OpenAICodec:
     def size(self, job: PromptJob) -> RequestSize:
         """See `Codec.size`."""
         body = job.body
-        subject = body.get("input" if job.kind == "embed" else "messages")
+        subject = body.get(KINDS[job.kind].field)
         if job.kind == "embed" and (tokens := count_token_ids(subject)):
             return RequestSize(0, input_tokens=tokens)
         chars, media = measure([subject, body.get("tools"), body.get("response_format")])
@@ -100,7 +100,7 @@ class OpenAICodec:
             sent.update(self._auth(provider, key))
         return ProviderRequest(self._url(job, model, provider), sent, dumps(body), answer_bytes(job))
 
-    def assembly(self) -> Assembly:
+    def assembly(self, job: PromptJob) -> Assembly:
         """See `Codec.assembly`."""
         return ChatAssembly()
 
@@ -122,7 +122,7 @@ class OpenAICodec:
 
     def _url(self, job: PromptJob, model: Model, provider: Provider) -> str:
         """Where the job is sent. `model` is there for kinds whose addresses name it."""
-        return provider.base_url + PATHS[job.kind] + provider.query_string
+        return provider.base_url + KINDS[job.kind].path + provider.query_string
 
     def _auth(self, provider: Provider, key: SecretStr | None) -> dict[str, str]:
         if key is None:

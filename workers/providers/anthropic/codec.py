@@ -46,7 +46,7 @@ class AnthropicCodec(OpenAICodec):
         body = _translated(job, model)
         return ProviderRequest(url, sent, dumps({**body, "stream": True} if streams else body))
 
-    def assembly(self) -> Assembly:
+    def assembly(self, job: PromptJob) -> Assembly:
         """See `Codec.assembly`."""
         return MessageAssembly()
 

@@ -25,9 +25,9 @@ from hashlib import sha256
 from typing import Any, Literal, NoReturn
 
 from tasks.wire.json_text import is_unicode
+from tasks.wire.kinds import KIND_OF_PATH, KINDS, JobKind
 from tasks.wire.options import problem
 from tasks.wire.schema import has_json_schema, response_format, schema_conflict
-from tasks.wire.vocabulary import JobKind
 
 from .input_file import MAX_LINE_BYTES, Line
 
@@ -45,8 +45,7 @@ DEFAULT_PRIORITY = "bulk"
 SHOWN_NAMES = 8
 SHOWN_NAME_LENGTH = 40
 
-SUBJECT: dict[JobKind, str] = {"chat": "messages", "embed": "input"}
-PATHS: dict[str, JobKind] = {"/chat/completions": "chat", "/embeddings": "embed"}
+_SUBJECTS = frozenset(kind.field for kind in KINDS.values())
 RESPONSES_URL = "/v1/responses"
 
 _RESPONSES = (
@@ -131,19 +130,19 @@ class RowReader:
     def _with_schema(self, kind: JobKind, body: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         """The body with the row's schema, or the run's, in the provider's words: a part of what decides the answer."""
         schema = options.pop("schema", None)
-        if schema is None and kind == "chat" and body.get("response_format") is None:
+        if schema is None and KINDS[kind].fits_schema and body.get("response_format") is None:
             schema = self.schema
         has_repair = bool(options.get("repair"))
         if conflict := schema_conflict(kind, body, has_schema=schema is not None, has_repair=has_repair):
             raise _Unusable("its `promptmill.{}`: {}".format(*conflict))
         if schema is not None:
             body = {**body, "response_format": response_format(schema)}
-        if self.repair and kind == "chat" and has_json_schema(body):
+        if self.repair and KINDS[kind].fits_schema and has_json_schema(body):
             options.setdefault("repair", self.repair)
         return body
 
     def _request(self, data: dict[str, Any]) -> tuple[JobKind, dict[str, Any], str | None]:
-        data = {name: value for name, value in data.items() if value is not None or name not in SUBJECT.values()}
+        data = {name: value for name, value in data.items() if value is not None or name not in _SUBJECTS}
         if isinstance(data.get("body"), dict):
             return *self._batch_line(data, data["body"]), None
         if data.get("url") == RESPONSES_URL:
@@ -164,8 +163,8 @@ class RowReader:
             raise _Unusable("its `method` is not POST")
         url = data.get("url")
         kind = _kind_of_url(url) if url is not None else _kind_of_body(body)
-        if SUBJECT[kind] not in body:
-            raise _Unusable(f"its `body` has no `{SUBJECT[kind]}`")
+        if KINDS[kind].field not in body:
+            raise _Unusable(f"its `body` has no `{KINDS[kind].field}`")
         if url is None and kind == "embed":
             self._check_embedding(body)
         return kind, body
@@ -300,7 +299,7 @@ def _is_bare(data: dict[str, Any]) -> bool:
 
 
 def _kind_of_url(url: Any) -> JobKind:
-    for path, kind in PATHS.items():
+    for path, kind in KIND_OF_PATH.items():
         if isinstance(url, str) and url.rstrip("/").endswith(path):
             return kind
     if isinstance(url, str) and url.rstrip("/").endswith("/responses"):
@@ -309,9 +308,9 @@ def _kind_of_url(url: Any) -> JobKind:
 
 
 def _kind_of_body(body: dict[str, Any]) -> JobKind:
-    for kind, subject in SUBJECT.items():
-        if subject in body:
-            return kind
+    for name, kind in KINDS.items():
+        if kind.field in body:
+            return name
     raise _Unusable("its `body` has neither `messages` nor `input`")
 
 
