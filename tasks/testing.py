@@ -28,6 +28,7 @@ from .store.waiting import unknown_job
 from .streams import StreamEvent
 from .wire.record import failure
 from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
+from .wire.texts import answer_with, text_of
 
 __all__ = ["Answer", "InMemoryQueue"]
 
@@ -321,11 +322,11 @@ def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
         return PromptResult(
             id=job.id, status="failed", model=job.model, error=failed.error, attempts=1, metadata=metadata
         )
-    response = _chat_response(job, answer) if isinstance(answer, str) else answer
+    response = answer_with(job.kind, answer, id=job.id, model=job.model) if isinstance(answer, str) else answer
     return PromptResult(
         id=job.id,
         status="succeeded",
-        text=_text(response),
+        text=text_of(job.kind, response),
         response=response,
         model=job.model,
         answered_by=f"memory/{job.model}",
@@ -334,17 +335,3 @@ def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
         queued_s=0.0,
         metadata=metadata,
     )
-
-
-def _chat_response(job: NewJob, text: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"id": job.id, "object": "chat.completion", "model": job.model, "choices": [choice]}
-
-
-def _text(response: dict[str, Any]) -> str | None:
-    try:
-        content = response["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        return None
-    return content if isinstance(content, str) else None

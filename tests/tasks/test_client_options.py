@@ -28,6 +28,7 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 BAD: dict[str, Any] = {
     "id": "two words",
+    "kind": "draw",
     "priority": "urgent",
     "deadline_s": 0,
     "delay_s": -1,
@@ -43,6 +44,7 @@ BAD: dict[str, Any] = {
     "cache_ttl_s": -1,
     "sample": 1.5,
     "stream": "yes",
+    "vectors": "float",
     "submitted_at": "now",
 }
 

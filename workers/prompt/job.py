@@ -103,6 +103,8 @@ def parse(
     known = KINDS[kind]
     if not body.get(known.field):
         raise _refused(f"{known.noun} needs a `{known.field}` that is not empty")
+    if known.refuses and (conflict := known.conflict(body)):
+        raise _refused("`{}`: {}".format(*conflict))
     options, schema = _options(raw_options, now=now, read_stamp=read_stamp)
     if options.stream and not known.streams:
         raise _refused(f"`promptmill.stream`: {known.noun} comes whole; leave it out")
