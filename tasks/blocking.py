@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mappin
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .embedding import embedding_rows_sync
 from .jobs import ROWS_A_CALL
 from .results import PromptResult
 from .store.job_store import GroupProgress
@@ -217,6 +218,10 @@ class SyncQueue:
         finally:
             group.close()
         return group
+
+    def embed_many(self, texts: Iterable[Any], *, model: str, texts_per_job: int = 1, **job: Any) -> SyncGroup:
+        """See `PromptQueue.embed_many`. `texts` is read in the caller's thread."""
+        return self.submit_many(embedding_rows_sync(texts, texts_per_job=texts_per_job, model=model, **job))
 
     def new_group(self, id: str | None = None) -> SyncGroup:  # noqa: A002 - the name that the interface promises
         """See `PromptQueue.new_group`."""

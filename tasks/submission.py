@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 from .wire.kinds import JobKind
-from .wire.vocabulary import Priority, Trigger
+from .wire.vocabulary import Priority, TooLong, Trigger
 
 __all__ = ["submits"]
 
@@ -40,6 +40,7 @@ def arguments(
     tag: str | None = None,
     cache_ttl_s: float | None = None,
     sample: int | None = None,
+    too_long: TooLong = "reject",
     stream: bool = False,
     extra_body: Mapping[str, Any] | None = None,
     **body: Any,

@@ -14,7 +14,7 @@ from uuid import uuid4
 from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
 from .kinds import KINDS, JobKind
-from .options import MAX_NAME_CHARACTERS, names_read_by, problem
+from .options import MAX_NAME_CHARACTERS, ONLY_EMBEDDINGS, names_read_by, problem
 from .schema import schema_conflict
 from .vocabulary import Priority
 
@@ -90,6 +90,8 @@ def new_job(
         raise InvalidJob("{}: {}".format(*conflict))
     if "schema" in options or options.get("repair"):
         _check_schema(kind, options, whole)
+    if kind != "embed" and options.get("too_long", "reject") != "reject":
+        raise InvalidJob(f"too_long: {ONLY_EMBEDDINGS}")
     if options.get("stream") and not KINDS[kind].streams:
         raise InvalidJob(f"stream: {KINDS[kind].noun} comes whole; leave it out")
     if kind == "embed":

@@ -43,8 +43,9 @@ BAD: dict[str, Any] = {
     "tag": "",
     "cache_ttl_s": -1,
     "sample": 1.5,
-    "stream": "yes",
+    "too_long": "shorten",
     "vectors": "float",
+    "stream": "yes",
     "submitted_at": "now",
 }
 

@@ -174,7 +174,7 @@ class LimiterRegistry:
         tenant: str | None = None,
         deadline_at: float | None = None,
         park_after_s: float | None = None,
-        grows: Callable[[], Cost] | None = None,
+        grows: Callable[[Waiter], Cost] | None = None,
     ) -> Permit:
         """Wait until one of `keys` may send this request; the permit names the key.
 

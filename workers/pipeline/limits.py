@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from config.catalog import Model
     from tasks.wire.vocabulary import Priority
 
-    from ..limiter import CallSize, Cost, Permit
+    from ..limiter import CallSize, Cost, Permit, Waiter
     from ..prompt.job import PromptJob
     from ..prompt.parked import Parked
     from ..providers.codec import RequestSize
@@ -68,7 +68,7 @@ class Limits(Protocol):
         tenant: str | None = None,
         deadline_at: float | None = None,
         park_after_s: float | None = None,
-        grows: Callable[[], Cost] | None = None,
+        grows: Callable[[Waiter], Cost] | None = None,
     ) -> Permit: ...
 
 

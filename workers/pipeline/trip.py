@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from ..answers import Known
     from ..breaker import Health, Reason
-    from ..limiter import Cost, Permit
+    from ..limiter import Cost, Permit, Waiter
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
     from ..streams import Feed
@@ -100,8 +100,8 @@ def _not_offered(kind: JobKind, provider: str) -> Failure:
 class Load(Protocol):
     """The content of a call that is still open to more while it waits for its turn."""
 
-    def cost(self) -> Cost:
-        """What it takes by now."""
+    def cost(self, waiter: Waiter | None = None) -> Cost:
+        """What it takes by now. `waiter` stands for it in the limiter's queue, and shows whether a slot is sold."""
 
     def seal(self, permit: Permit) -> None:
         """It may be sent: decide what it carries, no more than the permit is good for."""
@@ -146,6 +146,8 @@ class Trip:
     """Further calls for answers that did not fit the job's schema, and the last of these answers."""
     repaired: str | None = None
     """The step after which an answer fitted the schema."""
+    shortened: list[dict[str, Any]] | None = None
+    """What was done to inputs that are longer than the model takes."""
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
     followed: str | None = None

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
 
-from tasks.wire.vectors import numbers_of
+from tasks.wire.vectors import floats_of
 
 from ..prompt.failure import Failure
 from ..prompt.job import MAX_DEPTH
@@ -246,21 +246,23 @@ def _index(row: Any, position: int) -> int:
 
 def _dimensions(vector: Any) -> int:
     if isinstance(vector, str):
-        vector = _from_base64(vector)
+        return _packed_dimensions(vector)
     if not isinstance(vector, list) or not vector or not set(map(type, vector)) <= _NUMBERS:
         raise _bad("an embedding is not a list of numbers")
     return len(vector)
 
 
-def _from_base64(text: str) -> list[float]:
-    """The numbers of an embedding that was asked for with `encoding_format="base64"`: packed 32-bit floats."""
+def _packed_dimensions(text: str) -> int:
+    """The same of an embedding that was asked for with `encoding_format="base64"`: packed 32-bit floats."""
     try:
-        numbers = numbers_of(text)
+        numbers = floats_of(text)
     except ValueError:
         raise _bad("an embedding is not valid base64") from None
+    if not numbers:
+        raise _bad("an embedding is not a list of numbers")
     if not math.isfinite(sum(numbers)):  # of 32 bits each, so that only an infinite one makes the sum infinite
         raise _bad("an embedding holds NaN or an infinite number")
-    return numbers
+    return len(numbers)
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
@@ -301,7 +303,9 @@ def _not_json(body: bytes) -> Failure:
         return _bad("the answer is HTML, not JSON; is the provider's base_url right?")
     if start.startswith((b"data:", b"event:")):
         # It would be one the next time too.
-        return Failure("bad_response", "the answer is an event stream; models that only stream can't be used")
+        return Failure(
+            "bad_response", "the answer is an event stream; give the model `stream_only = true` in the catalogue"
+        )
     return _bad("the answer is not valid JSON")
 
 

@@ -51,7 +51,7 @@ _BUSY = _Rule("server_error", "the provider is overloaded", retryable=True)
 _BAD_REQUEST = _Rule("bad_request", "the provider refused the request")
 _NO_MODEL = _Rule("not_found", "the provider does not know this model or address; check base_url and upstream")
 _FILTERED = _Rule("content_filter", "the provider's content filter refused the prompt")
-_STREAM_ONLY = _Rule("bad_request", "the model answers only as a stream, which is not supported; use another model")
+_STREAM_ONLY = _Rule("bad_request", "the model answers only as a stream; give it `stream_only = true` in the catalogue")
 _NO_DOWNLOAD = _Rule("bad_request", "the provider could not download a file that the prompt links to", retryable=True)
 
 _BY_STATUS = {

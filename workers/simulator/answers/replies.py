@@ -37,6 +37,7 @@ __all__ = [
     "models_body",
     "object_text",
     "usage_of",
+    "vector_of",
 ]
 
 MODELS = (
@@ -155,7 +156,7 @@ def event(data: bytes) -> bytes:
 def embedding_body(request: EmbeddingRequest, *, seed: int, dimensions: int) -> bytes:
     """The JSON list of one unit vector for each input; equal texts have equal vectors."""
     size = request.dimensions or dimensions
-    vectors = (_vector(input_hash, seed, request.model, size) for input_hash in request.input_hashes)
+    vectors = (vector_of(each, seed=seed, model=request.model, dimensions=size) for each in request.input_hashes)
     return orjson.dumps(
         {
             "object": "list",
@@ -254,8 +255,10 @@ def _deltas(index: int, completion: Completion, tokens_per_event: int) -> Iterat
     yield choice({}, completion.finish_reason)
 
 
-def _vector(input_hash: bytes, seed: int, model: str, dimensions: int) -> array[float]:
-    """A unit vector of 32-bit floats, which `encoding_format: base64` sends as they are."""
+def vector_of(input_hash: bytes, *, seed: int, model: str, dimensions: int) -> array[float]:
+    """A unit vector of 32-bit floats, a function of the input, the model and the seed alone. `encoding_format: base64`
+    sends them as they are.
+    """
     noise = array("h", shake_256(b"%d:%b:%b" % (seed, model.encode(), input_hash)).digest(2 * dimensions))
     if sys.byteorder == "big":
         noise.byteswap()
