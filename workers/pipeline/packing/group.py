@@ -261,8 +261,8 @@ class Group:
     def cost(self, weight: int) -> Cost:
         """What a call of inputs of this weight takes of the limits."""
         if self._counts_tokens:
-            return self._limits.estimate(self.route.model, input_chars=0, input_tokens=weight, embeds=True)
-        return self._limits.estimate(self.route.model, input_chars=weight, embeds=True)
+            return self._limits.estimate(self.route.model, input_chars=0, input_tokens=weight, writes=False)
+        return self._limits.estimate(self.route.model, input_chars=weight, writes=False)
 
     def share_of(self, pack: Pack) -> Room:
         """About what a call would carry if it went now."""
