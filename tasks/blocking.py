@@ -9,7 +9,7 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -197,6 +197,18 @@ class SyncQueue:
     def submit(self, **job: Any) -> SyncJob:
         """See `PromptQueue.submit`."""
         return SyncJob(self._thread.run(self._queue.submit(**job)), self._thread)
+
+    def respond(self, *, model: str, input: str | Sequence[Any], **job: Any) -> SyncJob:  # noqa: A002
+        """See `PromptQueue.respond`."""
+        return self.submit(kind="respond", model=model, input=input, **job)
+
+    def complete(self, *, model: str, prompt: str | Sequence[Any], **job: Any) -> SyncJob:
+        """See `PromptQueue.complete`."""
+        return self.submit(kind="complete", model=model, prompt=prompt, **job)
+
+    def moderate(self, *, model: str, input: str | Sequence[Any], **job: Any) -> SyncJob:  # noqa: A002
+        """See `PromptQueue.moderate`."""
+        return self.submit(kind="moderate", model=model, input=input, **job)
 
     def submit_many(self, rows: Iterable[Mapping[str, Any]]) -> SyncGroup:
         """See `PromptQueue.submit_many`. `rows` is read in the caller's thread: it may be a database cursor."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import cached_property
 from typing import Any, Final, Self
 from uuid import uuid4
@@ -97,7 +97,8 @@ class PromptQueue:
     async def submit(self, **job: Any) -> Job:
         """Store one job, a chat with `messages` or an embedding with `input`; returns when Redis has it.
 
-        Our options: `id`, your own, and then submitting again changes nothing and returns the same job; `priority`;
+        Our options: `id`, your own, and then submitting again changes nothing and returns the same job; `kind`, of
+        work: other than those two, `respond`, `complete` and `moderate` below say it; `priority`;
         `deadline_s`: without an answer this long after submission, the job expires; `delay_s`: not before this long
         after submission; `tenant`: tenants whose jobs wait for a limit take turns, and another tenant's id is refused;
         `metadata`: any JSON, comes back in the result; `max_attempts`: calls to the provider, at most;
@@ -118,6 +119,21 @@ class PromptQueue:
         new_job, store = self._new_job(**job), await self._store()
         await store.submit(new_job, group=None)
         return Job(new_job.id, self._store, just_submitted=True, streams=new_job.streams)
+
+    async def respond(self, *, model: str, input: str | Sequence[Any], **job: Any) -> Job:  # noqa: A002
+        """Store a request of the Responses API: `submit` with `kind="respond"`. The result's `text` is what OpenAI's
+        clients call `output_text`, and its `response` the whole response."""
+        return await self.submit(kind="respond", model=model, input=input, **job)
+
+    async def complete(self, *, model: str, prompt: str | Sequence[Any], **job: Any) -> Job:
+        """Store a request of the older API for completions, of one prompt or of several: `submit` with
+        `kind="complete"`. The result's `text` is that of the first choice."""
+        return await self.submit(kind="complete", model=model, prompt=prompt, **job)
+
+    async def moderate(self, *, model: str, input: str | Sequence[Any], **job: Any) -> Job:  # noqa: A002
+        """Store a request for moderation: `submit` with `kind="moderate"`. The verdicts are in the result's
+        `response["results"]`, one for each input."""
+        return await self.submit(kind="moderate", model=model, input=input, **job)
 
     def _new_job(self, **arguments: Any) -> NewJob:
         return check_size(new_job(**arguments), self._max_job_bytes)

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
+from .wire.kinds import JobKind
 from .wire.vocabulary import Priority, TooLong, Trigger
 
 __all__ = ["submits"]
@@ -24,6 +25,7 @@ def arguments(
     messages: Sequence[Mapping[str, Any]] | None = None,
     input: str | Sequence[Any] | None = None,  # noqa: A002 - the provider's own name for it
     id: str | None = None,  # noqa: A002 - the name that the interface promises
+    kind: JobKind | None = None,
     priority: Priority = "normal",
     deadline_s: float | None = None,
     delay_s: float = 0.0,

@@ -29,6 +29,7 @@ from .store.waiting import unknown_job
 from .streams import StreamEvent
 from .wire.record import failure
 from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
+from .wire.texts import answer_with, text_of
 
 __all__ = ["Answer", "InMemoryQueue"]
 
@@ -328,7 +329,7 @@ def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
     return PromptResult(
         id=job.id,
         status="succeeded",
-        text=_text(response),
+        text=text_of(job.kind, response),
         response=response,
         model=job.model,
         answered_by=f"memory/{job.model}",
@@ -342,7 +343,7 @@ def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
 def _response(job: NewJob, answer: str | list[Any]) -> dict[str, Any]:
     if job.kind == "embed":
         return _embeddings(job, answer)
-    return _chat_response(job, str(answer))
+    return answer_with(job.kind, str(answer), id=job.id, model=job.model)
 
 
 def _embeddings(job: NewJob, answer: str | list[Any]) -> dict[str, Any]:
@@ -356,17 +357,3 @@ def _embeddings(job: NewJob, answer: str | list[Any]) -> dict[str, Any]:
 
 def _vector(value: Any) -> list[float]:
     return [byte / 255 for byte in sha256(json.dumps(value).encode()).digest()[:8]]
-
-
-def _chat_response(job: NewJob, text: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"id": job.id, "object": "chat.completion", "model": job.model, "choices": [choice]}
-
-
-def _text(response: dict[str, Any]) -> str | None:
-    try:
-        content = response["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        return None
-    return content if isinstance(content, str) else None

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
+from .kinds import KINDS
 from .vocabulary import PRIORITIES, TOO_LONG, TRIGGERS
 
 __all__ = [
@@ -68,6 +69,13 @@ def _id(value: Any) -> str | None:
     if isinstance(value, str) and _ID.fullmatch(value):
         return None
     return "must be 1 to 200 visible ASCII characters without spaces, as in 'invoice-2026-0017'"
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, str) and value in KINDS:
+        return None
+    *others, last = map(repr, KINDS)
+    return f"must be {', '.join(others)} or {last}"
 
 
 def _priority(value: Any) -> str | None:
@@ -168,6 +176,14 @@ OPTIONS: Final[dict[str, Option]] = {
             "The job's id, 1 to 200 visible ASCII characters. Submitting an id again changes nothing and returns the "
             "same job; another tenant's id is refused (`IdTaken`).",
             default_text="a new UUID",
+            read_by=frozenset({"client"}),
+        ),
+        Option(
+            "kind",
+            _kind,
+            "The kind of work: `chat`, `embed`, `respond`, `complete` or `moderate`. `queue.respond()`, `complete()` "
+            "and `moderate()` say it for you; rows of `submit_many` name it. See [endpoints](../guides/endpoints.md).",
+            default_text="a chat with `messages`, an embedding with `input`",
             read_by=frozenset({"client"}),
         ),
         Option(

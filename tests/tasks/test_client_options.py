@@ -28,6 +28,7 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 BAD: dict[str, Any] = {
     "id": "two words",
+    "kind": "draw",
     "priority": "urgent",
     "deadline_s": 0,
     "delay_s": -1,

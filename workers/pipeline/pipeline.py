@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from config.catalog import UnknownModel
+from tasks.wire.kinds import KINDS
 from tasks.wire.redis_keys import QUEUE
 
 from ..breaker import BreakerPolicy, Breakers
@@ -194,7 +195,8 @@ class Pipeline:
         repeats = self._catalog.repeats_timeouts(model)
         health = self.breakers.health(provider.name, model.upstream, address=urlsplit(provider.base_url).netloc)
         sizes, caps = RecordSizes(), CallCaps()
-        return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, sizes, caps, health)
+        kinds = frozenset(kind.name for kind in KINDS.values() if kind.api in provider.apis)
+        return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, sizes, caps, health, kinds)
 
     def handle(
         self,
@@ -243,7 +245,7 @@ class Pipeline:
                 raise
             if ladder.route is not None:
                 trip.route = ladder.route
-                ladder.route.codec.check(job, model=ladder.route.model)
+                ladder.route.check(job)
             answer = await ladder.down(trip)
         except Failure as failure:
             return self._failed(trip, failure)

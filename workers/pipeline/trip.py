@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import orjson
 
 from tasks.results import Attempt
+from tasks.wire.kinds import KINDS
 from tasks.wire.redis_keys import QUEUE
 
+from ..prompt.failure import Failure
 from ..schema.form import has_schema
 from ..schema.steps import Repairs
 from .routing.chain import Chain
@@ -76,6 +78,23 @@ class Route:
     sizes: RecordSizes
     caps: CallCaps
     health: Health
+    kinds: frozenset[JobKind]
+    """What may be asked of the provider, by its `apis`."""
+
+    def check(self, job: PromptJob) -> None:
+        """Raise `Failure` for a job that this provider can't be asked: before it waits for its turn."""
+        if job.kind not in self.kinds:
+            raise _not_offered(job.kind, self.provider.name)
+        self.codec.check(job, model=self.model)
+
+
+def _not_offered(kind: JobKind, provider: str) -> Failure:
+    api = KINDS[kind].api
+    return Failure(
+        "not_found",
+        f'{provider} is not known to answer {KINDS[kind].path}; if it does, add "{api}" to `apis` in '
+        f"[providers.{provider}] of the catalogue, or else name another provider's model",
+    )
 
 
 class Load(Protocol):

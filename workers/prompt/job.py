@@ -104,6 +104,8 @@ def parse(
     known = KINDS[kind]
     if not body.get(known.field):
         raise _refused(f"{known.noun} needs a `{known.field}` that is not empty")
+    if known.refuses and (conflict := known.conflict(body)):
+        raise _refused("`{}`: {}".format(*conflict))
     options, schema = _options(raw_options, now=now, read_stamp=read_stamp)
     if kind != "embed" and options.too_long != "reject":
         raise _refused(f"`promptmill.too_long`: {ONLY_EMBEDDINGS}")

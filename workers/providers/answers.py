@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .codec import RawResponse
 
 __all__ = [
+    "Content",
     "count_inputs",
     "count_token_ids",
     "is_filtered",
@@ -99,7 +100,7 @@ def read_chat(body: dict[str, Any], raw: RawResponse, *, now: float) -> Answer:
 def _odd_chat(choices: list[Any], body: dict[str, Any], raw: RawResponse, *, now: float) -> Answer:
     """The same where the first choice is no plain text that ended as usual."""
     usage = read_usage(body)
-    found = [_Choice.of(choice) for choice in choices if isinstance(choice, dict)]
+    found = [Content.of(choice) for choice in choices if isinstance(choice, dict)]
     if any(each.is_answer for each in found):
         return Answer(next((each.text for each in found if each.is_answer and each.text), None), body, usage)
     broken = next((choice for choice, each in zip(choices, found, strict=False) if each.is_broken), None)
@@ -108,12 +109,15 @@ def _odd_chat(choices: list[Any], body: dict[str, Any], raw: RawResponse, *, now
     raise failure
 
 
-class _Choice(NamedTuple):
+class Content(NamedTuple):
+    """What there is in a choice, or in a response: `limit` is the field of the request that cuts it."""
+
     text: str
     has_other: bool
     has_message: bool
     has_reasoning: bool
     reason: str
+    limit: str = "max_tokens"
 
     @classmethod
     def of(cls, choice: dict[str, Any]) -> Self:
@@ -143,10 +147,12 @@ class _Choice(NamedTuple):
         if is_spent(self.reason):
             # Reasoning models do this; sending it again costs the same and brings the same.
             spent = Failure(
-                "bad_response", "the model spent all its output tokens before it wrote any text; raise max_tokens"
+                "bad_response", f"the model spent all its output tokens before it wrote any text; raise {self.limit}"
             )
             spent.is_cut = True
             return spent
+        if self.is_broken:
+            return Failure("server_error", "the provider broke the answer off with an error", retryable=True)
         if self.has_reasoning:
             return Failure(
                 "bad_response",

@@ -170,6 +170,8 @@ def refusal_within(parsed: Any, raw: RawResponse, *, now: float) -> Failure:
     rule = _rule(status, error)
     if rule is _BAD_REQUEST and error.status is None:
         rule = _Rule("bad_response", "the provider said 200 and sent an error in the body", retryable=True)
+        # Of a response that failed, whose error has a name alone.
+        rule = _SERVER if "server_error" in error.names else rule
     failure = _failure(rule, raw.status, error, retry_after_s(raw.headers, now, error))
     failure.is_refusal = error.status is not None and 400 <= error.status < 500
     return failure

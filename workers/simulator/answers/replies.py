@@ -23,6 +23,7 @@ from .objects import fitting_object
 from .structured import Wanted
 
 __all__ = [
+    "CREATED_AT_S",
     "DONE_EVENT",
     "MODELS",
     "Completion",
@@ -35,6 +36,7 @@ __all__ = [
     "event",
     "models_body",
     "object_text",
+    "usage_of",
     "vector_of",
 ]
 
@@ -51,7 +53,7 @@ MODELS = (
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
-_CREATED_AT_S = 1_750_000_000
+CREATED_AT_S = 1_750_000_000
 CHARS_PER_TOKEN = 4
 TOKENS_PER_EVENT = 4
 _OUTPUT_SPREAD = 0.5
@@ -127,7 +129,7 @@ def chat_body(request: ChatRequest, completions: list[Completion], *, seed: int)
         for index, completion in enumerate(completions)
     ]
     head = _head(request, seed, "chat.completion")
-    return orjson.dumps({**head, "choices": choices, "usage": _usage(request, completions)})
+    return orjson.dumps({**head, "choices": choices, "usage": usage_of(request, completions)})
 
 
 def chat_events(
@@ -142,7 +144,7 @@ def chat_events(
         for choice in _deltas(index, completion, tokens_per_event)
     ]
     if request.include_usage:
-        events.append(event(orjson.dumps({**head, "choices": [], "usage": _usage(request, completions)})))
+        events.append(event(orjson.dumps({**head, "choices": [], "usage": usage_of(request, completions)})))
     return [*events, DONE_EVENT]
 
 
@@ -170,7 +172,7 @@ def embedding_body(request: EmbeddingRequest, *, seed: int, dimensions: int) -> 
 
 def models_body() -> bytes:
     """The JSON list of `MODELS`."""
-    rows = [{"id": name, "object": "model", "created": _CREATED_AT_S, "owned_by": "simulator"} for name in MODELS]
+    rows = [{"id": name, "object": "model", "created": CREATED_AT_S, "owned_by": "simulator"} for name in MODELS]
     return orjson.dumps({"object": "list", "data": rows})
 
 
@@ -228,10 +230,11 @@ def _reasons(*, start: int, count: int) -> Iterable[str]:
 
 def _head(request: ChatRequest, seed: int, kind: str) -> dict[str, Any]:
     identity = shake_256(b"%d:%b" % (seed, request.prompt_hash.encode())).hexdigest(12)
-    return {"id": f"chatcmpl-{identity}", "object": kind, "created": _CREATED_AT_S, "model": request.model}
+    return {"id": f"chatcmpl-{identity}", "object": kind, "created": CREATED_AT_S, "model": request.model}
 
 
-def _usage(request: ChatRequest, completions: list[Completion]) -> dict[str, Any]:
+def usage_of(request: ChatRequest, completions: list[Completion]) -> dict[str, Any]:
+    """What OpenAI counts."""
     output = sum(completion.tokens for completion in completions)
     return {
         "prompt_tokens": request.prompt_tokens,
