@@ -11,7 +11,7 @@ from .jobs import Group, Job, JobStatus
 from .results import Attempt, JobError, PromptResult, Usage
 from .store.job_store import GroupProgress
 from .streams import Piece, StreamEvent
-from .wire.message import TASK_NAMES
+from .wire.kinds import TASK_NAMES
 from .wire.vocabulary import Priority, Status
 
 __all__ = [

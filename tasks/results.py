@@ -100,7 +100,9 @@ class PromptResult:
 
     `cached`: the answer was stored for an equal prompt, and `saved_usd` is what that call cost, None where unknown.
     `route` says which rule of the route that `model` names chose, and why: {"name", "rule", "why"}. `repaired` names
-    the step after which an answer fitted its schema; None: as it came.
+    the step after which an answer fitted its schema; None: as it came. `too_long` says which inputs were longer than
+    the model takes, and what was done: {"input": 3, "how": "truncated", "kept": 30000, "of": 45000}, in characters or
+    token ids, or {"input": 3, "how": "split", "parts": 2}.
     """
 
     id: str
@@ -116,6 +118,7 @@ class PromptResult:
     saved_usd: float | None = None
     route: dict[str, Any] | None = None
     repaired: str | None = None
+    too_long: list[dict[str, Any]] | None = None
     queued_s: float | None = None
     duration_s: float = 0.0
     suspected_double_payment: bool = False

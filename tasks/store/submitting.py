@@ -13,7 +13,8 @@ from ..redis.cancellation import within
 from ..redis.connection import RedisConnection, ScriptRunner
 from ..redis.script import Script
 from ..wire import redis_keys
-from ..wire.message import CELERY_PRIORITY, TASK_NAMES, Envelope, queue_keys
+from ..wire.kinds import TASK_NAMES
+from ..wire.message import CELERY_PRIORITY, Envelope, queue_keys
 from ..wire.request import NewJob, check_model, id_taken
 from .batching import Batcher
 from .settings import StoreSettings

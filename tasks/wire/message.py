@@ -17,13 +17,13 @@ from json.encoder import encode_basestring_ascii
 from typing import Final
 from uuid import uuid4
 
+from .kinds import TASK_NAMES
 from .redis_keys import QUEUE, queue_list
 from .request import NewJob
-from .vocabulary import JobKind, Priority
+from .vocabulary import Priority
 
 __all__ = [
     "CELERY_PRIORITY",
-    "TASK_NAMES",
     "Envelope",
     "ping_message",
     "queue_keys",
@@ -31,7 +31,6 @@ __all__ = [
     "revoke_message",
 ]
 
-TASK_NAMES: Final[dict[JobKind, str]] = {"chat": "prompts.chat", "embed": "prompts.embed"}
 CELERY_PRIORITY: Final[dict[Priority, int]] = {"interactive": 0, "normal": 3, "bulk": 9}
 """Of `PRIORITY_STEPS`."""
 

@@ -1,4 +1,4 @@
-"""The words that stand in Redis, each once for Python and Lua: states, priorities, kinds of jobs.
+"""The words that stand in Redis, each once for Python and Lua: states, priorities.
 
 `tasks/redis/script.py` gives them to Lua scripts under their names in capitals. Pure: the standard library alone.
 """
@@ -10,17 +10,15 @@ from typing import Final, Literal, get_args
 __all__ = [
     "CELERY_COMPRESSED",
     "CELERY_ENDS",
-    "KINDS",
-    "NOT_STREAMED",
     "OPEN_STATES",
     "PRIORITIES",
     "STATUSES",
-    "STREAMED",
+    "TOO_LONG",
     "TRIGGERS",
-    "JobKind",
     "OpenState",
     "Priority",
     "Status",
+    "TooLong",
     "Trigger",
 ]
 
@@ -36,16 +34,13 @@ Priority = Literal["interactive", "normal", "bulk"]
 PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 """Most urgent first."""
 
-JobKind = Literal["chat", "embed"]
-KINDS: Final[tuple[JobKind, ...]] = get_args(JobKind)
-
-STREAMED: Final[frozenset[JobKind]] = frozenset({"chat"})
-"""The kinds of jobs whose answers come in pieces."""
-NOT_STREAMED: Final = "an embedding comes whole; only a chat's answer is streamed"
-
 Trigger = Literal["rate_limited", "content_filter", "auth", "permission"]
 """Error codes that lead to a job's next model only where `fallback_on` names them."""
 TRIGGERS: Final[tuple[Trigger, ...]] = get_args(Trigger)
+
+TooLong = Literal["reject", "truncate", "split"]
+TOO_LONG: Final[tuple[TooLong, ...]] = get_args(TooLong)
+"""What becomes of inputs that are longer than the model takes."""
 
 CELERY_ENDS: Final = ("SUCCESS", "FAILURE", "REVOKED")
 """The `status` of a Celery result record that is a job's end (celery/states.py)."""

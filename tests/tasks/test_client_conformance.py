@@ -112,6 +112,22 @@ async def test_what_is_read_ends_as_the_job_does(queue: PromptQueue, script: Scr
         await _read(queue.job("never-submitted"))
 
 
+async def test_who_reads_hears_of_the_cancel(queue: PromptQueue, script: Script) -> None:
+    gate = Gate()
+    script.with_ = gate.holding("never")
+    job = await queue.submit(model="m", messages=MESSAGES, stream=True)
+    reading = asyncio.create_task(_read(job))
+    await wait_until_async(lambda: _is_running(job), description="it runs")
+    assert await job.cancel()
+    with pytest.raises(JobCancelled):
+        await reading
+    gate.open()
+
+
+async def _is_running(job: Job) -> bool:
+    return await job.status() == "running"
+
+
 def test_the_blocking_twin_reads_as_it_comes(queue: PromptQueue) -> None:
     job = queue.sync.submit(model="m", messages=MESSAGES, stream=True)
     assert "".join(job.stream(timeout_s=10)) == "Answer to Hello"

@@ -22,7 +22,8 @@ from tasks import Job, JobCancelled, PromptQueue, PromptResult, UnknownModel
 from tasks.redis.clock import steady_s
 from tasks.store import terms
 from tasks.wire import redis_keys
-from tasks.wire.message import CELERY_PRIORITY, TASK_NAMES
+from tasks.wire.kinds import TASK_NAMES
+from tasks.wire.message import CELERY_PRIORITY
 from tests.support.celery_client import closing
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async

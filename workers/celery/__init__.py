@@ -3,7 +3,7 @@
 In reading order, with what each stands in for:
 
     app.py               the app, its task class and its signals         celery.Celery
-    tasks.py             prompts.chat and prompts.embed
+    tasks.py             prompts.chat, prompts.embed and the other kinds'
     request.py           one message as a job                            celery.worker.request.Request
     consumer.py          the consumer, which never gives up on Redis     celery.worker.consumer.Consumer
     lease_heartbeat.py   a bootstep: leases renewed, cancels heard

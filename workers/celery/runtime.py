@@ -30,6 +30,7 @@ from ..limiter import LimiterRegistry
 from ..pipeline.offers import OtherWorkers, offers
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.retry_policy import RetryPolicy
+from ..pool import places
 from ..providers.keyring import KeyRing
 from ..redis.channel import Channel
 from ..redis.clock import redis_clock
@@ -149,6 +150,7 @@ def pipeline_of(
         patience_s=settings.breaker.patience_s,
         compresses=settings.result_compress_from_bytes > 0,
         pack_wait_s=settings.packing.wait_s,
+        places=places.look,
         tenant_weights=settings.limit.tenant_weights,
         now=redis_clock,
         read_stamp=redis_clock.from_redis,

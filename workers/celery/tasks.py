@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from celery.exceptions import Ignore
 from celery.states import READY_STATES
 
 from tasks.errors import JobFailed
-from tasks.wire.message import TASK_NAMES
+from tasks.wire.kinds import KINDS
 from tasks.wire.redis_keys import QUEUE
 
 from ..broker.messages import MARKS
@@ -24,26 +24,27 @@ from .runtime import current
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from ..pool.app import Task
-    from ..prompt.job import JobKind
+    from tasks.wire.kinds import JobKind, Kind
 
-__all__ = ["chat", "embed"]
+    from ..pool.app import Task
+
+__all__ = ["TASKS"]
 
 
 # `is_prompt`: workers/celery/request.py.
 _OPTIONS: dict[str, Any] = {"bind": True, "acks_late": True, "throws": (JobFailed,), "is_prompt": True}
 
 
-@app.task(name=TASK_NAMES["chat"], **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
-async def chat(self: Task, *args: Any, **kwargs: Any) -> JSONResult:
-    """Answer a chat prompt. Returns `PromptResult.to_dict()`, or raises the `JobFailed` that names the error's code."""
-    return await _answer(self, "chat", args, kwargs)
+def _task(kind: Kind) -> Task:
+    async def answer(self: Task, *args: Any, **kwargs: Any) -> JSONResult:
+        return await _answer(self, kind.name, args, kwargs)
+
+    answer.__name__ = kind.name
+    answer.__doc__ = f"Answer {kind.noun}: `PromptResult.to_dict()`, or the `JobFailed` that names the error's code."
+    return cast("Task", app.task(name=kind.task, **_OPTIONS)(answer))
 
 
-@app.task(name=TASK_NAMES["embed"], **_OPTIONS)  # type: ignore[untyped-decorator]  # Celery has no types
-async def embed(self: Task, *args: Any, **kwargs: Any) -> JSONResult:
-    """Embed a text or a list of texts. As `chat`; the vectors are in the result's `response`."""
-    return await _answer(self, "embed", args, kwargs)
+TASKS: Final[dict[JobKind, Task]] = {name: _task(kind) for name, kind in KINDS.items()}
 
 
 async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> JSONResult:

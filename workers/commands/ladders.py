@@ -14,7 +14,7 @@ import typer
 from config.catalog import CatalogError, load_catalog
 from config.settings import SettingsError, get_settings
 from tasks.redis.address import Address
-from tasks.wire.vocabulary import KINDS
+from tasks.wire.kinds import KINDS
 
 from ..celery.runtime import answers_of, pipeline_of
 from ..http.session import Http

@@ -19,17 +19,17 @@ from typing import Any
 import orjson
 
 from tasks.wire.json_text import MAX_DEPTH, NotJson, check
-from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, problem
+from tasks.wire.kinds import KINDS, JobKind
+from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, ONLY_EMBEDDINGS, problem
 from tasks.wire.request import is_repeatable
 from tasks.wire.schema import response_format, schema_conflict
-from tasks.wire.vocabulary import NOT_STREAMED, STREAMED, JobKind, Priority, Trigger
+from tasks.wire.vocabulary import Priority, TooLong, Trigger
 
 from .failure import Failure
 
 __all__ = ["MAX_DEPTH", "JobKind", "Options", "PromptJob", "parse"]
 
 
-_PROMPT_FIELD: dict[JobKind, str] = {"chat": "messages", "embed": "input"}
 # Beyond this, orjson reads an integer as a float and loses digits of the user's data.
 _FIRST_INEXACT_INT = 2.0**63
 
@@ -54,6 +54,7 @@ class Options:
     tag: str | None = None
     cache_ttl_s: float | None = None
     sample: int = 0
+    too_long: TooLong = "reject"
     stream: bool = False
     vectors: str | None = None
     submitted_at: float | None = None
@@ -100,12 +101,16 @@ def parse(
         raise _refused("the job names no model; put the model's name into `model`")
     if len(model) > MAX_NAME_CHARACTERS:
         raise _refused(f"`model` has {len(model):,} characters, and a model's name at most {MAX_NAME_CHARACTERS}")
-    prompt_field = _PROMPT_FIELD[kind]
-    if not body.get(prompt_field):
-        raise _refused(f"a {kind} job needs a `{prompt_field}` that is not empty")
+    known = KINDS[kind]
+    if not body.get(known.field):
+        raise _refused(f"{known.noun} needs a `{known.field}` that is not empty")
+    if known.refuses and (conflict := known.conflict(body)):
+        raise _refused("`{}`: {}".format(*conflict))
     options, schema = _options(raw_options, now=now, read_stamp=read_stamp)
-    if options.stream and kind not in STREAMED:
-        raise _refused(f"`promptmill.stream`: {NOT_STREAMED}")
+    if kind != "embed" and options.too_long != "reject":
+        raise _refused(f"`promptmill.too_long`: {ONLY_EMBEDDINGS}")
+    if options.stream and not known.streams:
+        raise _refused(f"`promptmill.stream`: {known.noun} comes whole; leave it out")
     if schema is not None or options.repair:
         body = _with_schema(kind, body, schema, has_repair=bool(options.repair))
     return PromptJob(job_id, kind, model, body, options, group, bool(args))

@@ -162,8 +162,8 @@ class Codec(Protocol):
         """The job as this provider wants it; `streams` asks for the answer in pieces. Raises `Failure` for what `check`
         refuses, or what is no JSON."""
 
-    def assembly(self) -> Assembly:
-        """What puts the pieces of a chat's answer together."""
+    def assembly(self, job: PromptJob) -> Assembly:
+        """What puts the pieces of the job's answer together."""
 
     def response(self, job: PromptJob, raw: RawResponse, *, now: float) -> Answer:
         """The answer that the response holds. Raises `Failure` for anything else, whatever the bytes are.

@@ -7,7 +7,7 @@ import json
 import re
 import textwrap
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from bench.command import ALL as BENCHMARKS
 from config.catalog import Catalog, Limits, Timeout, load_catalog
-from tasks import PromptQueue
+from tasks import Job, PromptQueue
 from tests.project.doc_blocks import PAGES, ROOT, Block, Checkout, blocks_of
 from tests.soak.__main__ import SOAKS
 from tests.support.ports import free_port
@@ -107,6 +107,10 @@ README_MORE = block("README.md", "job = await queue.submit(")
 SCHEMA_GUIDE = "docs/guides/structured-answers.md"
 SCHEMA_JOB = block(SCHEMA_GUIDE, "schema = {")
 SCHEMA_MODEL = block(SCHEMA_GUIDE, '[models."gpt-oss"]')
+STREAM_GUIDE = "docs/guides/streaming.md"
+STREAM_JOB = block(STREAM_GUIDE, 'job = await queue.submit(model="gpt-4o-mini", messages=messages, stream=True)')
+STREAM_AGAIN = block(STREAM_GUIDE, "async for piece in job.stream(after=1200):")
+STREAM_SSE = block(STREAM_GUIDE, "async def sse(job: Job, after: int) -> AsyncIterator[str]:")
 CACHE_GUIDE = "docs/guides/cache.md"
 CACHED_JOB = block(CACHE_GUIDE, 'job = await queue.submit(model="gpt-4o-mini", messages=messages, cache_ttl_s=86_400)')
 CACHE_COMMANDS = block(CACHE_GUIDE, "$ promptmill cache stats")
@@ -288,6 +292,27 @@ def test_a_job_that_asks_for_more(place: Place) -> None:
     assert [asyncio.run(program(CACHED_JOB, "answer.cached")) for _ in range(2)] == [False, True]
     printed = place.run(CACHE_COMMANDS.commands, PROMPTMILL_REDIS_URL=place.redis.url)
     assert re.search(r"^hit rate +", printed, re.M) and "\nDeleted 0 answers." in printed
+
+
+@pytest.mark.usefixtures("worker")
+def test_an_answer_is_read_as_the_guide_says(place: Place) -> None:
+    async def program(found: Block, **names: Any) -> Any:
+        source = f"async def program():\n{textwrap.indent(found.text, '    ')}\n    return locals()"
+        exec(compile(source, found.page, "exec"), names)
+        return await names["program"]()
+
+    async def read() -> None:
+        told: list[str] = []
+        async with PromptQueue(place.redis.url) as queue:
+            names = {"queue": queue, "messages": QUESTION, "print": lambda text, **_: told.append(text)}
+            job = (await program(STREAM_JOB, **names))["job"]
+            assert "".join(told) == (await job.result()).text
+            await program(STREAM_AGAIN, job=job)
+            sse = (await program(STREAM_SSE, Job=Job, AsyncIterator=AsyncIterator, json=json))["sse"]
+            events = [event async for event in sse(job, 0)]
+            assert events[-1].endswith('data: {"kind": "end", "text": ""}\n\n')
+
+    asyncio.run(read())
 
 
 def test_a_row_with_options_is_read_as_the_reference_says() -> None:

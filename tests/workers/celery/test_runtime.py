@@ -18,11 +18,12 @@ from config.settings import get_settings
 from tasks.errors import AuthFailed, BadRequest, JobFailed, ServerFailed
 from tasks.results import PromptResult
 from tasks.wire import redis_keys
+from tasks.wire.kinds import TASK_NAMES
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from workers.celery.app import app
 from workers.celery.runtime import current, lifespan
-from workers.celery.tasks import chat, embed
+from workers.celery.tasks import TASKS
 from workers.prompt.parked import Parked
 
 
@@ -161,7 +162,7 @@ async def call(task: Any, *args: Any, **kwargs: Any) -> Any:
         task.pop_request()
 
 
-@pytest.mark.parametrize("name", ["prompts.chat", "prompts.embed"])
+@pytest.mark.parametrize("name", TASK_NAMES.values())
 def test_the_tasks_keep_their_promises_to_celery(name: str) -> None:
     task = app.tasks[name]
     assert task.acks_late
@@ -171,8 +172,8 @@ def test_the_tasks_keep_their_promises_to_celery(name: str) -> None:
 async def test_an_answer_is_plain_json_that_hides_itself(provider: Any) -> None:
     await provider()
     async with lifespan(app):
-        returned = await call(chat, json.dumps({"body": BODY}))
-        embedded = (await call(embed, model="e", input="some text")).value
+        returned = await call(TASKS["chat"], json.dumps({"body": BODY}))
+        embedded = (await call(TASKS["embed"], model="e", input="some text")).value
     answered = json.loads(kombu_dumps(returned))  # as the next task of a chain is given it
     assert (answered["id"], answered["status"], answered["model"]) == ("task-7", "succeeded", "m")
     assert embedded["response"]["data"][0]["embedding"]
@@ -186,9 +187,9 @@ async def test_a_failure_is_an_exception_that_names_its_code(provider: Any, capl
     with caplog.at_level(logging.DEBUG):
         async with lifespan(app):
             with pytest.raises(ServerFailed, match=r"^server_error: ") as failed:
-                await call(chat, **BODY)
+                await call(TASKS["chat"], **BODY)
             with pytest.raises(BadRequest, match=r"^bad_request: "):
-                await call(chat, "{")
+                await call(TASKS["chat"], "{")
     assert failed.value.result is not None
     assert failed.value.result.id == "task-7"
     assert KEY not in caplog.text
@@ -200,12 +201,12 @@ async def test_a_refused_key_fails_the_job(provider: Any, environment: pytest.Mo
     environment.setenv("P_KEY", "sk-another-b81c22e4")
     async with lifespan(app):
         with pytest.raises(AuthFailed):
-            await call(chat, **BODY)
+            await call(TASKS["chat"], **BODY)
 
 
 async def test_a_direct_call_says_where_the_task_runs() -> None:
     with pytest.raises(RuntimeError, match="celery -A workers worker"):
-        await chat(**BODY)
+        await TASKS["chat"](**BODY)
 
 
 # -- settings that reach a job

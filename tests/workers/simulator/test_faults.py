@@ -346,3 +346,51 @@ async def test_faults_that_there_are_not_change_nothing(
     status, text = await strike(http, simulator, body)
     assert status == 400 and says in text and "for_s" in text
     assert await status_of_a_call(http, simulator) == 200
+
+
+def streamed(http: aiohttp.ClientSession, simulator: RunningSimulator, fault: str) -> Any:
+    return asking(http, simulator, fault, body={**question(), "stream": True})
+
+
+async def test_a_stream_is_cut_after_some_of_its_text(simulate: Start, http: aiohttp.ClientSession) -> None:
+    simulator = await simulate()
+    received = b""
+    with pytest.raises(aiohttp.ClientPayloadError):
+        async with streamed(http, simulator, "stream-cut") as response:
+            async for piece in response.content.iter_any():
+                received += piece
+    assert b'"content":"' in received and b"[DONE]" not in received
+
+
+async def test_a_stream_stands_still_after_some_of_its_text(simulate: Start, http: aiohttp.ClientSession) -> None:
+    simulator = await simulate()
+    received = b""
+    with pytest.raises(TimeoutError):
+        async with streamed(http, simulator, "stream-hang") as response, asyncio.timeout(0.2):
+            async for piece in response.content.iter_any():
+                received += piece
+    assert b'"content":"' in received and b"[DONE]" not in received
+
+
+@pytest.mark.parametrize(
+    ("dialect", "error"), [("openai", b'data: {"error":'), ("anthropic", b"event: error\ndata: {")]
+)
+async def test_a_stream_ends_with_an_error(
+    simulate: Start, http: aiohttp.ClientSession, dialect: Any, error: bytes
+) -> None:
+    simulator = await simulate(dialect=dialect)
+    path = "/messages" if dialect == "anthropic" else "/chat/completions"
+    headers = {FAULT_HEADER: "stream-error", "anthropic-version": "2023-06-01", "x-api-key": "sk-any"}
+    body = {**question(), "stream": True, "max_tokens": 200}
+    async with http.post(simulator.url + path, json=body, headers=headers) as response:
+        *_, last, end = (await response.read()).split(b"\n\n")
+    assert (response.status, end) == (200, b"")
+    assert last.startswith(error)
+
+
+async def test_tokens_come_at_their_pace(simulate: Start, http: aiohttp.ClientSession) -> None:
+    simulator = await simulate(tokens_per_s=100, output_tokens=20, jitter=0, latency_ms=0)
+    began = time.monotonic()
+    async with http.post(simulator.url + "/chat/completions", json={**question(), "stream": True}) as response:
+        events = (await response.read()).count(b"data: {")
+    assert time.monotonic() - began >= (events - 2) / 100

@@ -6,7 +6,7 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from tasks.results import Attempt
-from tasks.wire.vocabulary import STREAMED
+from tasks.wire.kinds import KINDS
 
 from ...prompt.failure import Failure
 from ...telemetry.counts import counts
@@ -64,7 +64,7 @@ class Call:
         job = trip.job
         streams = route.model.stream_only or job.options.stream or job.id in self._asked
         if streams:
-            streams = job.kind in STREAMED
+            streams = KINDS[job.kind].streams
         request = route.codec.request(job, model=route.model, provider=route.provider, key=trip.key, streams=streams)
         trip.request, trip.called_at = request, self._now()
         trip.attempts += 1
@@ -111,7 +111,7 @@ class Call:
 
     async def _stream(self, trip: Trip, request: ProviderRequest) -> tuple[RawResponse, Answer]:
         """The same in pieces, which go to whoever reads them as they come."""
-        route, assembly = trip.route, trip.route.codec.assembly()
+        route, assembly = trip.route, trip.route.codec.assembly(trip.job)
         raw = await self._http.stream(
             request,
             assembly,

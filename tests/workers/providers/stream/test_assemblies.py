@@ -29,7 +29,7 @@ def sse(*events: Any) -> bytes:
 
 def put_together(kind: str, body: bytes, *cuts: int) -> tuple[Any, str]:
     """The assembly, and the text that it told."""
-    assembly, stream, texts = CODECS[kind].assembly(), EventStream(), []
+    assembly, stream, texts = CODECS[kind].assembly(JOB), EventStream(), []
     places = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
     events = [event for start, end in pairwise(places) for event in stream.feed(body[start:end])]
     for name, data in [*events, *stream.close()]:
@@ -236,11 +236,11 @@ def test_half_of_a_surrogate_pair_does_not_end_the_answer() -> None:
 @pytest.mark.parametrize("kind", ["openai", "anthropic"])
 def test_a_piece_that_is_no_object_is_refused(kind: str, data: bytes) -> None:
     with pytest.raises((ValueError, Failure), match=r"JSON"):
-        CODECS[kind].assembly().add(b"", data)
+        CODECS[kind].assembly(JOB).add(b"", data)
 
 
 def test_what_an_answer_holds_is_counted() -> None:
-    assembly = CODECS["openai"].assembly()
+    assembly = CODECS["openai"].assembly(JOB)
     for _ in range(100):
         assembly.add(b"", json.dumps(delta(reasoning_content="x" * 100)).encode())
     assert 10_000 <= assembly.size < 12_000

@@ -18,6 +18,7 @@ BY_THE_BOOK = [
     pytest.param(b"data:a\n\n", [(b"", b"a")], id="no space after the colon"),
     pytest.param(b"data:  a\n\n", [(b"", b" a")], id="one space is taken, not two"),
     pytest.param(b"data: a\ndata: b\n\n", [(b"", b"a\nb")], id="several data lines"),
+    pytest.param(b"data: a\r\ndata: b\r\n\r\n", [(b"", b"a\nb")], id="several data lines, CRLF"),
     pytest.param(b"data\n\n", [(b"", b"")], id="a field without a colon is empty"),
     pytest.param(b": ping\n\ndata: a\n\n", [(b"", b"a")], id="a comment is no event"),
     pytest.param(b": ping\ndata: a\n: pong\n\n", [(b"", b"a")], id="comments within an event"),

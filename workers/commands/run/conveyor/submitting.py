@@ -9,10 +9,11 @@ from typing import Any
 
 from tasks import Group, PromptQueue
 from tasks.errors import InvalidJob, QueueUnavailable, UnknownModel
+from tasks.wire.kinds import KINDS
 
 from ..beside import either
 from ..errors import RunError
-from ..input.rows import SUBJECT, BadRow, Row
+from ..input.rows import BadRow, Row
 from .ledger import Ledger
 
 __all__ = ["Submitter"]
@@ -71,6 +72,7 @@ class Submitter:
 
 def submission(row: Row, job_id: str) -> dict[str, Any]:
     """The arguments of `submit`. All but model and subject go as `extra_body`: a provider's `metadata` is not ours."""
-    subject = SUBJECT[row.kind]
+    subject = KINDS[row.kind].field
     extra = {name: value for name, value in row.body.items() if name not in ("model", subject)}
-    return {"id": job_id, "model": row.model, subject: row.body[subject], "extra_body": extra, **row.options}
+    request = {"kind": row.kind, "model": row.model, subject: row.body[subject], "extra_body": extra}
+    return {"id": job_id, **request, **row.options}
