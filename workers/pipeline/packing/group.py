@@ -38,7 +38,7 @@ __all__ = ["Group"]
 BUSY_SHARE: Final = 0.25
 """Of the worker's places. A call that comes back has just left hundreds."""
 
-STREAM_SHARE: Final = 0.25
+STREAM_SHARE: Final = 0.125
 """Of a full call. Fewer inputs of late are no stream: the worker is busy with other jobs."""
 
 QUIET_S: Final = 1.0
@@ -226,10 +226,9 @@ class Group:
         They wait for its CPU then, and others behind them for places. Nobody who is in a hurry waits for them.
         """
         taken, places, unstarted = self._places()
-        is_busy = unstarted or (taken >= BUSY_SHARE * places and taken > self._jobs)
+        is_stream = self._flow.recent(now) >= STREAM_SHARE * self.room().inputs
+        is_busy = unstarted or (is_stream and taken >= BUSY_SHARE * places and taken > self._jobs)
         if not is_busy or self._line.ahead_of("interactive"):
-            return False
-        if self._flow.recent(now) < STREAM_SHARE * self.room().inputs:
             return False
         since = now if self._open_since is None else self._open_since
         return now - self._flow.came_at < QUIET_S and now - since < MOST_WAIT_S
