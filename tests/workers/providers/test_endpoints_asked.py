@@ -39,6 +39,7 @@ def table(kind: JobKind) -> dict[str, Any]:
 @each_new
 @pytest.mark.parametrize("wire", WIRES)
 @pytest.mark.covers("catalog", "providers.apis")
+@pytest.mark.promise(51)
 async def test_each_wire_answers_what_it_has(kind: JobKind, wire: str, ask: Any, key: str) -> None:
     has_it = KINDS[kind].api in dialect_of(wire).apis
     provider = table(kind) if has_it else None
