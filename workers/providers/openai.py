@@ -48,14 +48,14 @@ _MOST_NUMBER_BYTES = 32
 _BASE64_NUMBER_BYTES = 6
 _ROW_BYTES = 512
 
-_BESIDE: Final[Mapping[JobKind, tuple[str, ...]]] = {
-    "chat": ("tools", "response_format"),
-    "embed": (),
-    "respond": ("instructions", "tools", "text"),
-    "complete": ("suffix",),
-    "moderate": (),
+_SAID: Final[Mapping[JobKind, tuple[str, ...]]] = {
+    "chat": ("messages", "tools", "response_format"),
+    "embed": ("input",),
+    "respond": ("input", "instructions", "tools", "text"),
+    "complete": ("prompt", "suffix"),
+    "moderate": ("input",),
 }
-"""What counts beside the prompt."""
+"""The fields whose text a model reads."""
 
 _LIMITS: Final[Mapping[JobKind, tuple[str, ...]]] = {
     "chat": ("max_completion_tokens", "max_tokens"),
@@ -66,7 +66,7 @@ _LIMITS: Final[Mapping[JobKind, tuple[str, ...]]] = {
 }
 """What bounds an answer's tokens; the first that is there counts."""
 
-_WITHOUT_TOKEN_IDS: Final[frozenset[JobKind]] = frozenset({"chat", "respond", "moderate"})
+_TAKE_TOKEN_IDS: Final[frozenset[JobKind]] = frozenset({"embed", "complete"})
 
 _READERS: Final[Mapping[JobKind, Callable[[PromptJob, dict[str, Any], RawResponse, float], Answer]]] = {
     "chat": lambda _job, body, raw, now: read_chat(body, raw, now=now),
@@ -91,17 +91,14 @@ class OpenAICodec:
         """See `Codec.size`."""
         body = job.body
         kind = job.kind
-        subject = body.get(KINDS[kind].field)
-        tokens = 0 if kind in _WITHOUT_TOKEN_IDS else count_token_ids(subject)
-        chars, media = (0, NO_MEDIA) if tokens else measure([subject, *map(body.get, _BESIDE[kind])])
-        limits = map(_count, map(body.get, _LIMITS[kind]))
-        return RequestSize(
-            input_chars=chars,
-            media=media,
-            max_tokens=next(filter(None, limits), None),
-            answers=count_completions(body) if kind == "complete" else _count(body.get("n")) or 1,
-            input_tokens=tokens,
-        )
+        if kind in _TAKE_TOKEN_IDS and (tokens := count_token_ids(body.get(KINDS[kind].field))):
+            chars, media = 0, NO_MEDIA
+        else:
+            tokens = 0
+            chars, media = measure([body[name] for name in _SAID[kind] if name in body])
+        answers = count_completions(body) if kind == "complete" else _count(body.get("n")) or 1
+        limit = next((found for name in _LIMITS[kind] if (found := _count(body.get(name)))), None)
+        return RequestSize(chars, limit, answers, media, tokens)
 
     def answer_size(self, job: PromptJob) -> AnswerSize:
         """See `Codec.answer_size`."""

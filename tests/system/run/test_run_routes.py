@@ -1,4 +1,4 @@
-"""A file whose rows name a route, through real workers."""
+"""A file whose rows name a route, or an endpoint of their own, through real workers."""
 
 from __future__ import annotations
 
@@ -31,3 +31,24 @@ def test_each_row_goes_where_its_route_says(promptmill_run: RunCommand, tmp_path
         ("auto", "simulator/gpt-4o-mini", None): 30,
     }
     assert all(each["cost_usd"] > 0 for each in results)
+
+
+PROMPTS = {
+    "/v1/responses": {"model": "gpt-4.1", "input": "How many?"},
+    "/v1/completions": {"model": "gpt-4o-mini", "prompt": ["How many", "How few"]},
+    "/v1/moderations": {"model": "omni-moderation-latest", "input": ["How many?", "How few?"]},
+    "/v1/embeddings": {"model": "text-embedding-3-small", "input": "How many?"},
+    "/v1/chat/completions": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "How many?"}]},
+}
+
+
+def test_one_file_asks_every_endpoint(promptmill_run: RunCommand, tmp_path: Path) -> None:
+    rows = [{"custom_id": url, "method": "POST", "url": url, "body": body} for url, body in PROMPTS.items()]
+    write_rows(tmp_path / "in.jsonl", rows)
+    done = promptmill_run("in.jsonl", "-o", "out.jsonl", "--workers", "1", "--simulate", "--latency-ms", "5", "--json")
+    assert done.code == 0, done.stderr
+    bodies = {row["custom_id"]: row["response"]["body"] for row in read_rows(tmp_path / "out.jsonl").values()}
+    assert bodies["/v1/responses"]["object"] == "response"
+    assert len(bodies["/v1/completions"]["choices"]) == len(bodies["/v1/moderations"]["results"]) == 2
+    assert bodies["/v1/chat/completions"]["object"] == "chat.completion" and bodies["/v1/embeddings"]["data"]
+    assert done.summary["provider_calls"] == len(PROMPTS)

@@ -10,33 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import SecretStr
 
-from config.catalog import Catalog, load_catalog
+from config.catalog import Catalog
 from tasks.results import Usage
 from tasks.wire.kinds import KINDS, JobKind
 from workers.answers.known import is_good
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
 from workers.providers import CODECS, RawResponse
-from workers.simulator.dialects import DIALECTS
 
-from .test_conformance import NOW, ONCE, WIRES, dialect_of, provider_at
+from .test_conformance import NOW
 
 PROMPTS: dict[JobKind, Any] = {"respond": "canary 12", "complete": "canary 12", "moderate": "canary 12"}
 NEW: list[JobKind] = ["respond", "complete", "moderate"]
 each_new = pytest.mark.parametrize("kind", NEW)
-
-
-@pytest.fixture
-def ask(simulate: Any, pipeline_to: Any) -> Any:
-    """`result, simulator = await ask(wire, job)`, as the conformance suite does."""
-
-    async def one(wire: str, job: PromptJob, *, provider: dict[str, Any] | None = None, **options: Any) -> Any:
-        simulator = await simulate(dialect=dialect_of(wire).name, **options)
-        table = provider_at(simulator, wire, **(provider or {}))
-        async with pipeline_to(simulator.url, provider=table, retry=ONCE) as pipeline:
-            return await pipeline.run(job), simulator
-
-    return one
 
 
 def job_of(kind: JobKind, prompt: Any = None, **body: Any) -> PromptJob:
@@ -292,101 +278,3 @@ def test_whatever_comes_is_an_answer_or_a_named_failure(kind: JobKind, body: Any
         assert read(job_of(kind), body).response == body
     except Failure as failure:
         assert failure.code
-
-
-# -- through the pipeline, to a server that speaks it
-
-
-def table(kind: JobKind) -> dict[str, Any]:
-    return {"apis": [KINDS[kind].api]}
-
-
-@each_new
-@pytest.mark.parametrize("wire", WIRES)
-@pytest.mark.covers("catalog", "providers.apis")
-async def test_each_wire_answers_what_it_has(kind: JobKind, wire: str, ask: Any, key: str) -> None:
-    has_it = KINDS[kind].api in dialect_of(wire).apis
-    provider = table(kind) if has_it else None
-    result, simulator = await ask(wire, job_of(kind), api_key=key, provider=provider)
-    if not has_it:
-        assert (result.error.code, result.attempts, simulator.stats()["calls"]) == ("not_found", 0, 0)
-        assert f'add "{KINDS[kind].api}" to `apis` in [providers.p]' in result.error.message
-        return
-    assert result.ok, result.error
-    assert (result.text is None) is (kind == "moderate")
-    stats = simulator.stats()
-    assert (stats["prompt_tokens"], stats["completion_tokens"]) == (
-        result.usage.input_tokens,
-        result.usage.output_tokens,
-    )
-
-
-@each_new
-@pytest.mark.parametrize("fault", ["429", "503", "empty", "html", "null", "deep"])
-async def test_faults_have_the_names_that_they_have_for_chats(
-    kind: JobKind, fault: str, ask: Any, chat_job: Any
-) -> None:
-    failed, _ = await ask("openai", job_of(kind), faults={fault: 1.0}, provider=table(kind))
-    chat, _ = await ask("openai", chat_job(), faults={fault: 1.0})
-    assert (failed.error.code, failed.error.retryable) == (chat.error.code, chat.error.retryable)
-
-
-@pytest.mark.parametrize("fault", ["truncated", "content-filter"])
-async def test_a_response_is_cut_and_filtered_as_chats_are(fault: str, ask: Any, chat_job: Any) -> None:
-    result, _ = await ask("openai", job_of("respond"), faults={fault: 1.0}, provider=table("respond"))
-    chat, _ = await ask("openai", chat_job(), faults={fault: 1.0})
-    assert (result.ok, result.error and result.error.code) == (chat.ok, chat.error and chat.error.code)
-
-
-async def test_several_prompts_are_completed_at_once(ask: Any) -> None:
-    job = job_of("complete", ["a", "b"], n=2, max_tokens=5)
-    result, _ = await ask("openai", job, provider=table("complete"))
-    assert [choice["index"] for choice in result.response["choices"]] == [0, 1, 2, 3]
-
-
-async def test_limits_hold_for_all_kinds(simulate: Any, pipeline_to: Any) -> None:
-    simulator = await simulate(rpm=3, algorithm="fixed", latency_ms=0)
-    provider = provider_at(simulator, "openai", apis=[kind.api for kind in KINDS.values()])
-    async with pipeline_to(simulator.url, provider=provider, retry=ONCE) as pipeline:
-        results = [await pipeline.run(job_of(kind)) for kind in [*NEW, "respond"]]
-    assert [result.error and result.error.code for result in results] == [None, None, None, "rate_limited"]
-
-
-FREE = {"input": 0, "output": 0, "date": "2026-11-28", "source": "a price list"}
-
-
-@pytest.mark.parametrize(
-    ("price", "cost_usd"), [(None, None), (FREE, 0.0), ({**FREE, "input": 0.1}, None), ({**FREE, "output": 0.1}, None)]
-)
-async def test_a_moderation_is_free_where_its_price_says_so(
-    price: Any, cost_usd: Any, simulate: Any, pipeline_to: Any
-) -> None:
-    simulator = await simulate()
-    provider = provider_at(simulator, "openai", apis=["moderations"])
-    async with pipeline_to(simulator.url, provider=provider, price=price) as pipeline:
-        result = await pipeline.run(job_of("moderate"))
-    assert (result.ok, result.cost_usd) == (True, cost_usd)
-
-
-async def test_the_next_model_answers_what_this_one_lacks(simulate: Any, pipeline_to: Any) -> None:
-    simulator = await simulate()
-    one, other = provider_at(simulator, "openai"), provider_at(simulator, "openai", apis=["responses"])
-    models = {"m": {"provider": "p", "fallbacks": ["e"]}, "e": {"provider": "q"}}
-    catalog = Catalog.model_validate({"providers": {"p": one, "q": other}, "models": models})
-    async with pipeline_to("", catalog=catalog) as pipeline:
-        result = await pipeline.run(job_of("respond"))
-    assert (result.ok, result.answered_by, result.attempts) == (True, "q/e", 1)
-
-
-def test_what_a_kind_of_provider_never_has_is_refused() -> None:
-    for kind, api in (("anthropic", "responses"), ("azure", "moderations")):
-        url = "https://h/openai/v1"
-        with pytest.raises(ValueError, match=f"apis: a provider of kind '{kind}' has no {api}"):
-            Catalog.model_validate({"providers": {"p": {"base_url": url, "kind": kind, "apis": [api]}}})
-
-
-def test_the_simulated_providers_have_what_their_presets_have() -> None:
-    presets = {name: set(provider.apis) for name, provider in load_catalog().providers.items() if name in DIALECTS}
-    del presets["anthropic"]  # its codec refuses embeddings with better words
-    assert {"openai", "groq", "openrouter", "mistral"} <= presets.keys()
-    assert {name: set(DIALECTS[name].apis) for name in presets} == presets

@@ -160,7 +160,7 @@ async def test_a_large_prompt_is_taken(simulate: Start, http: aiohttp.ClientSess
 
 async def test_unknown_paths_and_methods_say_where_to_go(simulate: Start, http: aiohttp.ClientSession) -> None:
     simulator = await simulate()
-    async with http.get(simulator.url + "/completions") as response:
+    async with http.get(simulator.url + "/images/generations") as response:
         assert response.status == 404
     async with http.get(simulator.url + "/chat/completions") as response:
         assert (response.status, response.headers["Allow"]) == (405, "POST")

@@ -25,7 +25,7 @@ def read_response(body: dict[str, Any]) -> Answer:
     usage = read_usage(body)
     if not isinstance(output, list):
         raise Failure("bad_response", "the answer has no output", retryable=True)
-    if status in _UNFINISHED:
+    if isinstance(status, str) and status in _UNFINISHED:
         raise Failure("bad_response", "the provider sent a response that is not finished", usage=usage)
     items = [item for item in output if isinstance(item, dict)]
     content = Content(

@@ -45,7 +45,7 @@ class ResponseAssembly:
             event = loads(data)
         if type(event) is not dict:
             raise ValueError("a piece of the stream is no JSON object")
-        kind = event.get("type")
+        kind = str(event.get("type"))
         if kind == "response.output_text.delta":
             return self._add_text(event.get("delta"))
         if kind == "response.output_item.done" and isinstance(event.get("item"), dict):

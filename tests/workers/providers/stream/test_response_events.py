@@ -14,6 +14,13 @@ from workers.providers.stream.sse import EventStream
 
 from ..test_endpoints import CALL, THOUGHT, job_of, message, read, refused, response, text
 
+KINDS = ["response.completed", "response.output_text.delta", "response.output_item.done", "error"]
+VALUES = st.recursive(
+    st.none() | st.integers(0, 9) | st.text(max_size=3) | st.sampled_from(KINDS),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
+    max_leaves=6,
+)
+
 
 def events(*datas: Any) -> bytes:
     return b"".join(b"event: %b\ndata: %b\n\n" % (each["type"].encode(), json.dumps(each).encode()) for each in datas)
@@ -68,3 +75,10 @@ def test_an_error_in_mid_stream_is_that_error(last: Any) -> None:
     assembly, told = put_together(events(delta("24"), last), 64)
     assert (told, assembly.is_done) == ("24", True)
     assert refused(job_of("respond"), assembly.whole()).code == "server_error"
+
+
+@given(datas=st.lists(st.dictionaries(st.sampled_from(["type", "response", "item", "delta", "error"]), VALUES)))
+def test_whatever_events_come_the_rest_is_read(datas: list[dict[str, Any]]) -> None:
+    body = b"".join(b"data: %b\n\n" % json.dumps(data).encode() for data in datas)
+    assembly, told = put_together(body, len(body) or 1)
+    assert isinstance(told, str) and isinstance(assembly.whole(), dict)
