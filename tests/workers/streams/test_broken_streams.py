@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, suppress
+from itertools import groupby
 from typing import Any
 
 import pytest
@@ -52,8 +53,11 @@ async def test_a_call_that_breaks_off_and_its_next(
     await again.end()
     found = await events
     result = await handle.result()
-    assert [event.kind for event in found] == ["started", "text", "restarted", "text", "usage", "end"]
-    assert (found[1].text, found[3].text, result.text) == ("24 ", "25 clips", "25 clips")
+    kinds = [kind for kind, _ in groupby(event.kind for event in found)]  # a slow reader gets a text in several
+    assert kinds == ["started", "text", "restarted", "text", "usage", "end"]
+    restart = [event.kind for event in found].index("restarted")
+    before, after = ("".join(event.text for event in part) for part in (found[:restart], found[restart:]))
+    assert (before, after, result.text) == ("24 ", "25 clips", "25 clips")
     assert (result.attempts, result.suspected_double_payment) == (2, True)
     with pytest.raises(StreamRestarted, match="throw away") as restarted:
         await pieces
