@@ -119,7 +119,7 @@ class ForkServer:
         return ForkedWorker(mine)
 
     def close(self) -> None:
-        """End the server. Workers that run go on."""
+        """End the server. Workers that run go on, as long as this process lives."""
         self._requests.close()
         self._process.wait()
 
@@ -160,6 +160,7 @@ def _supervise(teller: int, request: int, output: int) -> dict[str, Any]:
     pid = os.fork()
     if pid:
         os.write(teller, b"%d\n" % pid)
+        threading.Thread(target=_end_with_asker, args=(teller, pid), daemon=True).start()
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         with contextlib.suppress(OSError):  # whoever asked has gone
             os.write(teller, b"%d\n" % code)
@@ -170,6 +171,13 @@ def _supervise(teller: int, request: int, output: int) -> dict[str, Any]:
         os.dup2(output, standard)
     os.close(output)
     return wanted
+
+
+def _end_with_asker(teller: int, worker: int) -> None:
+    """Whoever asked keeps its end open until it knows how the worker ended: if it closes before, it has died."""
+    with contextlib.suppress(OSError):
+        os.read(teller, 1)
+        os.killpg(worker, signal.SIGKILL)
 
 
 def _main() -> None:

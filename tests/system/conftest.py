@@ -19,5 +19,6 @@ class BySharing(LoadScopeScheduling):  # type: ignore[misc]  # xdist publishes n
         return shared[0] if shared else nodeid.partition("::")[0]
 
 
+@pytest.hookimpl(optionalhook=True)  # pytest may be told to do without xdist
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> BySharing:
     return BySharing(config, log)

@@ -16,6 +16,7 @@ from tasks import Job, PromptQueue
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
 from tests.support.redis_server import RedisServer
+from tests.support.waiting import wait_until_async
 from tests.tasks.harness import celery_record
 from workers.pipeline.pipeline import Pipeline
 from workers.prompt.job import PromptJob
@@ -23,7 +24,7 @@ from workers.redis.channel import Channel
 from workers.streams import Streams
 from workers.streams.asked import Asked
 
-__all__ = ["Mill", "Sending", "Streamer"]
+__all__ = ["Mill", "Sending", "Streamer", "first_told"]
 
 
 class Mill:
@@ -89,6 +90,20 @@ async def mill(server: RedisServer, client: Any, pipeline_to: Any) -> AsyncItera
         stack.push_async_callback(mill.redis.aclose)
         yield mill
         await mill.close()
+
+
+async def first_told(found: Any) -> asyncio.Task[list[Any]]:
+    """Reads on, in a task that gives all that came; from now on a text has come."""
+    told: list[Any] = []
+
+    async def read() -> list[Any]:
+        async for each in found:
+            told.append(each)  # noqa: PERF401 - what has come is looked at meanwhile
+        return told
+
+    task = asyncio.create_task(read())
+    await wait_until_async(lambda: any(isinstance(each, str) or each.text for each in told), "a text has come")
+    return task
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from tasks.wire import redis_keys
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
 
-from .conftest import Mill, Streamer
+from .conftest import Mill, Streamer, first_told
 
 
 async def broken_off(mill: Mill, streamer: Streamer, job: Any, **worker: Any) -> tuple[asyncio.Task[None], Any]:
@@ -42,9 +42,9 @@ async def test_a_call_that_breaks_off_and_its_next(
 ) -> None:
     job = chat_job(stream=True)
     handle = await mill.submitted(job)
-    events: asyncio.Task[list[StreamEvent]] = asyncio.create_task(reading(handle.events()))
-    pieces: asyncio.Task[list[Piece]] = asyncio.create_task(reading(mill.queue.job(job.id).stream()))
     _, call = await broken_off(mill, streamer, job)
+    events: asyncio.Task[list[StreamEvent]] = await first_told(handle.events())
+    pieces: asyncio.Task[list[Piece]] = await first_told(mill.queue.job(job.id).stream())
     await call.raw(error)
     call.hang_up()
     again = await streamer.calls.get()
@@ -137,8 +137,8 @@ async def test_another_workers_answer_is_not_spliced(
 ) -> None:
     job = chat_job(stream=True)
     handle = await mill.submitted(job)
-    events: asyncio.Task[list[StreamEvent]] = asyncio.create_task(reading(handle.events()))
     task, _ = await broken_off(mill, streamer, job)
+    events: asyncio.Task[list[StreamEvent]] = await first_told(handle.events())
     await stop(task)
     mill.start(await mill.worker(streamer.url), job)
     again = await streamer.calls.get()
@@ -289,8 +289,8 @@ async def test_a_stream_that_is_deleted_leaves_no_gap(
 ) -> None:
     job = chat_job(stream=True)
     handle = await mill.submitted(job)
-    events: asyncio.Task[list[StreamEvent]] = asyncio.create_task(reading(handle.events()))
     _, call = await broken_off(mill, streamer, job)
+    events: asyncio.Task[list[StreamEvent]] = await first_told(handle.events())
     await mill.redis.delete(redis_keys.stream(job.id))
     await call.text("clips")
     await call.end()
@@ -304,8 +304,8 @@ async def test_a_fallbacks_answer_is_not_joined_to_what_came_before(
 ) -> None:
     job = chat_job(stream=True, fallbacks=["e"], max_attempts=2)
     handle = await mill.submitted(job)
-    events: asyncio.Task[list[StreamEvent]] = asyncio.create_task(reading(handle.events()))
     _, call = await broken_off(mill, streamer, job)
+    events: asyncio.Task[list[StreamEvent]] = await first_told(handle.events())
     call.hang_up()
     again = await streamer.calls.get()
     await again.text("25 clips")

@@ -15,7 +15,7 @@ from tasks import JobFailed, Piece, ResultTimeout, UnknownJob
 from tasks.wire import redis_keys
 from workers.answers import Answers
 
-from .conftest import Mill, Streamer
+from .conftest import Mill, Streamer, first_told
 
 
 async def test_the_text_comes_in_pieces_that_are_the_results(
@@ -175,11 +175,10 @@ async def test_more_text_than_a_stream_takes_comes_at_the_end(
 ) -> None:
     job = chat_job(stream=True)
     handle = await mill.submitted(job)
-    reader = asyncio.create_task(reading(handle.events()))
     mill.start(await mill.worker(streamer.url, stream={"max_bytes": 10}), job)
     call = await streamer.calls.get()
     await call.text("0123456789")
-    await wait_until(lambda: mill.entries(job) == 2, "it is written")
+    reader = await first_told(handle.events())
     await call.text("abc", "def")
     await call.end()
     events = await reader
@@ -273,11 +272,10 @@ async def test_a_repaired_answer_is_not_spliced(
     form = {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema, "strict": True}}
     job = chat_job(body={"response_format": form}, stream=True)
     handle = await mill.submitted(job)
-    reader = asyncio.create_task(reading(handle.events()))
     mill.start(await mill.worker(streamer.url), job)
     call = await streamer.calls.get()
     await call.text("{'n': ")
-    await wait_until(lambda: mill.entries(job) == 2, "it is written")
+    reader = await first_told(handle.events())
     await call.text("24,}")
     await call.end()
     events = await reader
