@@ -107,6 +107,10 @@ README_MORE = block("README.md", "job = await queue.submit(")
 SCHEMA_GUIDE = "docs/guides/structured-answers.md"
 SCHEMA_JOB = block(SCHEMA_GUIDE, "schema = {")
 SCHEMA_MODEL = block(SCHEMA_GUIDE, '[models."gpt-oss"]')
+ENDPOINTS_JOB = block(
+    "docs/guides/endpoints.md",
+    'job = await queue.respond(model="gpt-4.1", input="How many clips?", store=False)',
+)
 STREAM_GUIDE = "docs/guides/streaming.md"
 STREAM_JOB = block(STREAM_GUIDE, 'job = await queue.submit(model="gpt-4o-mini", messages=messages, stream=True)')
 STREAM_AGAIN = block(STREAM_GUIDE, "async for piece in job.stream(after=1200):")
@@ -180,6 +184,7 @@ class Place:
         self.catalog = checkout.directory / "catalog.toml"
         self.catalog.write_text(
             f'[providers.openai]\nbase_url = "{provider.base_url}"\napi_keys = ["OPENAI_API_KEY"]\nkey_prefix = "sk-"\n'
+            'apis = ["chat", "embeddings", "responses"]\n'
         )
 
     def here(self, text: str) -> str:
@@ -308,6 +313,9 @@ def test_an_answer_is_read_as_the_guide_says(place: Place) -> None:
             job = (await program(STREAM_JOB, **names))["job"]
             assert "".join(told) == (await job.result()).text
             await program(STREAM_AGAIN, job=job)
+            told.clear()
+            response = (await program(ENDPOINTS_JOB, **names))["job"]
+            assert told == [(await response.result()).text]
             sse = (await program(STREAM_SSE, Job=Job, AsyncIterator=AsyncIterator, json=json))["sse"]
             events = [event async for event in sse(job, 0)]
             assert events[-1].endswith('data: {"kind": "end", "text": ""}\n\n')
