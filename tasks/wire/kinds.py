@@ -25,6 +25,7 @@ class Kind:
 
     `field` of the request's body holds the prompt. `streams`: its answer may come in pieces. `is_repeatable`: the same
     request is always meant to bring the same answer. `fits_schema`: its answer can be held to a JSON Schema.
+    `has_flex`: providers take it in their flex tier.
     """
 
     name: JobKind
@@ -36,6 +37,7 @@ class Kind:
     streams: bool = False
     is_repeatable: bool = False
     fits_schema: bool = False
+    has_flex: bool = False
 
 
 KINDS: Final[Mapping[JobKind, Kind]] = MappingProxyType(
@@ -51,6 +53,7 @@ KINDS: Final[Mapping[JobKind, Kind]] = MappingProxyType(
                 noun="a chat",
                 streams=True,
                 fits_schema=True,
+                has_flex=True,
             ),
             Kind(
                 "embed",

@@ -173,6 +173,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         cache_ttl_s: float | None = None,
         breakers: Any = None,
         streams: Any = None,
+        flex_policy: Any = None,
         real_time: bool = False,
         catalog: Catalog | None = None,
         **model: Any,
@@ -195,6 +196,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 cache_ttl_s=cache_ttl_s,
                 breakers=breakers,
                 streams=streams,
+                flex=flex_policy,
             )
 
     return make

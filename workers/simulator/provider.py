@@ -21,7 +21,7 @@ from .faults import FAULTS, JSON_TYPE, Altered, Broken, Fault, Instead, check_sh
 from .ledger import Call
 from .limits import WINDOW_S, Allowance, Refusal
 from .options import SimulatorOptions
-from .request import ChatRequest, EmbeddingRequest, InvalidRequest
+from .request import FLEX, ChatRequest, EmbeddingRequest, InvalidRequest
 
 __all__ = ["EVENTS_TYPE", "Answer", "Incoming", "Plan", "Provider"]
 
@@ -95,6 +95,7 @@ class _Asked:
     max_tokens: int | None = None
     is_asked_again: bool = False
     inputs: int = 0
+    tier: str | None = None
 
 
 class Provider:
@@ -157,7 +158,7 @@ class Provider:
         if incoming.deployment is not None:
             asked = replace(asked, model=incoming.deployment)
         call.model, call.prompt_hash, call.stream = asked.model, asked.prompt_hash, asked.stream
-        call.inputs = asked.inputs
+        call.inputs, call.tier = asked.inputs, asked.tier
         allowance = self._allowance(incoming.key, asked.model)
         refusal = allowance.admit(now_s, tokens=self._charge(asked))
         headers = self.dialect.limits(allowance, now_s, call.time)
@@ -177,7 +178,7 @@ class Provider:
         if call.fault and self._is_cured(FAULTS[call.fault], asked, call.prompt_hash or ""):
             call.fault = None
         fault = FAULTS[call.fault] if call.fault else None
-        latency_s = self._latency_s(draws[1], fault)
+        latency_s = self._latency_s(draws[1], fault, is_flex=asked.tier == FLEX)
         first_s = latency_s * _FIRST_EVENT_SHARE if asked.stream else latency_s
         answer = asked.render(fault, draws[2])
         rate = self._options.tokens_per_s
@@ -189,6 +190,8 @@ class Provider:
 
     def _is_cured(self, fault: Fault, asked: _Asked, content: str) -> bool:
         """Whether the request is what a fault of this kind is cured with."""
+        if isinstance(fault, Instead):
+            return fault.only_flex and asked.tier != FLEX
         if not isinstance(fault, Altered):
             return False
         if fault.truncates:
@@ -198,8 +201,11 @@ class Provider:
             return (asked.max_tokens or 0) > before
         return fault.breaks_json and asked.is_asked_again
 
-    def _latency_s(self, uniform: float, fault: Fault | None) -> float:
-        latency_ms = lognormal(uniform, mean=self._options.latency_ms, spread=self._options.jitter)
+    def _latency_s(self, uniform: float, fault: Fault | None, *, is_flex: bool) -> float:
+        mean_ms = self._options.latency_ms
+        if is_flex and not isinstance(fault, Instead) and self._options.flex_latency_ms is not None:
+            mean_ms = self._options.flex_latency_ms
+        latency_ms = lognormal(uniform, mean=mean_ms, spread=self._options.jitter)
         factor = fault.latency_factor if isinstance(fault, Altered) else 1.0
         return latency_ms * factor / 1000
 
@@ -239,6 +245,7 @@ class Provider:
             render=lambda fault, drawn: self._chat_answer(request, completions, fault, drawn),
             max_tokens=request.max_tokens,
             is_asked_again=request.wanted is not None and request.wanted.is_asked_again,
+            tier=request.tier,
         )
 
     def _chat_answer(
