@@ -4,8 +4,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-# On all cores. Those of tests/system run side by side by themselves, and keep two cores busy.
-QUICK_TESTS := $(BIN)/python -m pytest -n logical --dist worksteal --ignore tests/system
+# They wait more than they compute, so more of them than there are cores.
+QUICK_TESTS := $(BIN)/python -m pytest -n 6 --dist worksteal --ignore tests/system
+# Of the three processes one runs several scenarios side by side by itself: see tests/system/conftest.py.
+SYSTEM_TESTS := $(BIN)/python -m pytest -n 3 tests/system
 
 .DEFAULT_GOAL := help
 .PHONY: help install run check test coverage browser lint format lock bench soak clean
@@ -34,16 +36,15 @@ run: $(VENV)/run.stamp ## the main job: 1,319 real questions through 2 workers a
 	@mkdir -p out
 	@$(BIN)/promptmill run examples/gsm8k.jsonl --simulate -o out/gsm8k.jsonl $(ARGS)
 
-# They wait more than they compute, so more of them than there are cores.
 check: lint ## lint, and the tests that start no worker processes: three minutes on two cores
-	$(QUICK_TESTS) -n 6 --hypothesis-profile quick $(ARGS)
+	$(QUICK_TESTS) --hypothesis-profile quick $(ARGS)
 
 test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool" for some of them
 ifdef ARGS
 	$(BIN)/python -m pytest $(ARGS)
 else
 	$(QUICK_TESTS)
-	$(BIN)/python -m pytest tests/system
+	$(SYSTEM_TESTS)
 endif
 
 coverage: $(VENV)/dev.stamp ## the tests of `make check`, and how much of the code they run

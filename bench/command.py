@@ -15,7 +15,7 @@ import typer
 import uvloop
 from rich.console import Console
 
-from . import articles, enqueue, file_run, idle, jobs, latency, limiter, memory, paced, parking, streams
+from . import articles, embeddings, enqueue, file_run, idle, jobs, latency, limiter, memory, paced, parking, streams
 from .plan import QUICK, WHOLE
 from .processes import BenchError
 from .report import Report
@@ -34,6 +34,7 @@ USUAL: dict[str, Benchmark] = {
     "limiter": limiter.run,
     "parking": parking.run,
     "paced": paced.run,
+    "embeddings": embeddings.run,
     "streams": streams.run,
 }
 FILE_WIDTH = 132

@@ -34,6 +34,8 @@ class Plan:
     parked_jobs: int
     """Of the model whose limit is used up."""
     questions: int
+    texts: int
+    """As embeddings."""
     streams: int
     """Answers read at once; the next says how many tokens each has."""
     stream_tokens: int
@@ -57,6 +59,7 @@ WHOLE = Plan(
     free_jobs=1_000,
     parked_jobs=5_000,
     questions=1_319,
+    texts=200_000,
     streams=200,
     stream_tokens=500,
 )
@@ -79,6 +82,7 @@ QUICK = Plan(
     free_jobs=200,
     parked_jobs=500,
     questions=200,
+    texts=10_000,
     streams=200,
     stream_tokens=150,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +42,7 @@ class Provider:
             response.raise_for_status()
 
     async def served(self) -> Served:
-        stats = await self._stats()
+        stats = await self.stats()
         failed = {status: n for status, n in stats["by_status"].items() if status != "200"}
         if failed:
             raise BenchError(f"The provider did not answer all calls with 200: {failed}")
@@ -50,9 +50,10 @@ class Provider:
 
     async def refused(self) -> int:
         """Calls above its limit."""
-        return int((await self._stats())["rate_limited"])
+        return int((await self.stats())["rate_limited"])
 
-    async def _stats(self) -> dict[str, Any]:
+    async def stats(self) -> dict[str, Any]:
+        """All totals."""
         async with self._session.get(f"{self._root}/__stats") as response:
             stats: dict[str, Any] = await response.json()
         return stats
@@ -66,11 +67,17 @@ class Provider:
 
 
 @asynccontextmanager
-async def running_provider(directory: Path, *, latency_ms: float, rpm: int | None = None) -> AsyncIterator[Provider]:
-    """Start one that answers each call after exactly `latency_ms`, and no more than `rpm` requests a minute."""
+async def running_provider(
+    directory: Path, *, latency_ms: float, rpm: int | None = None, options: Sequence[str] = ()
+) -> AsyncIterator[Provider]:
+    """Start one that answers each call after exactly `latency_ms`, and no more than `rpm` requests a minute.
+
+    `options` are further ones of the simulated provider's.
+    """
     command = python("workers.simulator", "--port", 0, "--latency-ms", latency_ms, "--jitter", 0)
     if rpm is not None:
         command += ["--rpm", str(rpm)]
+    command += options
     log = directory / f"provider-{'free' if rpm is None else rpm}.log"
     async with running(command, log=log) as child, aiohttp.ClientSession() as session:
         yield Provider((await child.first_line()).removeprefix(GREETING), session)

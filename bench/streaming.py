@@ -5,7 +5,7 @@
 
 Each token of the provider is the time at which it was sent, in microseconds of the machine's steady clock, and a
 space: whoever has it knows how old it is. The bare reader is what the articles write, aiohttp's lines and orjson; it
-prints its CPU time and its tokens as one JSON object.
+prints its CPU time and how old its tokens were, in milliseconds, as one JSON object.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import asyncio
 import json
 import sys
 import time
+from typing import Any
 
 import aiohttp
 import orjson
@@ -57,23 +58,23 @@ async def serve(tokens: int, tokens_per_s: float) -> None:
     await listener.serve_forever()
 
 
-async def read_bare(url: str, streams: int) -> dict[str, float]:
+async def read_bare(url: str, streams: int) -> dict[str, Any]:
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         cpu_s = time.process_time()
-        counts = await asyncio.gather(*(_read_one(session, url, number) for number in range(streams)))
-        return {"cpu_s": time.process_time() - cpu_s, "tokens": sum(counts)}
+        ages = await asyncio.gather(*(_read_one(session, url, number) for number in range(streams)))
+        return {"cpu_s": time.process_time() - cpu_s, "ages_ms": [age for each in ages for age in each]}
 
 
-async def _read_one(session: aiohttp.ClientSession, url: str, number: int) -> int:
-    tokens, text = 0, []
+async def _read_one(session: aiohttp.ClientSession, url: str, number: int) -> list[float]:
+    ages, text = [], []
     async with session.post(f"{url}/chat/completions", json={**body(number), "stream": True}) as response:
         async for line in response.content:
             if line.startswith(b"data: ") and line != b"data: [DONE]\n":
                 choices = orjson.loads(line[6:])["choices"]
                 if choices and (piece := choices[0]["delta"].get("content")):
                     text.append(piece)
-                    tokens += 1
-    return tokens if "".join(text) else 0
+                    ages.append((now_us() - int(piece)) / 1_000)
+    return ages if "".join(text) else []
 
 
 def main(what: str, *arguments: str) -> None:

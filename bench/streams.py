@@ -56,6 +56,8 @@ class Run:
     """Scripts and reads that Redis served, a token."""
     redis_cpu_us: float
     bare_cpu_us: float
+    bare_ages_ms: list[float]
+    """Of each token at the bare reader: what the machine itself adds."""
     reader_cpu_us: float
     """Of our client, which reads all streams in one process."""
 
@@ -91,7 +93,8 @@ async def run(report: Report) -> None:
         cpu_us=cpu_s / tokens * 1e6,
         trips=trips / tokens,
         redis_cpu_us=redis_cpu_s / tokens * 1e6,
-        bare_cpu_us=bare,
+        bare_cpu_us=bare["cpu_s"] / len(bare["ages_ms"]) * 1e6,
+        bare_ages_ms=sorted(bare["ages_ms"]),
         reader_cpu_us=reader_cpu_s / tokens * 1e6,
     )
     _show(report, found)
@@ -114,18 +117,19 @@ async def _trips(redis: RedisServer) -> int:
     return sum(stats.get(f"cmdstat_{name}", {"calls": 0})["calls"] for name in ("evalsha", "eval", "xrange", "hget"))
 
 
-async def _bare(url: str, streams: int, directory: Path) -> float:
-    """The bare reader's CPU a token, in microseconds."""
+async def _bare(url: str, streams: int, directory: Path) -> dict[str, Any]:
+    """What the bare reader prints."""
     async with running(python("bench.streaming", "bare", url, streams), log=directory / "bare.log") as child:
-        figures = json.loads(await child.output())
-    return float(figures["cpu_s"] / figures["tokens"] * 1e6)
+        figures: dict[str, Any] = json.loads(await child.output())
+    return figures
 
 
 def _show(report: Report, found: Run) -> None:
-    cuts = statistics.quantiles(found.ages_ms, n=100, method="inclusive")
+    ages, bare = _percentiles(found.ages_ms), _percentiles(found.bare_ages_ms)
     figures = {
         "tokens": found.tokens,
-        "age_ms": {"p50": cuts[49], "p99": cuts[98], "max": found.ages_ms[-1]},
+        "age_ms": ages,
+        "bare_age_ms": bare,
         "cpu_us": found.cpu_us,
         "bare_cpu_us": found.bare_cpu_us,
         "redis_cpu_us": found.redis_cpu_us,
@@ -136,7 +140,8 @@ def _show(report: Report, found: Run) -> None:
     for name in (
         "p50 ms",
         "p99 ms",
-        "max ms",
+        "bare p50",
+        "bare p99",
         "worker us/token",
         "bare us/token",
         "x bare",
@@ -146,7 +151,7 @@ def _show(report: Report, found: Run) -> None:
     ):
         table.add_column(name, justify="right")
     table.add_row(
-        *(f"{age:.1f}" for age in (cuts[49], cuts[98], found.ages_ms[-1])),
+        *(f"{age:.1f}" for each in (ages, bare) for age in (each["p50"], each["p99"])),
         f"{found.cpu_us:.1f}",
         f"{found.bare_cpu_us:.1f}",
         f"{found.cpu_us / found.bare_cpu_us:.2f}",
@@ -157,7 +162,12 @@ def _show(report: Report, found: Run) -> None:
     report.show(table)
     report.figures["streams"] = figures
     report.verdicts += [
-        Verdict("age of a token at its reader, p99, ms", cuts[98], at_most=50),
+        Verdict("age of a token at its reader, p99, ms", ages["p99"], at_most=50),
         Verdict("worker CPU per token, x bare", found.cpu_us / found.bare_cpu_us, at_most=2),
         Verdict("Redis round trips per token", found.trips, at_most=0.1),
     ]
+
+
+def _percentiles(ages_ms: list[float]) -> dict[str, float]:
+    cuts = statistics.quantiles(ages_ms, n=100, method="inclusive")
+    return {"p50": cuts[49], "p99": cuts[98], "max": ages_ms[-1]}

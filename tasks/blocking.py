@@ -9,10 +9,11 @@ import asyncio
 import os
 import threading
 import weakref
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from .embedding import embedding_rows_sync
 from .jobs import ROWS_A_CALL
 from .results import PromptResult
 from .store.job_store import GroupProgress
@@ -197,6 +198,18 @@ class SyncQueue:
         """See `PromptQueue.submit`."""
         return SyncJob(self._thread.run(self._queue.submit(**job)), self._thread)
 
+    def respond(self, *, model: str, input: str | Sequence[Any], **job: Any) -> SyncJob:  # noqa: A002
+        """See `PromptQueue.respond`."""
+        return self.submit(kind="respond", model=model, input=input, **job)
+
+    def complete(self, *, model: str, prompt: str | Sequence[Any], **job: Any) -> SyncJob:
+        """See `PromptQueue.complete`."""
+        return self.submit(kind="complete", model=model, prompt=prompt, **job)
+
+    def moderate(self, *, model: str, input: str | Sequence[Any], **job: Any) -> SyncJob:  # noqa: A002
+        """See `PromptQueue.moderate`."""
+        return self.submit(kind="moderate", model=model, input=input, **job)
+
     def submit_many(self, rows: Iterable[Mapping[str, Any]]) -> SyncGroup:
         """See `PromptQueue.submit_many`. `rows` is read in the caller's thread: it may be a database cursor."""
         group = self.new_group()
@@ -205,6 +218,10 @@ class SyncQueue:
         finally:
             group.close()
         return group
+
+    def embed_many(self, texts: Iterable[Any], *, model: str, texts_per_job: int = 1, **job: Any) -> SyncGroup:
+        """See `PromptQueue.embed_many`. `texts` is read in the caller's thread."""
+        return self.submit_many(embedding_rows_sync(texts, texts_per_job=texts_per_job, model=model, **job))
 
     def new_group(self, id: str | None = None) -> SyncGroup:  # noqa: A002 - the name that the interface promises
         """See `PromptQueue.new_group`."""

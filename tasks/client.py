@@ -14,12 +14,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from functools import cached_property
 from typing import Any, Final, Self
 from uuid import uuid4
 
 from .blocking import SyncQueue
+from .embedding import Texts, embedding_rows
 from .jobs import Group, Job, Rows
 from .redis.address import Address
 from .store.job_store import Store
@@ -96,7 +97,8 @@ class PromptQueue:
     async def submit(self, **job: Any) -> Job:
         """Store one job, a chat with `messages` or an embedding with `input`; returns when Redis has it.
 
-        Our options: `id`, your own, and then submitting again changes nothing and returns the same job; `priority`;
+        Our options: `id`, your own, and then submitting again changes nothing and returns the same job; `kind`, of
+        work: other than those two, `respond`, `complete` and `moderate` below say it; `priority`;
         `deadline_s`: without an answer this long after submission, the job expires; `delay_s`: not before this long
         after submission; `tenant`: tenants whose jobs wait for a limit take turns, and another tenant's id is refused;
         `metadata`: any JSON, comes back in the result; `max_attempts`: calls to the provider, at most;
@@ -106,8 +108,10 @@ class PromptQueue:
         and `fallback_on`: what leads to them beyond what does so by itself, None leaves both to the catalogue; `tag`: a
         word for the rules of a route; `cache_ttl_s`: how long its answer may serve equal prompts, and how old one may
         be that serves it, 0 for none, None leaves it to the workers; `sample`: which of several answers to one prompt
-        it wants; `stream`: whether somebody is going to read the answer as it comes, with `job.stream()`. All else goes
-        to the provider untouched; `extra_body` is for fields of the provider's that are named like ours (`metadata`).
+        it wants; `too_long`: what becomes of an embedding's inputs that are longer than the model takes, `reject`,
+        `truncate` or `split`; `stream`: whether somebody is going to read the answer as it comes, with `job.stream()`.
+        All else goes to the provider untouched; `extra_body` is for fields of the provider's that are named like ours
+        (`metadata`).
 
         Raises InvalidJob, UnknownModel, IdTaken, QueueFull, or, within `timeout_s`, QueueUnavailable; nothing blocks
         the event loop.
@@ -115,6 +119,21 @@ class PromptQueue:
         new_job, store = self._new_job(**job), await self._store()
         await store.submit(new_job, group=None)
         return Job(new_job.id, self._store, just_submitted=True, streams=new_job.streams)
+
+    async def respond(self, *, model: str, input: str | Sequence[Any], **job: Any) -> Job:  # noqa: A002
+        """Store a request of the Responses API: `submit` with `kind="respond"`. The result's `text` is what OpenAI's
+        clients call `output_text`, and its `response` the whole response."""
+        return await self.submit(kind="respond", model=model, input=input, **job)
+
+    async def complete(self, *, model: str, prompt: str | Sequence[Any], **job: Any) -> Job:
+        """Store a request of the older API for completions, of one prompt or of several: `submit` with
+        `kind="complete"`. The result's `text` is that of the first choice."""
+        return await self.submit(kind="complete", model=model, prompt=prompt, **job)
+
+    async def moderate(self, *, model: str, input: str | Sequence[Any], **job: Any) -> Job:  # noqa: A002
+        """Store a request for moderation: `submit` with `kind="moderate"`. The verdicts are in the result's
+        `response["results"]`, one for each input."""
+        return await self.submit(kind="moderate", model=model, input=input, **job)
 
     def _new_job(self, **arguments: Any) -> NewJob:
         return check_size(new_job(**arguments), self._max_job_bytes)
@@ -131,6 +150,19 @@ class PromptQueue:
         finally:  # after an error too, so that whoever reads the group comes to an end
             await group.close()
         return group
+
+    async def embed_many(self, texts: Texts, *, model: str, texts_per_job: int = 1, **job: Any) -> Group:
+        """Embed any number of texts as one group. Memory stays the same for any number.
+
+        `texts` is any iterable or async iterable. Each is a job of its own, and the workers send many in one call;
+        with `texts_per_job` that many are one job, which is less work for Redis, and all fail where one does. `job`
+        are further arguments of `submit`. The results' `metadata["index"]` tells the place of a job's first text::
+
+            group = await queue.embed_many(texts, model="text-embedding-3-small")
+            async for result in group.as_completed():
+                vectors[result.metadata["index"]] = result.response["data"][0]["embedding"]
+        """
+        return await self.submit_many(embedding_rows(texts, texts_per_job=texts_per_job, model=model, **job))
 
     def new_group(self, id: str | None = None) -> Group:  # noqa: A002 - the name that the interface promises
         """A group to fill step by step: `submit` and `extend`, then `close`. With an id, continues an existing one."""

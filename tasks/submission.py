@@ -9,7 +9,8 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
-from .wire.vocabulary import Priority, Trigger
+from .wire.kinds import JobKind
+from .wire.vocabulary import Priority, TooLong, Trigger
 
 __all__ = ["submits"]
 
@@ -24,6 +25,7 @@ def arguments(
     messages: Sequence[Mapping[str, Any]] | None = None,
     input: str | Sequence[Any] | None = None,  # noqa: A002 - the provider's own name for it
     id: str | None = None,  # noqa: A002 - the name that the interface promises
+    kind: JobKind | None = None,
     priority: Priority = "normal",
     deadline_s: float | None = None,
     delay_s: float = 0.0,
@@ -38,6 +40,7 @@ def arguments(
     tag: str | None = None,
     cache_ttl_s: float | None = None,
     sample: int | None = None,
+    too_long: TooLong = "reject",
     stream: bool = False,
     extra_body: Mapping[str, Any] | None = None,
     **body: Any,

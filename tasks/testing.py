@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 from .client import PromptQueue
@@ -28,18 +29,20 @@ from .store.waiting import unknown_job
 from .streams import StreamEvent
 from .wire.record import failure
 from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
+from .wire.texts import answer_with, text_of
 
 __all__ = ["Answer", "InMemoryQueue"]
 
-Answer = str | dict[str, Any] | Exception
+Answer = str | list[Any] | dict[str, Any] | Exception
 Pieces = Iterator[str] | AsyncIterator[str]
 
 
 class InMemoryQueue(PromptQueue):
     """`PromptQueue` with the same methods, checks and errors; jobs run at once in this process.
 
-    `answer` gets a job's body and returns, or is a coroutine function that returns, the answer's text, the
-    provider's whole response as a dict, or an exception, which may be raised as well: a `JobFailed` of any kind
+    `answer` gets a job's body and returns, or is a coroutine function that returns, the answer's text, a list of
+    vectors for an embedding (which has vectors by its texts where a text is returned), the provider's whole response
+    as a dict, or an exception, which may be raised as well: a `JobFailed` of any kind
     fails the job with its code, others count as "internal". A generator, async or not, yields the text's pieces, which
     `job.stream()` yields as they come. `models` are those that may be asked; None is any.
     `submitted` lists what arrived. `delay_s` and `deadline_s` are checked, but time does not pass in here.
@@ -311,6 +314,7 @@ def _finish(watcher: asyncio.Future[None]) -> None:
 
 def _as_submitted(job: NewJob) -> dict[str, Any]:
     content = json.loads(job.text(submitted_at=time.time()))
+    content["promptmill"].pop("vectors", None)  # the client's word to the workers, not the caller's
     return {"id": job.id, "kind": job.kind, **content}
 
 
@@ -321,11 +325,11 @@ def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
         return PromptResult(
             id=job.id, status="failed", model=job.model, error=failed.error, attempts=1, metadata=metadata
         )
-    response = _chat_response(job, answer) if isinstance(answer, str) else answer
+    response = answer if isinstance(answer, dict) else _response(job, answer)
     return PromptResult(
         id=job.id,
         status="succeeded",
-        text=_text(response),
+        text=text_of(job.kind, response),
         response=response,
         model=job.model,
         answered_by=f"memory/{job.model}",
@@ -336,15 +340,20 @@ def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
     )
 
 
-def _chat_response(job: NewJob, text: str) -> dict[str, Any]:
-    message = {"role": "assistant", "content": text}
-    choice = {"index": 0, "message": message, "finish_reason": "stop"}
-    return {"id": job.id, "object": "chat.completion", "model": job.model, "choices": [choice]}
+def _response(job: NewJob, answer: str | list[Any]) -> dict[str, Any]:
+    if job.kind == "embed":
+        return _embeddings(job, answer)
+    return answer_with(job.kind, str(answer), id=job.id, model=job.model)
 
 
-def _text(response: dict[str, Any]) -> str | None:
-    try:
-        content = response["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError):
-        return None
-    return content if isinstance(content, str) else None
+def _embeddings(job: NewJob, answer: str | list[Any]) -> dict[str, Any]:
+    """The vectors that the test gave, or some that depend on the text alone."""
+    value = json.loads(job.body)["input"]
+    inputs = value if isinstance(value, list) and not isinstance(value[0], int) else [value]
+    vectors = answer if isinstance(answer, list) else list(map(_vector, inputs))
+    rows = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(vectors)]
+    return {"object": "list", "data": rows, "model": job.model}
+
+
+def _vector(value: Any) -> list[float]:
+    return [byte / 255 for byte in sha256(json.dumps(value).encode()).digest()[:8]]

@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
+from tasks.wire.kinds import Api
 from tasks.wire.vocabulary import Trigger
 
 from .fields import (
@@ -92,6 +93,11 @@ class Price(Table):
     currency: Currency = "USD"
     date: dt.date
     source: Annotated[str, Field(min_length=1)]
+
+    @property
+    def is_free(self) -> bool:
+        """Whether a call costs nothing, whatever it counts."""
+        return self.input == 0 and self.output == 0
 
     @cached_property
     def rates_usd(self) -> Rates | None:
@@ -178,7 +184,8 @@ class Provider(Table):
     `structured_outputs` says which `response_format` its models take. Where that is no JSON Schema, a job's schema
     stands in the system message. `stream_options = false` is for providers that refuse that field in a streamed
     request, and count its tokens all the same. `vectors` is how
-    embeddings are asked for where the job does not say.
+    embeddings are asked for where the job does not say. `apis` names the endpoints that it has: a job for another one
+    fails before it is sent.
     """
 
     name: Name
@@ -198,6 +205,14 @@ class Provider(Table):
     structured_outputs: StructuredOutputs = "json_schema"
     stream_options: Flag = True
     vectors: Vectors = "base64"
+    apis: Annotated[tuple[Api, ...], AfterValidator(all_different)] = ("chat", "embeddings")
+
+    @model_validator(mode="after")
+    def _kinds_have_their_apis(self) -> Provider:
+        lacks = {"anthropic": {"responses", "completions", "moderations"}, "azure": {"moderations"}}
+        if missing := lacks.get(self.kind, set()) & set(self.apis):
+            raise ValueError(f"apis: a provider of kind {self.kind!r} has no {' and no '.join(sorted(missing))}")
+        return self
 
     @model_validator(mode="after")
     def _azure_knows_its_version(self) -> Provider:

@@ -13,12 +13,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
-from .vocabulary import PRIORITIES, TRIGGERS
+from .kinds import KINDS
+from .vocabulary import PRIORITIES, TOO_LONG, TRIGGERS
 
 __all__ = [
     "MAX_NAME_CHARACTERS",
     "MAX_REPAIRS",
     "MAX_SHOWN",
+    "ONLY_EMBEDDINGS",
     "OPTIONS",
     "Option",
     "Reader",
@@ -42,6 +44,7 @@ MAX_SHOWN: Final = 50
 """Characters of an unknown name that are compared with the known ones, which takes time by length, and shown."""
 
 MAX_FALLBACKS: Final = 20
+ONLY_EMBEDDINGS: Final = "is for embeddings; the prompt of a chat is never shortened"
 MAX_NAME_CHARACTERS: Final = 200
 """Of a model's name, as in the catalogue: names are compared with all that are known when one is not. Of a tag too."""
 
@@ -66,6 +69,13 @@ def _id(value: Any) -> str | None:
     if isinstance(value, str) and _ID.fullmatch(value):
         return None
     return "must be 1 to 200 visible ASCII characters without spaces, as in 'invoice-2026-0017'"
+
+
+def _kind(value: Any) -> str | None:
+    if isinstance(value, str) and value in KINDS:
+        return None
+    *others, last = map(repr, KINDS)
+    return f"must be {', '.join(others)} or {last}"
 
 
 def _priority(value: Any) -> str | None:
@@ -132,6 +142,10 @@ def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else f"must be true or false, not {_type(value)}"
 
 
+def _too_long(value: Any) -> str | None:
+    return None if isinstance(value, str) and value in TOO_LONG else "must be 'reject', 'truncate' or 'split'"
+
+
 def _vectors(value: Any) -> str | None:
     return None if value == "base64" else "must be 'base64', or left out for numbers"
 
@@ -162,6 +176,14 @@ OPTIONS: Final[dict[str, Option]] = {
             "The job's id, 1 to 200 visible ASCII characters. Submitting an id again changes nothing and returns the "
             "same job; another tenant's id is refused (`IdTaken`).",
             default_text="a new UUID",
+            read_by=frozenset({"client"}),
+        ),
+        Option(
+            "kind",
+            _kind,
+            "The kind of work: `chat`, `embed`, `respond`, `complete` or `moderate`. `queue.respond()`, `complete()` "
+            "and `moderate()` say it for you; rows of `submit_many` name it. See [endpoints](../guides/endpoints.md).",
+            default_text="a chat with `messages`, an embedding with `input`",
             read_by=frozenset({"client"}),
         ),
         Option(
@@ -251,6 +273,15 @@ OPTIONS: Final[dict[str, Option]] = {
             _whole_number("must be a whole number, 0 or more", least=0, most=2**63 - 1),
             "Which of several answers to one prompt it wants: each number has an answer of its own in the cache.",
             default_text="`0`",
+        ),
+        Option(
+            "too_long",
+            _too_long,
+            "What becomes of inputs longer than the model takes (`max_tokens_per_input`): `reject`, `truncate`, or "
+            "`split` (the mean of the parts' vectors); said in the result. See "
+            "[embeddings](../guides/embeddings.md).",
+            default="reject",
+            default_text='`"reject"`',
         ),
         Option(
             "stream",

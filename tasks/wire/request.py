@@ -14,7 +14,7 @@ from uuid import uuid4
 from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
 from .kinds import KINDS, JobKind
-from .options import MAX_NAME_CHARACTERS, names_read_by, problem
+from .options import MAX_NAME_CHARACTERS, ONLY_EMBEDDINGS, names_read_by, problem
 from .schema import schema_conflict
 from .vocabulary import Priority
 
@@ -76,23 +76,27 @@ class NewJob:
 def new_job(
     *,
     model: str | None = None,
-    messages: Any = None,
-    input: Any = None,  # noqa: A002 - the provider's own name for it
     extra_body: Mapping[str, Any] | None = None,
     **given: Any,
 ) -> NewJob:
     """Check the arguments of `submit`. Raises `InvalidJob`; `PromptQueue.submit` explains each argument."""
-    body = {name: value for name, value in given.items() if name not in _ARGUMENTS}
-    kind = _check_body(model, messages, input, body, extra_body)
     options, options_json = _options({name: given[name] for name in _ARGUMENTS if given.get(name) is not None})
+    body = {name: value for name, value in given.items() if name not in _ARGUMENTS}
+    kind = _kind(options.get("kind"), body)
+    subject = _subject(kind, body)
+    _check_body(kind, model, subject, extra_body)
     whole = {**body, **extra_body} if extra_body else body
+    if conflict := KINDS[kind].conflict(whole):
+        raise InvalidJob("{}: {}".format(*conflict))
     if "schema" in options or options.get("repair"):
         _check_schema(kind, options, whole)
+    if kind != "embed" and options.get("too_long", "reject") != "reject":
+        raise InvalidJob(f"too_long: {ONLY_EMBEDDINGS}")
     if options.get("stream") and not KINDS[kind].streams:
         raise InvalidJob(f"stream: {KINDS[kind].noun} comes whole; leave it out")
     if kind == "embed":
         options_json += _READS_PACKED
-    body_json = _body_json(model, messages, input, body, extra_body)
+    body_json = _json({"model": model, KINDS[kind].field: subject} | whole)
     priority: Priority = options.get("priority", "normal")
     return NewJob(
         id=options["id"] if "id" in options else str(uuid4()),
@@ -112,9 +116,14 @@ def new_job(
 
 
 def is_repeatable(kind: JobKind, body: Mapping[str, Any]) -> bool:
-    """Whether the same request is meant to bring the same answer: an embedding, or a `temperature` of 0."""
+    """Whether the same request is meant to bring the same answer: an embedding, or a `temperature` of 0.
+
+    A response that goes on with a `conversation` depends on what the provider has stored by then.
+    """
     if KINDS[kind].is_repeatable:
         return True
+    if body.get("conversation"):
+        return False
     temperature = body.get("temperature")
     return temperature == 0 and isinstance(temperature, int | float) and not isinstance(temperature, bool)
 
@@ -179,40 +188,49 @@ def check_group_id(group_id: str) -> str:
 # -- the provider's body
 
 
-def _check_body(model: object, messages: Any, inputs: Any, body: dict[str, Any], extra: object) -> JobKind:
+def _kind(asked: JobKind | None, body: Mapping[str, Any]) -> JobKind:
+    """A chat or an embedding tells by its prompt's name which it is; the other kinds are named."""
+    if asked is not None:
+        return asked
+    given = [name for name in ("messages", "input") if body.get(name) is not None]
+    if len(given) == 1:
+        return "chat" if given == ["messages"] else "embed"
+    which = "both are given" if given else "neither is given"
+    hint = "" if body.get("prompt") is None else "; a `prompt` is for queue.complete()"
+    raise InvalidJob(f"messages, input: {which}; give `messages` for a chat or `input` for an embedding{hint}")
+
+
+def _subject(kind: JobKind, body: dict[str, Any]) -> Any:
+    """The prompt, taken out of `body`, which keeps no name of another kind's prompt that is None."""
+    subject = body.pop(KINDS[kind].field, None)
+    for name in ("messages", "input"):
+        if body.get(name, kind) is None:
+            del body[name]
+        elif name in body:
+            raise InvalidJob(f"{name}: is no field of {KINDS[kind].noun}, whose prompt is `{KINDS[kind].field}`")
+    return subject
+
+
+def _check_body(kind: JobKind, model: object, subject: Any, extra: object) -> None:
     if not isinstance(model, str) or not model.strip():
         raise InvalidJob("model: is missing; name a model of the workers' catalogue, as in model='gpt-4o-mini'")
     _check_name_length("model", model)
-    if (messages is None) == (inputs is None):
-        which = "neither is given" if messages is None else "both are given"
-        raise InvalidJob(f"messages, input: {which}; give `messages` for a chat or `input` for an embedding")
     if extra is not None and not isinstance(extra, Mapping):
         raise InvalidJob(f"extra_body: must be an object, not {kind_of(extra)}")
     if extra is not None and extra.get("stream"):
         raise InvalidJob("stream: it is an option of the job, no field of its body: submit(..., stream=True)")
-    return _check_messages(messages) if inputs is None else _check_input(inputs)
+    if kind == "chat":
+        _check_messages(subject)
+    elif not isinstance(subject, str | list | tuple) or not subject:
+        raise InvalidJob(f"{KINDS[kind].field}: must be a text, or a list with at least one text")
 
 
-def _check_messages(messages: Any) -> JobKind:
+def _check_messages(messages: Any) -> None:
     if not isinstance(messages, list | tuple) or not messages:
         raise InvalidJob("messages: must be a list with at least one message, as in [{'role': 'user', ...}]")
     for index, message in enumerate(messages):
         if not isinstance(message, dict):
             raise InvalidJob(f"messages[{index}]: must be an object with `role` and `content`, not {kind_of(message)}")
-    return "chat"
-
-
-def _check_input(inputs: Any) -> JobKind:
-    if not isinstance(inputs, str | list | tuple) or not inputs:
-        raise InvalidJob("input: must be a text, or a list with at least one text")
-    return "embed"
-
-
-def _body_json(
-    model: str | None, messages: Any, inputs: Any, body: dict[str, Any], extra: Mapping[str, Any] | None
-) -> str:
-    subject = {"model": model, "messages": messages} if inputs is None else {"model": model, "input": inputs}
-    return _json(subject | body | dict(extra or {}))
 
 
 # -- our own options

@@ -64,7 +64,7 @@ def has_json_schema(body: Any) -> bool:
 def schema_conflict(kind: JobKind, body: Any, *, has_schema: bool, has_repair: bool) -> tuple[str, str] | None:
     """The option of a job that contradicts the rest of it, and why; None: none does."""
     if has_schema and not KINDS[kind].fits_schema:
-        return "schema", "only a chat's answer can fit a schema; leave it out"
+        return "schema", f"only a chat's answer is held to it, not that of {KINDS[kind].noun}; leave it out"
     if has_schema and body.get("response_format") is not None:
         return "schema", "stands beside `response_format`, which says the same; leave one of them out"
     if has_repair and not has_schema and not (KINDS[kind].fits_schema and has_json_schema(body)):

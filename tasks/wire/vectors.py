@@ -7,18 +7,23 @@ from array import array
 from base64 import b64decode
 from typing import Any, Final
 
-__all__ = ["MARK", "has_packed", "numbers_of", "unpacked"]
+__all__ = ["MARK", "floats_of", "has_packed", "numbers_of", "unpacked"]
 
 MARK: Final = "promptmill_vectors"
 """Stands in a response whose vectors are packed though the job did not ask for that: whoever reads it unpacks them."""
 
 
-def numbers_of(text: str) -> list[float]:
-    """The numbers of a packed vector. Raises ValueError for what is none."""
+def floats_of(text: str) -> array[float]:
+    """A packed vector. Raises ValueError for what is none."""
     numbers = array("f", b64decode(text, validate=True))
     if sys.byteorder == "big":
         numbers.byteswap()
-    return numbers.tolist()
+    return numbers
+
+
+def numbers_of(text: str) -> list[float]:
+    """Its numbers as a list."""
+    return floats_of(text).tolist()
 
 
 def has_packed(response: dict[str, Any]) -> bool:

@@ -14,11 +14,13 @@ __all__ = [
     "OPEN_STATES",
     "PRIORITIES",
     "STATUSES",
+    "TOO_LONG",
     "TRIGGERS",
     "OpenState",
     "Priority",
     "Status",
     "Tier",
+    "TooLong",
     "Trigger",
 ]
 
@@ -42,6 +44,10 @@ FLEX: Final = "flex"
 Trigger = Literal["rate_limited", "content_filter", "auth", "permission"]
 """Error codes that lead to a job's next model only where `fallback_on` names them."""
 TRIGGERS: Final[tuple[Trigger, ...]] = get_args(Trigger)
+
+TooLong = Literal["reject", "truncate", "split"]
+TOO_LONG: Final[tuple[TooLong, ...]] = get_args(TooLong)
+"""What becomes of inputs that are longer than the model takes."""
 
 CELERY_ENDS: Final = ("SUCCESS", "FAILURE", "REVOKED")
 """The `status` of a Celery result record that is a job's end (celery/states.py)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -46,7 +47,7 @@ def default_in_toml(field: FieldInfo, *, unset: str) -> str:
     if field.default is None:
         return unset
     if isinstance(field.default, tuple):
-        return "`[]`"
+        return f"`{json.dumps(field.default)}`"
     text = str(field.default).lower() if isinstance(field.default, bool) else str(field.default)
     return f'`"{text}"`' if isinstance(field.default, str) else f"`{text}`"
 

@@ -28,6 +28,7 @@ MESSAGES = [{"role": "user", "content": "Hello"}]
 
 BAD: dict[str, Any] = {
     "id": "two words",
+    "kind": "draw",
     "priority": "urgent",
     "deadline_s": 0,
     "delay_s": -1,
@@ -42,6 +43,8 @@ BAD: dict[str, Any] = {
     "tag": "",
     "cache_ttl_s": -1,
     "sample": 1.5,
+    "too_long": "shorten",
+    "vectors": "float",
     "stream": "yes",
     "submitted_at": "now",
 }

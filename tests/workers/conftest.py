@@ -172,6 +172,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         answers: Any = None,
         cache_ttl_s: float | None = None,
         breakers: Any = None,
+        pack_wait_s: float = 0.02,
+        places: Any = lambda: (0, 1, 0),
         streams: Any = None,
         flex_policy: Any = None,
         real_time: bool = False,
@@ -195,6 +197,8 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 answers=answers,
                 cache_ttl_s=cache_ttl_s,
                 breakers=breakers,
+                pack_wait_s=pack_wait_s,
+                places=places,
                 streams=streams,
                 flex=flex_policy,
             )

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import orjson
 
 from tasks.results import Usage
+from tasks.wire.kinds import KINDS
 
 from ..prompt.failure import Failure
 from ..providers import Answer
+from ..providers.endpoints.responses import is_whole_response
 
 if TYPE_CHECKING:
     from ..prompt.job import JobKind
@@ -51,10 +53,16 @@ class Known(NamedTuple):
 
 def is_good(kind: JobKind, response: dict[str, Any]) -> bool:
     """Whether the answer is whole, so that it may serve later prompts: nothing cut off, refused or filtered."""
-    if kind == "embed":
+    if not KINDS[kind].writes:
         return True
-    choices = response.get("choices")
-    return isinstance(choices, list) and bool(choices) and all(map(_is_whole, choices))
+    if kind == "respond":
+        return is_whole_response(response)
+    choices, is_whole = response.get("choices"), _is_finished if kind == "complete" else _is_whole
+    return isinstance(choices, list) and bool(choices) and all(map(is_whole, choices))
+
+
+def _is_finished(choice: Any) -> bool:
+    return isinstance(choice, dict) and choice.get("finish_reason") == "stop"
 
 
 def _is_whole(choice: Any) -> bool:

@@ -31,6 +31,7 @@ from ..pipeline.flex_policy import FlexPolicy
 from ..pipeline.offers import OtherWorkers, offers
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.retry_policy import RetryPolicy
+from ..pool import places
 from ..providers.keyring import KeyRing
 from ..redis.channel import Channel
 from ..redis.clock import redis_clock
@@ -151,6 +152,7 @@ def pipeline_of(
         compresses=settings.result_compress_from_bytes > 0,
         pack_wait_s=settings.packing.wait_s,
         flex=FlexPolicy(min_deadline_s=settings.flex.min_deadline_s, patience_s=settings.flex.patience_s),
+        places=places.look,
         tenant_weights=settings.limit.tenant_weights,
         now=redis_clock,
         read_stamp=redis_clock.from_redis,

@@ -24,6 +24,7 @@ from .errors import NotAdmitted, TooLargeForLimit, TooLate
 from .permit import Permit
 from .registry import LimiterRegistry
 from .view import LimiterView, snapshot
+from .waiting.wait_queue import Waiter
 
 __all__ = [
     "CallSize",
@@ -34,5 +35,6 @@ __all__ = [
     "Permit",
     "TooLargeForLimit",
     "TooLate",
+    "Waiter",
     "snapshot",
 ]

@@ -83,16 +83,23 @@ class Estimator:
         self._overheard = 0
 
     def cost(
-        self, *, input_chars: int, media: Media = NO_MEDIA, max_tokens: int | None = None, answers: int = 1
+        self,
+        *,
+        input_chars: int,
+        input_tokens: int = 0,
+        media: Media = NO_MEDIA,
+        max_tokens: int | None = None,
+        answers: int = 1,
     ) -> Cost:
         """The reservation for a prompt of so many characters, and of pictures, sounds and files.
 
-        `max_tokens` bounds each of the `answers` (`n`).
+        `max_tokens` bounds each of the `answers` (`n`). `input_tokens` came as tokens, in the prompt's place: the
+        estimate learns from none.
         """
         output, most = self._output_tokens(), 0
         if max_tokens is not None:
             output, most = min(output, max_tokens), max_tokens * answers
-        input_tokens = self._input_tokens(input_chars, media)
+        input_tokens = input_tokens or self._input_tokens(input_chars, media)
         return Cost(input_tokens, max(0, output * answers), input_chars, answers, most, media)
 
     def embedding_cost(self, *, input_chars: int, input_tokens: int = 0, media: Media = NO_MEDIA) -> Cost:

@@ -174,7 +174,7 @@ class LimiterRegistry:
         tenant: str | None = None,
         deadline_at: float | None = None,
         park_after_s: float | None = None,
-        grows: Callable[[], Cost] | None = None,
+        grows: Callable[[Waiter], Cost] | None = None,
     ) -> Permit:
         """Wait until one of `keys` may send this request; the permit names the key.
 
@@ -215,14 +215,16 @@ class LimiterRegistry:
         media: Media = NO_MEDIA,
         max_tokens: int | None = None,
         answers: int = 1,
-        embeds: bool = False,
+        writes: bool = True,
     ) -> Cost:
         """The reservation for a request: its input by its length and by what is no text in it, its output by what the
         model has answered so far."""
         estimator = self._estimator(model)
-        if embeds:
+        if not writes:
             return estimator.embedding_cost(input_chars=input_chars, input_tokens=input_tokens, media=media)
-        cost = estimator.cost(input_chars=input_chars, media=media, max_tokens=max_tokens, answers=answers)
+        cost = estimator.cost(
+            input_chars=input_chars, input_tokens=input_tokens, media=media, max_tokens=max_tokens, answers=answers
+        )
         for terms in self._plans(model):
             cost = terms.within(cost)
         return cost

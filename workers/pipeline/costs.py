@@ -47,8 +47,10 @@ def _failed_cost(failed: Iterable[Attempt]) -> Decimal | None:
 
 
 def _call_cost(model: Model, usage: Usage | None, tier: Tier) -> Decimal | None:
-    if usage is None or model.price is None:
+    if model.price is None:
         return None
+    if usage is None:
+        return Decimal(0) if model.price.is_free else None
     return model.price.cost(
         input_tokens=usage.input_tokens,
         output_tokens=usage.output_tokens,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+from tasks.wire.kinds import KINDS
+
 from ..prompt.failure import Failure
 from ..providers.size import NO_MEDIA, Media
 
@@ -15,7 +17,7 @@ if TYPE_CHECKING:
     from config.catalog import Model
     from tasks.wire.vocabulary import Priority
 
-    from ..limiter import CallSize, Cost, Permit
+    from ..limiter import CallSize, Cost, Permit, Waiter
     from ..prompt.job import PromptJob
     from ..prompt.parked import Parked
     from ..providers.codec import RequestSize
@@ -36,7 +38,7 @@ class Limits(Protocol):
         media: Media = NO_MEDIA,
         max_tokens: int | None = None,
         answers: int = 1,
-        embeds: bool = False,
+        writes: bool = True,
     ) -> Cost: ...
 
     def expected_wait_s(
@@ -66,7 +68,7 @@ class Limits(Protocol):
         tenant: str | None = None,
         deadline_at: float | None = None,
         park_after_s: float | None = None,
-        grows: Callable[[], Cost] | None = None,
+        grows: Callable[[Waiter], Cost] | None = None,
     ) -> Permit: ...
 
 
@@ -80,7 +82,7 @@ def estimate(limits: Limits, job: PromptJob, route: Route, *, size: RequestSize 
         media=size.media,
         max_tokens=size.max_tokens,
         answers=size.answers,
-        embeds=job.kind == "embed",
+        writes=KINDS[job.kind].writes,
     )
 
 

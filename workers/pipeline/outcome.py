@@ -44,6 +44,7 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
         queued_s=_queued_s(trip),
         duration_s=now - trip.started_at,
         repaired=trip.repaired,
+        too_long=trip.shortened,
         suspected_double_payment=trip.paid_twice,
         metadata=trip.job.options.metadata,
         failed_attempts=tuple(trip.failed),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
 from config.catalog import UnknownModel
+from tasks.wire.kinds import KINDS
 from tasks.wire.redis_keys import QUEUE
 
 from ..breaker import BreakerPolicy, Breakers
@@ -38,6 +39,7 @@ from .rungs.call import Call
 from .rungs.deadline import Deadline
 from .rungs.elsewhere import Elsewhere, Others
 from .rungs.fallbacks import Fallbacks
+from .rungs.input_length import InputLength
 from .rungs.packing import Packing
 from .rungs.patience.flex import Flex
 from .rungs.patience.timeouts import Timeouts
@@ -107,6 +109,7 @@ class Pipeline:
         compresses: bool = True,
         pack_wait_s: float = 0.02,
         flex: FlexPolicy | None = None,
+        places: Callable[[], tuple[int, int, int]] = lambda: (0, 1, 0),
         tenant_weights: Mapping[str, float] | None = None,
         offers: Offers | None = None,
         others: Others | None = None,
@@ -124,9 +127,10 @@ class Pipeline:
         A job whose turn is more than `park_after_s` seconds away is `Parked`; None: it waits in its place. A job
         without a deadline waits `patience_s` for a provider that is out. `compresses`: whether large results
         of our client's jobs are stored compressed. A call for embeddings waits `pack_wait_s` for further jobs' inputs,
-        among which tenants take turns by their `tenant_weights`. `flex`: who may wait for room in a flex tier.
-        `offers` is what this worker announces; a job that it can't do is left to `others`, if there are any. `answers`
-        are those of all workers; without them no job is cached.
+        longer while many of the worker's `places` (taken, all, not started) are taken; among them tenants take turns by
+        their `tenant_weights`. `flex`: who may wait for room in a flex tier. `offers` is what this worker announces; a
+        job that it can't do is left to `others`, if there are any. `answers` are those of all workers; without them no
+        job is cached.
         `cache_ttl_s`: how long, in seconds, those of repeatable jobs are kept that do not say. `breakers` know which
         providers are out; None: only those that can't be reached. `streams` takes answers to those that read them as
         they come; without it nobody does. `time_limit` is what is raised in a job whose time
@@ -160,6 +164,7 @@ class Pipeline:
         # Once for each model that is tried:
         self._route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
+            InputLength(limits),
             *(() if answers is None else (Answers(answers, ttl_s=cache_ttl_s, may_wait=policy.may_wait, now=now),)),
             Schema(now=now),
             RecordSize(compresses=compresses),
@@ -180,6 +185,7 @@ class Pipeline:
                 keys_of=keys.of,
                 now=now,
                 wait_s=pack_wait_s,
+                places=places,
                 weights=tenant_weights or {},
                 compresses=compresses,
             ),
@@ -208,7 +214,8 @@ class Pipeline:
         repeats = self._catalog.repeats_timeouts(model)
         health = self.breakers.health(provider.name, model.upstream, address=urlsplit(provider.base_url).netloc)
         sizes, caps = RecordSizes(), CallCaps()
-        return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, sizes, caps, health)
+        kinds = frozenset(kind.name for kind in KINDS.values() if kind.api in provider.apis)
+        return Route(alias, model, provider, CODECS[provider.kind], answered_by, repeats, sizes, caps, health, kinds)
 
     def handle(
         self,
@@ -257,7 +264,7 @@ class Pipeline:
                 raise
             if ladder.route is not None:
                 trip.route = ladder.route
-                ladder.route.codec.check(job, model=ladder.route.model)
+                ladder.route.check(job)
             answer = await ladder.down(trip)
         except Failure as failure:
             return self._failed(trip, failure)

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 import orjson
 
 from tasks.results import Attempt
+from tasks.wire.kinds import KINDS
 from tasks.wire.redis_keys import QUEUE
 
+from ..prompt.failure import Failure
 from ..schema.form import has_schema
 from ..schema.steps import Repairs
 from .flex_policy import is_patient
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 
     from ..answers import Known
     from ..breaker import Health, Reason
-    from ..limiter import Cost, Permit
+    from ..limiter import Cost, Permit, Waiter
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer, Codec, ProviderRequest
     from ..streams import Feed
@@ -84,13 +86,30 @@ class Route:
     sizes: RecordSizes
     caps: CallCaps
     health: Health
+    kinds: frozenset[JobKind]
+    """What may be asked of the provider, by its `apis`."""
+
+    def check(self, job: PromptJob) -> None:
+        """Raise `Failure` for a job that this provider can't be asked: before it waits for its turn."""
+        if job.kind not in self.kinds:
+            raise _not_offered(job.kind, self.provider.name)
+        self.codec.check(job, model=self.model)
+
+
+def _not_offered(kind: JobKind, provider: str) -> Failure:
+    api = KINDS[kind].api
+    return Failure(
+        "not_found",
+        f'{provider} is not known to answer {KINDS[kind].path}; if it does, add "{api}" to `apis` in '
+        f"[providers.{provider}] of the catalogue, or else name another provider's model",
+    )
 
 
 class Load(Protocol):
     """The content of a call that is still open to more while it waits for its turn."""
 
-    def cost(self) -> Cost:
-        """What it takes by now."""
+    def cost(self, waiter: Waiter | None = None) -> Cost:
+        """What it takes by now. `waiter` stands for it in the limiter's queue, and shows whether a slot is sold."""
 
     def seal(self, permit: Permit) -> None:
         """It may be sent: decide what it carries, no more than the permit is good for."""
@@ -143,6 +162,8 @@ class Trip:
     """Further calls for answers that did not fit the job's schema, and the last of these answers."""
     repaired: str | None = None
     """The step after which an answer fitted the schema."""
+    shortened: list[dict[str, Any]] | None = None
+    """What was done to inputs that are longer than the model takes."""
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
     followed: str | None = None

@@ -5,6 +5,7 @@ shutdown.py     what SIGTERM and SIGQUIT do with the jobs that run
 job_loop.py     the loop's thread, and the jobs on it (job.py)
 outbox.py       from the loop's thread to the hub's
 greenlets.py    Celery's synchronous tracer, in greenlets on that loop
+places.py       how many of its places are taken
 threads.py      blocking calls of jobs
 app.py          app and task classes whose tasks may be coroutines
 job_stack.py    `current_task` and `task.request` for jobs that share a thread

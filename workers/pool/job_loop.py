@@ -63,7 +63,8 @@ class JobLoop:
         """When the loop was last known to be alive, on the monotonic clock."""
         self._outbox = outbox
         self._on_end = on_end
-        self._inbox: deque[Job] = deque()
+        self.inbox: deque[Job] = deque()
+        """Jobs that it has yet to begin."""
         self._inbox_announced = False
         self._thread: threading.Thread | None = None
 
@@ -144,7 +145,7 @@ class JobLoop:
 
     def put(self, job: Job) -> None:
         """Begin a job soon."""
-        self._inbox.append(job)
+        self.inbox.append(job)
         if not self._inbox_announced:
             self._inbox_announced = True
             self._loop.call_soon_threadsafe(self._start_jobs)
@@ -152,9 +153,9 @@ class JobLoop:
     def withdraw(self) -> set[Job]:
         """Take back the jobs that it has not begun, because it is blocked."""
         withdrawn: set[Job] = set()
-        while self._inbox:
+        while self.inbox:
             with suppress(IndexError):  # the loop has moved just now, and begins it
-                job = self._inbox.popleft()
+                job = self.inbox.popleft()
                 job.cancelled = True
                 withdrawn.add(job)
         return withdrawn
@@ -179,7 +180,7 @@ class JobLoop:
 
     def _start_jobs(self) -> None:
         self._inbox_announced = False
-        inbox = self._inbox
+        inbox = self.inbox
         for _ in range(START_CHUNK):
             try:
                 job = inbox.popleft()

@@ -26,7 +26,7 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import ImproperlyConfigured
 from celery.worker import state as worker_state
 
-from . import shutdown
+from . import places, shutdown
 from .app import Task
 from .job import Job
 from .job_loop import JobLoop
@@ -94,6 +94,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             )
         # One connection for each job that may be publishing: a job that waited for a free one would hold up the loop.
         self.app.conf.broker_pool_limit = max(self.app.conf.broker_pool_limit or 0, self.limit + 10)
+        places.show(lambda: places.Places(len(self._jobs), self.limit, len(self._loop.inbox)))
         self._loop.start(self.app, threads=self.limit)
 
     def did_start_ok(self) -> bool:

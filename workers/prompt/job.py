@@ -20,10 +20,10 @@ import orjson
 
 from tasks.wire.json_text import MAX_DEPTH, NotJson, check
 from tasks.wire.kinds import KINDS, JobKind
-from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, problem
+from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, ONLY_EMBEDDINGS, problem
 from tasks.wire.request import is_repeatable
 from tasks.wire.schema import response_format, schema_conflict
-from tasks.wire.vocabulary import Priority, Trigger
+from tasks.wire.vocabulary import Priority, TooLong, Trigger
 
 from .failure import Failure
 
@@ -54,6 +54,7 @@ class Options:
     tag: str | None = None
     cache_ttl_s: float | None = None
     sample: int = 0
+    too_long: TooLong = "reject"
     stream: bool = False
     vectors: str | None = None
     submitted_at: float | None = None
@@ -103,7 +104,11 @@ def parse(
     known = KINDS[kind]
     if not body.get(known.field):
         raise _refused(f"{known.noun} needs a `{known.field}` that is not empty")
+    if known.refuses and (conflict := known.conflict(body)):
+        raise _refused("`{}`: {}".format(*conflict))
     options, schema = _options(raw_options, now=now, read_stamp=read_stamp)
+    if kind != "embed" and options.too_long != "reject":
+        raise _refused(f"`promptmill.too_long`: {ONLY_EMBEDDINGS}")
     if options.stream and not known.streams:
         raise _refused(f"`promptmill.stream`: {known.noun} comes whole; leave it out")
     if schema is not None or options.repair:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
 
-from tasks.wire.vectors import numbers_of
+from tasks.wire.vectors import floats_of
 
 from ..prompt.failure import Failure
 from ..prompt.job import MAX_DEPTH
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .codec import RawResponse
 
 __all__ = [
+    "Content",
     "count_inputs",
     "count_token_ids",
     "is_filtered",
@@ -99,7 +100,7 @@ def read_chat(body: dict[str, Any], raw: RawResponse, *, now: float) -> Answer:
 def _odd_chat(choices: list[Any], body: dict[str, Any], raw: RawResponse, *, now: float) -> Answer:
     """The same where the first choice is no plain text that ended as usual."""
     usage = read_usage(body)
-    found = [_Choice.of(choice) for choice in choices if isinstance(choice, dict)]
+    found = [Content.of(choice) for choice in choices if isinstance(choice, dict)]
     if any(each.is_answer for each in found):
         return Answer(next((each.text for each in found if each.is_answer and each.text), None), body, usage)
     broken = next((choice for choice, each in zip(choices, found, strict=False) if each.is_broken), None)
@@ -108,12 +109,15 @@ def _odd_chat(choices: list[Any], body: dict[str, Any], raw: RawResponse, *, now
     raise failure
 
 
-class _Choice(NamedTuple):
+class Content(NamedTuple):
+    """What there is in a choice, or in a response: `limit` is the field of the request that cuts it."""
+
     text: str
     has_other: bool
     has_message: bool
     has_reasoning: bool
     reason: str
+    limit: str = "max_tokens"
 
     @classmethod
     def of(cls, choice: dict[str, Any]) -> Self:
@@ -143,10 +147,12 @@ class _Choice(NamedTuple):
         if is_spent(self.reason):
             # Reasoning models do this; sending it again costs the same and brings the same.
             spent = Failure(
-                "bad_response", "the model spent all its output tokens before it wrote any text; raise max_tokens"
+                "bad_response", f"the model spent all its output tokens before it wrote any text; raise {self.limit}"
             )
             spent.is_cut = True
             return spent
+        if self.is_broken:
+            return Failure("server_error", "the provider broke the answer off with an error", retryable=True)
         if self.has_reasoning:
             return Failure(
                 "bad_response",
@@ -240,21 +246,23 @@ def _index(row: Any, position: int) -> int:
 
 def _dimensions(vector: Any) -> int:
     if isinstance(vector, str):
-        vector = _from_base64(vector)
+        return _packed_dimensions(vector)
     if not isinstance(vector, list) or not vector or not set(map(type, vector)) <= _NUMBERS:
         raise _bad("an embedding is not a list of numbers")
     return len(vector)
 
 
-def _from_base64(text: str) -> list[float]:
-    """The numbers of an embedding that was asked for with `encoding_format="base64"`: packed 32-bit floats."""
+def _packed_dimensions(text: str) -> int:
+    """The same of an embedding that was asked for with `encoding_format="base64"`: packed 32-bit floats."""
     try:
-        numbers = numbers_of(text)
+        numbers = floats_of(text)
     except ValueError:
         raise _bad("an embedding is not valid base64") from None
+    if not numbers:
+        raise _bad("an embedding is not a list of numbers")
     if not math.isfinite(sum(numbers)):  # of 32 bits each, so that only an infinite one makes the sum infinite
         raise _bad("an embedding holds NaN or an infinite number")
-    return numbers
+    return len(numbers)
 
 
 def _depth_exceeds(value: Any, limit: int) -> bool:
@@ -295,7 +303,9 @@ def _not_json(body: bytes) -> Failure:
         return _bad("the answer is HTML, not JSON; is the provider's base_url right?")
     if start.startswith((b"data:", b"event:")):
         # It would be one the next time too.
-        return Failure("bad_response", "the answer is an event stream; models that only stream can't be used")
+        return Failure(
+            "bad_response", "the answer is an event stream; give the model `stream_only = true` in the catalogue"
+        )
     return _bad("the answer is not valid JSON")
 
 

@@ -4,7 +4,8 @@ Two forms of address, told apart by the provider's `base_url` (learn.microsoft.c
 api-version-lifecycle, as of November 2026):
 
 - the v1 API, `https://NAME.openai.azure.com/openai/v1`: OpenAI's own paths, the deployment is the body's `model`;
-- the classic one, `https://NAME.openai.azure.com`: the deployment is in the path, and `api-version` in the query.
+- the classic one, `https://NAME.openai.azure.com`: the deployment is in the path, and `api-version` in the query. Only
+  a response's path names none: its deployment is the body's `model` (API versions from 2025-03-01-preview on).
 """
 
 from __future__ import annotations
@@ -44,6 +45,8 @@ class AzureCodec(OpenAICodec):
     def _url(self, job: PromptJob, model: Model, provider: Provider) -> str:
         if provider.is_azure_v1:
             return super()._url(job, model, provider)
+        if job.kind == "respond":
+            return f"{provider.base_url}/openai{KINDS[job.kind].path}{provider.query_string}"
         # Quoted, because a job may choose the name.
         path = f"/openai/deployments/{quote(model.upstream, safe='')}{KINDS[job.kind].path}"
         return provider.base_url + path + provider.query_string

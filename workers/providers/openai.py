@@ -1,9 +1,9 @@
-"""The OpenAI-compatible wire format: `/chat/completions` and `/embeddings`."""
+"""The OpenAI-compatible wire format, of every kind of work."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 from urllib.parse import quote
 
 import orjson
@@ -13,16 +13,21 @@ from tasks.wire.kinds import KINDS
 from ..prompt.failure import Failure
 from .answers import count_inputs, count_token_ids, read_chat, read_embeddings, read_object
 from .codec import Answer, AnswerSize, Assembly, Probe, ProviderRequest, RawResponse, RequestSize
+from .endpoints.completions import count_completions, read_completion
+from .endpoints.moderations import read_moderation
+from .endpoints.responses import read_response
 from .refusals import refusal, with_evidence
-from .size import measure
+from .size import NO_MEDIA, measure
 from .stream.chunks import ChatAssembly
+from .stream.response_events import ResponseAssembly
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from pydantic import SecretStr
 
     from config.catalog import Model, Provider
+    from tasks.wire.kinds import JobKind
 
     from ..prompt.job import PromptJob
 
@@ -43,6 +48,34 @@ _MOST_NUMBER_BYTES = 32
 _BASE64_NUMBER_BYTES = 6
 _ROW_BYTES = 512
 
+_BESIDE: Final[Mapping[JobKind, tuple[str, ...]]] = {
+    "chat": ("tools", "response_format"),
+    "embed": (),
+    "respond": ("instructions", "tools", "text"),
+    "complete": ("suffix",),
+    "moderate": (),
+}
+"""What counts beside the prompt."""
+
+_LIMITS: Final[Mapping[JobKind, tuple[str, ...]]] = {
+    "chat": ("max_completion_tokens", "max_tokens"),
+    "embed": (),
+    "respond": ("max_output_tokens",),
+    "complete": ("max_tokens",),
+    "moderate": (),
+}
+"""What bounds an answer's tokens; the first that is there counts."""
+
+_WITHOUT_TOKEN_IDS: Final[frozenset[JobKind]] = frozenset({"chat", "respond", "moderate"})
+
+_READERS: Final[Mapping[JobKind, Callable[[PromptJob, dict[str, Any], RawResponse, float], Answer]]] = {
+    "chat": lambda _job, body, raw, now: read_chat(body, raw, now=now),
+    "embed": lambda job, body, _raw, _now: read_embeddings(body, job),
+    "respond": lambda _job, body, _raw, _now: read_response(body),
+    "complete": lambda job, body, _raw, _now: read_completion(body, job.body),
+    "moderate": lambda job, body, _raw, _now: read_moderation(body, job.body),
+}
+
 
 class OpenAICodec:
     """OpenAI, and every gateway that speaks its protocol.
@@ -57,21 +90,23 @@ class OpenAICodec:
     def size(self, job: PromptJob) -> RequestSize:
         """See `Codec.size`."""
         body = job.body
-        subject = body.get(KINDS[job.kind].field)
-        if job.kind == "embed" and (tokens := count_token_ids(subject)):
-            return RequestSize(0, input_tokens=tokens)
-        chars, media = measure([subject, body.get("tools"), body.get("response_format")])
+        kind = job.kind
+        subject = body.get(KINDS[kind].field)
+        tokens = 0 if kind in _WITHOUT_TOKEN_IDS else count_token_ids(subject)
+        chars, media = (0, NO_MEDIA) if tokens else measure([subject, *map(body.get, _BESIDE[kind])])
+        limits = map(_count, map(body.get, _LIMITS[kind]))
         return RequestSize(
             input_chars=chars,
             media=media,
-            max_tokens=_count(body.get("max_completion_tokens")) or _count(body.get("max_tokens")),
-            answers=_count(body.get("n")) or 1,
+            max_tokens=next(filter(None, limits), None),
+            answers=count_completions(body) if kind == "complete" else _count(body.get("n")) or 1,
+            input_tokens=tokens,
         )
 
     def answer_size(self, job: PromptJob) -> AnswerSize:
         """See `Codec.answer_size`."""
         body = job.body
-        if job.kind == "chat":
+        if job.kind != "embed":
             return AnswerSize(_count(body.get("n")) or 1, likely_bytes=0)
         dimensions, encoding = _count(body.get("dimensions")), body.get("encoding_format")
         number_bytes = _BASE64_NUMBER_BYTES if encoding == "base64" else _NUMBER_BYTES
@@ -93,7 +128,7 @@ class OpenAICodec:
         wished = body.pop("stream_options", None)
         if streams:
             body["stream"] = True
-            if provider.stream_options:
+            if provider.stream_options and job.kind == "chat":
                 body["stream_options"] = {**(wished if isinstance(wished, dict) else {}), "include_usage": True}
         sent = headers(job, provider)
         if key is not None:
@@ -102,7 +137,7 @@ class OpenAICodec:
 
     def assembly(self, job: PromptJob) -> Assembly:
         """See `Codec.assembly`."""
-        return ChatAssembly()
+        return ResponseAssembly() if job.kind == "respond" else ChatAssembly()
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """See `Codec.probe`."""
@@ -116,7 +151,7 @@ class OpenAICodec:
             raise refusal(raw, now=now)
         try:
             body = read_object(raw, now=now)
-            return read_chat(body, raw, now=now) if job.kind == "chat" else read_embeddings(body, job)
+            return _READERS[job.kind](job, body, raw, now)
         except Failure as failure:
             raise with_evidence(failure, raw) from None
 
@@ -135,10 +170,8 @@ class OpenAICodec:
 def answer_bytes(job: PromptJob) -> int:
     """How large the answer to a request of many may well be."""
     body = job.body
-    if job.kind == "chat":
-        if "n" not in body:
-            return 0
-        answers = _count(body["n"]) or 0
+    if job.kind != "embed":
+        answers = count_completions(body) if job.kind == "complete" else _count(body.get("n")) or 0
         each_bytes = _CHAT_BYTES
     else:
         answers = count_inputs(body["input"])

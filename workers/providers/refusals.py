@@ -51,7 +51,7 @@ _BUSY = _Rule("server_error", "the provider is overloaded", retryable=True)
 _BAD_REQUEST = _Rule("bad_request", "the provider refused the request")
 _NO_MODEL = _Rule("not_found", "the provider does not know this model or address; check base_url and upstream")
 _FILTERED = _Rule("content_filter", "the provider's content filter refused the prompt")
-_STREAM_ONLY = _Rule("bad_request", "the model answers only as a stream, which is not supported; use another model")
+_STREAM_ONLY = _Rule("bad_request", "the model answers only as a stream; give it `stream_only = true` in the catalogue")
 _NO_DOWNLOAD = _Rule("bad_request", "the provider could not download a file that the prompt links to", retryable=True)
 
 _BY_STATUS = {
@@ -170,6 +170,8 @@ def refusal_within(parsed: Any, raw: RawResponse, *, now: float) -> Failure:
     rule = _rule(status, error)
     if rule is _BAD_REQUEST and error.status is None:
         rule = _Rule("bad_response", "the provider said 200 and sent an error in the body", retryable=True)
+        # Of a response that failed, whose error has a name alone.
+        rule = _SERVER if "server_error" in error.names else rule
     failure = _failure(rule, raw.status, error, retry_after_s(raw.headers, now, error))
     failure.is_refusal = error.status is not None and 400 <= error.status < 500
     return failure

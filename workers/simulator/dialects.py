@@ -18,6 +18,8 @@ from typing import Any, Literal
 
 import orjson
 
+from tasks.wire.kinds import KINDS, Api, JobKind
+
 from .answers import messages_api, replies
 from .answers.replies import ErrorParts
 from .limits import Allowance, Bucket, reset_text
@@ -26,8 +28,10 @@ from .request import ChatRequest, EmbeddingRequest, InvalidRequest, read_chat, r
 __all__ = ["DIALECTS", "Dialect", "DialectName", "Endpoint"]
 
 DialectName = Literal["openai", "azure", "anthropic", "gemini", "groq", "openrouter", "mistral", "deepseek", "vllm"]
-Endpoint = Literal["chat", "embed", "models"]
+Endpoint = JobKind | Literal["models"]
 
+_ALL_APIS: frozenset[Api] = frozenset(kind.api for kind in KINDS.values())
+_RESPONDS: frozenset[Api] = frozenset({"chat", "embeddings", "responses"})
 _REQUESTS_A_DAY = 14_400
 _DAY_S = 86_400.0
 
@@ -72,14 +76,14 @@ class Dialect:
     `prefix` is what its base URL ends in, and `kind` the codec that speaks it. `limits` gives the headers that tell
     limits, from an allowance, the loop's time and the epoch time; `waits` those of a refusal. `error` writes a body.
     `check_headers` raises `InvalidRequest` for headers that this provider alone refuses. `structured_outputs` is what
-    a catalogue says of it.
+    a catalogue says of it, and `apis` are the endpoints that it has.
     """
 
     name: DialectName
     prefix: str = "/v1"
     kind: Literal["openai", "azure", "anthropic"] = "openai"
-    chat_path: str = "/chat/completions"
-    embeddings_path: str | None = "/embeddings"
+    chat_path: str = KINDS["chat"].path
+    apis: frozenset[Api] = frozenset({"chat", "embeddings"})
     request_id: str = "x-request-id"
     key: Callable[[Mapping[str, str]], str] = _bearer
     read_chat: Callable[[bytes], ChatRequest] = read_chat
@@ -95,9 +99,11 @@ class Dialect:
 
     def locate(self, path: str) -> tuple[Endpoint, str | None] | None:
         """The endpoint of a path, and the model where the path names it."""
-        paths: dict[str, Endpoint] = {self.chat_path: "chat", "/models": "models"}
-        if self.embeddings_path is not None:
-            paths[self.embeddings_path] = "embed"
+        paths: dict[str, Endpoint] = {
+            **{kind.path: kind.name for kind in KINDS.values() if kind.api in self.apis and kind.name != "chat"},
+            self.chat_path: "chat",
+            "/models": "models",
+        }
         if path.startswith(self.prefix) and (endpoint := paths.get(path.removeprefix(self.prefix))) is not None:
             return endpoint, None
         return _azure_path(path) if self.kind == "azure" else None
@@ -105,15 +111,17 @@ class Dialect:
 
 # -- Azure
 
-_DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)(/chat/completions|/embeddings)")
-_ON_DEPLOYMENT: Mapping[str, Endpoint] = {"/chat/completions": "chat", "/embeddings": "embed"}
+_DEPLOYMENT = re.compile(r"/openai/deployments/([^/]+)(/.*)")
+_ON_DEPLOYMENT: Mapping[str, Endpoint] = {KINDS[name].path: name for name in ("chat", "embed", "complete")}
 
 
 def _azure_path(path: str) -> tuple[Endpoint, str | None] | None:
     if path == "/openai/models":
         return "models", None
+    if path == f"/openai{KINDS['respond'].path}":
+        return "respond", None
     found = _DEPLOYMENT.fullmatch(path)
-    return (_ON_DEPLOYMENT[found[2]], found[1]) if found else None
+    return (_ON_DEPLOYMENT[found[2]], found[1]) if found and found[2] in _ON_DEPLOYMENT else None
 
 
 def _azure_error(status: int, error: ErrorParts) -> bytes:
@@ -284,11 +292,12 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
     {
         dialect.name: dialect
         for dialect in (
-            Dialect(name="openai"),
+            Dialect(name="openai", apis=_ALL_APIS),
             Dialect(
                 name="azure",
                 prefix="/openai/v1",
                 kind="azure",
+                apis=_ALL_APIS - {"moderations"},
                 request_id="apim-request-id",
                 key=partial(_own_header, "api-key"),
                 error=_azure_error,
@@ -299,7 +308,7 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 name="anthropic",
                 kind="anthropic",
                 chat_path="/messages",
-                embeddings_path=None,
+                apis=frozenset({"chat"}),
                 request_id="request-id",
                 key=partial(_own_header, "x-api-key"),
                 read_chat=messages_api.read_message,
@@ -311,12 +320,18 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 check_headers=_check_version,
             ),
             Dialect(name="gemini", prefix="/v1beta/openai", error=_gemini_error, limits=_no_limits, waits=_no_waits),
-            Dialect(name="groq", prefix="/openai/v1", limits=_groq_limits, waits=_retry_after),
+            Dialect(name="groq", prefix="/openai/v1", apis=_RESPONDS, limits=_groq_limits, waits=_retry_after),
             Dialect(
-                name="openrouter", prefix="/api/v1", error=_openrouter_error, limits=_no_limits, waits=_retry_after
+                name="openrouter",
+                prefix="/api/v1",
+                apis=_RESPONDS,
+                error=_openrouter_error,
+                limits=_no_limits,
+                waits=_retry_after,
             ),
             Dialect(
                 name="mistral",
+                apis=frozenset({"chat", "embeddings", "moderations"}),
                 read_chat=_read_mistral_chat,
                 error=_mistral_error,
                 invalid_status=422,
@@ -332,7 +347,9 @@ DIALECTS: Mapping[str, Dialect] = MappingProxyType(
                 waits=_no_waits,
                 structured_outputs="json_object",
             ),
-            Dialect(name="vllm", error=_vllm_error, limits=_no_limits, waits=_no_waits),
+            Dialect(
+                name="vllm", apis=_ALL_APIS - {"moderations"}, error=_vllm_error, limits=_no_limits, waits=_no_waits
+            ),
         )
     }
 )

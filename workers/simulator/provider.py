@@ -9,11 +9,14 @@ import hmac
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from hashlib import blake2b
+from typing import NamedTuple
 
-from .answers import replies
+from .answers import replies, responses_api
 from .answers.broken_json import KINDS, broken
 from .answers.replies import ErrorParts
+from .answers.small_apis import completion_body, moderation_body, read_completion, read_moderation
 from .caps import check_embedding
 from .dialects import DIALECTS, Endpoint
 from .draws import Attempts, lognormal, uniforms
@@ -98,6 +101,18 @@ class _Asked:
     tier: str | None = None
 
 
+class _Texts(NamedTuple):
+    """An endpoint that answers with texts: how a request is read, and how its answer is written."""
+
+    read: Callable[[bytes], ChatRequest]
+    body: Callable[..., bytes]
+    events: Callable[..., list[bytes]] = replies.chat_events
+
+
+_RESPONSES = _Texts(responses_api.read_response, responses_api.response_body, responses_api.response_events)
+_COMPLETIONS = _Texts(read_completion, completion_body)
+
+
 class Provider:
     """The provider's rules and memory: limits per key and model, attempts per content. Times are arguments."""
 
@@ -109,6 +124,14 @@ class Provider:
         self._allowances: dict[bytes, Allowance] = {}
         self._faults, self._faults_end_s = options.faults, math.inf
         self.dialect = DIALECTS[options.dialect]
+        chat = _Texts(self.dialect.read_chat, self.dialect.chat_body, self.dialect.chat_events)
+        self._readers: Mapping[Endpoint, Callable[[bytes], _Asked]] = {
+            "chat": partial(self._read_texts, chat),
+            "embed": self._read_embedding,
+            "respond": partial(self._read_texts, _RESPONSES),
+            "complete": partial(self._read_texts, _COMPLETIONS),
+            "moderate": self._read_moderation,
+        }
 
     def lets_in(self, key: str) -> bool:
         """Whether this is the key; any will do where none is asked for."""
@@ -151,7 +174,7 @@ class Provider:
             return Plan(fault=_invalid(f"Unknown fault to simulate; the known ones are {', '.join(FAULTS)}."))
         try:
             self.dialect.check_headers(incoming.headers)
-            asked = self._read_chat(body) if incoming.endpoint == "chat" else self._read_embedding(body)
+            asked = self._readers[incoming.endpoint](body)
         except InvalidRequest as error:
             status = self.dialect.invalid_status
             return Plan(fault=_invalid(str(error), param=error.param, status=status, code=error.code))
@@ -231,8 +254,8 @@ class Provider:
             phase_s=uniforms(options.seed, "phase", digest)[0] * WINDOW_S,
         )
 
-    def _read_chat(self, body: bytes) -> _Asked:
-        request, options = self.dialect.read_chat(body), self._options
+    def _read_texts(self, texts: _Texts, body: bytes) -> _Asked:
+        request, options = texts.read(body), self._options
         completions = replies.complete(request, seed=options.seed, mean_tokens=options.output_tokens)
         return _Asked(
             model=request.model,
@@ -242,14 +265,19 @@ class Provider:
             reserved_tokens=request.prompt_tokens
             + (request.max_tokens or round(options.output_tokens)) * request.choices,
             stream=request.stream,
-            render=lambda fault, drawn: self._chat_answer(request, completions, fault, drawn),
+            render=lambda fault, drawn: self._text_answer(texts, request, completions, fault, drawn),
             max_tokens=request.max_tokens,
             is_asked_again=request.wanted is not None and request.wanted.is_asked_again,
             tier=request.tier,
         )
 
-    def _chat_answer(
-        self, request: ChatRequest, completions: list[replies.Completion], fault: Fault | None, drawn: float
+    def _text_answer(
+        self,
+        texts: _Texts,
+        request: ChatRequest,
+        completions: list[replies.Completion],
+        fault: Fault | None,
+        drawn: float,
     ) -> Answer:
         if isinstance(fault, Altered):
             is_object = request.wanted is not None
@@ -258,9 +286,9 @@ class Provider:
         seed = self._options.seed
         if request.stream:
             step = 1 if self._options.tokens_per_s else replies.TOKENS_PER_EVENT
-            events = self.dialect.chat_events(request, completions, seed=seed, tokens_per_event=step)
+            events = texts.events(request, completions, seed=seed, tokens_per_event=step)
             return self._struck(Answer(events, EVENTS_TYPE, tokens), fault)
-        return Answer([self.dialect.chat_body(request, completions, seed=seed)], tokens=tokens)
+        return Answer([texts.body(request, completions, seed=seed)], tokens=tokens)
 
     def _struck(self, answer: Answer, fault: Fault | None) -> Answer:
         match fault:
@@ -284,6 +312,19 @@ class Provider:
             reserved_tokens=request.prompt_tokens,
             stream=False,
             render=lambda _fault, _drawn: self._embedding_answer(request),
+            inputs=len(request.input_hashes),
+        )
+
+    def _read_moderation(self, body: bytes) -> _Asked:
+        request = read_moderation(body)
+        return _Asked(
+            model=request.model,
+            prompt_hash=request.prompt_hash,
+            prompt_tokens=0,
+            completion_tokens=0,
+            reserved_tokens=request.prompt_tokens,
+            stream=False,
+            render=lambda _fault, _drawn: Answer([moderation_body(request, seed=self._options.seed)]),
             inputs=len(request.input_hashes),
         )
 

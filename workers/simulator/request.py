@@ -17,7 +17,9 @@ __all__ = [
     "ChatRequest",
     "EmbeddingRequest",
     "InvalidRequest",
+    "count_in",
     "fields_of",
+    "message_text",
     "message_tokens",
     "model_of",
     "numbers_in",
@@ -87,15 +89,15 @@ def read_chat(body: bytes) -> ChatRequest:
     messages = fields.get("messages")
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("'messages' must be a list of at least one message.", "messages")
-    texts = [_message_text(message) for message in messages]
+    texts = [message_text(message) for message in messages]
     options = fields.get("stream_options")
     form = _wanted(fields, messages, texts)
     return ChatRequest(
         model=model_of(fields),
         prompt_hash=prompt_hash(messages),
         prompt_tokens=message_tokens(texts, beside=form.chars if form else 0),
-        max_tokens=_count(fields, "max_completion_tokens") or _count(fields, "max_tokens"),
-        choices=_count(fields, "n", at_most=_MAX_CHOICES) or 1,
+        max_tokens=count_in(fields, "max_completion_tokens") or count_in(fields, "max_tokens"),
+        choices=count_in(fields, "n", at_most=_MAX_CHOICES) or 1,
         stream=fields.get("stream") is True,
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         numbers=numbers_in(texts[-1]),
@@ -118,7 +120,7 @@ def read_embedding(body: bytes) -> EmbeddingRequest:
         prompt_tokens=sum(tokens),
         input_tokens=tokens,
         input_hashes=tuple(sha256(_canonical(item)).digest() for item in inputs),
-        dimensions=_count(fields, "dimensions", at_most=_MAX_DIMENSIONS),
+        dimensions=count_in(fields, "dimensions", at_most=_MAX_DIMENSIONS),
         base64=fields.get("encoding_format") == "base64",
     )
 
@@ -142,7 +144,8 @@ def model_of(fields: dict[str, Any]) -> str:
     return model
 
 
-def _count(fields: dict[str, Any], name: str, *, at_most: int | None = None) -> int | None:
+def count_in(fields: dict[str, Any], name: str, *, at_most: int | None = None) -> int | None:
+    """The whole number of a field, None where there is none. Raises `InvalidRequest`."""
     value = fields.get(name)
     if value is None:
         return None
@@ -152,7 +155,8 @@ def _count(fields: dict[str, Any], name: str, *, at_most: int | None = None) -> 
     return value
 
 
-def _message_text(message: Any) -> str:
+def message_text(message: Any) -> str:
+    """The text of a message. Raises `InvalidRequest`."""
     if not isinstance(message, dict) or not isinstance(message.get("role"), str):
         raise InvalidRequest("Each of the 'messages' must be an object with a 'role'.", "messages")
     content = message.get("content")

@@ -114,12 +114,16 @@ class Streams:
             self._sender = asyncio.get_running_loop().create_task(self._send())
 
     async def _send(self) -> None:
-        while self._waiting:
-            feeds, self._waiting = self._waiting, []
-            for part in _parts(feeds):
-                await self._tell(part)
-            await self._rest(AWAY_S if self._is_away else self._coalesce_s)
-        self._sender = None
+        try:
+            while self._waiting:
+                feeds, self._waiting = self._waiting, []
+                for part in _parts(feeds):
+                    await self._tell(part)
+                await self._rest(AWAY_S if self._is_away else self._coalesce_s)
+        except Exception:  # a fault of ours must not silence all streams for good, unseen
+            logger.exception("A fault while writing streamed answers; their readers get the text at the end")
+        finally:
+            self._sender = None
 
     async def _rest(self, seconds: float) -> None:
         loop = asyncio.get_running_loop()

@@ -18,7 +18,8 @@ from tests.support.redis_server import RedisServer
 
 from .harness import Providers, World
 
-SIDE_BY_SIDE = 5
+SIDE_BY_SIDE = 4
+"""Two processes more run the other tests of tests/system beside them."""
 
 
 class Stage:

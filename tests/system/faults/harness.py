@@ -23,7 +23,8 @@ from tasks import PromptQueue
 from tasks.blocking import SyncJob, SyncQueue
 from tasks.results import PromptResult
 from tasks.wire.record import read_outcome
-from tests.support import celery_client
+from tests.support import celery_client, fork_server
+from tests.support.fork_server import ForkedWorker
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -126,17 +127,36 @@ class Providers:
             provider.close()
 
 
+def _from_scratch(
+    arguments: Sequence[str], environ: Mapping[str, str], log: Path, files: int | None
+) -> subprocess.Popen[bytes]:
+    limited = ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"'] if files is not None else []
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            [*limited, sys.executable, "-m", "celery", *arguments],
+            cwd=ROOT,
+            env=dict(environ),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
 class Worker:
     """A worker process."""
 
-    def __init__(self, world: World, name: str, command: Sequence[str], environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, world: World, name: str, arguments: Sequence[str], environ: Mapping[str, str], files: int | None = None
+    ) -> None:
+        """`arguments` are those of `celery`. `files` limits how many it may open."""
         self.name = name
         self.log = world.directory / f"{name.partition('@')[0]}.log"
         self._world = world
-        with self.log.open("wb") as output:
-            self.process = subprocess.Popen(
-                command, cwd=ROOT, env=dict(environ), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
-            )
+        self.process: subprocess.Popen[bytes] | ForkedWorker
+        if files is None and "LD_PRELOAD" not in environ:
+            self.process = fork_server.shared().start(arguments, environ=environ, log=self.log)
+        else:
+            self.process = _from_scratch(arguments, environ, self.log, files)
 
     @property
     def pid(self) -> int:
@@ -232,18 +252,13 @@ class World:
     ) -> Worker:
         self._count += 1
         name = f"w{self._count}-{uuid4().hex[:6]}@faults"
-        command = [
-            *(sys.executable, "-m", "celery", "-A", app, "worker", "-n", name, "-c", str(concurrency)),
-            *("-l", "WARNING", *options),
-        ]
+        arguments = ["-A", app, "worker", "-n", name, "-c", str(concurrency), "-l", "WARNING", *options]
         if app != STOCK_APP:
             transport_options = {"lease_s": LEASE_S, **transport_options}
-        if files is not None:
-            command = ["sh", "-c", f'ulimit -n {files}; exec "$0" "$@"', *command]
         worker = Worker(
             self,
             name,
-            command,
+            arguments,
             {
                 **os.environ,
                 "PYTHONPATH": str(ROOT),
@@ -254,6 +269,7 @@ class World:
                 "FAULTS_RECORDER": self._recorder_url,
                 **(environ or {}),
             },
+            files,
         )
         self.enter(worker)
         return worker.wait_ready() if wait else worker

@@ -6,7 +6,6 @@ import base64
 import json
 import os
 import re
-import sys
 import urllib.error
 import urllib.request
 from typing import TYPE_CHECKING
@@ -29,9 +28,9 @@ LOGIN = "operator:canary-password-33aa"
 
 def start_flower(world: World, name: str, *options: str, **environ: str) -> Worker:
     """The process, not yet ready."""
-    command = [sys.executable, "-m", "celery", "-A", "workers", "flower", "--debug", *options]
+    arguments = ["-A", "workers", "flower", "--debug", *options]
     flower: Worker = world.enter(
-        Worker(world, name, command, {**os.environ, "PROMPTMILL_REDIS_URL": world.server.url, **environ})
+        Worker(world, name, arguments, {**os.environ, "PROMPTMILL_REDIS_URL": world.server.url, **environ})
     )
     return flower
 

@@ -256,7 +256,7 @@ async def early_nap(self: Task, seconds: float) -> int:
 def slow_once(self: Task) -> str:
     """Too slow at first; its message goes back to the queue, and it runs again."""
     if arrive(self.request.id) == 1:
-        time.sleep(2)
+        time.sleep(4)
     return "quick"
 
 

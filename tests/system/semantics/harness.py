@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ import redis
 from celery import Celery
 from celery.backends.redis import RedisBackend
 
-from tests.support import celery_client
+from tests.support import celery_client, fork_server
 from tests.support import redis_server as support
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -109,26 +108,24 @@ class Side:
         self._published = self.redis.pubsub(ignore_subscribe_messages=True)
         self._published.psubscribe("celery-task-meta-*")
         self._states: dict[str, list[str]] = {}
-        with log.open("wb") as output:
-            self.process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "celery", "-A", f"{PACKAGE}.app", "worker", "-n", self.host),
-                    *("-l", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat", *options),
-                    *(() if any(o.startswith("--autoscale") for o in options) else ("-c", str(concurrency))),
-                ],
-                cwd=ROOT,
-                env={
-                    **os.environ,
-                    "PYTHONPATH": str(ROOT),
-                    "PYTHONWARNINGS": "default",
-                    "SEMANTICS_FLAVOUR": flavour,
-                    "SEMANTICS_REDIS_URL": url,
-                    "SEMANTICS_CONF": json.dumps(dict(conf or {})),
-                    **(environment or {}),
-                },
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
+        # It blocks: redis-py gives a connection up whose reply arrives in two parts while it only looks.
+        self._listener = threading.Thread(target=self._listen, daemon=True)
+        self._listener.start()
+        self.process = fork_server.shared(("PYTHONWARNINGS", "default")).start(
+            [
+                *("-A", f"{PACKAGE}.app", "worker", "-n", self.host),
+                *("-l", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat", *options),
+                *(() if any(o.startswith("--autoscale") for o in options) else ("-c", str(concurrency))),
+            ],
+            environ={
+                **os.environ,
+                "SEMANTICS_FLAVOUR": flavour,
+                "SEMANTICS_REDIS_URL": url,
+                "SEMANTICS_CONF": json.dumps(dict(conf or {})),
+                **(environment or {}),
+            },
+            log=log,
+        )
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
@@ -162,6 +159,8 @@ class Side:
             except subprocess.TimeoutExpired:
                 _kill_with_children(self.process.pid)
                 self.process.wait(10)
+        self._published.punsubscribe()
+        self._listener.join(10)
         self._published.close()
         self.redis.close()
         celery_client.close(self.app)
@@ -235,12 +234,14 @@ class Side:
 
         Stock Celery writes some ends twice (revoked on command and again on arrival), our backend only once.
         """
-        for message in iter(lambda: self._published.get_message(timeout=0), None):
+        return self._states.get(task_id, [])
+
+    def _listen(self) -> None:
+        for message in self._published.listen():
             published = json.loads(message["data"])
             states = self._states.setdefault(published.get("task_id"), [])
             if "status" in published and published["status"] not in states[-1:]:
                 states.append(published["status"])
-        return self._states.get(task_id, [])
 
     def wait_published(self, task_id: str, status: str) -> None:
         wait_until(lambda: status in self.states(task_id), f"{status} of {task_id} is published")

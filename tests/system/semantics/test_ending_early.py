@@ -241,7 +241,7 @@ def test_a_hard_limit_on_a_coroutine_that_swallows_it(ours: Side, name: str) -> 
 
 def test_a_timed_out_task_that_was_not_acknowledged_runs_again(ours: Side, prefork: Side) -> None:
     for side in (ours, prefork):
-        side.send("slow_once", task_id="slow", time_limit=0.5)
+        side.send("slow_once", task_id="slow", time_limit=2)
     for side in (ours, prefork):
         side.wait_published("slow", "SUCCESS")  # prefork records the failure of the first run before
         wait_until(side.is_idle, "nothing is left")

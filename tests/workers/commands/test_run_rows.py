@@ -136,18 +136,44 @@ def test_a_request_of_the_responses_api_is_not_embedded(row: dict[str, object], 
 
 
 @pytest.mark.parametrize(
-    "row",
+    ("url", "body", "kind"),
     [
-        {"url": "/v1/responses", "body": {"model": "gpt-4.1", "input": "hush"}},
-        {"url": "https://api.openai.com/v1/responses/", "body": {"model": "gpt-4.1", "input": ["hush"]}},
-        {"url": "/v1/responses", "body": {"model": "text-embedding-3-small", "input": ["hush"]}},
-        {"url": "/v1/responses", "model": "gpt-4.1", "input": ["hush"]},
-        {"url": "/v1/responses", "prompt": "hush"},
+        ("/v1/responses", {"model": "gpt-4.1", "input": "Hi"}, "respond"),
+        ("https://api.openai.com/v1/responses/", {"model": "gpt-4.1", "input": ["Hi"]}, "respond"),
+        ("/v1/responses", {"model": "text-embedding-3-small", "input": ["Hi"]}, "respond"),
+        ("/v1/completions", {"model": "davinci-002", "prompt": ["a", "b"]}, "complete"),
+        ("/v1/moderations", {"model": "omni-moderation-latest", "input": "Hi"}, "moderate"),
+        ("/v1/chat/completions", {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}, "chat"),
+        ("/v1/embeddings", {"model": "m", "input": "Hi"}, "embed"),
     ],
 )
-def test_the_responses_url_is_refused_by_its_name(row: dict[str, object]) -> None:
-    assert "its `url` is the Responses API's" in reason(row)
-    assert "/v1/chat/completions" in reason(row)
+def test_a_batch_line_is_of_its_urls_kind(url: str, body: dict[str, object], kind: str) -> None:
+    found = good({"custom_id": "a", "method": "POST", "url": url, "body": body})
+    assert (found.kind, found.body) == (kind, body)
+    sent = new_job(**submission(found, "job-1"))
+    assert (sent.kind, json.loads(sent.body)) == (kind, body)
+
+
+@pytest.mark.parametrize(
+    ("row", "part"),
+    [
+        ({"url": "/v1/responses", "model": "gpt-4.1", "input": ["hush"]}, "put the request into `body`"),
+        ({"url": "/v1/responses", "prompt": "hush"}, "put the request into `body`"),
+        ({"url": "/v1/responses", "body": {"input": "hush", "background": True}}, "`background`: the queue is the"),
+        ({"url": "/v1/completions", "body": {"messages": ["hush"]}}, "its `body` has no `prompt`"),
+        (
+            {"url": "/v1/images", "body": {"prompt": "hush"}},
+            "is none of /v1/chat/completions, /v1/embeddings, /v1/resp",
+        ),
+        ({"body": {"prompt": "hush"}}, "another kind of request needs its `url`"),
+        (
+            {"url": "/v1/responses", "body": {"input": "hush"}, "promptmill": {"schema": {"type": "object"}}},
+            "a response",
+        ),
+    ],
+)
+def test_a_line_of_another_endpoint_says_what_to_mend(row: dict[str, object], part: str) -> None:
+    assert part in reason(row)
     assert "hush" not in reason(row)
 
 

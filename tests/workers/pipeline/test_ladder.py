@@ -14,6 +14,7 @@ from config.settings import get_settings
 from tasks.results import Usage
 from workers.cli import app
 from workers.pipeline.rungs.breaker import Breaker
+from workers.pipeline.rungs.input_length import InputLength
 from workers.pipeline.rungs.packing import Packing
 from workers.pipeline.rungs.record_size import RecordSize
 from workers.pipeline.rungs.retry import Retries
@@ -24,7 +25,7 @@ from workers.prompt.parked import Parked
 from workers.providers import Answer
 
 ALWAYS = ["Elsewhere", "Breaker", "Retries", "Admission"]
-EMBED = ["Elsewhere", "RecordSize", "Breaker", "Retries", "Packing", "Admission"]
+EMBED = ["Elsewhere", "InputLength", "RecordSize", "Breaker", "Retries", "Packing", "Admission"]
 
 LADDERS = {
     Shape("chat", "m", has_deadline=False, has_schema=True): ["Elsewhere", "Schema", *ALWAYS[1:]],
@@ -109,7 +110,7 @@ def test_doctor_shows_the_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
         *LADDERS[Shape("chat", "m", has_deadline=True)],
         "Call",
     ]
-    assert json.loads(as_json.stdout)["embed with a cache time"][:2] == ["Elsewhere", "Answers"]
+    assert json.loads(as_json.stdout)["embed with a cache time"][:3] == ["Elsewhere", "InputLength", "Answers"]
     assert "Schema" in json.loads(as_json.stdout)["chat with a schema"]
     assert json.loads(as_json.stdout)["chain"] == ["gpt-4o-mini"]
     unknown = CliRunner().invoke(app, ["doctor", "--ladder", "nope"])
@@ -150,7 +151,7 @@ async def test_parked_and_the_like_pass_through_every_rung(pipeline: Any, trip: 
         raise passing
 
     for rung in (*pipeline._job_rungs, *pipeline._route_rungs):
-        if not isinstance(rung, RecordSize | Schema | Packing):
+        if not isinstance(rung, InputLength | RecordSize | Schema | Packing):
             with pytest.raises(type(passing)):
                 await rung(trip, down)
 

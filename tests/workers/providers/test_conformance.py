@@ -84,7 +84,7 @@ async def test_a_chat_is_answered_in_openais_shape(wire: str, ask: Any, chat_job
 @each_wire
 async def test_embeddings_or_a_refusal_that_costs_nothing(wire: str, ask: Any, embed_job: Any, key: str) -> None:
     result, simulator = await ask(wire, embed_job(["a", "b"], dimensions=8), api_key=key)
-    if dialect_of(wire).embeddings_path is None:
+    if "embeddings" not in dialect_of(wire).apis:
         assert (result.error.code, result.attempts) == ("bad_request", 0)
         assert simulator.stats()["calls"] == 0
     else:

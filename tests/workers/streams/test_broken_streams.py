@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from contextlib import AsyncExitStack, suppress
 from typing import Any
 
 import pytest
 
-from tasks import JobFailed, Piece, StreamEvent, StreamRestarted
+from tasks import JobExpired, JobFailed, Piece, StreamEvent, StreamRestarted
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
 from tests.support.redis_server import RedisServer
@@ -296,3 +297,35 @@ async def test_a_stream_that_is_deleted_leaves_no_gap(
     found = await events
     assert "".join(event.text for event in found) == "24 clips"
     assert await mill.redis.exists(redis_keys.stream(job.id)) == 0
+
+
+async def test_a_fallbacks_answer_is_not_joined_to_what_came_before(
+    mill: Mill, streamer: Streamer, chat_job: Any, reading: Any
+) -> None:
+    job = chat_job(stream=True, fallbacks=["e"], max_attempts=2)
+    handle = await mill.submitted(job)
+    events: asyncio.Task[list[StreamEvent]] = asyncio.create_task(reading(handle.events()))
+    _, call = await broken_off(mill, streamer, job)
+    call.hang_up()
+    again = await streamer.calls.get()
+    await again.text("25 clips")
+    await again.end()
+    kinds = [event.kind for event in await events]
+    result = await handle.result()
+    assert [asked["model"] for asked in streamer.asked] == ["upstream-m", "upstream-e"]
+    assert kinds == ["started", "text", "restarted", "text", "usage", "end"]
+    assert (result.text, result.answered_by) == ("25 clips", "p/upstream-e")
+
+
+async def test_a_deadline_ends_the_call_and_the_reading(mill: Mill, streamer: Streamer, chat_job: Any) -> None:
+    job = chat_job(stream=True, deadline_at=time.time() + 1.0)
+    handle = await mill.submitted(job)
+    mill.start(await mill.worker(streamer.url), job)
+    call = await streamer.calls.get()
+    await call.text("24 ")
+    text = ""
+    with pytest.raises(JobExpired):
+        async for piece in handle.stream():
+            text += piece
+    assert text == "24 "
+    await asyncio.wait_for(streamer.hung_up.wait(), 5)

@@ -31,7 +31,6 @@ async def test_the_text_comes_in_pieces_that_are_the_results(
     assert [event.kind for event in events if event.kind != "text"] == ["started", "usage", "end"]
     texts = [event.text for event in events if event.kind == "text"]
     assert "".join(texts) == result.text
-    assert len(texts) > 5, "it came as it was made"
     assert events[-1].number == len(result.text)
     assert events[-2].usage == result.usage
     assert result.usage.output_tokens > 0, "a streamed call is asked for its usage"
@@ -44,7 +43,7 @@ async def test_anthropics_text_comes_in_pieces_too(mill: Mill, simulate: Any, ch
     mill.start(await mill.worker(simulator.url, provider={"kind": "anthropic"}), job)
     pieces = await reading(handle.stream())
     result = await handle.result()
-    assert ("".join(pieces), len(pieces) > 5) == (result.text, True)
+    assert "".join(pieces) == result.text
     assert result.usage.output_tokens > 1
 
 
@@ -56,14 +55,15 @@ async def test_who_asks_before_the_call_gets_pieces(
     pieces: list[Piece] = []
 
     async def read() -> None:
-        pieces.extend([piece async for piece in (await mill.submitted(job)).stream()])
+        async for piece in (await mill.submitted(job)).stream():
+            pieces.append(piece)  # noqa: PERF401 - what has come is looked at meanwhile
 
     task = asyncio.create_task(read())
     await wait_until(lambda: job.id in mill.asked[worker], "the worker has heard of the reader")
     mill.start(worker, job)
     call = await streamer.calls.get()
     await call.text("24 ")
-    await wait_until(lambda: mill.redis.exists(redis_keys.stream(job.id)), "the stream is there")
+    await wait_until(lambda: pieces == ["24 "], "the first piece has come")
     await call.text("clips")
     await call.end()
     await task

@@ -240,7 +240,7 @@ class Leases:
         owners = [waiter for waiter in upcoming if not waiter.has_slot][:missing]
         for waiter in owners:
             grows = waiter.grows
-            waiter.cost = self._estimator.renewed(waiter.cost) if grows is None else self.plan.within(grows())
+            waiter.cost = self._estimator.renewed(waiter.cost) if grows is None else self.plan.within(grows(waiter))
         return [waiter.cost for waiter in owners], owners
 
     def hear(self, grant: Grant, ask: Ask, *, asked_at: float) -> None:

@@ -47,8 +47,8 @@ W = TypeVar("W", bound=Waits)
 
 @dataclass(slots=True, eq=False)
 class Waiter:
-    """One request that waits; see `Waits`. `until_s` is when it is too late. `grows` says what it costs by now, where
-    that may change until it has a slot."""
+    """One request that waits; see `Waits`. `until_s` is when it is too late. `grows` is given the waiter
+    and says what it costs by now, where that may change until it has a slot."""
 
     cost: Cost
     answer: asyncio.Future[Permit]
@@ -58,7 +58,7 @@ class Waiter:
     until_s: float | None = None
     park_after_s: float | None = None
     movable: bool = False
-    grows: Callable[[], Cost] | None = None
+    grows: Callable[[Waiter], Cost] | None = None
     has_slot: bool = False
     gone: bool = field(default=False, repr=False)
 

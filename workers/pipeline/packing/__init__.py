@@ -5,7 +5,8 @@ member.py    one job's inputs, until each has its vector
 pack.py      one call for many inputs, and what becomes of them
 sift.py      the inputs for which a call of many fails
 caps.py      how much one call takes, stated and learned
+flow.py      whether inputs come in a stream, or now and then
 inputs.py    what stands in a job's `input`, and which jobs may share a call
+too_long.py  inputs that are longer than a model takes, cut or split
 shares.py    what a call took, shared out
-density.py   whether inputs come so densely that waiting for more is worth it
 """

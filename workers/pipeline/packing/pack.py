@@ -11,6 +11,7 @@ from ...prompt.failure import Failure
 from ...prompt.job import Options, PromptJob
 from ...prompt.parked import Parked
 from ..trip import Trip
+from .caps import Room
 from .member import envelope_of, whole_numbers
 from .shares import share_out, shared_usage
 from .sift import Refused, sift
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from tasks.results import Usage
     from tasks.wire.vocabulary import Priority
 
-    from ...limiter import Cost, Permit
+    from ...limiter import Cost, Permit, Waiter
     from ...providers import Answer
     from .group import Group
     from .member import Item, Member
@@ -48,6 +49,8 @@ class Pack:
         self._options = Options(tenant=tenant or None, priority=priority, vectors=group.vectors)
         self._items: list[Item] = []
         self._calls = 0
+        self._asked = Room(1, 1)
+        self._waiter: Waiter | None = None
         self._open: dict[int, Member] = {}
         """The jobs with inputs in it that have not failed."""
         self._trip = self._trip_of((), stays=stays)
@@ -56,9 +59,15 @@ class Pack:
 
     # ---- trip.Load
 
-    def cost(self) -> Cost:
+    def cost(self, waiter: Waiter | None = None) -> Cost:
         """See `trip.Load`."""
-        return self._group.cost(self._group.share_of(self))
+        self._waiter = waiter
+        self._asked = self._group.share_of(self)
+        return self._group.cost(self._asked.weight)
+
+    def covers(self, room: Room) -> Room:
+        """What it will carry: what a slot was sold for, or else as much as there is room for by then."""
+        return self._asked if self._waiter is not None and self._waiter.has_slot else room
 
     def seal(self, permit: Permit) -> None:
         """See `trip.Load`."""

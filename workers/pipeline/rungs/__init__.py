@@ -3,6 +3,7 @@
 deadline.py      the job's own limit
 fallbacks.py     the next model, where another one may cure what this one can't
 elsewhere.py     what only this worker can't do is left to another
+input_length.py  inputs that are longer than the model takes
 answers.py       no second call for what has been answered, or is being answered for an equal prompt
 schema.py        an answer that has to fit a JSON Schema does
 record_size.py   an answer that no record holds is refused before it is paid for

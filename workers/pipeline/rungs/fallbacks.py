@@ -97,7 +97,7 @@ class Fallbacks:
             await self._leave(trip, chain.name)
             raise
         trip.hurries = "rate_limited" in _asked_for(trip, route)
-        route.codec.check(trip.job, model=route.model)
+        route.check(trip.job)
         answer = await down(trip)
         if trip.attempts_here and trip.tier != FLEX:
             now = self._now()
@@ -132,7 +132,7 @@ class Fallbacks:
     def _may_cure(self, trip: Trip, chain: Chain, position: int, failure: Failure) -> bool:
         try:
             candidate = self._find_route(chain.names[position])
-            candidate.codec.check(trip.job, model=candidate.model)
+            candidate.check(trip.job)
         except Incapable:
             return True  # another worker may know it
         except Failure:

@@ -43,16 +43,18 @@ class Packing:
         keys_of: Callable[[Provider], Sequence[SecretStr | None]],
         now: Callable[[], float],
         wait_s: float,
+        places: Callable[[], tuple[int, int, int]],
         weights: Mapping[str, float],
         compresses: bool,
     ) -> None:
-        """A call waits `wait_s` for more inputs; among them tenants take turns by their `weights`. `now`: epoch
-        seconds. `compresses`: whether large results of our client's jobs are stored compressed.
+        """`wait_s`, `places`, `weights`, `now`: see `Group`. `compresses`: whether large results of our client's jobs
+        are stored compressed.
         """
         self._limits = limits
         self._keys_of = keys_of
         self._now = now
         self._wait_s = wait_s
+        self._places = places
         self._weights = weights
         self._compresses = compresses
         self._groups: dict[GroupKey, Group] = {}
@@ -138,6 +140,7 @@ class Packing:
                 fields,
                 limits=self._limits,
                 wait_s=self._wait_s,
+                places=self._places,
                 weights=self._weights,
                 now=self._now,
             )

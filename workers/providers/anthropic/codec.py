@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from tasks.wire.kinds import KINDS
+
 from ...prompt.failure import Failure
 from ..answers import read_chat, read_object
 from ..codec import Answer, Assembly, Probe, ProviderRequest, RawResponse
@@ -70,5 +72,6 @@ class AnthropicCodec(OpenAICodec):
 def _translated(job: PromptJob, model: Model) -> dict[str, Any]:
     """What a model takes depends on its generation, which its own name tells, not the name that jobs use."""
     if job.kind != "chat":
-        raise refused("input", "Anthropic has no embeddings; name a model of another provider")
+        kind = KINDS[job.kind]
+        raise refused(kind.field, f"Anthropic has no {kind.api}; name a model of another provider")
     return messages_request(job.body, model=model.upstream)

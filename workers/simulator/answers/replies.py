@@ -23,6 +23,7 @@ from .objects import fitting_object
 from .structured import Wanted
 
 __all__ = [
+    "CREATED_AT_S",
     "DONE_EVENT",
     "MODELS",
     "Completion",
@@ -35,6 +36,8 @@ __all__ = [
     "event",
     "models_body",
     "object_text",
+    "usage_of",
+    "vector_of",
 ]
 
 MODELS = (
@@ -50,7 +53,7 @@ MODELS = (
 
 DONE_EVENT = b"data: [DONE]\n\n"
 
-_CREATED_AT_S = 1_750_000_000
+CREATED_AT_S = 1_750_000_000
 CHARS_PER_TOKEN = 4
 TOKENS_PER_EVENT = 4
 _OUTPUT_SPREAD = 0.5
@@ -126,7 +129,7 @@ def chat_body(request: ChatRequest, completions: list[Completion], *, seed: int)
         for index, completion in enumerate(completions)
     ]
     head = _head(request, seed, "chat.completion")
-    return orjson.dumps({**head, "choices": choices, "usage": _usage(request, completions)})
+    return orjson.dumps({**head, "choices": choices, "usage": usage_of(request, completions)})
 
 
 def chat_events(
@@ -141,7 +144,7 @@ def chat_events(
         for choice in _deltas(index, completion, tokens_per_event)
     ]
     if request.include_usage:
-        events.append(event(orjson.dumps({**head, "choices": [], "usage": _usage(request, completions)})))
+        events.append(event(orjson.dumps({**head, "choices": [], "usage": usage_of(request, completions)})))
     return [*events, DONE_EVENT]
 
 
@@ -153,7 +156,7 @@ def event(data: bytes) -> bytes:
 def embedding_body(request: EmbeddingRequest, *, seed: int, dimensions: int) -> bytes:
     """The JSON list of one unit vector for each input; equal texts have equal vectors."""
     size = request.dimensions or dimensions
-    vectors = (_vector(input_hash, seed, request.model, size) for input_hash in request.input_hashes)
+    vectors = (vector_of(each, seed=seed, model=request.model, dimensions=size) for each in request.input_hashes)
     return orjson.dumps(
         {
             "object": "list",
@@ -169,7 +172,7 @@ def embedding_body(request: EmbeddingRequest, *, seed: int, dimensions: int) -> 
 
 def models_body() -> bytes:
     """The JSON list of `MODELS`."""
-    rows = [{"id": name, "object": "model", "created": _CREATED_AT_S, "owned_by": "simulator"} for name in MODELS]
+    rows = [{"id": name, "object": "model", "created": CREATED_AT_S, "owned_by": "simulator"} for name in MODELS]
     return orjson.dumps({"object": "list", "data": rows})
 
 
@@ -227,13 +230,14 @@ def _reasons(*, start: int, count: int) -> Iterable[str]:
 
 def _head(request: ChatRequest, seed: int, kind: str) -> dict[str, Any]:
     identity = shake_256(b"%d:%b" % (seed, request.prompt_hash.encode())).hexdigest(12)
-    head = {"id": f"chatcmpl-{identity}", "object": kind, "created": _CREATED_AT_S, "model": request.model}
+    head = {"id": f"chatcmpl-{identity}", "object": kind, "created": CREATED_AT_S, "model": request.model}
     if request.tier is not None:
         head["service_tier"] = FLEX if request.tier == FLEX else "default"
     return head
 
 
-def _usage(request: ChatRequest, completions: list[Completion]) -> dict[str, Any]:
+def usage_of(request: ChatRequest, completions: list[Completion]) -> dict[str, Any]:
+    """What OpenAI counts."""
     output = sum(completion.tokens for completion in completions)
     return {
         "prompt_tokens": request.prompt_tokens,
@@ -254,8 +258,10 @@ def _deltas(index: int, completion: Completion, tokens_per_event: int) -> Iterat
     yield choice({}, completion.finish_reason)
 
 
-def _vector(input_hash: bytes, seed: int, model: str, dimensions: int) -> array[float]:
-    """A unit vector of 32-bit floats, which `encoding_format: base64` sends as they are."""
+def vector_of(input_hash: bytes, *, seed: int, model: str, dimensions: int) -> array[float]:
+    """A unit vector of 32-bit floats, a function of the input, the model and the seed alone. `encoding_format: base64`
+    sends them as they are.
+    """
     noise = array("h", shake_256(b"%d:%b:%b" % (seed, model.encode(), input_hash)).digest(2 * dimensions))
     if sys.byteorder == "big":
         noise.byteswap()

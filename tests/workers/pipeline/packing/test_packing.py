@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import urllib.request
 from typing import Any
 
 import pytest
 
-from tasks.wire.vectors import numbers_of
+from config.settings import Settings
+from tasks.wire.record import read_outcome
+from tasks.wire.vectors import MARK, numbers_of
 from workers.prompt.failure import Failure
 from workers.prompt.job import Options, PromptJob
 from workers.prompt.parked import Parked
@@ -56,6 +59,7 @@ async def simulator(simulate: Any) -> Any:
     return await simulate(embedding_dimensions=DIMENSIONS, latency_ms=20)
 
 
+@pytest.mark.promise(55)
 async def test_many_jobs_share_few_calls(pipeline_to: Any, simulator: Any) -> None:
     texts = [f"text {n} " * (1 + n % 7) for n in range(300)]
     async with pipeline_to(simulator.url, real_time=True) as pipeline:
@@ -86,6 +90,7 @@ async def test_a_call_takes_no_more_tokens_than_the_model(pipeline_to: Any, simu
     assert len(calls) <= 7
 
 
+@pytest.mark.promise(55)
 async def test_a_large_job_is_split_and_comes_back_in_order(pipeline_to: Any, simulator: Any) -> None:
     texts = [f"text {n}" for n in range(95)]
     price = {"input": 1, "date": "2026-01-01", "source": "a test"}
@@ -119,6 +124,7 @@ async def test_jobs_whose_requests_differ_share_no_call(pipeline_to: Any, simula
     assert len(await calls_of(simulator)) == 5
 
 
+@pytest.mark.promise(33)
 async def test_a_poison_input_fails_alone_and_is_named(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, poison="POISON", latency_ms=20)
     texts = [f"text {n}" for n in range(256)]
@@ -135,6 +141,7 @@ async def test_a_poison_input_fails_alone_and_is_named(pipeline_to: Any, simulat
     assert further <= 12
 
 
+@pytest.mark.promise(33)
 async def test_several_poisons_fail_alone(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, poison="POISON", latency_ms=5)
     bad = {3, 77, 78, 200}
@@ -162,6 +169,7 @@ async def test_another_field_that_is_refused_is_not_looked_into(pipeline_to: Any
     assert len(await calls_of(simulator)) == 2
 
 
+@pytest.mark.promise(33)
 async def test_a_call_that_is_too_large_teaches_the_cap(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, max_inputs=64, latency_ms=5)
     texts = [f"text {n}" for n in range(256)]
@@ -197,6 +205,7 @@ async def test_a_failed_call_is_tried_again_by_each_job(pipeline_to: Any, simula
     assert {attempt.code for result in results for attempt in result.failed_attempts} == {"server_error"}
 
 
+@pytest.mark.promise(54)
 async def test_a_cancelled_job_leaves_and_the_others_are_answered(pipeline_to: Any, simulate: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, latency_ms=200)
     async with pipeline_to(simulator.url, real_time=True) as pipeline:
@@ -210,6 +219,7 @@ async def test_a_cancelled_job_leaves_and_the_others_are_answered(pipeline_to: A
     assert not any(call["cancelled"] for call in await calls_of(simulator))
 
 
+@pytest.mark.promise(54)
 async def test_a_call_that_nobody_wants_is_stopped(pipeline_to: Any, simulate: Any, wait_until: Any) -> None:
     simulator = await simulate(embedding_dimensions=DIMENSIONS, latency_ms=30_000)
     async with pipeline_to(simulator.url, real_time=True) as pipeline:
@@ -222,9 +232,8 @@ async def test_a_call_that_nobody_wants_is_stopped(pipeline_to: Any, simulate: A
         await wait_until(lambda: simulator.stats()["cancelled"] == 2, "both calls are closed")
 
 
+@pytest.mark.promise(54)
 async def test_a_deadline_ends_one_job_of_a_call(pipeline_to: Any, simulate: Any) -> None:
-    import time
-
     simulator = await simulate(embedding_dimensions=DIMENSIONS, latency_ms=500)
     async with pipeline_to(simulator.url, real_time=True) as pipeline:
         late = job(5, "late", deadline_at=time.time() + 0.2)
@@ -235,7 +244,7 @@ async def test_a_deadline_ends_one_job_of_a_call(pipeline_to: Any, simulate: Any
 
 async def test_a_pack_whose_turn_is_far_parks_its_jobs(pipeline_to: Any, simulator: Any, free_limits: Any) -> None:
     free_limits.raises = [None, Parked(9e9, "far away", gap_s=2.0)]
-    async with pipeline_to(simulator.url, real_time=True, limits=free_limits) as pipeline:
+    async with pipeline_to(simulator.url, real_time=True, limits=free_limits, max_inputs=4) as pipeline:
         running = [pipeline.run(job(n, f"text {n}")) for n in range(5)]
         ends: list[Any] = await asyncio.gather(*running, return_exceptions=True)
     assert ends[0].ok
@@ -287,3 +296,74 @@ async def test_a_missing_key_meets_each_job(pipeline_to: Any, simulator: Any, fr
         results = await asyncio.gather(*(pipeline.run(job(n, f"text {n}")) for n in range(4)))
     assert [result.ok for result in results] == [True, False, False, False]
     assert {(result.error.code, result.attempts) for result in results[1:]} == {("auth", 0)}
+
+
+async def trickle(pipeline: Any, count: int, **options: Any) -> None:
+    """A job each 10 ms."""
+    running = []
+    for n in range(count):
+        running.append(asyncio.create_task(pipeline.run(job(n, f"text {n}", **options))))
+        await asyncio.sleep(0.01)
+    assert all(result.ok for result in await asyncio.gather(*running))
+
+
+@pytest.mark.parametrize(
+    ("places", "options", "fills"),
+    [
+        ((100, 100, 0), {}, True),
+        ((60, 1_000, 50), {}, True),
+        ((20, 100, 0), {}, False),
+        ((100, 100, 0), {"priority": "interactive"}, False),
+    ],
+    ids=["taken", "not started", "free", "interactive"],
+)
+async def test_a_call_of_a_busy_worker_waits_until_it_is_full(
+    pipeline_to: Any, simulator: Any, places: Any, options: Any, fills: bool
+) -> None:
+    async with pipeline_to(simulator.url, real_time=True, max_inputs=20, places=lambda: places) as pipeline:
+        await trickle(pipeline, 61, **options)
+    sizes = [call["inputs"] for call in await calls_of(simulator)]
+    assert (max(sizes) == 20) is fills
+    assert (len(sizes) <= 10) is fills
+
+
+async def test_now_and_then_a_text_does_not_wait_in_a_busy_worker(pipeline_to: Any, simulator: Any) -> None:
+    loop = asyncio.get_running_loop()
+    async with pipeline_to(simulator.url, real_time=True, places=lambda: (100, 100, 0)) as pipeline:
+        began_at = loop.time()
+        await trickle(pipeline, 5)
+    assert loop.time() - began_at < 0.5
+
+
+@pytest.mark.covers("setting", "packing.wait_s")
+async def test_how_long_a_call_waits_can_be_set(
+    pipeline_to: Any, simulate: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PROMPTMILL_PACKING__WAIT_S", "1")
+    simulator = await simulate(embedding_dimensions=DIMENSIONS, latency_ms=1_500)
+    wait_s = Settings().packing.wait_s
+    async with pipeline_to(simulator.url, real_time=True, pack_wait_s=wait_s) as pipeline:
+        await trickle(pipeline, 20)
+    assert [call["inputs"] for call in await calls_of(simulator)] == [1, 19]
+
+
+@pytest.mark.covers("catalog", "providers.vectors")
+@pytest.mark.parametrize(("vectors_as", "is_packed"), [("base64", True), ("float", False)])
+async def test_a_providers_vectors_can_be_asked_for_as_numbers(
+    pipeline_to: Any, simulator: Any, vectors_as: str, is_packed: bool
+) -> None:
+    async with pipeline_to(simulator.url, real_time=True, provider={"vectors": vectors_as}) as pipeline:
+        result = await pipeline.run(job(1, "text"))
+    assert isinstance(result.response["data"][0]["embedding"], str) is is_packed
+
+
+@pytest.mark.covers("option", "vectors")
+async def test_a_reader_of_packed_vectors_says_so(pipeline_to: Any, simulator: Any) -> None:
+    message = {"body": {"model": "e", "input": "text"}, "promptmill": {"vectors": "base64"}}
+    async with pipeline_to(simulator.url, real_time=True) as pipeline:
+        result = await pipeline.handle("embed", "job-1", [json.dumps(message)], {})
+    assert isinstance(result.response["data"][0]["embedding"], str)
+    assert result.response[MARK] == "base64"
+    read = read_outcome("job-1", json.dumps({"status": "SUCCESS", "result": result.to_dict()}))
+    assert read is not None and read.response is not None and MARK not in read.response
+    assert [row["embedding"] for row in read.response["data"]] == expected(["text"])

@@ -74,4 +74,5 @@ def submission(row: Row, job_id: str) -> dict[str, Any]:
     """The arguments of `submit`. All but model and subject go as `extra_body`: a provider's `metadata` is not ours."""
     subject = KINDS[row.kind].field
     extra = {name: value for name, value in row.body.items() if name not in ("model", subject)}
-    return {"id": job_id, "model": row.model, subject: row.body[subject], "extra_body": extra, **row.options}
+    request = {"kind": row.kind, "model": row.model, subject: row.body[subject], "extra_body": extra}
+    return {"id": job_id, **request, **row.options}

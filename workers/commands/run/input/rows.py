@@ -25,7 +25,7 @@ from hashlib import sha256
 from typing import Any, Literal, NoReturn
 
 from tasks.wire.json_text import is_unicode
-from tasks.wire.kinds import KIND_OF_PATH, KINDS, JobKind
+from tasks.wire.kinds import KINDS, JobKind, kind_of_url
 from tasks.wire.options import problem
 from tasks.wire.schema import has_json_schema, response_format, schema_conflict
 
@@ -46,12 +46,8 @@ SHOWN_NAMES = 8
 SHOWN_NAME_LENGTH = 40
 
 _SUBJECTS = frozenset(kind.field for kind in KINDS.values())
-RESPONSES_URL = "/v1/responses"
-
-_RESPONSES = (
-    "its `url` is the Responses API's, which can't be called yet; "
-    "send a chat: /v1/chat/completions, with `messages` in place of `input`"
-)
+RESPONSES_URL = f"/v1{KINDS['respond'].path}"
+_URLS = ", ".join(f"/v1{kind.path}" for kind in KINDS.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +142,7 @@ class RowReader:
         if isinstance(data.get("body"), dict):
             return *self._batch_line(data, data["body"]), None
         if data.get("url") == RESPONSES_URL:
-            raise _Unusable(_RESPONSES)
+            raise _Unusable("its `url` is the Responses API's, and it has no `body`; put the request into `body`")
         if "messages" in data:
             return "chat", data, None
         if self.field is not None and self.field in data:
@@ -165,6 +161,8 @@ class RowReader:
         kind = _kind_of_url(url) if url is not None else _kind_of_body(body)
         if KINDS[kind].field not in body:
             raise _Unusable(f"its `body` has no `{KINDS[kind].field}`")
+        if conflict := KINDS[kind].conflict(body):
+            raise _Unusable("its `{}`: {}".format(*conflict))
         if url is None and kind == "embed":
             self._check_embedding(body)
         return kind, body
@@ -176,7 +174,7 @@ class RowReader:
         """Raise for a request of the Responses API, which has an `input` too: to embed it would be paid for nothing."""
         texts = body["input"]
         if isinstance(texts, list) and any(isinstance(item, dict) for item in texts):
-            raise _Unusable("its `input` holds messages, as in the Responses API; send a chat, with `messages`")
+            raise _Unusable("its `input` holds messages, as in the Responses API; name its `url`, or send `messages`")
         if isinstance(texts, str) and not self._embeds(body):
             raise _Unusable(
                 "its `input` is a text to embed, or a prompt of the Responses API; to embed it make it a list, "
@@ -299,19 +297,18 @@ def _is_bare(data: dict[str, Any]) -> bool:
 
 
 def _kind_of_url(url: Any) -> JobKind:
-    for path, kind in KIND_OF_PATH.items():
-        if isinstance(url, str) and url.rstrip("/").endswith(path):
-            return kind
-    if isinstance(url, str) and url.rstrip("/").endswith("/responses"):
-        raise _Unusable(_RESPONSES)
-    raise _Unusable("its `url` is neither /v1/chat/completions nor /v1/embeddings")
+    kind = kind_of_url(url) if isinstance(url, str) else None
+    if kind is None:
+        raise _Unusable(f"its `url` is none of {_URLS}")
+    return kind
 
 
 def _kind_of_body(body: dict[str, Any]) -> JobKind:
-    for name, kind in KINDS.items():
-        if kind.field in body:
-            return name
-    raise _Unusable("its `body` has neither `messages` nor `input`")
+    # The other kinds' prompts have names of the same sort: only a `url` tells them.
+    for kind in ("chat", "embed"):
+        if KINDS[kind].field in body:
+            return kind
+    raise _Unusable("its `body` has neither `messages` nor `input`; another kind of request needs its `url`")
 
 
 def _digest(kind: JobKind, body: dict[str, Any], *, simulated: bool) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from config.catalog import Catalog, load_catalog
+from tasks.wire.kinds import KINDS
 
 from ..errors import UnusableInput
 from .toml import table
@@ -16,6 +17,9 @@ __all__ = ["OwnServer"]
 
 PROVIDER = "server"
 """Its name in results: `answered_by` is `server/MODEL`."""
+
+APIS = [kind.api for kind in KINDS.values()]
+"""The server itself says which it lacks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +47,4 @@ class OwnServer:
 
     def _provider(self) -> dict[str, Any]:
         keys = [] if self.key_variable is None else [self.key_variable]
-        return {"base_url": self.base_url, "api_keys": keys, "any_model": True}
+        return {"base_url": self.base_url, "api_keys": keys, "any_model": True, "apis": APIS}

@@ -129,6 +129,7 @@ class _Starter:
                 limits=simulation.limits(),
                 kind=simulation.kind,
                 structured_outputs=simulation.structured_outputs,
+                apis=simulation.apis,
             )
             environ |= self._catalog_file(text)
         elif (server := self.options.own_server) is not None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from config.catalog import Catalog, Limits, Model, Price, Provider, Route, StructuredOutputs
+from tasks.wire.kinds import Api
 from workers.simulator.dialects import DIALECTS, DialectName
 from workers.simulator.faults import parse_fault
 from workers.simulator.options import SimulatorOptions
@@ -74,6 +76,11 @@ class Simulation:
         """Which `response_format` it takes."""
         return DIALECTS[self.dialect or SimulatorOptions().dialect].structured_outputs
 
+    @property
+    def apis(self) -> list[Api]:
+        """The endpoints that it has."""
+        return sorted(DIALECTS[self.dialect or SimulatorOptions().dialect].apis)
+
     def limits(self) -> Limits:
         """What a limiter is told of it."""
         if self.rpm is None and self.tpm is None:
@@ -130,13 +137,14 @@ def simulated_catalog(
     limits: Limits,
     kind: str = "openai",
     structured_outputs: StructuredOutputs = "json_schema",
+    apis: Sequence[Api] = ("chat", "embeddings"),
 ) -> str:
     """The catalogue's models, with their prices, as a TOML file in which all of them are the simulator's.
 
     The real providers stand in it without keys and at the simulator's address: a simulated run must be unable to
     send anything elsewhere, and must not stop at a key that is missing.
     """
-    wire = {"base_url": url, "kind": kind, "structured_outputs": structured_outputs, "api_keys": []}
+    wire = {"base_url": url, "kind": kind, "structured_outputs": structured_outputs, "apis": [*apis], "api_keys": []}
     tables = [_provider_table(provider, wire) for provider in catalog.providers.values()]
     tables.append(table("providers", PROVIDER, wire))
     for model in catalog.models.values():

@@ -1,0 +1,114 @@
+"""Inputs that are longer than a model takes: cut to its length, or in parts whose vectors become one. No I/O."""
+
+from __future__ import annotations
+
+import math
+import sys
+import unicodedata
+from array import array
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from tasks.wire.vectors import numbers_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["Fitted", "fitted", "merged"]
+
+WORDS_WITHIN: Final = 0.1
+"""A cut is made between words where there is a gap within this share of what is kept."""
+
+_JOINERS: Final = frozenset("\u200d\ufe0e\ufe0f")
+_MOST_MARKS: Final = 16
+_UNIT: Final = 1e-2
+"""How far a vector's length may be from 1 and still be 1: providers round."""
+
+
+class Fitted(NamedTuple):
+    """The inputs as they are sent. `parts`: how many of them each of the job's inputs has become; `notes` say so."""
+
+    inputs: list[Any]
+    parts: list[int]
+    notes: list[dict[str, Any]]
+
+
+def fitted(inputs: Sequence[Any], lengths: Sequence[int], *, split: bool) -> Fitted:
+    """The inputs with those shortened, or split, that are longer than their `lengths` (characters, or token ids)."""
+    sent: list[Any] = []
+    parts: list[int] = []
+    notes: list[dict[str, Any]] = []
+    for place, (value, length) in enumerate(zip(inputs, lengths, strict=True)):
+        pieces = [value] if len(value) <= length else _pieces(value, length, split=split)
+        sent += pieces
+        parts.append(len(pieces))
+        if pieces[0] is not value:
+            notes.append(_note(place, value, pieces, split=split))
+    return Fitted(sent, parts, notes)
+
+
+def merged(rows: Sequence[dict[str, Any]], sent: Sequence[Any], parts: Sequence[int]) -> list[dict[str, Any]]:
+    """A row for each of the job's inputs: of one in parts, their mean by length, of length 1 if theirs are."""
+    found, start = [], 0
+    for place, count in enumerate(parts):
+        of_input = rows[start : start + count]
+        row = of_input[0]
+        if count > 1:
+            row = {**row, "embedding": _mean(of_input, [len(part) for part in sent[start : start + count]])}
+        found.append(row if row.get("index") == place else {**row, "index": place})
+        start += count
+    return found
+
+
+def _pieces(value: Any, length: int, *, split: bool) -> list[Any]:
+    if not split:
+        return [value[: _cut(value, length)]]
+    # Of about equal length: a last part of three words would stand for little, and still be a vector.
+    target = math.ceil(len(value) / math.ceil(len(value) / length))
+    pieces = []
+    while len(value) > length:
+        at = _cut(value, min(target, length))
+        pieces.append(value[:at])
+        value = value[at:]
+    return [*pieces, value]
+
+
+def _cut(value: Any, length: int) -> int:
+    """Where to cut, at `length` or before it: between words, or else not within a character of several code points."""
+    if not isinstance(value, str):
+        return length
+    gap = max(value.rfind(" ", 0, length), value.rfind("\n", 0, length)) + 1
+    if gap > length * (1 - WORDS_WITHIN):
+        return gap
+    at = length
+    while at > max(1, length - _MOST_MARKS) and _continues(value, at):
+        at -= 1
+    return at
+
+
+def _continues(text: str, at: int) -> bool:
+    """Whether what begins here belongs to the character before it."""
+    return bool(unicodedata.combining(text[at])) or text[at] in _JOINERS or text[at - 1] == "\u200d"
+
+
+def _note(place: int, value: Any, pieces: Sequence[Any], *, split: bool) -> dict[str, Any]:
+    if split:
+        return {"input": place, "how": "split", "parts": len(pieces)}
+    return {"input": place, "how": "truncated", "kept": len(pieces[0]), "of": len(value)}
+
+
+def _mean(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> Any:
+    vectors = [numbers_of(each) if isinstance(each := row["embedding"], str) else each for row in rows]
+    whole = sum(lengths)
+    mean = [sum(n * of for n, of in zip(column, lengths, strict=True)) / whole for column in zip(*vectors, strict=True)]
+    norm = math.hypot(*mean)
+    if norm and all(abs(math.hypot(*vector) - 1) < _UNIT for vector in vectors):
+        mean = [n / norm for n in mean]
+    return _packed(mean) if isinstance(rows[0]["embedding"], str) else mean
+
+
+def _packed(numbers: Sequence[float]) -> str:
+    packed = array("f", numbers)
+    if sys.byteorder == "big":
+        packed.byteswap()
+    return b64encode(packed).decode()

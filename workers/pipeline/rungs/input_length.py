@@ -1,0 +1,103 @@
+"""Inputs that are longer than the model takes: refused before the call, cut, or split."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Final
+
+from ...prompt.failure import Failure
+from ...providers import Answer
+from ..packing.inputs import family_of, inputs_of
+from ..packing.too_long import fitted, merged
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from ..limits import Limits
+    from ..packing.too_long import Fitted
+    from ..trip import Down, Shape, Trip
+
+__all__ = ["InputLength"]
+
+SURELY_LONGER: Final = 1.2
+"""Times the model's length, as estimated, an input is refused unsent. Of one nearer to it the provider decides."""
+
+KEPT_SHARES: Final = (0.9, 0.7, 0.5)
+"""How much of the model's length is used where tokens are estimated: first, and if the provider finds that too long."""
+
+
+class InputLength:
+    """Refuses inputs longer than the model takes, or cuts or splits them as the job says."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._limits = limits
+
+    def serves(self, shape: Shape) -> bool:
+        return shape.kind == "embed"
+
+    async def __call__(self, trip: Trip, down: Down) -> Answer:
+        policy, most = trip.job.options.too_long, trip.route.model.max_tokens_per_input
+        if most is None:
+            if policy == "reject":
+                return await down(trip)
+            raise Failure(
+                "bad_request",
+                f"`too_long` is {policy!r}, and how much the model takes is not known; state its "
+                "`max_tokens_per_input` in the catalogue, or leave `too_long` out",
+            )
+        inputs = inputs_of(trip.job.body)
+        if family_of(inputs) is None:
+            if policy == "reject":
+                return await down(trip)
+            raise Failure("bad_request", f"`too_long` is {policy!r}, and the inputs are neither texts nor token ids")
+        if policy == "reject":
+            self._refuse(trip, inputs, most)
+            return await down(trip)
+        return await self._fit(trip, down, inputs, most)
+
+    def _refuse(self, trip: Trip, inputs: Sequence[Any], most: int) -> None:
+        """Raises `Failure` for an input that is surely too long."""
+        per_token = self._limits.call_size(trip.route.model).chars_per_token
+        for place, value in enumerate(inputs):
+            is_text = isinstance(value, str)
+            if len(value) <= (most * per_token * SURELY_LONGER if is_text else most):
+                continue
+            tokens = f"about {len(value) / per_token:,.0f}" if is_text else f"{len(value):,}"
+            raise Failure(
+                "too_large",
+                f"input {place} of the job (counted from 0) has {tokens} tokens, and the model takes {most:,}; shorten "
+                "it, or set `too_long` to 'truncate' or 'split'",
+            )
+
+    async def _fit(self, trip: Trip, down: Down, inputs: Sequence[Any], most: int) -> Answer:
+        """Send what fits. The provider may find an estimate too high, and then less is sent."""
+        job = trip.job
+        shares = KEPT_SHARES if isinstance(inputs[0], str) else (1.0,)
+        try:
+            for share in shares:
+                sent = self._fitted(trip, inputs, most, share)
+                trip.shortened = sent.notes or None
+                trip.job = replace(job, body={**job.body, "input": sent.inputs}) if sent.notes else job
+                try:
+                    answer = await down(trip)
+                except Failure as failure:
+                    if failure.code != "too_large" or failure.http_status is None or share == shares[-1]:
+                        raise
+                else:
+                    break
+        finally:
+            trip.job = job
+        if len(sent.inputs) == len(inputs):
+            return answer
+        rows = sorted(answer.response["data"], key=lambda row: row.get("index", 0))
+        response = {**answer.response, "data": merged(rows, sent.inputs, sent.parts)}
+        return Answer(answer.text, response, answer.usage)
+
+    def _fitted(self, trip: Trip, inputs: Sequence[Any], most: int, share: float) -> Fitted:
+        per_token = self._limits.call_size(trip.route.model).chars_per_token
+        is_text = isinstance(inputs[0], str)
+        kept = max(1, int(most * share * per_token)) if is_text else most
+        # At first, what seems to fit is left as it is.
+        fits = int(most * per_token) if is_text and share == KEPT_SHARES[0] else kept
+        lengths = [len(value) if len(value) <= fits else kept for value in inputs]
+        return fitted(inputs, lengths, split=trip.job.options.too_long == "split")
