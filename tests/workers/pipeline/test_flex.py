@@ -20,6 +20,7 @@ from workers.pipeline.pipeline import Pipeline
 from workers.pipeline.retry_policy import RetryPolicy
 from workers.pipeline.rungs.patience.flex import Flex
 from workers.pipeline.trip import Shape
+from workers.prompt.job import Options, PromptJob
 from workers.prompt.parked import Parked
 from workers.providers.keyring import KeyRing
 from workers.simulator import SimulatorOptions, start
@@ -134,14 +135,26 @@ async def test_what_is_off_is_not_on_the_ladder(
 
 
 @pytest.mark.covers("catalog", "timeout.flex_total_s")
+@pytest.mark.parametrize(("latency_ms", "status"), [(400, "succeeded"), (4_000, "failed")])
 async def test_a_flex_call_has_a_time_out_of_its_own(
-    pipeline_to: Any, chat_job: Any, simulate: Any, clock: Any
+    pipeline_to: Any, chat_job: Any, simulate: Any, latency_ms: float, status: str
 ) -> None:
-    simulator = await simulate(flex_latency_ms=600, jitter=0)
-    timeout = {"total_s": 0.2, "flex_total_s": 30}
+    simulator = await simulate(flex_latency_ms=latency_ms, jitter=0)
+    timeout = {"total_s": 0.2, "flex_total_s": 1.5}
     async with pipeline_to(simulator.url, **FLEXIBLE, timeout=timeout) as pipeline:
         result = await pipeline.run(chat_job(priority="bulk"))
-    assert (result.status, result.tier) == ("succeeded", "flex")
+    assert (result.status, result.attempts) == (status, 1)
+    assert [each.code for each in result.failed_attempts] == ([] if result.ok else ["timeout"]), "and is not paid twice"
+
+
+async def test_a_response_goes_by_it_too(pipeline_to: Any, raw_server: Any, reply: Any) -> None:
+    output = [{"type": "message", "content": [{"type": "output_text", "text": "fine"}]}]
+    answer = {"object": "response", "status": "completed", "service_tier": "flex", "output": output}
+    server = await raw_server(reply(200, json.dumps(answer).encode()))
+    job = PromptJob("job-r", "respond", "m", {"model": "m", "input": "How many?"}, Options(priority="bulk"))
+    async with pipeline_to(server.url, flex=True, provider={"apis": ["chat", "responses"]}) as pipeline:
+        result = await pipeline.run(job)
+    assert (result.status, result.tier, asked_tiers(server)) == ("succeeded", "flex", ["flex"])
 
 
 # -- while it has no room
