@@ -199,6 +199,15 @@ class Http:
 
 
 @dataclass(frozen=True, kw_only=True, config=_GROUP)
+class Flex:
+    """Jobs whose deadline is `min_deadline_s` or more after their submission are sent by the flex tier of models that
+    have one. A `bulk` job without a deadline waits for room there for `patience_s`."""
+
+    min_deadline_s: Seconds = 1_800.0
+    patience_s: Seconds = 86_400.0
+
+
+@dataclass(frozen=True, kw_only=True, config=_GROUP)
 class Packing:
     """How long a call for embeddings waits for inputs of further jobs, while others are under way."""
 
@@ -282,6 +291,7 @@ class Settings(BaseSettings):
     stream: Stream = Stream()
     http: Http = Http()
     packing: Packing = Packing()
+    flex: Flex = Flex()
     log: Log = Log()
 
     @property

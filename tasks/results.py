@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 from .errors import JobFailed
-from .wire.vocabulary import Status
+from .wire.vocabulary import Status, Tier
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -100,9 +100,10 @@ class PromptResult:
 
     `cached`: the answer was stored for an equal prompt, and `saved_usd` is what that call cost, None where unknown.
     `route` says which rule of the route that `model` names chose, and why: {"name", "rule", "why"}. `repaired` names
-    the step after which an answer fitted its schema; None: as it came. `too_long` says which inputs were longer than
-    the model takes, and what was done: {"input": 3, "how": "truncated", "kept": 30000, "of": 45000}, in characters or
-    token ids, or {"input": 3, "how": "split", "parts": 2}.
+    the step after which an answer fitted its schema; None: as it came. `tier` is how the provider served the call that
+    brought the answer: "standard", or "flex" for less; None where this job's call brought none. `too_long` says which
+    inputs were longer than the model takes, and what was done: {"input": 3, "how": "truncated", "kept": 30000, "of":
+    45000}, in characters or token ids, or {"input": 3, "how": "split", "parts": 2}.
     """
 
     id: str
@@ -111,6 +112,7 @@ class PromptResult:
     response: dict[str, Any] | None = None
     model: str | None = None
     answered_by: str | None = None
+    tier: Tier | None = None
     usage: Usage = field(default_factory=Usage)
     cost_usd: float | None = None
     attempts: int = 0

@@ -54,6 +54,11 @@ class Catalog(Table):
         route = self.routes.get(name)
         return [self.model(name)] if route is None else [self.model(alias) for alias in route.models()]
 
+    def reach(self, name: str) -> list[Model]:
+        """The models that may answer jobs of this name, in turn or by a route's choice. Raises `UnknownModel`."""
+        first = self.models_of(name)
+        return [*first, *(self.model(alias) for model in first for alias in model.fallbacks)]
+
     def provider(self, model: Model) -> Provider:
         """The provider that answers for this model."""
         return self.providers[model.provider]

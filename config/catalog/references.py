@@ -19,6 +19,8 @@ def broken_references(catalog: Catalog) -> Iterator[str]:
     dangling = list(_dangling_providers(catalog))
     yield from dangling
     if not dangling:
+        yield from _tiers(catalog)
+        yield from _timeouts(catalog)
         yield from _fallbacks(catalog)
         yield from _routes(catalog)
 
@@ -34,6 +36,26 @@ def _dangling_providers(catalog: Catalog) -> Iterator[str]:
         if model.provider not in catalog.providers:
             near = advice(model.provider, catalog.providers)
             yield f"{heading(('models', alias))} provider: no provider is named {model.provider!r}. {near}"
+
+
+def _tiers(catalog: Catalog) -> Iterator[str]:
+    for alias, model in catalog.models.items():
+        if model.flex and catalog.provider(model).kind == "anthropic":
+            yield f"{heading(('models', alias))} flex: Anthropic's API has no flex tier; leave it out"
+
+
+def _timeouts(catalog: Catalog) -> Iterator[str]:
+    why = (
+        "calls that it ends may be paid for, so they have to be permitted another one: set repeat_timeouts = true, "
+        "or leave it out"
+    )
+    for name, provider in catalog.providers.items():
+        if provider.timeout.times_p95 is not None and not provider.repeat_timeouts:
+            yield f"{heading(('providers', name))} timeout.times_p95: {why}"
+    for alias, model in catalog.models.items():
+        is_own = model.timeout != catalog.provider(model).timeout or model.repeat_timeouts is not None
+        if is_own and model.timeout.times_p95 is not None and not catalog.repeats_timeouts(model):
+            yield f"{heading(('models', alias))} timeout.times_p95: {why}"
 
 
 def _fallbacks(catalog: Catalog) -> Iterator[str]:

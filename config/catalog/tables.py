@@ -13,7 +13,21 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from tasks.wire.kinds import Api
 from tasks.wire.vocabulary import Trigger
 
-from .fields import Amount, BaseUrl, Count, Currency, Flag, Headers, Name, Query, Seconds, Variable, all_different
+from .fields import (
+    Amount,
+    BaseUrl,
+    Count,
+    Currency,
+    Factor,
+    Flag,
+    Headers,
+    Multiple,
+    Name,
+    Query,
+    Seconds,
+    Variable,
+    all_different,
+)
 
 TOKENS_PER_PRICE = 1_000_000
 
@@ -65,6 +79,8 @@ class Rates(NamedTuple):
 class Price(Table):
     """Prices per million tokens. One that is None is unknown, which is never the same as 0.
 
+    `flex` is what a call of the provider's flex tier costs, as a share of these prices.
+
     `source` says where the price was found. `date` is the source's day or, if it bears none, the day on which
     the price was written down.
     """
@@ -73,6 +89,7 @@ class Price(Table):
     output: Amount | None = None
     cached_input: Amount | None = None
     cache_write: Amount | None = None
+    flex: Factor | None = None
     currency: Currency = "USD"
     date: dt.date
     source: Annotated[str, Field(min_length=1)]
@@ -91,14 +108,22 @@ class Price(Table):
         return Rates(*(float(price / TOKENS_PER_PRICE) for price in (self.input, cached, self.output)))
 
     def cost(
-        self, *, input_tokens: int, output_tokens: int, cached_tokens: int = 0, cache_write_tokens: int = 0
+        self,
+        *,
+        input_tokens: int,
+        output_tokens: int,
+        cached_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        is_flex: bool = False,
     ) -> Decimal | None:
         """What a call cost in US dollars, not rounded.
 
         None if a price that is needed is unknown, or if the prices are in another currency. `cached_tokens`
         and `cache_write_tokens` are parts of `input_tokens` and are charged at `cached_input` and `cache_write`.
+        `is_flex`: the call went by the flex tier.
         """
-        if self.currency != "USD":
+        factor = self.flex if is_flex else 1
+        if self.currency != "USD" or factor is None:
             return None
         cached = min(cached_tokens, input_tokens)
         written = min(cache_write_tokens, input_tokens - cached)
@@ -115,19 +140,34 @@ class Price(Table):
             if price is None:
                 return None
             total += tokens * price
-        return total / TOKENS_PER_PRICE
+        return total * factor / TOKENS_PER_PRICE
 
 
 class Timeout(Table):
     """How long one call may take: in all, to connect, and between two pieces of the answer.
 
     A model that thinks is silent for minutes, and then sends the whole answer, so the wait for the first byte has no
-    limit but `total_s`.
+    limit but `total_s`. A call of the flex tier may take `flex_total_s`, if that is longer.
+
+    With `times_p95` a call may take no more than so many times what 95 % of the model's latest calls took, at least
+    `least_s` and at most `total_s`.
     """
 
     total_s: Seconds = 600.0
     connect_s: Seconds = 10.0
     read_s: Seconds = 60.0
+    flex_total_s: Seconds = 900.0
+    times_p95: Multiple | None = None
+    least_s: Seconds = 5.0
+
+    @cached_property
+    def flex(self) -> Timeout:
+        """That of a call of the flex tier."""
+        return self.within(max(self.total_s, self.flex_total_s))
+
+    def within(self, total_s: float) -> Timeout:
+        """The same with another `total_s`."""
+        return self.model_copy(update={"total_s": total_s})
 
 
 class Provider(Table):
@@ -206,7 +246,8 @@ class Model(Table):
     `limits` are one key's; `organisation_limits` are of all keys together, and None stands for the provider's, as it
     does for `repeat_timeouts` and `structured_outputs`. `context_tokens` is what the model takes in all, and
     `max_output_tokens` what one answer can have; None where that is not known. A model that is `stream_only` answers in
-    pieces alone: the worker asks for them, and collects them.
+    pieces alone: the worker asks for them, and collects them. One with `flex` is asked for by the provider's flex tier
+    where a job has the time.
 
     One call for embeddings takes `max_inputs`, with `max_input_tokens` in all and `max_tokens_per_input` each.
 
@@ -226,6 +267,7 @@ class Model(Table):
     max_output_tokens: Count | None = None
     context_tokens: Count | None = None
     stream_only: Flag = False
+    flex: Flag = False
     max_inputs: Count = 2_048
     max_input_tokens: Count = 300_000
     max_tokens_per_input: Count | None = None

@@ -26,7 +26,8 @@ class Kind:
 
     `field` of the request's body holds the prompt. `streams`: its answer may come in pieces. `is_repeatable`: the same
     request is always meant to bring the same answer. `writes`: the answer has tokens of its own. `fits_schema`: it can
-    be held to a JSON Schema. `refuses` names fields that are ours to decide, and says why.
+    be held to a JSON Schema. `has_flex`: providers take it in their flex tier. `refuses` names fields that are ours to
+    decide, and says why.
     """
 
     name: JobKind
@@ -39,6 +40,7 @@ class Kind:
     is_repeatable: bool = False
     writes: bool = True
     fits_schema: bool = False
+    has_flex: bool = False
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def conflict(self, body: Mapping[str, Any]) -> tuple[str, str] | None:
@@ -59,6 +61,7 @@ KINDS: Final[Mapping[JobKind, Kind]] = MappingProxyType(
                 noun="a chat",
                 streams=True,
                 fits_schema=True,
+                has_flex=True,
             ),
             Kind(
                 "embed",
@@ -78,6 +81,7 @@ KINDS: Final[Mapping[JobKind, Kind]] = MappingProxyType(
                 field="input",
                 noun="a response",
                 streams=True,
+                has_flex=True,
                 refuses={"background": "the queue is the background, and a worker waits for the answer; leave it out"},
             ),
             Kind(

@@ -10,6 +10,7 @@ from typing import Final, Literal, get_args
 __all__ = [
     "CELERY_COMPRESSED",
     "CELERY_ENDS",
+    "FLEX",
     "OPEN_STATES",
     "PRIORITIES",
     "STATUSES",
@@ -18,6 +19,7 @@ __all__ = [
     "OpenState",
     "Priority",
     "Status",
+    "Tier",
     "TooLong",
     "Trigger",
 ]
@@ -33,6 +35,11 @@ STATUSES: Final[tuple[Status, ...]] = get_args(Status)
 Priority = Literal["interactive", "normal", "bulk"]
 PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 """Most urgent first."""
+
+Tier = Literal["standard", "flex"]
+"""How a call was sent: at once, or when the provider has room, for less."""
+FLEX: Final = "flex"
+"""The tier's name, in a request's `service_tier` too."""
 
 Trigger = Literal["rate_limited", "content_filter", "auth", "permission"]
 """Error codes that lead to a job's next model only where `fallback_on` names them."""

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -295,6 +296,17 @@ def provider_table(lines: str) -> str:
         (model_table('limits = { algorithm = "x" }'), "limits.algorithm: must be 'bucket', 'sliding', 'fixed' or"),
         (model_table("timeout = { total_s = true }"), "[models.m] timeout.total_s: must be a number"),
         (model_table("timeout = { total_s = inf }"), "[models.m] timeout.total_s: must be a finite number"),
+        (model_table("timeout = { times_p95 = 0.9 }"), "[models.m] timeout.times_p95: must be greater than or equal"),
+        (
+            model_table("timeout = { times_p95 = 3 }"),
+            "[models.m] timeout.times_p95: calls that it ends may be paid for",
+        ),
+        (provider_table("timeout = { times_p95 = 3 }"), "[providers.p] timeout.times_p95: calls that it ends may be"),
+        (model_table('price = { flex = 0, date = 2026-01-01, source = "x" }'), "price.flex: must be greater than 0"),
+        (
+            provider_table('kind = "anthropic"') + '[models.m]\nprovider = "p"\nflex = true',
+            "[models.m] flex: Anthropic's API has no flex tier; leave it out",
+        ),
         (model_table("timeout = { read_s = 0 }"), "[models.m] timeout.read_s: must be greater than 0"),
         (model_table('price = { date = 2026-01-01, source = "" }'), "[models.m] price.source: must not be empty"),
         (model_table('price = { source = "x" }'), "[models.m] price.date: is missing"),
@@ -455,9 +467,10 @@ def test_tokens_written_to_a_cache_are_a_part_of_the_input_too() -> None:
         ({"input": 1, "output": 1}, {"input_tokens": 2, "output_tokens": 1, "cached_tokens": 1}),
         ({"input": 1, "output": 1}, {"input_tokens": 2, "output_tokens": 1, "cache_write_tokens": 1}),
         ({"input": 1, "output": 1, "currency": "CNY"}, {"input_tokens": 1, "output_tokens": 1}),
+        ({"input": 1, "output": 1}, {"input_tokens": 1, "output_tokens": 1, "is_flex": True}),
     ],
 )
-def test_a_cost_is_unknown_if_a_price_it_needs_is(amounts: dict[str, object], tokens: dict[str, int]) -> None:
+def test_a_cost_is_unknown_if_a_price_it_needs_is(amounts: dict[str, object], tokens: dict[str, Any]) -> None:
     assert price(**amounts).cost(**{"cached_tokens": 0, **tokens}) is None
 
 

@@ -68,7 +68,7 @@ def test_each_setting_is_listed_with_its_default() -> None:
         ('### `[models."ALIAS"]`', Model, "unknown"),
         ("### `limits`", Limits, "unknown"),
         ("### `price`", Price, "unknown"),
-        ("### `timeout`", Timeout, "unknown"),
+        ("### `timeout`", Timeout, "not set"),
         ('### `[routes."NAME"]`', Route, "none"),
         ("### `when`", When, "not asked"),
     ],

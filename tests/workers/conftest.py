@@ -175,6 +175,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
         pack_wait_s: float = 0.02,
         places: Any = lambda: (0, 1, 0),
         streams: Any = None,
+        flex_policy: Any = None,
         real_time: bool = False,
         catalog: Catalog | None = None,
         **model: Any,
@@ -199,6 +200,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 pack_wait_s=pack_wait_s,
                 places=places,
                 streams=streams,
+                flex=flex_policy,
             )
 
     return make

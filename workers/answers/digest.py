@@ -44,6 +44,7 @@ TENANT_DIGITS: Final = 16
 NOBODY: Final = "-"
 _SEPARATOR: Final = b"\0"
 """No JSON text holds it."""
+_PATIENT: Final = _SEPARATOR + b"flex"
 
 
 class Digests:
@@ -52,8 +53,12 @@ class Digests:
     def __init__(self) -> None:
         self._scopes: dict[tuple[str, str], Any] = {}
 
-    def of(self, job: PromptJob, *, alias: str, model: Model, provider: Provider, codec: Codec) -> str:
-        """`<of the tenant>:<of the request>`, in hexadecimal digits. `alias` names the model that is asked."""
+    def of(
+        self, job: PromptJob, *, alias: str, model: Model, provider: Provider, codec: Codec, may_wait: bool = False
+    ) -> str:
+        """`<of the tenant>:<of the request>`, in hexadecimal digits. `alias` names the model that is asked. Jobs that
+        `may_wait` for a flex tier are equal to such jobs alone: nobody in a hurry waits for one of them.
+        """
         scope = self._scopes.get((job.kind, alias))
         if scope is None:
             if len(self._scopes) >= MOST_SCOPES:
@@ -63,6 +68,8 @@ class Digests:
         hashed = scope.copy()
         asked_for = f"{job.options.sample} {tenant}".encode() if tenant else b"%d" % job.options.sample
         hashed.update(b"%b\0%b" % (asked_for, _canonical(job.body)))
+        if may_wait:
+            hashed.update(_PATIENT)
         return f"{tenant_digest(tenant) if tenant else NOBODY}:{hashed.hexdigest()}"
 
 

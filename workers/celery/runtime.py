@@ -27,6 +27,7 @@ from ..answers import Answers
 from ..breaker import BreakerPolicy, Breakers, SharedBreakers
 from ..http.session import Http
 from ..limiter import LimiterRegistry
+from ..pipeline.flex_policy import FlexPolicy
 from ..pipeline.offers import OtherWorkers, offers
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.retry_policy import RetryPolicy
@@ -150,6 +151,7 @@ def pipeline_of(
         patience_s=settings.breaker.patience_s,
         compresses=settings.result_compress_from_bytes > 0,
         pack_wait_s=settings.packing.wait_s,
+        flex=FlexPolicy(min_deadline_s=settings.flex.min_deadline_s, patience_s=settings.flex.patience_s),
         places=places.look,
         tenant_weights=settings.limit.tenant_weights,
         now=redis_clock,

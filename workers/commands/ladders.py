@@ -89,11 +89,18 @@ async def _ladders(catalog: Catalog, name: str) -> dict[str, list[tuple[str, str
         for kind, has_deadline, caches in product(KINDS, (False, True), (False, True))
     ]
     shapes.append(Shape("chat", name, has_deadline=False, has_schema=True))
+    if any(model.flex for model in catalog.reach(name)):
+        shapes.append(Shape("chat", name, has_deadline=True, may_flex=True))
     return {_words(shape): _rungs(pipeline, shape) for shape in shapes}
 
 
 def _words(shape: Shape) -> str:
-    had = (("deadline", shape.has_deadline), ("cache time", shape.caches), ("schema", shape.has_schema))
+    had = (
+        ("deadline", shape.has_deadline),
+        ("cache time", shape.caches),
+        ("schema", shape.has_schema),
+        ("time", shape.may_flex),
+    )
     has = [word for word, is_so in had if is_so]
     return f"{shape.kind} with a {' and a '.join(has)}" if has else shape.kind
 

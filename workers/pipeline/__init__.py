@@ -5,6 +5,7 @@ trip.py          a job under way; the shape that decides its rungs
 rungs/           one worry each
 routing/         which model a job asks first, and which when that one can't answer
 limits.py        the limit that all workers share, as the pipeline sees it
+flex_policy.py   which jobs may wait for a provider's flex tier
 packing/         calls that several embeddings jobs share, and jobs that take several calls
 vectors.py       vectors as whoever reads the result can read them
 retry_policy.py  whether and when to try again: decisions are values

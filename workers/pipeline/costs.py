@@ -5,24 +5,27 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
+from tasks.wire.vocabulary import FLEX
+
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from config.catalog import Model
     from tasks.results import Attempt, Usage
+    from tasks.wire.vocabulary import Tier
 
 __all__ = ["failed_cost_usd", "known_cost_usd", "total_cost_usd"]
 
 
-def known_cost_usd(model: Model, usage: Usage | None) -> float | None:
+def known_cost_usd(model: Model, usage: Usage | None, tier: Tier = "standard") -> float | None:
     """What a call cost in US dollars; None where the provider's count or the price is not known."""
-    cost = _call_cost(model, usage)
+    cost = _call_cost(model, usage, tier)
     return None if cost is None else float(cost)
 
 
-def total_cost_usd(failed: Iterable[Attempt], model: Model, usage: Usage | None) -> float | None:
+def total_cost_usd(failed: Iterable[Attempt], model: Model, usage: Usage | None, tier: Tier) -> float | None:
     """What an answer cost, with the calls before it whose tokens were counted, each at the price of its own model."""
-    cost = _call_cost(model, usage)
+    cost = _call_cost(model, usage, tier)
     before = None if cost is None else _failed_cost(failed)
     return None if cost is None or before is None else float(cost + before)
 
@@ -43,7 +46,7 @@ def _failed_cost(failed: Iterable[Attempt]) -> Decimal | None:
     return total
 
 
-def _call_cost(model: Model, usage: Usage | None) -> Decimal | None:
+def _call_cost(model: Model, usage: Usage | None, tier: Tier) -> Decimal | None:
     if model.price is None:
         return None
     if usage is None:
@@ -53,4 +56,5 @@ def _call_cost(model: Model, usage: Usage | None) -> Decimal | None:
         output_tokens=usage.output_tokens,
         cached_tokens=usage.cached_tokens,
         cache_write_tokens=usage.cache_write_tokens,
+        is_flex=tier == FLEX,
     )

@@ -30,9 +30,10 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
         response=for_reader(trip.job, answer.response) if trip.job.kind == "embed" else answer.response,
         model=trip.job.model,
         answered_by=trip.route.answered_by if known is None else known.answered_by,
+        tier=trip.tier if known is None else None,
         usage=(answer.usage or Usage()) if known is None else _sum(_counted(trip)),
         cost_usd=(
-            total_cost_usd(trip.failed, trip.route.model, answer.usage)
+            total_cost_usd(trip.failed, trip.route.model, answer.usage, trip.tier)
             if known is None
             else failed_cost_usd(trip.failed)
         ),

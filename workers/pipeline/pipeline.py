@@ -24,10 +24,12 @@ from ..prompt.job import JobKind, PromptJob, parse
 from ..prompt.parked import Parked
 from ..providers import CODECS
 from ..telemetry.counts import counts
+from .flex_policy import FlexPolicy
 from .offers import Offers
 from .outcome import answered, unanswered
 from .packing.caps import CallCaps
 from .record_limit import RecordSizes
+from .routing.reach import reaches
 from .routing.router import Router
 from .routing.speeds import Speeds
 from .rungs.admission import Admission
@@ -39,6 +41,8 @@ from .rungs.elsewhere import Elsewhere, Others
 from .rungs.fallbacks import Fallbacks
 from .rungs.input_length import InputLength
 from .rungs.packing import Packing
+from .rungs.patience.flex import Flex
+from .rungs.patience.timeouts import Timeouts
 from .rungs.record_size import RecordSize
 from .rungs.retry import Retries
 from .rungs.schema import Schema
@@ -104,6 +108,7 @@ class Pipeline:
         patience_s: float = 3_600.0,
         compresses: bool = True,
         pack_wait_s: float = 0.02,
+        flex: FlexPolicy | None = None,
         places: Callable[[], tuple[int, int, int]] = lambda: (0, 1, 0),
         tenant_weights: Mapping[str, float] | None = None,
         offers: Offers | None = None,
@@ -123,8 +128,9 @@ class Pipeline:
         without a deadline waits `patience_s` for a provider that is out. `compresses`: whether large results
         of our client's jobs are stored compressed. A call for embeddings waits `pack_wait_s` for further jobs' inputs,
         longer while many of the worker's `places` (taken, all, not started) are taken; among them tenants take turns by
-        their `tenant_weights`. `offers` is what this worker announces; a job that it can't do is left to `others`, if
-        there are any. `answers` are those of all workers; without them no job is cached.
+        their `tenant_weights`. `flex`: who may wait for room in a flex tier. `offers` is what this worker announces; a
+        job that it can't do is left to `others`, if there are any. `answers` are those of all workers; without them no
+        job is cached.
         `cache_ttl_s`: how long, in seconds, those of repeatable jobs are kept that do not say. `breakers` know which
         providers are out; None: only those that can't be reached. `streams` takes answers to those that read them as
         they come; without it nobody does. `time_limit` is what is raised in a job whose time
@@ -137,6 +143,8 @@ class Pipeline:
         self._time_limit = time_limit
         self._on_failure = on_failure
         self._all_cache = cache_ttl_s is not None
+        policy = flex or FlexPolicy()
+        self._any_flex = any(model.flex for model in catalog.models.values())
         self._elsewhere = Elsewhere(others or _NoOthers(), offers or Offers(), keys_of=keys.of, now=now)
         self.breakers = Breakers(BreakerPolicy(failures=0), now=now) if breakers is None else breakers
         # Outermost first: this order is the pipeline. Once for each job:
@@ -157,11 +165,21 @@ class Pipeline:
         self._route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
             InputLength(limits),
-            *(() if answers is None else (Answers(answers, ttl_s=cache_ttl_s, now=now),)),
+            *(() if answers is None else (Answers(answers, ttl_s=cache_ttl_s, may_wait=policy.may_wait, now=now),)),
             Schema(now=now),
             RecordSize(compresses=compresses),
             Breaker(now=now, sleep=sleep, rng=rng, patience_s=patience_s, park_after_s=park_after_s),
             Retries(retry, now=now, sleep=sleep, rng=rng),
+            Flex(
+                policy,
+                reaches=reaches(catalog, lambda model: model.flex),
+                limits=limits,
+                keys_of=keys.of,
+                park_after_s=park_after_s,
+                now=now,
+                sleep=sleep,
+                rng=rng,
+            ),
             Packing(
                 limits,
                 keys_of=keys.of,
@@ -172,6 +190,7 @@ class Pipeline:
                 compresses=compresses,
             ),
             Admission(limits, keys_of=keys.of, park_after_s=park_after_s),
+            Timeouts(reaches=reaches(catalog, lambda model: model.timeout.times_p95 is not None), now=now),
         )
         self._streams = streams
         self._call = Call(http, now=now, compresses=compresses, time_limit=time_limit, streams=streams)
@@ -239,7 +258,7 @@ class Pipeline:
             trip.remember(parked)
         try:
             try:
-                ladder = self.ladder(Shape.of(job, all_cache=self._all_cache))
+                ladder = self.ladder(Shape.of(job, all_cache=self._all_cache, any_flex=self._any_flex))
             except Incapable:
                 await self._elsewhere.leave(trip, job.model)
                 raise

@@ -14,6 +14,7 @@ from tasks.wire.redis_keys import QUEUE
 from ..prompt.failure import Failure
 from ..schema.form import has_schema
 from ..schema.steps import Repairs
+from .flex_policy import is_patient
 from .routing.chain import Chain
 
 if TYPE_CHECKING:
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from config.catalog import Model, Provider
+    from config.catalog import Model, Provider, Timeout
+    from tasks.wire.vocabulary import Tier
 
     from ..answers import Known
     from ..breaker import Health, Reason
@@ -52,17 +54,23 @@ class Shape(NamedTuple):
     """Of the job's own; None: it leaves them to the catalogue."""
     caches: bool = False
     has_schema: bool = False
+    may_flex: bool = False
+    """Whether a model's flex tier may be asked, if it has one and there is time."""
 
     @classmethod
-    def of(cls, job: PromptJob, *, all_cache: bool = False) -> Shape:
-        """`all_cache`: whether repeatable jobs that do not ask for it are cached too."""
+    def of(cls, job: PromptJob, *, all_cache: bool = False, any_flex: bool = False) -> Shape:
+        """`all_cache`: whether repeatable jobs that do not ask for it are cached too. `any_flex`: whether some
+        model has a flex tier.
+        """
         options = job.options
         own = None if options.fallbacks is None else bool(options.fallbacks)
         ttl_s = options.cache_ttl_s
         caches = all_cache and job.is_repeatable if ttl_s is None else ttl_s > 0
         schema = "response_format" in job.body and job.kind == "chat" and has_schema(job.body)
+        has_deadline = options.deadline_at is not None
+        may_flex = any_flex and is_patient(job)
         # Without the Python function that a named tuple is made by: this is done for each job.
-        return tuple.__new__(cls, (job.kind, job.model, options.deadline_at is not None, own, caches, schema))
+        return tuple.__new__(cls, (job.kind, job.model, has_deadline, own, caches, schema, may_flex))
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,14 @@ class Trip:
     """Those of earlier trips, and of other models."""
     postponed: int = 0
     """Calls that are no attempts, up to a number: the provider asked for more than our longest pause, or was out."""
+    tier: Tier = "standard"
+    """Of the latest call: which was asked for, or which has served it."""
+    timeout: Timeout | None = None
+    """How long its call may take; None: what the model states."""
+    no_room: int = 0
+    """Calls that are no attempts: the flex tier had no room."""
+    no_room_since: float | None = None
+    """When it had none for the first time."""
     failed: list[Attempt]
     may_be_paid: bool = False
     """A call that brought no answer may have been paid for."""
@@ -193,6 +209,8 @@ class Trip:
             "failed": [asdict(attempt) for attempt in self.failed[-MOST_REMEMBERED:]],
             "repairs": None if self.repairs is None else asdict(self.repairs),
         }
+        if self.no_room:
+            known["no_room"] = [self.no_room, self.no_room_since]
         if self.followed is not None:
             known["followed"] = self.followed
         if self.chain is not None and self.attempts:
@@ -208,6 +226,7 @@ class Trip:
             self.attempts = self.attempts_before = int(known["attempts"])
             self.postponed = int(known.get("postponed", 0))
             self.may_be_paid, self.paid_twice = bool(known["may_be_paid"]), bool(known["paid_twice"])
+            self.no_room, self.no_room_since = known.get("no_room", (0, None))
             self.followed = known.get("followed")
             self.repairs = Repairs(**known["repairs"]) if known.get("repairs") else None
             self.chain = Chain.from_dict(known["chain"]) if "chain" in known else None
@@ -232,7 +251,7 @@ class Trip:
     def spent(self) -> int:
         """How many of the job's attempts are used up."""
         repairs = 0 if self.repairs is None else self.repairs.calls
-        return self.attempts - min(self.postponed, MOST_POSTPONED) - repairs
+        return self.attempts - min(self.postponed, MOST_POSTPONED) - self.no_room - repairs
 
     @property
     def wait_until(self) -> float | None:

@@ -25,7 +25,8 @@ class Failure(Exception):
     whole when the call ended without an answer. `unreachable`: no call was made: no connection to the provider came to
     stand, or none was tried. `outlasts`: the provider is out, and the job may wait until it works. `is_refusal`: the
     provider refused the request before a model saw it. `is_cut`: the limit on tokens was met before there was an
-    answer. `usage` is what the provider counted for a call that brought no answer.
+    answer. `has_no_room`: the flex tier refused it, so no limit was hit, and nothing is out. `usage` is what the
+    provider counted for a call that brought no answer.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Failure(Exception):
         self.is_refusal = False
         self.is_cut = False
         self.outlasts = False
+        self.has_no_room = False
 
     def twin(self) -> Failure:
         """The same for another job that the call was made for: each job's is changed on its way up."""

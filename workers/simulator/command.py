@@ -28,6 +28,9 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
     jitter: Annotated[
         float, typer.Option(help="Spread of the latency, as a share of its mean; 0 = exact.")
     ] = _DEFAULT.jitter,
+    flex_latency_ms: Annotated[
+        float | None, typer.Option(help="The same for the flex tier.", show_default="as the others")
+    ] = _DEFAULT.flex_latency_ms,
     rpm: Annotated[int | None, typer.Option(help="Requests a minute, for each key and model.")] = _DEFAULT.rpm,
     tpm: Annotated[int | None, typer.Option(help="Tokens a minute, for each key and model.")] = _DEFAULT.tpm,
     tpm_charge: Annotated[
@@ -75,6 +78,7 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
             dialect=dialect,
             latency_ms=latency_ms,
             jitter=jitter,
+            flex_latency_ms=flex_latency_ms,
             rpm=rpm,
             tpm=tpm,
             tpm_charge=tpm_charge,

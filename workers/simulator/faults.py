@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import accumulate
 from types import MappingProxyType
@@ -61,6 +61,8 @@ class Instead:
     retry_date_s: float | None = None
     error: ErrorParts | None = None
     """What `body` says, for a provider that says it in other words."""
+    only_flex: bool = False
+    """Befalls calls of the flex tier alone."""
 
     @classmethod
     def of(
@@ -171,6 +173,16 @@ FAULTS: Mapping[str, Fault] = MappingProxyType(
             "You exceeded your current quota, please check your plan and billing details.",
             "insufficient_quota",
             code="insufficient_quota",
+        ),
+        # The flex tier has no room
+        "flex-full": replace(
+            _error(
+                429,
+                "Resource unavailable. Please try again later.",
+                "invalid_request_error",
+                code="resource_unavailable",
+            ),
+            only_flex=True,
         ),
         # The server's fault
         "500": _error(500, "The server had an error while processing your request.", "server_error"),

@@ -18,8 +18,8 @@ class Call:
 
     `time` is when it arrived, in seconds since the epoch. `status` is null while it runs and where no status was
     ever sent. `authorized`: it came with a key that is let in. `attempt` counts the admitted calls with the same
-    content, from 0; it is null where the call was not admitted. `inputs` are those of embeddings. `rate_limited`:
-    over the limit, which a drawn fault is not.
+    content, from 0; it is null where the call was not admitted. `inputs` are those of embeddings. `tier`: the
+    `service_tier` that it asked for. `rate_limited`: over the limit, which a drawn fault is not.
     """
 
     time: float
@@ -34,6 +34,7 @@ class Call:
     fault: str | None = None
     status: int | None = None
     inputs: int = 0
+    tier: str | None = None
     prompt_tokens: int = 0
     completion_tokens: int = 0
     duration_s: float | None = None

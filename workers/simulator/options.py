@@ -35,6 +35,9 @@ class SimulatorOptions:
     jitter: float = 0.1
     """Standard deviation of the latency, as a share of its mean. 0 = exact."""
 
+    flex_latency_ms: float | None = None
+    """The same for calls of the flex tier; None: as the others."""
+
     rpm: int | None = None
     """Requests a minute, for each key and model. None = unlimited; so is `tpm`."""
     tpm: int | None = None
@@ -71,6 +74,8 @@ class SimulatorOptions:
         _check("latency_ms", self.latency_ms, at_least=0)
         _check("jitter", self.jitter, at_least=0)
         _check("output_tokens", self.output_tokens, at_least=1)
+        if self.flex_latency_ms is not None:
+            _check("flex_latency_ms", self.flex_latency_ms, at_least=0)
         if self.tokens_per_s is not None:
             _check("tokens_per_s", self.tokens_per_s, at_least=0.1)
         _check("embedding_dimensions", self.embedding_dimensions, at_least=1)

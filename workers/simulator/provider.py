@@ -24,7 +24,7 @@ from .faults import FAULTS, JSON_TYPE, Altered, Broken, Fault, Instead, check_sh
 from .ledger import Call
 from .limits import WINDOW_S, Allowance, Refusal
 from .options import SimulatorOptions
-from .request import ChatRequest, EmbeddingRequest, InvalidRequest
+from .request import FLEX, ChatRequest, EmbeddingRequest, InvalidRequest
 
 __all__ = ["EVENTS_TYPE", "Answer", "Incoming", "Plan", "Provider"]
 
@@ -98,6 +98,7 @@ class _Asked:
     max_tokens: int | None = None
     is_asked_again: bool = False
     inputs: int = 0
+    tier: str | None = None
 
 
 class _Texts(NamedTuple):
@@ -180,7 +181,7 @@ class Provider:
         if incoming.deployment is not None:
             asked = replace(asked, model=incoming.deployment)
         call.model, call.prompt_hash, call.stream = asked.model, asked.prompt_hash, asked.stream
-        call.inputs = asked.inputs
+        call.inputs, call.tier = asked.inputs, asked.tier
         allowance = self._allowance(incoming.key, asked.model)
         refusal = allowance.admit(now_s, tokens=self._charge(asked))
         headers = self.dialect.limits(allowance, now_s, call.time)
@@ -200,7 +201,7 @@ class Provider:
         if call.fault and self._is_cured(FAULTS[call.fault], asked, call.prompt_hash or ""):
             call.fault = None
         fault = FAULTS[call.fault] if call.fault else None
-        latency_s = self._latency_s(draws[1], fault)
+        latency_s = self._latency_s(draws[1], fault, is_flex=asked.tier == FLEX)
         first_s = latency_s * _FIRST_EVENT_SHARE if asked.stream else latency_s
         answer = asked.render(fault, draws[2])
         rate = self._options.tokens_per_s
@@ -212,6 +213,8 @@ class Provider:
 
     def _is_cured(self, fault: Fault, asked: _Asked, content: str) -> bool:
         """Whether the request is what a fault of this kind is cured with."""
+        if isinstance(fault, Instead):
+            return fault.only_flex and asked.tier != FLEX
         if not isinstance(fault, Altered):
             return False
         if fault.truncates:
@@ -221,8 +224,11 @@ class Provider:
             return (asked.max_tokens or 0) > before
         return fault.breaks_json and asked.is_asked_again
 
-    def _latency_s(self, uniform: float, fault: Fault | None) -> float:
-        latency_ms = lognormal(uniform, mean=self._options.latency_ms, spread=self._options.jitter)
+    def _latency_s(self, uniform: float, fault: Fault | None, *, is_flex: bool) -> float:
+        mean_ms = self._options.latency_ms
+        if is_flex and not isinstance(fault, Instead) and self._options.flex_latency_ms is not None:
+            mean_ms = self._options.flex_latency_ms
+        latency_ms = lognormal(uniform, mean=mean_ms, spread=self._options.jitter)
         factor = fault.latency_factor if isinstance(fault, Altered) else 1.0
         return latency_ms * factor / 1000
 
@@ -262,6 +268,7 @@ class Provider:
             render=lambda fault, drawn: self._text_answer(texts, request, completions, fault, drawn),
             max_tokens=request.max_tokens,
             is_asked_again=request.wanted is not None and request.wanted.is_asked_again,
+            tier=request.tier,
         )
 
     def _text_answer(

@@ -13,6 +13,7 @@ import orjson
 from .answers.structured import Wanted, wanted
 
 __all__ = [
+    "FLEX",
     "ChatRequest",
     "EmbeddingRequest",
     "InvalidRequest",
@@ -27,6 +28,7 @@ __all__ = [
     "read_embedding",
 ]
 
+FLEX = "flex"
 _CHARS_PER_TOKEN = 4
 _MAX_CHOICES = 128
 _MAX_DIMENSIONS = 4096
@@ -59,6 +61,8 @@ class ChatRequest:
     numbers: tuple[str, ...] = field(repr=False)
     wanted: Wanted | None = field(default=None, repr=False)
     """The schema that its answer is to fit."""
+    tier: str | None = None
+    """The `service_tier` that it names."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +102,7 @@ def read_chat(body: bytes) -> ChatRequest:
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         numbers=numbers_in(texts[-1]),
         wanted=form,
+        tier=tier if isinstance(tier := fields.get("service_tier"), str) else None,
     )
 
 

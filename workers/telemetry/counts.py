@@ -66,6 +66,12 @@ COUNTERS: Final[tuple[Event, ...]] = (
         "next",
         ("syntax", "longer", "asked_again", "failed"),
     ),
+    Event(
+        "flex_calls_total",
+        "Calls to a flex tier, and jobs that changed from it to the standard tier for want of time.",
+        "end",
+        ("answered", "no_room", "changed"),
+    ),
     Event("jobs_failed_total", "Prompt jobs that ended without an answer, by their error's code.", "code", ERROR_CODES),
 )
 """All that are counted. Each is shown from 0 on: a counter that appears with its first event has not increased, for

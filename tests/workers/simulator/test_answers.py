@@ -8,6 +8,7 @@ import io
 import json
 import math
 import struct
+import time
 from typing import Any
 
 import aiohttp
@@ -363,3 +364,19 @@ def test_shares_of_faults_come_out_as_asked() -> None:
     questions = [f"Question {number}" for number in range(2_000)]
     made = plans(5, questions, faults={"500": 0.1})
     assert sum(plan.fault is not None for (plan,) in made.values()) / 2_000 == pytest.approx(0.1, abs=0.02)
+
+
+async def test_the_flex_tier_is_slower_and_may_have_no_room(simulate: Start, http: aiohttp.ClientSession) -> None:
+    simulator = await simulate(flex_latency_ms=300, jitter=0, faults={"flex-full": 0.5})
+    seen: dict[Any, list[float]] = {}
+    for n in range(12):
+        for tier in ({}, {"service_tier": "default"}, {"service_tier": "flex"}):
+            began_at = time.monotonic()
+            async with http.post(simulator.url + "/chat/completions", json=question(f"number {n}", **tier)) as response:
+                body = await response.json()
+            served = body["error"]["code"] if response.status == 429 else body.get("service_tier")
+            seen.setdefault((tier.get("service_tier"), served), []).append(time.monotonic() - began_at)
+    assert seen.keys() == {(None, None), ("default", "default"), ("flex", "flex"), ("flex", "resource_unavailable")}
+    assert min(seen["flex", "flex"]) >= 0.3 > min(seen["flex", "resource_unavailable"])
+    calls = [call for call in await ledger(http, simulator) if call["fault"] == "flex-full"]
+    assert {(call["tier"], call["prompt_tokens"], call["completion_tokens"]) for call in calls} == {("flex", 0, 0)}

@@ -68,7 +68,7 @@ def test_every_fault_of_the_promises_is_there() -> None:
         *("quota", "500", "502-html", "503", "503-html", "529", "401", "403", "404", "400", "408", "context"),
         *("hang", "reset", "close", "partial", "chunk-cut", "drip", "slow", "error-200", "empty", "null"),
         *("no-choices", "null-content", "html", "nan", "bad-utf8", "deep", "content-filter"),
-        *("badjson", "truncated", "stream-cut", "stream-hang", "stream-error"),
+        *("badjson", "truncated", "flex-full", "stream-cut", "stream-hang", "stream-error"),
         *("huge", "gzip-bomb", "header-100k", "redirect"),
     }
     assert set(FAULTS) == promised

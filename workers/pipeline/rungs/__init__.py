@@ -11,5 +11,6 @@ breaker.py       not while the provider is out
 retry.py         again, and when
 packing.py       embeddings of many jobs in one call, and of one job in several
 admission.py     leave to send, from the limit that all workers share, which hears of a 429 here
+patience/        by which tier a job is sent, and when a call is given up
 call.py          at the bottom: one counted call, through codec, HTTP and codec
 """

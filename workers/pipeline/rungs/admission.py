@@ -66,7 +66,7 @@ class Admission:
     def _tell(self, permit: Permit, trip: Trip, failure: Failure) -> None:
         if trip.headers is not None:
             permit.observe(trip.headers)
-            if failure.code == "rate_limited":
+            if failure.code == "rate_limited" and not failure.has_no_room:
                 failure.retry_after_s = permit.rate_limited(failure.retry_after_s, trip.headers)
         if failure.unreachable or failure.is_refusal:
             permit.give_back()

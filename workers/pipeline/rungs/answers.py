@@ -36,10 +36,20 @@ class Store(Protocol):
 class Answers:
     """Gives what an equal prompt was answered; of equal prompts under way, one is sent."""
 
-    def __init__(self, store: Store, *, ttl_s: float | None, now: Callable[[], float]) -> None:
-        """`ttl_s` is for jobs that ask for no cache time of their own. `now` gives epoch seconds."""
+    def __init__(
+        self,
+        store: Store,
+        *,
+        ttl_s: float | None,
+        may_wait: Callable[[PromptJob], bool],
+        now: Callable[[], float],
+    ) -> None:
+        """`ttl_s` is for jobs that ask for no cache time of their own. `may_wait`: whether a job may be sent by a flex
+        tier. `now` gives epoch seconds.
+        """
         self._store = store
         self._ttl_s = ttl_s
+        self._may_wait = may_wait
         self._now = now
         self._digests = Digests()
 
@@ -51,7 +61,15 @@ class Answers:
         ttl_s = job.options.cache_ttl_s or self._ttl_s
         if ttl_s is None:
             raise ValueError("a job without a cache time met this rung")
-        digest = self._digests.of(job, alias=route.alias, model=route.model, provider=route.provider, codec=route.codec)
+        model = route.model
+        digest = self._digests.of(
+            job,
+            alias=route.alias,
+            model=model,
+            provider=route.provider,
+            codec=route.codec,
+            may_wait=model.flex and self._may_wait(job),
+        )
         found: Known | Flight | Follow | None = self._store.remembered(digest, ttl_s=ttl_s)
         if found is None:
             found = await self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed)
@@ -69,12 +87,15 @@ class Answers:
             raise
         except Parked as parked:
             parked.gap_s = 0.0  # the next of its lane may find an answer
-            found.parked(parked.until_s)
+            if parked.keeps_lead:
+                found.parked(parked.until_s)
+            else:
+                found.release()
             raise
         except BaseException:  # cancelled, its time is over, or a fault of ours: another may do better
             found.release()
             raise
-        cost_usd = known_cost_usd(route.model, answer.usage)
+        cost_usd = known_cost_usd(route.model, answer.usage, trip.tier)
         found.answered(answer, answered_by=trip.route.answered_by, cost_usd=cost_usd)
         return answer
 

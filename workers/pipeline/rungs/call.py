@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING
 
 from tasks.results import Attempt
 from tasks.wire.kinds import KINDS
+from tasks.wire.vocabulary import FLEX
 
 from ...prompt.failure import Failure
+from ...providers.tiers import note_no_room, served_tier
 from ...telemetry.counts import counts
 from ..costs import known_cost_usd
 from ..outages import stopped
@@ -72,7 +74,8 @@ class Call:
             if streams:
                 raw, answer = await self._stream(trip, request)
             else:
-                raw = await self._http.post(request, timeout=route.model.timeout, profile=route.provider.profile)
+                timeout = trip.timeout or route.model.timeout
+                raw = await self._http.post(request, timeout=timeout, profile=route.provider.profile)
                 answer = self._read(trip, raw)
             if len(raw.body) >= LARGE_BYTES:
                 await self._measure(trip, raw, answer)
@@ -115,7 +118,7 @@ class Call:
         raw = await self._http.stream(
             request,
             assembly,
-            timeout=route.model.timeout,
+            timeout=trip.timeout or route.model.timeout,
             profile=route.provider.profile,
             on_text=self._reader(trip),
         )
@@ -138,14 +141,19 @@ class Call:
         return trip.feed.write
 
     def _read(self, trip: Trip, raw: RawResponse) -> Answer:
-        trip.headers = raw.headers
+        trip.headers, asked = raw.headers, trip.job.body.get("service_tier")
         if trip.key is not None:
             raw.body = _without(raw.body, trip.key.get_secret_value())
         try:
-            return trip.route.codec.response(trip.job, raw, now=self._now())
+            answer = trip.route.codec.response(trip.job, raw, now=self._now())
         except Failure as failure:
             failure.suspected_payment = 200 <= raw.status < 300 and not failure.is_refusal
+            if asked == FLEX:
+                note_no_room(failure, raw)
             raise
+        if asked is not None:
+            trip.tier = served_tier(answer.response, raw.headers, asked=asked)
+        return answer
 
     async def _measure(self, trip: Trip, raw: RawResponse, answer: Answer) -> None:
         """Raises `Failure` for an answer that no record holds."""
@@ -171,7 +179,7 @@ class Call:
             retry_after_s=failure.retry_after_s,
             suspected_payment=failure.suspected_payment,
             usage=failure.usage,
-            cost_usd=known_cost_usd(trip.route.model, failure.usage),
+            cost_usd=known_cost_usd(trip.route.model, failure.usage, trip.tier),
         )
         trip.failed.append(attempt)
         trip.paid_twice = trip.may_be_paid

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Protocol
 
 from tasks.results import Attempt
+from tasks.wire.vocabulary import FLEX
 
 from ...prompt.failure import Failure, Incapable
 from ...prompt.parked import Parked
@@ -98,7 +99,7 @@ class Fallbacks:
         trip.hurries = "rate_limited" in _asked_for(trip, route)
         route.check(trip.job)
         answer = await down(trip)
-        if trip.attempts_here:
+        if trip.attempts_here and trip.tier != FLEX:
             now = self._now()
             self._speeds.note(chain.name, latency_s=now - trip.called_at, usage=answer.usage, now=now)
         return answer

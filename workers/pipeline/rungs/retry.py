@@ -53,7 +53,7 @@ class Retries:
                     failure.outlasts = True
                     raise
                 match decision:
-                    case Retry() if failure.code == "rate_limited":
+                    case Retry() if failure.code == "rate_limited" and not failure.has_no_room:
                         pause_s = 0.0  # the limiter makes everybody wait, and this job in its turn
                     case Retry(after_s):
                         pause_s = after_s

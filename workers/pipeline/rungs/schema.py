@@ -109,7 +109,7 @@ class Schema:
                 at=trip.called_at,
                 duration_s=self._now() - trip.called_at,
                 usage=answer.usage,
-                cost_usd=known_cost_usd(trip.route.model, answer.usage),
+                cost_usd=known_cost_usd(trip.route.model, answer.usage, trip.tier),
             )
         )
 

@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from ..draws import lognormal, uniforms
-from ..request import ChatRequest, EmbeddingRequest
+from ..request import FLEX, ChatRequest, EmbeddingRequest
 from .objects import fitting_object
 from .structured import Wanted
 
@@ -230,7 +230,10 @@ def _reasons(*, start: int, count: int) -> Iterable[str]:
 
 def _head(request: ChatRequest, seed: int, kind: str) -> dict[str, Any]:
     identity = shake_256(b"%d:%b" % (seed, request.prompt_hash.encode())).hexdigest(12)
-    return {"id": f"chatcmpl-{identity}", "object": kind, "created": CREATED_AT_S, "model": request.model}
+    head = {"id": f"chatcmpl-{identity}", "object": kind, "created": CREATED_AT_S, "model": request.model}
+    if request.tier is not None:
+        head["service_tier"] = FLEX if request.tier == FLEX else "default"
+    return head
 
 
 def usage_of(request: ChatRequest, completions: list[Completion]) -> dict[str, Any]:

@@ -147,7 +147,9 @@ def simulated_catalog(
     wire = {"base_url": url, "kind": kind, "structured_outputs": structured_outputs, "apis": [*apis], "api_keys": []}
     tables = [_provider_table(provider, wire) for provider in catalog.providers.values()]
     tables.append(table("providers", PROVIDER, wire))
-    tables += [_model_table(model, limits, catalog.repeats_timeouts(model)) for model in catalog.models.values()]
+    for model in catalog.models.values():
+        has_flex = model.flex and kind != "anthropic"
+        tables.append(_model_table(model, limits, catalog.repeats_timeouts(model), has_flex=has_flex))
     tables += [_route_table(route) for route in catalog.routes.values()]
     return "\n".join(tables)
 
@@ -156,7 +158,7 @@ def _provider_table(provider: Provider, wire: dict[str, Any]) -> str:
     values = {
         **wire,
         "any_model": provider.any_model,
-        "timeout": provider.timeout.model_dump(),
+        "timeout": provider.timeout.model_dump(exclude_none=True),
         "repeat_timeouts": provider.repeat_timeouts,
     }
     return table("providers", provider.name, values)
@@ -166,13 +168,14 @@ OF_THE_MODEL = {"context_tokens", "max_output_tokens", "fallbacks", "fallback_on
 """What a simulated model keeps of the real one as it is."""
 
 
-def _model_table(model: Model, limits: Limits, repeat_timeouts: bool) -> str:
+def _model_table(model: Model, limits: Limits, repeat_timeouts: bool, *, has_flex: bool) -> str:
     values: dict[str, Any] = {
         "provider": PROVIDER,
         "upstream": model.upstream,
         "limits": limits.model_dump(exclude_none=True),
-        "timeout": model.timeout.model_dump(),
+        "timeout": model.timeout.model_dump(exclude_none=True),
         "repeat_timeouts": repeat_timeouts,
+        "flex": has_flex,
         **model.model_dump(mode="json", include=OF_THE_MODEL, exclude_none=True),
     }
     if model.price is not None:
@@ -185,7 +188,7 @@ def _route_table(route: Route) -> str:
 
 
 def _price(price: Price) -> dict[str, Any]:
-    amounts = price.model_dump(include={"input", "output", "cached_input", "cache_write"}, exclude_none=True)
+    amounts = price.model_dump(include={"input", "output", "cached_input", "cache_write", "flex"}, exclude_none=True)
     return {
         **{name: float(amount) for name, amount in amounts.items()},
         **price.model_dump(mode="json", include={"currency", "date", "source"}),

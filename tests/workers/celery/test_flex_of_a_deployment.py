@@ -1,0 +1,59 @@
+"""The settings of the flex tier, through the composition root."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from workers.celery.app import app
+from workers.celery.runtime import current, lifespan
+from workers.prompt.parked import Parked
+from workers.redis.clock import redis_clock
+
+CATALOG = """
+[providers.p]
+base_url = "{url}"
+api_keys = ["P_KEY"]
+[models.m]
+provider = "p"
+flex = true
+"""
+BODY = {"model": "m", "messages": [{"role": "user", "content": "How many?"}]}
+
+
+@pytest.fixture
+def deploy(deployment: pytest.MonkeyPatch) -> Any:
+    def to_disk(url: str, **settings: str) -> None:
+        Path("catalog.toml").write_text(CATALOG.format(url=url))
+        for name, value in settings.items():
+            deployment.setenv(f"PROMPTMILL_FLEX__{name}", value)
+        deployment.setenv("P_KEY", "sk-one-4d1f")
+
+    return to_disk
+
+
+@pytest.mark.covers("setting", "flex.min_deadline_s")
+async def test_how_far_a_deadline_has_to_be(deploy: Any, simulate: Any) -> None:
+    provider = await simulate()
+    deploy(provider.url, MIN_DEADLINE_S="7200")
+    async with lifespan(app):
+        tiers = []
+        for hours in (1, 3):
+            options = {"deadline_s": hours * 3_600, "submitted_at": redis_clock()}
+            tiers.append((await current().handle("chat", "j", [], {**BODY, "promptmill": options})).tier)
+    assert tiers == ["standard", "flex"]
+
+
+@pytest.mark.covers("setting", "flex.patience_s")
+async def test_how_long_a_bulk_job_waits_for_room(deploy: Any, simulate: Any) -> None:
+    provider = await simulate("flex-full")
+    deploy(provider.url, PATIENCE_S="0.001")
+    options = {"priority": "bulk"}
+    async with lifespan(app):
+        try:
+            result = await current().handle("chat", "j", [], {**BODY, "promptmill": options})
+        except Parked:
+            pytest.fail("it waits for room")
+    assert (result.status, result.tier, result.attempts) == ("succeeded", "standard", 2)
