@@ -9,6 +9,7 @@ import textwrap
 import urllib.request
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from pydantic import BaseModel
 from bench.command import ALL as BENCHMARKS
 from config.catalog import Catalog, Limits, Timeout, load_catalog
 from tasks import Job, PromptQueue
+from tasks.testing import InMemoryQueue
 from tests.project.doc_blocks import PAGES, ROOT, Block, Checkout, blocks_of
 from tests.soak.__main__ import SOAKS
 from tests.support.ports import free_port
@@ -118,6 +120,13 @@ STREAM_SSE = block(STREAM_GUIDE, "async def sse(job: Job, after: int) -> AsyncIt
 CACHE_GUIDE = "docs/guides/cache.md"
 CACHED_JOB = block(CACHE_GUIDE, 'job = await queue.submit(model="gpt-4o-mini", messages=messages, cache_ttl_s=86_400)')
 CACHE_COMMANDS = block(CACHE_GUIDE, "$ promptmill cache stats")
+EMBEDDINGS_GROUP = block(
+    "docs/guides/embeddings.md", 'group = await queue.embed_many(texts, model="text-embedding-3-small")'
+)
+FLEX_GUIDE = "docs/guides/flex.md"
+FLEX_MODEL = block(FLEX_GUIDE, '[models."gpt-5-mini"]')
+FLEX_JOBS = block(FLEX_GUIDE, 'await queue.submit(model="gpt-5-mini", messages=messages, priority="bulk")')
+FLEX_SIMULATOR = block(FLEX_GUIDE, "$ promptmill simulate --fault flex-full=0.3 --flex-latency-ms 90000")
 CONTRIBUTING_SETUP = block("CONTRIBUTING.md", "$ make install")
 same_block(START, EXAMPLE_RUN.name[1], EXAMPLE_RUN)
 same_block("docs/guides/file-of-prompts.md", EXAMPLE_RUN.name[1], EXAMPLE_RUN)
@@ -147,6 +156,18 @@ def test_the_guides_model_with_schemas_loads(tmp_path: Path) -> None:
     path.write_text(SCHEMA_MODEL.text)
     model = load_catalog(path).model("gpt-oss")
     assert (model.structured_outputs, model.max_output_tokens) == ("json_schema", 65_536)
+
+
+def test_the_guides_flex_model_loads(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    path.write_text(FLEX_MODEL.text)
+    model = load_catalog(path).model("gpt-5-mini")
+    assert model.flex and model.price is not None and model.price.flex == Decimal("0.5")
+
+
+def test_the_guides_provider_with_a_flex_tier_starts(place: Place) -> None:
+    with place.checkout.running(f"{FLEX_SIMULATOR.commands.strip()} --port 0") as log:
+        wait_until(lambda: "listening on" in log.read_text(), "it listens")
 
 
 def test_the_guides_routes_load(tmp_path: Path) -> None:
@@ -297,6 +318,28 @@ def test_a_job_that_asks_for_more(place: Place) -> None:
     assert [asyncio.run(program(CACHED_JOB, "answer.cached")) for _ in range(2)] == [False, True]
     printed = place.run(CACHE_COMMANDS.commands, PROMPTMILL_REDIS_URL=place.redis.url)
     assert re.search(r"^hit rate +", printed, re.M) and "\nDeleted 0 answers." in printed
+
+
+@pytest.mark.usefixtures("worker")
+def test_texts_are_embedded_as_the_guide_says(place: Place) -> None:
+    async def vectors() -> dict[int, list[float]]:
+        async with PromptQueue(place.redis.url) as queue:
+            names: dict[str, Any] = {"queue": queue, "texts": ["a", "b", "c"], "vectors": {}}
+            source = f"async def program():\n{textwrap.indent(EMBEDDINGS_GROUP.text, '    ')}\n    return vectors"
+            exec(compile(source, EMBEDDINGS_GROUP.page, "exec"), names)
+            found: dict[int, list[float]] = await names["program"]()
+            return found
+
+    found = asyncio.run(vectors())
+    assert sorted(found) == [0, 1, 2] and len({len(vector) for vector in found.values()}) == 1
+
+
+async def test_jobs_that_can_wait_are_submitted_as_the_guide_says() -> None:
+    queue = InMemoryQueue()
+    names: dict[str, Any] = {"queue": queue, "messages": QUESTION}
+    exec(compile(f"async def program():\n{textwrap.indent(FLEX_JOBS.text, '    ')}", FLEX_GUIDE, "exec"), names)
+    await names["program"]()
+    assert len(queue.submitted) == 2
 
 
 @pytest.mark.usefixtures("worker")
