@@ -119,7 +119,7 @@ BAD_ROWS: list[tuple[Any, str, str]] = [
     ({"messages": [], "model": "gpt-4o"}, "bad_request", "messages"),
     ({"messages": [{"role": "user", "content": "Hi"}], "stream": True}, "bad_request", "stream"),
     ({"custom_id": "first", "prompt": "again"}, "bad_request", "custom_id"),
-    ({"url": "/v1/responses", "body": {"model": "gpt-4o", "input": "Hi"}}, "bad_request", "Responses API"),
+    ({"url": "/v1/images/generations", "body": {"model": "gpt-4o", "prompt": "Hi"}}, "bad_request", "none of /v1/chat"),
 ]
 
 
