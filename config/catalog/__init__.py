@@ -7,7 +7,7 @@ user's file over them), `fields` (what one value may be), `texts` (a problem in 
 
 from .catalog import Catalog
 from .errors import CatalogError, InvalidCatalog, UnknownModel
-from .fields import ANY_MODEL
+from .field_types import ANY_MODEL
 from .load import load_catalog
 from .routing import Choice, Route, Rule, When
 from .tables import Limits, Model, Price, Profile, Provider, StructuredOutputs, Timeout

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from .errors import UnknownModel
-from .fields import ANY_MODEL, is_name
+from .field_types import ANY_MODEL, is_name
 from .references import broken_references
 from .routing import Route
 from .tables import Model, Provider, Table

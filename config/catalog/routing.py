@@ -9,7 +9,7 @@ from pydantic import AfterValidator, Field, StringConstraints, model_validator
 
 from tasks.wire.vocabulary import Priority
 
-from .fields import Count, Name, Seconds, all_different
+from .field_types import Count, Name, Seconds, all_different
 from .tables import Table
 
 __all__ = ["Choice", "Route", "Rule", "When"]

@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 from tasks.wire.kinds import Api
 from tasks.wire.vocabulary import Trigger
 
-from .fields import (
+from .field_types import (
     Amount,
     BaseUrl,
     Count,
