@@ -29,7 +29,7 @@ from .provider import Provider, running_provider
 from .redis_server import running_redis
 from .report import Report, Verdict
 
-__all__ = ["run"]
+__all__ = ["run", "ten_in_one"]
 
 MODEL = "bench-embedding"
 POISON = "POISON"
@@ -211,6 +211,29 @@ async def _alone(directory: Path) -> tuple[float, float]:
             await job.result(timeout_s=30)
             took[is_packed].append((time.perf_counter() - started_s) * 1000)
     return statistics.median(took[True]), statistics.median(took[False])
+
+
+async def ten_in_one(directory: Path, *, rounds: int) -> tuple[float, float]:
+    """The medians (s) of ten texts in ten calls, one after another, and in one call."""
+    async with (
+        running_provider(directory, latency_ms=LATENCY_MS, options=["--dimensions", str(DIMENSIONS)]) as provider,
+        _deployment(directory, provider, Shape(1, 100), "") as (queue, _),
+    ):
+
+        async def took_s(*inputs: list[str]) -> float:
+            started_s = time.perf_counter()
+            for each in inputs:
+                result = await (await queue.submit(model=MODEL, input=each)).result(timeout_s=30)
+                if len((result.response or {}).get("data", ())) != len(each):
+                    raise BenchError("A text was not embedded.")
+            return time.perf_counter() - started_s
+
+        in_ten, in_one = [], []
+        for number in range(rounds):
+            texts = [f"text {number} {place}" for place in range(10)]
+            in_ten.append(await took_s(*([text] for text in texts)))
+            in_one.append(await took_s(texts))
+    return statistics.median(in_ten), statistics.median(in_one)
 
 
 @asynccontextmanager
