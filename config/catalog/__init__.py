@@ -2,7 +2,8 @@
 
 In reading order: `tables` (what a catalogue may say; a new key belongs there), `routing` (the tables of routes),
 `catalog` (all of it, by name), `references` (whether each name in it leads somewhere), `load` (the presets, with a
-user's file over them), `field_types` (what one value may be), `texts` (a problem in the words of TOML's author), `errors`.
+user's file over them), `field_types` (what one value may be), `texts` (a problem in the words of TOML's author),
+`errors`.
 """
 
 from .catalog import Catalog
