@@ -6,7 +6,8 @@ submitting.py     jobs on their way into the queue
 groups.py         a group as Redis has it
 terms.py          what a client has to know of Redis before it writes there
 settings.py       where, how patiently, and the names of the keys
-waiting.py        one subscription for all who wait for results
+subscriptions.py  one pub/sub connection for all who listen
+waiting.py        waiting for results
 streams/          answers, read as they come
 group_reader.py   a group's results in the order of completion, each once
 batching.py       many small requests, sent together
