@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Content",
+    "bad_response",
     "count_inputs",
     "count_token_ids",
     "is_filtered",
@@ -72,12 +73,12 @@ def read_object(raw: RawResponse, *, now: float) -> dict[str, Any]:
     if not isinstance(parsed, dict):
         if isinstance(parsed, list) and parsed and isinstance(parsed[0], dict) and parsed[0].get("error"):
             raise refusal_within(parsed, raw, now=now)
-        raise _bad(f"the answer is a JSON {_json_type(parsed)}, not an object")
+        raise bad_response(f"the answer is a JSON {_json_type(parsed)}, not an object")
     if parsed.get("error") or (not parsed.get("choices") and not parsed.get("data") and _is_error(parsed)):
         raise refusal_within(parsed, raw, now=now)
     # Fewer brackets than levels can't nest too deep; counting them is far cheaper than walking.
     if body.count(b"{") + body.count(b"[") > MAX_DEPTH and _depth_exceeds(parsed, MAX_DEPTH):
-        raise _bad(f"the answer nests deeper than {MAX_DEPTH} levels")
+        raise bad_response(f"the answer nests deeper than {MAX_DEPTH} levels")
     return parsed
 
 
@@ -85,7 +86,7 @@ def read_chat(body: dict[str, Any], raw: RawResponse, *, now: float) -> Answer:
     """The answer in a chat completion: text, a tool call, a refusal, a picture or a sound in one of its choices."""
     choices = body.get("choices")
     if type(choices) is not list or not choices or type(first := choices[0]) is not dict:
-        raise _bad("the answer has no choices")
+        raise bad_response("the answer has no choices")
     message = first.get("message")
     if (
         type(message) is dict
@@ -159,7 +160,9 @@ class Content(NamedTuple):
                 "the model wrote its reasoning and no answer; if the answer stands in the reasoning, switch off the "
                 "server's reasoning parser or the model's thinking",
             )
-        return _bad("the answer has no content" if self.has_message else "the answer's first choice has no message")
+        return bad_response(
+            "the answer has no content" if self.has_message else "the answer's first choice has no message"
+        )
 
 
 def _broken(choice: dict[str, Any], raw: RawResponse, *, now: float) -> Failure:
@@ -182,11 +185,11 @@ def read_embeddings(body: dict[str, Any], job: PromptJob) -> Answer:
 def _check_embeddings(rows: Any, count: int) -> None:
     if not isinstance(rows, list) or len(rows) != count:
         found = len(rows) if isinstance(rows, list) else "no"
-        raise _bad(f"the answer holds {found} embeddings for {count} inputs")
+        raise bad_response(f"the answer holds {found} embeddings for {count} inputs")
     if sorted(map(_index, rows, range(count))) != list(range(count)):
-        raise _bad("the embeddings' indexes do not match the inputs")
+        raise bad_response("the embeddings' indexes do not match the inputs")
     if len({_dimensions(row.get("embedding")) for row in rows}) != 1:
-        raise _bad("the embeddings differ in length")
+        raise bad_response("the embeddings differ in length")
 
 
 def _is_error(parsed: dict[str, Any]) -> bool:
@@ -248,7 +251,7 @@ def _dimensions(vector: Any) -> int:
     if isinstance(vector, str):
         return _packed_dimensions(vector)
     if not isinstance(vector, list) or not vector or not set(map(type, vector)) <= _NUMBERS:
-        raise _bad("an embedding is not a list of numbers")
+        raise bad_response("an embedding is not a list of numbers")
     return len(vector)
 
 
@@ -257,11 +260,11 @@ def _packed_dimensions(text: str) -> int:
     try:
         numbers = floats_of(text)
     except ValueError:
-        raise _bad("an embedding is not valid base64") from None
+        raise bad_response("an embedding is not valid base64") from None
     if not numbers:
-        raise _bad("an embedding is not a list of numbers")
+        raise bad_response("an embedding is not a list of numbers")
     if not math.isfinite(sum(numbers)):  # of 32 bits each, so that only an infinite one makes the sum infinite
-        raise _bad("an embedding holds NaN or an infinite number")
+        raise bad_response("an embedding holds NaN or an infinite number")
     return len(numbers)
 
 
@@ -298,15 +301,15 @@ def _without_lone_surrogate(escape: re.Match[bytes]) -> bytes:
 def _not_json(body: bytes) -> Failure:
     start = body[:64].lstrip()
     if not start:
-        return _bad("the answer is empty")
+        return bad_response("the answer is empty")
     if start.startswith(b"<"):
-        return _bad("the answer is HTML, not JSON; is the provider's base_url right?")
+        return bad_response("the answer is HTML, not JSON; is the provider's base_url right?")
     if start.startswith((b"data:", b"event:")):
         # It would be one the next time too.
         return Failure(
             "bad_response", "the answer is an event stream; give the model `stream_only = true` in the catalogue"
         )
-    return _bad("the answer is not valid JSON")
+    return bad_response("the answer is not valid JSON")
 
 
 def _json_type(value: Any) -> str:
@@ -315,5 +318,6 @@ def _json_type(value: Any) -> str:
     return {list: "array", str: "string", bool: "boolean"}.get(type(value), "number")
 
 
-def _bad(message: str) -> Failure:
+def bad_response(message: str) -> Failure:
+    """The provider sent what is no answer; the next may be one."""
     return Failure("bad_response", message, retryable=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import struct
 from collections import OrderedDict
-from hashlib import blake2b
+from hashlib import blake2b, shake_256
 from statistics import NormalDist
 
-__all__ = ["Attempts", "lognormal", "uniforms"]
+__all__ = ["Attempts", "identity", "lognormal", "uniforms"]
 
 _STANDARD_NORMAL = NormalDist()
 _EIGHT_WORDS = struct.Struct("<8Q")
@@ -21,6 +21,11 @@ def uniforms(seed: int, purpose: str, key: bytes) -> tuple[float, ...]:
     """
     digest = blake2b(b"%d:%b:%b" % (seed, purpose.encode(), key), digest_size=64).digest()
     return tuple(((word >> 11) + 0.5) * 2.0**-53 for word in _EIGHT_WORDS.unpack(digest))
+
+
+def identity(seed: int, content: str) -> str:
+    """24 hexadecimal digits for the id of an answer to this."""
+    return shake_256(b"%d:%b" % (seed, content.encode())).hexdigest(12)
 
 
 def lognormal(uniform: float, *, mean: float, spread: float) -> float:

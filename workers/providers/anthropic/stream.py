@@ -6,7 +6,7 @@ from typing import Any
 
 import orjson
 
-from ..answers import loads
+from ..stream.sse import fields_of
 
 __all__ = ["MessageAssembly"]
 
@@ -37,12 +37,7 @@ class MessageAssembly:
 
     def add(self, name: bytes, data: bytes) -> str:
         """See `codec.Assembly`."""
-        try:
-            event = orjson.loads(data)
-        except ValueError:
-            event = loads(data)
-        if type(event) is not dict:
-            raise ValueError("a piece of the stream is no JSON object")
+        event = fields_of(data)
         match event.get("type"):
             case "content_block_delta":
                 return self._grow(event.get("index"), event.get("delta"), len(data))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ...prompt.failure import Failure
-from ..answers import Content, count_inputs
+from ..answers import Content, bad_response, count_inputs
 from ..codec import Answer
 from ..usage import read_usage
 
@@ -31,17 +31,13 @@ def read_completion(body: dict[str, Any], request: dict[str, Any]) -> Answer:
 def _first_text(choices: Any, count: int) -> str:
     if not isinstance(choices, list) or len(choices) != count:
         found = len(choices) if isinstance(choices, list) else "no"
-        raise _bad(f"the answer holds {found} completions where {count} were asked for")
+        raise bad_response(f"the answer holds {found} completions where {count} were asked for")
     texts = [choice.get("text") if isinstance(choice, dict) else None for choice in choices]
     if not all(isinstance(text, str) for text in texts):
-        raise _bad("a choice of the answer has no text")
+        raise bad_response("a choice of the answer has no text")
     if not any(texts):
         reason = str(choices[0].get("finish_reason") or "").lower()
         content = Content("", has_other=False, has_message=True, has_reasoning=False, reason=reason)
         if reason != "stop":
             raise content.failure()
     return str(texts[0])
-
-
-def _bad(message: str) -> Failure:
-    return Failure("bad_response", message, retryable=True)

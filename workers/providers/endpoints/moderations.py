@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ...prompt.failure import Failure
+from ..answers import bad_response
 from ..codec import Answer
 from ..usage import read_usage
 
@@ -21,11 +21,7 @@ def read_moderation(body: dict[str, Any], request: dict[str, Any]) -> Answer:
     results, count = body.get("results"), count_moderated(request["input"])
     if not isinstance(results, list) or len(results) != count:
         found = len(results) if isinstance(results, list) else "no"
-        raise _bad(f"the answer holds {found} verdicts for {count} inputs")
+        raise bad_response(f"the answer holds {found} verdicts for {count} inputs")
     if not all(isinstance(each, dict) and isinstance(each.get("categories"), dict) for each in results):
-        raise _bad("a verdict of the answer has no categories")
+        raise bad_response("a verdict of the answer has no categories")
     return Answer(None, body, read_usage(body, has_output=False))
-
-
-def _bad(message: str) -> Failure:
-    return Failure("bad_response", message, retryable=True)

@@ -7,7 +7,7 @@ from typing import Any, Final
 from tasks.wire.texts import response_text
 
 from ...prompt.failure import Failure
-from ..answers import Content
+from ..answers import Content, bad_response
 from ..codec import Answer
 from ..usage import read_usage
 
@@ -24,7 +24,7 @@ def read_response(body: dict[str, Any]) -> Answer:
     output, status = body.get("output"), body.get("status")
     usage = read_usage(body)
     if not isinstance(output, list):
-        raise Failure("bad_response", "the answer has no output", retryable=True)
+        raise bad_response("the answer has no output")
     if isinstance(status, str) and status in _UNFINISHED:
         raise Failure("bad_response", "the provider sent a response that is not finished", usage=usage)
     items = [item for item in output if isinstance(item, dict)]

@@ -8,15 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
-import orjson
-
-from ..answers import loads, text_of
+from ..answers import text_of
+from .sse import DONE, fields_of
 
 __all__ = ["ChatAssembly"]
 
 Fields = dict[str, Any]
 
-_DONE = b"[DONE]"
 _WHOLE = frozenset({"id", "index", "name", "role", "type"})
 """Strings that do not grow: the first that is not empty counts."""
 _OWN = frozenset({"delta", "finish_reason", "index", "logprobs"})
@@ -50,15 +48,10 @@ class ChatAssembly:
 
     def add(self, name: bytes, data: bytes) -> str:
         """See `codec.Assembly`."""
-        if data == _DONE:
+        if data == DONE:
             self.is_done = True
             return ""
-        try:
-            chunk = orjson.loads(data)
-        except ValueError:
-            chunk = loads(data)
-        if type(chunk) is not dict:
-            raise ValueError("a piece of the stream is no JSON object")
+        chunk = fields_of(data)
         choices = chunk.pop("choices", None)
         if name == b"error" or chunk.get("error") or (choices is None and chunk.get("object") == "error"):
             self._fail(chunk)

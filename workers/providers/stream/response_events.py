@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-import orjson
-
-from ..answers import loads
+from .sse import DONE, fields_of
 
 __all__ = ["ResponseAssembly"]
 
-_DONE: Final = b"[DONE]"
 _ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
@@ -37,14 +34,9 @@ class ResponseAssembly:
 
     def add(self, name: bytes, data: bytes) -> str:
         """See `codec.Assembly`."""
-        if data == _DONE:
+        if data == DONE:
             return ""
-        try:
-            event = orjson.loads(data)
-        except ValueError:
-            event = loads(data)
-        if type(event) is not dict:
-            raise ValueError("a piece of the stream is no JSON object")
+        event = fields_of(data)
         kind = str(event.get("type"))
         if kind == "response.output_text.delta":
             return self._add_text(event.get("delta"))

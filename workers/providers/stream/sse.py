@@ -6,7 +6,16 @@ some servers leave it out after `[DONE]`.
 
 from __future__ import annotations
 
-__all__ = ["Event", "EventStream", "is_event_stream"]
+from typing import Any, Final
+
+import orjson
+
+from ..answers import loads
+
+__all__ = ["DONE", "Event", "EventStream", "fields_of", "is_event_stream"]
+
+DONE: Final = b"[DONE]"
+"""The data of OpenAI's last event."""
 
 Event = tuple[bytes, bytes]
 """The event's name, empty as a rule, and its data."""
@@ -22,6 +31,17 @@ def is_event_stream(beginning: bytes) -> bool:
     """
     start = beginning.removeprefix(_BYTE_ORDER_MARK).lstrip()
     return bool(start) and not start.startswith((b"{", b"[", b"<", b"null"))
+
+
+def fields_of(data: bytes) -> dict[str, Any]:
+    """The JSON object that an event holds. Raises ValueError, and `Failure` (`bad_response`)."""
+    try:
+        fields = orjson.loads(data)
+    except ValueError:
+        fields = loads(data)
+    if type(fields) is not dict:
+        raise ValueError("a piece of the stream is no JSON object")
+    return fields
 
 
 class EventStream:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from hashlib import shake_256
 from typing import Any
 
 import orjson
 
+from ..draws import identity
 from ..request import ChatRequest, InvalidRequest, fields_of, message_tokens, model_of, numbers_in, prompt_hash
-from .replies import CHARS_PER_TOKEN, TOKENS_PER_EVENT, Completion
+from .replies import CHARS_PER_TOKEN, TOKENS_PER_EVENT, Completion, named_event
 from .structured import wanted
 
 __all__ = ["error_body", "message_body", "message_events", "read_message"]
@@ -138,15 +138,15 @@ def message_events(
     pieces = [completion.text[at : at + step] for at in range(0, len(completion.text), step)]
     stop = {"stop_reason": _STOPPED[completion.finish_reason], "stop_sequence": None}
     return [
-        _event({"type": "message_start", "message": start}),
-        _event({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
+        named_event({"type": "message_start", "message": start}),
+        named_event({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),
         *(
-            _event({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}})
+            named_event({"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": piece}})
             for piece in pieces
         ),
-        _event({"type": "content_block_stop", "index": 0}),
-        _event({"type": "message_delta", "delta": stop, "usage": {"output_tokens": completion.tokens}}),
-        _event({"type": "message_stop"}),
+        named_event({"type": "content_block_stop", "index": 0}),
+        named_event({"type": "message_delta", "delta": stop, "usage": {"output_tokens": completion.tokens}}),
+        named_event({"type": "message_stop"}),
     ]
 
 
@@ -156,13 +156,13 @@ def error_body(status: int, message: str) -> bytes:
     return orjson.dumps({"type": "error", "error": {"type": kind, "message": message}})
 
 
-def _event(data: dict[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (data["type"].encode(), orjson.dumps(data))
-
-
 def _head(request: ChatRequest, seed: int) -> dict[str, Any]:
-    identity = shake_256(b"%d:%b" % (seed, request.prompt_hash.encode())).hexdigest(12)
-    return {"id": f"msg_{identity}", "type": "message", "role": "assistant", "model": request.model}
+    return {
+        "id": f"msg_{identity(seed, request.prompt_hash)}",
+        "type": "message",
+        "role": "assistant",
+        "model": request.model,
+    }
 
 
 def _usage(request: ChatRequest, output_tokens: int) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 
 import orjson
 
-from ..draws import lognormal, uniforms
+from ..draws import identity, lognormal, uniforms
 from ..request import FLEX, ChatRequest, EmbeddingRequest
 from .objects import fitting_object
 from .structured import Wanted
@@ -35,6 +35,7 @@ __all__ = [
     "error_body",
     "event",
     "models_body",
+    "named_event",
     "object_text",
     "usage_of",
     "vector_of",
@@ -153,6 +154,11 @@ def event(data: bytes) -> bytes:
     return b"data: %b\n\n" % data
 
 
+def named_event(data: dict[str, Any]) -> bytes:
+    """One server-sent event with the name of its type."""
+    return b"event: %b\n%b" % (data["type"].encode(), event(orjson.dumps(data)))
+
+
 def embedding_body(request: EmbeddingRequest, *, seed: int, dimensions: int) -> bytes:
     """The JSON list of one unit vector for each input; equal texts have equal vectors."""
     size = request.dimensions or dimensions
@@ -229,8 +235,8 @@ def _reasons(*, start: int, count: int) -> Iterable[str]:
 
 
 def _head(request: ChatRequest, seed: int, kind: str) -> dict[str, Any]:
-    identity = shake_256(b"%d:%b" % (seed, request.prompt_hash.encode())).hexdigest(12)
-    head = {"id": f"chatcmpl-{identity}", "object": kind, "created": CREATED_AT_S, "model": request.model}
+    own_id = f"chatcmpl-{identity(seed, request.prompt_hash)}"
+    head = {"id": own_id, "object": kind, "created": CREATED_AT_S, "model": request.model}
     if request.tier is not None:
         head["service_tier"] = FLEX if request.tier == FLEX else "default"
     return head

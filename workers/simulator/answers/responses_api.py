@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from hashlib import shake_256
 from typing import Any
 
 import orjson
 
+from ..draws import identity
 from ..request import (
     ChatRequest,
     InvalidRequest,
@@ -18,7 +18,7 @@ from ..request import (
     numbers_in,
     prompt_hash,
 )
-from .replies import CHARS_PER_TOKEN, CREATED_AT_S, TOKENS_PER_EVENT, Completion
+from .replies import CHARS_PER_TOKEN, CREATED_AT_S, TOKENS_PER_EVENT, Completion, named_event
 
 __all__ = ["read_response", "response_body", "response_events"]
 
@@ -60,7 +60,7 @@ def response_events(
     response = _response(request, completions[0], seed)
     text, step = completions[0].text, tokens_per_event * CHARS_PER_TOKEN
     begun = {**response, "status": "in_progress", "output": [], "usage": None, "incomplete_details": None}
-    place = {"output_index": 0, "content_index": 0, "item_id": _identity("msg", request, seed)}
+    place = {"output_index": 0, "content_index": 0, "item_id": f"msg_{identity(seed, request.prompt_hash)}"}
     events: list[dict[str, Any]] = [{"type": "response.created", "response": begun}]
     events += [
         {"type": "response.output_text.delta", **place, "delta": text[at : at + step]}
@@ -71,7 +71,7 @@ def response_events(
         for index, item in enumerate(response["output"])
     ]
     events.append({"type": f"response.{response['status']}", "response": response})
-    return [_event({**data, "sequence_number": number}) for number, data in enumerate(events)]
+    return [named_event({**data, "sequence_number": number}) for number, data in enumerate(events)]
 
 
 def _response(request: ChatRequest, completion: Completion, seed: int) -> dict[str, Any]:
@@ -80,13 +80,13 @@ def _response(request: ChatRequest, completion: Completion, seed: int) -> dict[s
     part = {"type": "output_text", "text": completion.text, "annotations": []}
     message = {
         "type": "message",
-        "id": _identity("msg", request, seed),
+        "id": f"msg_{identity(seed, request.prompt_hash)}",
         "status": status,
         "role": "assistant",
         "content": [part],
     }
     return {
-        "id": _identity("resp", request, seed),
+        "id": f"resp_{identity(seed, request.prompt_hash)}",
         "object": "response",
         "created_at": CREATED_AT_S,
         "status": status,
@@ -102,11 +102,3 @@ def _response(request: ChatRequest, completion: Completion, seed: int) -> dict[s
             "total_tokens": request.prompt_tokens + completion.tokens,
         },
     }
-
-
-def _event(data: dict[str, Any]) -> bytes:
-    return b"event: %b\ndata: %b\n\n" % (data["type"].encode(), orjson.dumps(data))
-
-
-def _identity(prefix: str, request: ChatRequest, seed: int) -> str:
-    return f"{prefix}_{shake_256(b'%d:%b' % (seed, request.prompt_hash.encode())).hexdigest(12)}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from hashlib import shake_256
 from typing import Any
 
 import orjson
 
-from ..draws import uniforms
+from ..draws import identity, uniforms
 from ..request import (
     ChatRequest,
     InvalidRequest,
@@ -68,7 +67,7 @@ def completion_body(request: ChatRequest, completions: list[Completion], *, seed
     ]
     return orjson.dumps(
         {
-            "id": f"cmpl-{_digits(request.prompt_hash, seed)}",
+            "id": f"cmpl-{identity(seed, request.prompt_hash)}",
             "object": "text_completion",
             "created": CREATED_AT_S,
             "model": request.model,
@@ -97,7 +96,7 @@ def moderation_body(request: ModerationRequest, *, seed: int) -> bytes:
     """The JSON verdicts; equal texts have equal ones. No usage: moderation counts no tokens."""
     return orjson.dumps(
         {
-            "id": f"modr-{_digits(request.prompt_hash, seed)}",
+            "id": f"modr-{identity(seed, request.prompt_hash)}",
             "model": request.model,
             "results": [_verdict(each, seed) for each in request.input_hashes],
         }
@@ -108,7 +107,3 @@ def _verdict(input_hash: bytes, seed: int) -> dict[str, Any]:
     scores = {name: uniforms(seed, f"moderation {name}", input_hash)[0] ** 2 for name in _CATEGORIES}
     categories = {name: score >= _FLAGGED_FROM for name, score in scores.items()}
     return {"flagged": any(categories.values()), "categories": categories, "category_scores": scores}
-
-
-def _digits(content: str, seed: int) -> str:
-    return shake_256(b"%d:%b" % (seed, content.encode())).hexdigest(12)
