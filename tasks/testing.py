@@ -30,6 +30,7 @@ from .streams import StreamEvent
 from .wire.record import failure
 from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
 from .wire.texts import answer_with, text_of
+from .wire.vectors import inputs_of
 
 __all__ = ["Answer", "InMemoryQueue"]
 
@@ -348,9 +349,7 @@ def _response(job: NewJob, answer: str | list[Any]) -> dict[str, Any]:
 
 def _embeddings(job: NewJob, answer: str | list[Any]) -> dict[str, Any]:
     """The vectors that the test gave, or some that depend on the text alone."""
-    value = json.loads(job.body)["input"]
-    inputs = value if isinstance(value, list) and not isinstance(value[0], int) else [value]
-    vectors = answer if isinstance(answer, list) else list(map(_vector, inputs))
+    vectors = answer if isinstance(answer, list) else list(map(_vector, inputs_of(json.loads(job.body))))
     rows = [{"object": "embedding", "index": n, "embedding": vector} for n, vector in enumerate(vectors)]
     return {"object": "list", "data": rows, "model": job.model}
 

@@ -1,16 +1,27 @@
-"""Vectors on their way from worker to client: packed 32-bit floats in base64, less than half as long as in digits."""
+"""Embeddings: the inputs of a request, and vectors on their way from worker to client.
+
+Those are packed 32-bit floats in base64, less than half as long as in digits."""
 
 from __future__ import annotations
 
 import sys
 from array import array
-from base64 import b64decode
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-__all__ = ["MARK", "floats_of", "has_packed", "numbers_of", "unpacked"]
+__all__ = ["MARK", "floats_of", "has_packed", "inputs_of", "numbers_of", "packed", "unpacked"]
 
 MARK: Final = "promptmill_vectors"
 """Stands in a response whose vectors are packed though the job did not ask for that: whoever reads it unpacks them."""
+
+
+def inputs_of(body: Mapping[str, Any]) -> Sequence[Any]:
+    """The inputs, each alone: a text or a list of token ids is one."""
+    value = body["input"]
+    if isinstance(value, list) and value and not isinstance(value[0], int):
+        return value
+    return [value]
 
 
 def floats_of(text: str) -> array[float]:
@@ -19,6 +30,14 @@ def floats_of(text: str) -> array[float]:
     if sys.byteorder == "big":
         numbers.byteswap()
     return numbers
+
+
+def packed(numbers: Iterable[float]) -> str:
+    """The text that `floats_of` reads."""
+    floats = array("f", numbers)
+    if sys.byteorder == "big":
+        floats.byteswap()
+    return b64encode(floats).decode()
 
 
 def numbers_of(text: str) -> list[float]:

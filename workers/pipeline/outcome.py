@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from tasks.results import JobError, PromptResult, Usage
+from tasks.results import Attempt, JobError, PromptResult, Usage
 from tasks.wire.vocabulary import Status
 
-from .costs import failed_cost_usd, total_cost_usd
+from ..prompt.failure import Failure
+from .costs import failed_cost_usd, known_cost_usd, total_cost_usd
 from .vectors import for_reader
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from ..prompt.failure import Failure
     from ..providers import Answer
     from .trip import Trip
 
-__all__ = ["answered", "unanswered"]
+__all__ = ["answered", "attempt_of", "cut_off", "unanswered"]
 
 
 def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
@@ -31,7 +29,7 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
         model=trip.job.model,
         answered_by=trip.route.answered_by if known is None else known.answered_by,
         tier=trip.tier if known is None else None,
-        usage=(answer.usage or Usage()) if known is None else _sum(_counted(trip)),
+        usage=(answer.usage or Usage()) if known is None else sum(_counted(trip), Usage()),
         cost_usd=(
             total_cost_usd(trip.failed, trip.route.model, answer.usage, trip.tier)
             if known is None
@@ -58,7 +56,7 @@ def unanswered(trip: Trip, failure: Failure, now: float) -> PromptResult:
         id=trip.job.id,
         status=status,
         model=trip.job.model or None,
-        usage=_sum(counted),
+        usage=sum(counted, Usage()),
         cost_usd=failed_cost_usd(trip.failed) if counted else None,
         attempts=trip.attempts,
         route=None if trip.chain is None else trip.chain.chosen,
@@ -79,18 +77,31 @@ def unanswered(trip: Trip, failure: Failure, now: float) -> PromptResult:
     )
 
 
+def attempt_of(trip: Trip, failure: Failure, now: float) -> Attempt:
+    """The latest call, which brought no answer."""
+    return Attempt(
+        code=failure.code,
+        message=failure.message,
+        http_status=failure.http_status,
+        answered_by=trip.route.answered_by,
+        request_id=failure.request_id,
+        at=trip.called_at,
+        duration_s=now - trip.called_at,
+        retry_after_s=failure.retry_after_s,
+        suspected_payment=failure.suspected_payment,
+        usage=failure.usage,
+        cost_usd=known_cost_usd(trip.route.model, failure.usage, trip.tier),
+    )
+
+
+def cut_off(trip: Trip) -> Failure:
+    """The latest call was stopped: by the job's deadline or time limit, or a cancel."""
+    return Failure("timeout", "stopped before there was an answer", suspected_payment=trip.was_cut)
+
+
 def _counted(trip: Trip) -> list[Usage]:
     """What the provider counted for calls that brought no answer: it is paid for."""
     return [attempt.usage for attempt in trip.failed if attempt.usage is not None] if trip.failed else []
-
-
-def _sum(counted: Sequence[Usage]) -> Usage:
-    return Usage(
-        input_tokens=sum(each.input_tokens for each in counted),
-        output_tokens=sum(each.output_tokens for each in counted),
-        cached_tokens=sum(each.cached_tokens for each in counted),
-        cache_write_tokens=sum(each.cache_write_tokens for each in counted),
-    )
 
 
 def _queued_s(trip: Trip) -> float | None:

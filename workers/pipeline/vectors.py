@@ -1,4 +1,4 @@
-"""Vectors as whoever reads a job's result can read them."""
+"""The vectors in a response."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from tasks.wire.vectors import MARK, has_packed, unpacked
 if TYPE_CHECKING:
     from ..prompt.job import PromptJob
 
-__all__ = ["for_reader"]
+__all__ = ["for_reader", "in_order"]
 
 
 def for_reader(job: PromptJob, response: dict[str, Any]) -> dict[str, Any]:
@@ -20,3 +20,8 @@ def for_reader(job: PromptJob, response: dict[str, Any]) -> dict[str, Any]:
     if "encoding_format" in job.body or not has_packed(response):
         return response
     return {**response, MARK: "base64"} if job.options.vectors == "base64" else unpacked(response)
+
+
+def in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """By `index`, which the codec has checked; servers that leave zeros out leave out the first one's."""
+    return sorted(rows, key=lambda row: row.get("index", 0))

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from .secret import STRUCK
+
 if TYPE_CHECKING:
     from tasks.errors import ErrorCode
     from tasks.results import Usage
@@ -72,12 +74,12 @@ class Failure(Exception):
 
     def hide(self, secret: str) -> None:
         """Strike `secret` from every text: gateways are known to echo the key that they refuse."""
-        self.message = self.message.replace(secret, "[key]")
+        self.message = self.message.replace(secret, STRUCK)
         self.args = (self.message,)
         if self.provider_body is not None:
-            self.provider_body = self.provider_body.replace(secret, "[key]")
+            self.provider_body = self.provider_body.replace(secret, STRUCK)
         if self.request_id is not None:
-            self.request_id = self.request_id.replace(secret, "[key]")
+            self.request_id = self.request_id.replace(secret, STRUCK)
 
 
 class Incapable(Failure):

@@ -6,14 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 from tasks.streams import digest_of
 
+from ..prompt.secret import STRUCK, is_secret
+
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
 
 __all__ = ["Feed"]
-
-SECRET_CHARS = 12
-"""A shorter key is no secret, and may be a word of an answer."""
 
 
 class Feed:
@@ -66,7 +65,7 @@ class Feed:
         """A call begins; what an earlier one has brought is no part of the answer. `key` is struck from its text."""
         self._begins = True
         self._pending, self._taken, self._unsaid, self.chars = [], [], None, 0
-        self._hidden = key if len(key) >= SECRET_CHARS else ""
+        self._hidden = key if is_secret(key) else ""
         self._wait()
 
     def write(self, text: str) -> None:
@@ -153,7 +152,7 @@ class Feed:
 
 def _without(text: str, secret: str) -> tuple[str, str]:
     """The text without the secret, and what of its end may be the secret's beginning."""
-    text = text.replace(secret, "[key]")
+    text = text.replace(secret, STRUCK)
     start = max(0, len(text) - len(secret) + 1)
     while (start := text.find(secret[0], start)) >= 0:
         if secret.startswith(text[start:]):

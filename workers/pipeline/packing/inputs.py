@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import orjson
 
+from tasks.wire.vectors import inputs_of
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -44,14 +46,6 @@ class GroupKey(NamedTuple):
     family: Family
     vectors: str | None
     fields: bytes
-
-
-def inputs_of(body: dict[str, Any]) -> Sequence[Any]:
-    """The inputs, each alone: a text or a list of token ids is one."""
-    value = body["input"]
-    if isinstance(value, list) and value and not isinstance(value[0], int):
-        return value
-    return [value]
 
 
 def family_of(inputs: Sequence[Any]) -> Family | None:

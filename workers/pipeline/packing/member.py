@@ -9,6 +9,7 @@ from tasks.results import Attempt, Usage
 
 from ...providers import Answer
 from ..costs import known_cost_usd
+from ..outcome import attempt_of, cut_off
 from .shares import added
 
 if TYPE_CHECKING:
@@ -120,16 +121,7 @@ class Member:
         self.note_call(made)
         trip = self.trip
         trip.was_cut = made.request.stage == "sent"
-        self._note(
-            Attempt(
-                code="timeout",
-                message="stopped before there was an answer",
-                answered_by=trip.route.answered_by,
-                at=made.called_at,
-                duration_s=now - made.called_at,
-                suspected_payment=trip.was_cut,
-            )
-        )
+        self._note(attempt_of(trip, cut_off(trip), now))
 
     def _note(self, attempt: Attempt) -> None:
         """Write the attempt down, as `rungs.call` does for a job alone; with it what the job's other inputs have cost

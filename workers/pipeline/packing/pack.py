@@ -11,6 +11,7 @@ from ...prompt.failure import Failure
 from ...prompt.job import Options, PromptJob
 from ...prompt.parked import Parked
 from ..trip import Trip
+from ..vectors import in_order
 from .caps import Room
 from .member import envelope_of, whole_numbers
 from .shares import share_out, shared_usage
@@ -126,11 +127,9 @@ class Pack:
 
     def deliver(self, items: Sequence[Item], answer: Answer, made: Trip) -> None:
         """Each input's vector to its job, and its share of what the call took."""
-        rows = _in_order(answer.response["data"])
+        rows = in_order(answer.response["data"])
         weights = [member.weights[at] for member, at in items]
-        usages: Sequence[Usage | None] = [None] * len(items)
-        if answer.usage is not None:
-            usages = shared_usage(answer.usage, weights)
+        usages = _shared(answer.usage, weights)
         counts = _shared_counts(answer.response.get("usage"), weights)
         envelope = envelope_of(answer)
         for (member, at), row, usage, counted in zip(items, rows, usages, counts, strict=True):
@@ -144,10 +143,7 @@ class Pack:
 
     def fail(self, items: Sequence[Item], failure: Failure, made: Trip) -> None:
         """The call has failed for these."""
-        weights = [member.weights[at] for member, at in items]
-        usages: Sequence[Usage | None] = [None] * len(items)
-        if failure.usage is not None:
-            usages = shared_usage(failure.usage, weights)
+        usages = _shared(failure.usage, [member.weights[at] for member, at in items])
         for (member, at), usage in zip(items, usages, strict=True):
             if member.failure is not None or member.done.done():
                 continue
@@ -226,9 +222,8 @@ def _members(items: Sequence[Item]) -> list[Member]:
     return list({id(member): member for member, _ in items}.values())
 
 
-def _in_order(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """By `index`, which the codec has checked; servers that leave zeros out leave out the first one's."""
-    return sorted(rows, key=lambda row: row.get("index", 0))
+def _shared(usage: Usage | None, weights: Sequence[int]) -> Sequence[Usage | None]:
+    return [None] * len(weights) if usage is None else shared_usage(usage, weights)
 
 
 def _shared_counts(usage: Any, weights: Sequence[int]) -> list[dict[str, int]]:

@@ -35,11 +35,4 @@ def shared_usage(usage: Usage, weights: Sequence[int]) -> list[Usage]:
 
 def added(one: Usage | None, other: Usage | None) -> Usage | None:
     """Both together; None where one is not known."""
-    if one is None or other is None:
-        return None
-    return Usage(
-        one.input_tokens + other.input_tokens,
-        one.output_tokens + other.output_tokens,
-        one.cached_tokens + other.cached_tokens,
-        one.cache_write_tokens + other.cache_write_tokens,
-    )
+    return None if one is None or other is None else one + other

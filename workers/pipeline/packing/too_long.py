@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import math
-import sys
 import unicodedata
-from array import array
-from base64 import b64encode
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from tasks.wire.vectors import numbers_of
+from tasks.wire.vectors import numbers_of, packed
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -104,11 +101,4 @@ def _mean(rows: Sequence[dict[str, Any]], lengths: Sequence[int]) -> Any:
     norm = math.hypot(*mean)
     if norm and all(abs(math.hypot(*vector) - 1) < _UNIT for vector in vectors):
         mean = [n / norm for n in mean]
-    return _packed(mean) if isinstance(rows[0]["embedding"], str) else mean
-
-
-def _packed(numbers: Sequence[float]) -> str:
-    packed = array("f", numbers)
-    if sys.byteorder == "big":
-        packed.byteswap()
-    return b64encode(packed).decode()
+    return packed(mean) if isinstance(rows[0]["embedding"], str) else mean

@@ -5,15 +5,15 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from tasks.results import Attempt
 from tasks.wire.kinds import KINDS
 from tasks.wire.vocabulary import FLEX
 
 from ...prompt.failure import Failure
+from ...prompt.secret import STRUCK, is_secret
 from ...providers.tiers import note_no_room, served_tier
 from ...telemetry.counts import counts
-from ..costs import known_cost_usd
 from ..outages import stopped
+from ..outcome import attempt_of, cut_off
 from ..record_limit import check_answer
 
 if TYPE_CHECKING:
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from ..trip import Trip
 
 __all__ = ["Call"]
-
-SECRET_CHARS = 12
-"""A shorter key is no secret, and may be a word of an answer."""
 
 LARGE_BYTES = 1024 * 1024
 """An answer from this size on is measured: it may not fit into a record, or the next of its kind may not."""
@@ -85,9 +82,9 @@ class Call:
             self._note_failure(trip, request, failure)
             raise
         except self._stops:
-            # The job's deadline or time limit, or a cancel; the history is only read in the first two cases.
+            # After a cancel nobody reads the history.
             trip.was_cut = request.stage == "sent"
-            self._note(trip, Failure("timeout", "stopped before there was an answer", suspected_payment=trip.was_cut))
+            self._note(trip, cut_off(trip))
             raise
         if request.was_resent:
             _count_resent(trip)
@@ -168,20 +165,7 @@ class Call:
             raise
 
     def _note(self, trip: Trip, failure: Failure) -> None:
-        attempt = Attempt(
-            code=failure.code,
-            message=failure.message,
-            http_status=failure.http_status,
-            answered_by=trip.route.answered_by,
-            request_id=failure.request_id,
-            at=trip.called_at,
-            duration_s=self._now() - trip.called_at,
-            retry_after_s=failure.retry_after_s,
-            suspected_payment=failure.suspected_payment,
-            usage=failure.usage,
-            cost_usd=known_cost_usd(trip.route.model, failure.usage, trip.tier),
-        )
-        trip.failed.append(attempt)
+        trip.failed.append(attempt_of(trip, failure, self._now()))
         trip.paid_twice = trip.may_be_paid
         trip.may_be_paid = trip.may_be_paid or failure.suspected_payment
 
@@ -203,8 +187,7 @@ def _cause(failure: Failure) -> str:
 
 
 def _without(body: bytes, key: str) -> bytes:
-    """The body of an answer without the key, which gateways are known to echo: answers are stored, and shown."""
-    if len(key) < SECRET_CHARS:
-        return body  # such as "none", for a server that needs no key
+    if not is_secret(key):
+        return body
     secret = key.encode()
-    return body.replace(secret, b"[key]") if secret in body else body
+    return body.replace(secret, STRUCK.encode()) if secret in body else body

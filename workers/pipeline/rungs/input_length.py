@@ -9,6 +9,7 @@ from ...prompt.failure import Failure
 from ...providers import Answer
 from ..packing.inputs import family_of, inputs_of
 from ..packing.too_long import fitted, merged
+from ..vectors import in_order
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,8 +90,8 @@ class InputLength:
             trip.job = job
         if len(sent.inputs) == len(inputs):
             return answer
-        rows = sorted(answer.response["data"], key=lambda row: row.get("index", 0))
-        response = {**answer.response, "data": merged(rows, sent.inputs, sent.parts)}
+        rows = merged(in_order(answer.response["data"]), sent.inputs, sent.parts)
+        response = {**answer.response, "data": rows}
         return Answer(answer.text, response, answer.usage)
 
     def _fitted(self, trip: Trip, inputs: Sequence[Any], most: int, share: float) -> Fitted:
