@@ -35,8 +35,9 @@ Profile = Literal["default", "fragile"]
 Algorithm = Literal["bucket", "sliding", "fixed", "unknown"]
 Kind = Literal["openai", "azure", "anthropic"]
 StructuredOutputs = Literal["json_schema", "json_object", "none"]
-Vectors = Literal["base64", "float"]
 """What `response_format` a model takes: a schema, a promise of JSON alone, or none."""
+Vectors = Literal["base64", "float"]
+"""How embeddings are asked for: packed, or as JSON numbers."""
 
 
 class Table(BaseModel):
@@ -183,9 +184,8 @@ class Provider(Table):
 
     `structured_outputs` says which `response_format` its models take. Where that is no JSON Schema, a job's schema
     stands in the system message. `stream_options = false` is for providers that refuse that field in a streamed
-    request, and count its tokens all the same. `vectors` is how
-    embeddings are asked for where the job does not say. `apis` names the endpoints that it has: a job for another one
-    fails before it is sent.
+    request, and count its tokens all the same. `vectors` is how embeddings are asked for where the job does not say.
+    `apis` names the endpoints that it has: a job for another one fails before it is sent.
     """
 
     name: Name

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 import math
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -71,18 +71,14 @@ def _id(value: Any) -> str | None:
     return "must be 1 to 200 visible ASCII characters without spaces, as in 'invoice-2026-0017'"
 
 
-def _kind(value: Any) -> str | None:
-    if isinstance(value, str) and value in KINDS:
-        return None
-    *others, last = map(repr, KINDS)
-    return f"must be {', '.join(others)} or {last}"
+def _one_of(words: Collection[str]) -> Check:
+    *others, last = map(repr, words)
+    refusal = f"must be {', '.join(others)} or {last}"
 
+    def check(value: Any) -> str | None:
+        return None if isinstance(value, str) and value in words else refusal
 
-def _priority(value: Any) -> str | None:
-    if isinstance(value, str) and value in PRIORITIES:
-        return None
-    *others, last = map(repr, PRIORITIES)
-    return f"must be {', '.join(others)} or {last}"
+    return check
 
 
 def _seconds(*, least: float = 0.0, above: bool = False, most: float = MAX_SECONDS) -> Check:
@@ -142,10 +138,6 @@ def _flag(value: Any) -> str | None:
     return None if isinstance(value, bool) else f"must be true or false, not {_type(value)}"
 
 
-def _too_long(value: Any) -> str | None:
-    return None if isinstance(value, str) and value in TOO_LONG else "must be 'reject', 'truncate' or 'split'"
-
-
 def _vectors(value: Any) -> str | None:
     return None if value == "base64" else "must be 'base64', or left out for numbers"
 
@@ -180,7 +172,7 @@ OPTIONS: Final[dict[str, Option]] = {
         ),
         Option(
             "kind",
-            _kind,
+            _one_of(KINDS),
             "The kind of work: `chat`, `embed`, `respond`, `complete` or `moderate`. `queue.respond()`, `complete()` "
             "and `moderate()` say it for you; rows of `submit_many` name it. See [endpoints](../guides/endpoints.md).",
             default_text="a chat with `messages`, an embedding with `input`",
@@ -188,7 +180,7 @@ OPTIONS: Final[dict[str, Option]] = {
         ),
         Option(
             "priority",
-            _priority,
+            _one_of(PRIORITIES),
             "`interactive`, `normal` or `bulk`: who goes first, in the queue and in the wait for a limit.",
             default="normal",
             default_text='`"normal"`',
@@ -276,7 +268,7 @@ OPTIONS: Final[dict[str, Option]] = {
         ),
         Option(
             "too_long",
-            _too_long,
+            _one_of(TOO_LONG),
             "What becomes of inputs longer than the model takes (`max_tokens_per_input`): `reject`, `truncate`, or "
             "`split` (the mean of the parts' vectors); said in the result. See "
             "[embeddings](../guides/embeddings.md).",

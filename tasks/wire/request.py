@@ -14,7 +14,7 @@ from uuid import uuid4
 from ..errors import IdTaken, InvalidJob, UnknownModel
 from .json_text import NotJson, encoded, kind_of
 from .kinds import KINDS, JobKind
-from .options import MAX_NAME_CHARACTERS, ONLY_EMBEDDINGS, names_read_by, problem
+from .options import MAX_NAME_CHARACTERS, ONLY_EMBEDDINGS, OPTIONS, names_read_by, problem
 from .schema import schema_conflict
 from .vocabulary import Priority
 
@@ -39,8 +39,6 @@ _LEAVES_ITS_LANE: Final = frozenset({"deadline_s", "fallbacks", "fallback_on"})
 _READS_PACKED: Final = ',"vectors":"base64"'
 """What tells the workers that this client unpacks vectors."""
 _TRAVELLING: Final = frozenset(names_read_by("worker"))
-_USUAL: Final = (("priority", "normal"), ("stream", False))
-"""What needs no saying."""
 
 
 @dataclass(slots=True)
@@ -238,15 +236,18 @@ def _check_messages(messages: Any) -> None:
 
 def _options(given: dict[str, Any]) -> tuple[dict[str, Any], str]:
     """The checked options, and as JSON those that travel: after `submitted_at`, with its comma."""
-    travelling = {name: value for name, value in given.items() if name in _TRAVELLING}
-    for name, default in _USUAL:
-        if travelling.get(name) == default:
-            del travelling[name]
+    travelling = {name: value for name, value in given.items() if name in _TRAVELLING and not _is_usual(name, value)}
     text = _json(travelling)
     for name, value in given.items():
         _check_option(name, value)
     _check_deadline(given.get("deadline_s"), given.get("delay_s", 0.0))
     return given, f",{text[1:-1]}" if travelling else ""
+
+
+def _is_usual(name: str, value: object) -> bool:
+    """Whether it needs no saying. The type counts: anything else than the option takes is refused by name."""
+    default = OPTIONS[name].default
+    return type(value) is type(default) and value == default
 
 
 def _check_option(name: str, value: object) -> None:

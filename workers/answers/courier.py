@@ -12,16 +12,16 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import orjson
-from redis.exceptions import RedisError
 
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
 
+from ..redis.link import AWAY, portions
 from . import scripts
 from .known import NOTHING, encode, encode_large
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
 
     from ..redis.link import Link
     from .known import Known
@@ -51,8 +51,6 @@ LEASE_MS: Final = 20_000
 SOON_MS: Final = 30_000
 FURTHEST_MS: Final = 240_000
 """Who waits for a call looks again after so long at first, later after as long as the call has taken, up to this."""
-
-AWAY = (RedisError, OSError, TimeoutError)
 
 How = Literal["store", "share", "release", "park", "wake"]
 
@@ -137,7 +135,7 @@ class Courier:
         if self._landings and self._sender is None:
             self._start()
         cleared = None
-        for some in _pieces(flights) if flights else [[]]:
+        for some in portions(flights, AT_ONCE) if flights else [[]]:
             names = [self._indexes[-1], *(self._prefix + redis_keys.flight(digest) for digest, _ in some)]
             ask = {"lease_ms": LEASE_MS, "tokens": [token for _, token in some]}
             try:
@@ -164,7 +162,8 @@ class Courier:
                 looks, self._looks = self._looks, []
                 landings, self._landings = self._landings, []
                 # What has ended comes first: those that look in the same turn find it.
-                calls = [self._tell(some) for some in _pieces(landings)] + [self._ask(some) for some in _pieces(looks)]
+                calls = [self._tell(some) for some in portions(landings, AT_ONCE)]
+                calls += [self._ask(some) for some in portions(looks, AT_ONCE)]
                 await asyncio.gather(*calls)
                 await asyncio.sleep(LINGER_S)
         finally:
@@ -229,8 +228,3 @@ class Courier:
         if now >= self._away_until + AWAY_S:
             logger.warning("Redis can't be asked for answers (%s); jobs go on without the cache", type(error).__name__)
         self._away_until = now + AWAY_S
-
-
-def _pieces(items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), AT_ONCE):
-        yield items[start : start + AT_ONCE]

@@ -7,10 +7,11 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any, Literal
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from tasks.redis.cancellation import stop
 
+from ..redis.link import AWAY
 from .health import Target
 from .news import tell_began
 from .outage import Outage
@@ -42,8 +43,6 @@ TICK_S = 0.5
 
 JUDGED_WITHIN_S = 1.0
 """How long a job waits for Redis's word on its failure."""
-
-_AWAY = (RedisError, OSError, TimeoutError)
 
 
 class Fleet:
@@ -99,7 +98,7 @@ class Fleet:
             return True
         try:
             state = await self._shared.claim(target)
-        except _AWAY as error:
+        except AWAY as error:
             _log_if_refused(error)
             return True
         self._take(target, state)
@@ -178,7 +177,7 @@ class Fleet:
         try:
             reason = health.last_failure
             return await self._shared.report(health.target, failing=failing, answered=answered, reason=reason)
-        except _AWAY as error:
+        except AWAY as error:
             _log_if_refused(error)
             return None
 
@@ -193,7 +192,7 @@ class Fleet:
             return
         try:
             self._take(target, await self._shared.settle(target, outcome, reason))
-        except _AWAY as error:  # the end of the probe's claim says it later
+        except AWAY as error:  # the end of the probe's claim says it later
             _log_if_refused(error)
 
     async def _read_all(self) -> None:
@@ -201,7 +200,7 @@ class Fleet:
             return
         try:
             read_at, states = await self._shared.read()
-        except _AWAY as error:
+        except AWAY as error:
             _log_if_refused(error)
             return
         for target, state in states.items():

@@ -13,14 +13,12 @@ from hashlib import sha256
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
-from redis.exceptions import RedisError
-
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
 
 from ..providers.size import NO_MEDIA, Media
 from ..redis.channel import Channel
-from ..redis.link import Link
+from ..redis.link import AWAY, Link
 from .cost import UNKNOWN, CallSize, Cost
 from .errors import Moved
 from .estimate import Estimator, Estimators
@@ -381,7 +379,7 @@ class LimiterRegistry:
             try:
                 seconds, _ = await self._redis.time()
                 await mark_listed(self._redis, list(self._limiters), now=seconds, key_prefix=self._key_prefix)
-            except (RedisError, OSError, TimeoutError):
+            except AWAY:
                 again_s = LIST_AGAIN_S
             except Exception:  # a fault of ours must not end the list for good, unseen
                 logger.exception("A fault of ours in listing the limiters; it goes on")

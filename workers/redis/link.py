@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from tasks.redis.cancellation import stop, within
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from redis.asyncio import Redis
 
     from tasks.redis.script import Script
 
-__all__ = ["BATCH_TIMEOUT_S", "Link"]
+__all__ = ["AWAY", "BATCH_TIMEOUT_S", "Link", "portions"]
+
+T = TypeVar("T")
+
+AWAY = (RedisError, OSError, TimeoutError)
+"""What asking a Redis that is away raises."""
 
 MOST_CONNECTIONS = 4
 MOST_CALLS_IN_BATCH = 64
@@ -24,6 +29,12 @@ BATCH_TIMEOUT_S = 1.0
 
 TURNS = 10
 """Of the loop, at least, before Redis is taken to be away: a busy loop reads replies late."""
+
+
+def portions(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:
+    """The items, so many at a time: a script holds Redis up for as long as it runs."""
+    for start in range(0, len(items), most):
+        yield items[start : start + most]
 
 
 class _Call(NamedTuple):

@@ -13,18 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
-from redis.exceptions import RedisError
 
 from tasks.redis.cancellation import stop
 from tasks.redis.script import Script
 from tasks.wire import redis_keys
 
-from ..redis.link import Link
+from ..redis.link import AWAY, Link, portions
 from .asked import asked
 from .feeds import Feed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from redis.asyncio import Redis
 
@@ -45,8 +44,6 @@ AWAY_S: Final = 1.0
 
 LOST, AGAIN = -1, -2
 """Replies of write.lua; any other is the number of the run."""
-
-AWAY = (RedisError, OSError, TimeoutError)
 
 
 class Streams:
@@ -117,7 +114,7 @@ class Streams:
         try:
             while self._waiting:
                 feeds, self._waiting = self._waiting, []
-                for part in _parts(feeds):
+                for part in portions(feeds, AT_ONCE):
                     await self._tell(part)
                 await self._rest(AWAY_S if self._is_away else self._coalesce_s)
         except Exception:  # a fault of ours must not silence all streams for good, unseen
@@ -165,8 +162,3 @@ class Streams:
 def _finish(pause: asyncio.Future[None]) -> None:
     if not pause.done():
         pause.set_result(None)
-
-
-def _parts(feeds: Sequence[Feed]) -> Iterator[Sequence[Feed]]:
-    for start in range(0, len(feeds), AT_ONCE):
-        yield feeds[start : start + AT_ONCE]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +25,26 @@ def deployment(
     get_settings.cache_clear()
     yield monkeypatch
     get_settings.cache_clear()
+
+
+CATALOG = """
+[providers.p]
+base_url = "{url}"
+api_keys = ["P_KEY"]
+[models.m]
+provider = "p"
+{model}
+"""
+
+
+@pytest.fixture
+def deploy(deployment: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`deploy(URL, model="flex = true", STREAM__KEEP_S="5")`: one provider with one model `m`, and settings."""
+
+    def to_disk(url: str, *, model: str = "", **settings: str) -> None:
+        Path("catalog.toml").write_text(CATALOG.format(url=url, model=model))
+        for name, value in settings.items():
+            deployment.setenv(f"PROMPTMILL_{name}", value)
+        deployment.setenv("P_KEY", "sk-one-4d1f")
+
+    return to_disk

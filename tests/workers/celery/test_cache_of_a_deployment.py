@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,25 +10,6 @@ from workers.celery.app import app
 from workers.celery.runtime import current, lifespan
 from workers.prompt.parked import Parked
 from workers.telemetry.counts import counts
-
-CATALOG = """
-[providers.p]
-base_url = "{url}"
-api_keys = ["P_KEY"]
-[models.m]
-provider = "p"
-"""
-
-
-@pytest.fixture
-def deploy(deployment: pytest.MonkeyPatch) -> Callable[..., None]:
-    def to_disk(url: str, **settings: str) -> None:
-        Path("catalog.toml").write_text(CATALOG.format(url=url))
-        for name, value in settings.items():
-            deployment.setenv(f"PROMPTMILL_CACHE__{name}", value)
-        deployment.setenv("P_KEY", "sk-one-4d1f")
-
-    return to_disk
 
 
 async def run(job_id: str, **options: Any) -> Any:
@@ -50,7 +29,7 @@ def found() -> dict[str, int]:
 @pytest.mark.covers("setting", "cache.ttl_s")
 async def test_the_fleets_cache_time_serves_what_is_repeatable(deploy: Any, simulate: Any) -> None:
     provider = await simulate()
-    deploy(provider.url, TTL_S="60")
+    deploy(provider.url, CACHE__TTL_S="60")
     async with lifespan(app):
         cached = [(await run(f"job-{number}")).cached for number in range(3)]
     assert (cached, provider.stats()["calls"]) == ([False, True, True], 1)
@@ -68,7 +47,7 @@ async def test_without_it_only_who_asks_is_served(deploy: Any, simulate: Any) ->
 @pytest.mark.covers("setting", "cache.memory_mb")
 async def test_a_process_may_keep_nothing(deploy: Any, simulate: Any, wait_until: Any, client: Any) -> None:
     provider = await simulate()
-    deploy(provider.url, MEMORY_MB="0")
+    deploy(provider.url, CACHE__MEMORY_MB="0")
     async with lifespan(app):
         await run("first", cache_ttl_s=60)
         await wait_until(lambda: client.keys("pm:answer:*"), "it is stored")
@@ -79,7 +58,7 @@ async def test_a_process_may_keep_nothing(deploy: Any, simulate: Any, wait_until
 @pytest.mark.covers("setting", "cache.redis_mb")
 async def test_redis_may_keep_nothing(deploy: Any, simulate: Any, wait_until: Any, client: Any) -> None:
     provider = await simulate()
-    deploy(provider.url, REDIS_MB="0")
+    deploy(provider.url, CACHE__REDIS_MB="0")
     async with lifespan(app):
         await run("first", cache_ttl_s=60)
         await wait_until(

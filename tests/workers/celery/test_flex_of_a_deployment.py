@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,32 +11,13 @@ from workers.celery.runtime import current, lifespan
 from workers.prompt.parked import Parked
 from workers.redis.clock import redis_clock
 
-CATALOG = """
-[providers.p]
-base_url = "{url}"
-api_keys = ["P_KEY"]
-[models.m]
-provider = "p"
-flex = true
-"""
 BODY = {"model": "m", "messages": [{"role": "user", "content": "How many?"}]}
-
-
-@pytest.fixture
-def deploy(deployment: pytest.MonkeyPatch) -> Any:
-    def to_disk(url: str, **settings: str) -> None:
-        Path("catalog.toml").write_text(CATALOG.format(url=url))
-        for name, value in settings.items():
-            deployment.setenv(f"PROMPTMILL_FLEX__{name}", value)
-        deployment.setenv("P_KEY", "sk-one-4d1f")
-
-    return to_disk
 
 
 @pytest.mark.covers("setting", "flex.min_deadline_s")
 async def test_how_far_a_deadline_has_to_be(deploy: Any, simulate: Any) -> None:
     provider = await simulate()
-    deploy(provider.url, MIN_DEADLINE_S="7200")
+    deploy(provider.url, model="flex = true", FLEX__MIN_DEADLINE_S="7200")
     async with lifespan(app):
         tiers = []
         for hours in (1, 3):
@@ -49,7 +29,7 @@ async def test_how_far_a_deadline_has_to_be(deploy: Any, simulate: Any) -> None:
 @pytest.mark.covers("setting", "flex.patience_s")
 async def test_how_long_a_bulk_job_waits_for_room(deploy: Any, simulate: Any) -> None:
     provider = await simulate("flex-full")
-    deploy(provider.url, PATIENCE_S="0.001")
+    deploy(provider.url, model="flex = true", FLEX__PATIENCE_S="0.001")
     options = {"priority": "bulk"}
     async with lifespan(app):
         try:

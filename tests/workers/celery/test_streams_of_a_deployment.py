@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,25 +11,6 @@ from tasks.wire import redis_keys
 from workers.celery.app import app
 from workers.celery.runtime import current, lifespan
 from workers.streams import asked
-
-CATALOG = """
-[providers.p]
-base_url = "{url}"
-api_keys = ["P_KEY"]
-[models.m]
-provider = "p"
-"""
-
-
-@pytest.fixture
-def deploy(deployment: pytest.MonkeyPatch) -> Callable[..., None]:
-    def to_disk(url: str, **settings: str) -> None:
-        Path("catalog.toml").write_text(CATALOG.format(url=url))
-        for name, value in settings.items():
-            deployment.setenv(f"PROMPTMILL_STREAM__{name}", value)
-        deployment.setenv("P_KEY", "sk-one-4d1f")
-
-    return to_disk
 
 
 async def run(*, stream: bool | None = True) -> Any:
@@ -69,7 +48,7 @@ async def test_who_asks_is_heard(deploy: Any, simulate: Any, client: Any, wait_u
 @pytest.mark.parametrize(("coalesce_ms", "few"), [("1", False), ("1000", True)])
 async def test_pieces_travel_together(deploy: Any, simulate: Any, client: Any, coalesce_ms: str, few: bool) -> None:
     provider = await simulate(tokens_per_s=200, output_tokens=60, jitter=0, latency_ms=1)
-    deploy(provider.url, COALESCE_MS=coalesce_ms)
+    deploy(provider.url, STREAM__COALESCE_MS=coalesce_ms)
     async with lifespan(app):
         assert (await run()).ok
     assert (entries(client).count(b"t") <= 3) is few
@@ -78,7 +57,7 @@ async def test_pieces_travel_together(deploy: Any, simulate: Any, client: Any, c
 @pytest.mark.covers("setting", "stream.max_bytes")
 async def test_a_stream_takes_no_more_than_it_may(deploy: Any, simulate: Any, client: Any) -> None:
     provider = await simulate()
-    deploy(provider.url, MAX_BYTES="10")
+    deploy(provider.url, STREAM__MAX_BYTES="10")
     async with lifespan(app):
         assert (await run()).ok
     assert (b"f" in entries(client), b"t" in entries(client)) == (True, False)
@@ -87,7 +66,7 @@ async def test_a_stream_takes_no_more_than_it_may(deploy: Any, simulate: Any, cl
 @pytest.mark.covers("setting", "stream.keep_s")
 async def test_a_stream_is_kept_as_long_as_it_is_to(deploy: Any, simulate: Any, client: Any) -> None:
     provider = await simulate()
-    deploy(provider.url, KEEP_S="60")
+    deploy(provider.url, STREAM__KEEP_S="60")
     async with lifespan(app):
         assert (await run()).ok
         await asyncio.sleep(0)

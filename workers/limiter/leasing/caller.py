@@ -7,8 +7,7 @@ import logging
 import math
 from typing import TYPE_CHECKING
 
-from redis.exceptions import RedisError
-
+from ...redis.link import AWAY
 from ..shared.schedule import PauseReport
 from .slots import EARLY_S
 
@@ -116,7 +115,7 @@ class Caller:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 grant = await self.schedule.acquire(ask)
-        except (RedisError, OSError, TimeoutError) as error:
+        except AWAY as error:
             self._miss(error)
             return
         self._pending = None
@@ -136,7 +135,7 @@ class Caller:
         try:
             async with asyncio.timeout(CALL_TIMEOUT_S):
                 pause = await self.schedule.pause(report)
-        except (RedisError, OSError, TimeoutError) as error:
+        except AWAY as error:
             self._report = _joined(report, self._report)
             self._miss(error)
             return
