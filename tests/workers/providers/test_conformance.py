@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -16,48 +16,19 @@ from config.catalog import Catalog
 from tasks.results import Usage
 from workers.limiter import Cost, Permit
 from workers.limiter.heard.headers import rate_headers
-from workers.pipeline.retry_policy import RetryPolicy
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
 from workers.providers import CODECS, RawResponse
-from workers.simulator.dialects import DIALECTS
 
+from .conftest import ONCE
 from .outcomes import assert_answer_or_named_failure
+from .wires import CLASSIC, WIRES, dialect_of, provider_at
 
 NOW = 1_790_000_000.0
-ONCE = RetryPolicy(max_attempts=1)
-CLASSIC = "azure-classic"
 PNG = "data:image/png;base64,iVBORw0KGgo="
-WIRES = [*DIALECTS, CLASSIC]
-"""The dialects, and Azure's older form of address."""
 
 each_wire = pytest.mark.parametrize("wire", WIRES)
 each_kind = pytest.mark.parametrize("kind", CODECS)
-
-
-def dialect_of(wire: str) -> Any:
-    return cast("dict[str, Any]", DIALECTS)["azure" if wire == CLASSIC else wire]
-
-
-def provider_at(simulator: Any, wire: str, **fields: Any) -> dict[str, Any]:
-    """The provider's table of the catalogue."""
-    table = {"kind": dialect_of(wire).kind, "base_url": simulator.url, **fields}
-    if wire == CLASSIC:
-        table |= {"base_url": simulator.url.removesuffix("/openai/v1"), "query": {"api-version": "2024-10-21"}}
-    return table
-
-
-@pytest.fixture
-def ask(pipeline_to: Any, simulate: Any) -> Any:
-    """`result, simulator = await ask(wire, job)`: a job's way through a worker's pipeline to that wire."""
-
-    async def one(wire: str, job: PromptJob, *, provider: dict[str, Any] | None = None, **options: Any) -> Any:
-        simulator = await simulate(dialect=dialect_of(wire).name, **options)
-        table = provider_at(simulator, wire, **(provider or {}))
-        async with pipeline_to(simulator.url, provider=table, retry=ONCE) as pipeline:
-            return await pipeline.run(job), simulator
-
-    return one
 
 
 # -- through the pipeline, to a server that speaks it

@@ -15,21 +15,9 @@ from workers.prompt.job import Options, PromptJob
 from workers.providers import CODECS
 from workers.simulator.dialects import DIALECTS
 
-from .test_conformance import ONCE, WIRES, dialect_of, provider_at
+from .conftest import ONCE
 from .test_endpoints import NEW, each_new, job_of, message, read, response, text
-
-
-@pytest.fixture
-def ask(simulate: Any, pipeline_to: Any) -> Any:
-    """`result, simulator = await ask(wire, job)`, as the conformance suite does."""
-
-    async def one(wire: str, job: PromptJob, *, provider: dict[str, Any] | None = None, **options: Any) -> Any:
-        simulator = await simulate(dialect=dialect_of(wire).name, **options)
-        table = provider_at(simulator, wire, **(provider or {}))
-        async with pipeline_to(simulator.url, provider=table, retry=ONCE) as pipeline:
-            return await pipeline.run(job), simulator
-
-    return one
+from .wires import WIRES, dialect_of, provider_at
 
 
 def table(kind: JobKind) -> dict[str, Any]:
