@@ -334,6 +334,7 @@ def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
         response=response,
         model=job.model,
         answered_by=f"memory/{job.model}",
+        tier="standard",
         attempts=1,
         duration_s=duration_s,
         queued_s=0.0,

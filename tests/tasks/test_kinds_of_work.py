@@ -185,3 +185,9 @@ def test_an_answer_in_memory_has_its_kinds_shape(kind: JobKind) -> None:
     assert text_of(kind, body) == "24 clips"
     broken: list[dict[str, Any]] = [{}, {"choices": []}, {"choices": [{}]}, {"output": [1]}, {"output": None}]
     assert [text_of(kind, each) for each in broken] == [None] * len(broken)
+
+
+async def test_an_answer_in_memory_came_by_the_standard_tier() -> None:
+    queue = InMemoryQueue()
+    job = await queue.submit(model="m", messages=[{"role": "user", "content": "Hello"}])
+    assert (await job.result()).tier == "standard"

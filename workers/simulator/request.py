@@ -26,6 +26,7 @@ __all__ = [
     "prompt_hash",
     "read_chat",
     "read_embedding",
+    "tier_in",
 ]
 
 FLEX = "flex"
@@ -63,6 +64,11 @@ class ChatRequest:
     """The schema that its answer is to fit."""
     tier: str | None = None
     """The `service_tier` that it names."""
+
+    @property
+    def served(self) -> dict[str, str]:
+        """What the answer says of the tier, if the request names one."""
+        return {} if self.tier is None else {"service_tier": FLEX if self.tier == FLEX else "default"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +108,7 @@ def read_chat(body: bytes) -> ChatRequest:
         include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         numbers=numbers_in(texts[-1]),
         wanted=form,
-        tier=tier if isinstance(tier := fields.get("service_tier"), str) else None,
+        tier=tier_in(fields),
     )
 
 
@@ -142,6 +148,11 @@ def model_of(fields: dict[str, Any]) -> str:
     if not isinstance(model, str) or not model:
         raise InvalidRequest("You must provide a 'model'.", "model")
     return model
+
+
+def tier_in(fields: dict[str, Any]) -> str | None:
+    """The `service_tier` that a request names."""
+    return tier if isinstance(tier := fields.get("service_tier"), str) else None
 
 
 def count_in(fields: dict[str, Any], name: str, *, at_most: int | None = None) -> int | None:

@@ -380,3 +380,12 @@ async def test_the_flex_tier_is_slower_and_may_have_no_room(simulate: Start, htt
     assert min(seen["flex", "flex"]) >= 0.3 > min(seen["flex", "resource_unavailable"])
     calls = [call for call in await ledger(http, simulator) if call["fault"] == "flex-full"]
     assert {(call["tier"], call["prompt_tokens"], call["completion_tokens"]) for call in calls} == {("flex", 0, 0)}
+
+
+async def test_responses_go_by_the_flex_tier_too(simulate: Start, http: aiohttp.ClientSession) -> None:
+    for faults, expected in (({}, (200, "flex")), ({"flex-full": 1.0}, (429, "resource_unavailable"))):
+        simulator = await simulate(faults=faults)
+        body = {"model": "gpt-4o-mini", "input": "How many?", "service_tier": "flex"}
+        async with http.post(simulator.url + "/responses", json=body) as response:
+            said = await response.json()
+        assert (response.status, said["error"]["code"] if said["error"] else said["service_tier"]) == expected

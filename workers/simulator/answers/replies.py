@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 
 from ..draws import identity, lognormal, uniforms
-from ..request import FLEX, ChatRequest, EmbeddingRequest
+from ..request import ChatRequest, EmbeddingRequest
 from .objects import fitting_object
 from .structured import Wanted
 
@@ -236,10 +236,7 @@ def _reasons(*, start: int, count: int) -> Iterable[str]:
 
 def _head(request: ChatRequest, seed: int, kind: str) -> dict[str, Any]:
     own_id = f"chatcmpl-{identity(seed, request.prompt_hash)}"
-    head = {"id": own_id, "object": kind, "created": CREATED_AT_S, "model": request.model}
-    if request.tier is not None:
-        head["service_tier"] = FLEX if request.tier == FLEX else "default"
-    return head
+    return {"id": own_id, "object": kind, "created": CREATED_AT_S, "model": request.model, **request.served}
 
 
 def usage_of(request: ChatRequest, completions: list[Completion]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ..request import (
     model_of,
     numbers_in,
     prompt_hash,
+    tier_in,
 )
 from .replies import CHARS_PER_TOKEN, CREATED_AT_S, TOKENS_PER_EVENT, Completion, named_event
 
@@ -45,6 +46,7 @@ def read_response(body: bytes) -> ChatRequest:
         stream=fields.get("stream") is True,
         include_usage=True,
         numbers=numbers_in(texts[-1] if texts else ""),
+        tier=tier_in(fields),
     )
 
 
@@ -93,6 +95,7 @@ def _response(request: ChatRequest, completion: Completion, seed: int) -> dict[s
         "error": None,
         "incomplete_details": {"reason": reason} if reason else None,
         "model": request.model,
+        **request.served,
         "output": [message] if completion.text else [],
         "usage": {
             "input_tokens": request.prompt_tokens,
