@@ -415,10 +415,10 @@ async def test_a_group_id_has_no_colon(queue: PromptQueue, group_id: str) -> Non
 
 
 async def test_a_models_name_is_bounded_before_it_is_compared(queue: PromptQueue) -> None:
-    since_s = time.perf_counter()
+    since_s = time.thread_time()
     with pytest.raises(InvalidJob, match="model: has 8,000,000 characters"):
         await queue.submit(model="x" * 8_000_000, messages=MESSAGES)
-    assert time.perf_counter() - since_s < 0.5
+    assert time.thread_time() - since_s < 0.5
 
 
 # -- the blocking face

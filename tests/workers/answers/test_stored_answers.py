@@ -269,7 +269,7 @@ async def test_without_redis_jobs_go_on(worker: Any, own_redis: RedisServer, sim
         began = time.monotonic()
         results = [await run(pipeline, chat(f"j{number}", f"Prompt {number}?")) for number in range(30)]
         assert (await run(pipeline, chat("again"))).cached, "what the process has in memory"
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 10, "they do not wait for Redis one by one"
     assert {each.ok for each in results} == {True}
     assert provider.stats()["calls"] == 31
 

@@ -192,7 +192,7 @@ def test_no_options_raise_anything_but_a_named_failure(options: dict[str, Any]) 
 def test_names_are_bounded_before_they_are_compared() -> None:
     """Of a stock producer: 8 MB took difflib seconds, on the loop of all jobs."""
     long = "x" * 8_000_000
-    since_s = time.perf_counter()
+    since_s = time.thread_time()
     assert "model's name at most 200" in refused(kwargs={**BODY, "model": long})
     assert "no such option" in refused(kwargs={**BODY, "promptmill": {long: 1}})
-    assert time.perf_counter() - since_s < 0.5
+    assert time.thread_time() - since_s < 0.5
