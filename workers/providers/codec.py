@@ -108,6 +108,11 @@ class Assembly(Protocol):
     """About how many bytes it holds."""
 
     @property
+    def heard(self) -> int:
+        """How much has been said of the answer so far, in any unit. What only shows that the provider lives adds
+        nothing: a ping, an empty piece, the state of an answer."""
+
+    @property
     def has_begun(self) -> bool:
         """Whether a piece of an answer has come: a model has seen the prompt."""
 
