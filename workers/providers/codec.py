@@ -50,12 +50,13 @@ class RequestSize(NamedTuple):
 class AnswerSize(NamedTuple):
     """How many answers a job has, and about how many bytes each takes in a record.
 
-    `kind` tells apart answers of different size from one model.
+    `kind` tells apart answers of different size from one model. `is_packed`: they are base64, which hardly shrinks.
     """
 
     answers: int
     likely_bytes: int
     kind: object = None
+    is_packed: bool = False
 
 
 Stage = Literal["connecting", "sending", "sent"]
