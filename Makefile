@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# Images of containers often set it, and then each process of the tests would compile all of them again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # They wait more than they compute, so more of them than there are cores.
 QUICK_TESTS := $(BIN)/python -m pytest -n 6 --dist worksteal --ignore tests/system
 # Of the three processes one runs several scenarios side by side by itself: see tests/system/conftest.py.
