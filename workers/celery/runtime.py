@@ -49,7 +49,6 @@ if TYPE_CHECKING:
     from config.settings import Retry, Settings
     from tasks.results import PromptResult
 
-    from ..pipeline.limits import Limits
     from ..pipeline.rungs.answers import Store
     from ..pipeline.rungs.elsewhere import Others
 
@@ -133,7 +132,7 @@ def pipeline_of(
     ring: KeyRing,
     *,
     http: Http,
-    limits: Limits,
+    limits: LimiterRegistry,
     others: Others,
     answers: Store,
     breakers: Breakers | None = None,

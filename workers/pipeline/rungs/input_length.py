@@ -14,7 +14,7 @@ from ..vectors import in_order
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from ..limits import Limits
+    from ...limiter import LimiterRegistry
     from ..packing.too_long import Fitted
     from ..trip import Down, Shape, Trip
 
@@ -30,7 +30,7 @@ KEPT_SHARES: Final = (0.9, 0.7, 0.5)
 class InputLength:
     """Refuses inputs longer than the model takes, or cuts or splits them as the job says."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: LimiterRegistry) -> None:
         self._limits = limits
 
     def serves(self, shape: Shape) -> bool:
