@@ -29,6 +29,7 @@ from .flex_policy import FlexPolicy
 from .offers import Offers
 from .outcome import answered, unanswered
 from .packing.caps import CallCaps
+from .packing.tokens import tokenizers_of
 from .record_limit import RecordSizes
 from .routing.reach import reaches
 from .routing.router import Router
@@ -166,7 +167,7 @@ class Pipeline:
         # Once for each model that is tried:
         self._route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
-            InputLength(limits),
+            InputLength(limits, tokenizers_of(catalog)),
             *(() if stored is None else (stored,)),
             Schema(now=now),
             RecordSize(compresses=compresses),
