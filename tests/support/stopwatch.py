@@ -23,7 +23,7 @@ class Stopwatch:
 
     def _now_s(self) -> float:
         # Nanoseconds on a processor, nanoseconds in wait for one, turns.
-        fields = os.pread(self._file, 64, 0).split() or [0, 0, 0]
+        fields = os.pread(self._file, 64, 0).split() or [b"0", b"0", b"0"]
         return time.perf_counter() - int(fields[1]) / 1e9
 
     @property

@@ -50,6 +50,7 @@ from tasks import PromptQueue
 queue = PromptQueue(sys.argv[1])
 
 async def main():
+    asyncio.get_running_loop().slow_callback_duration = 60  # -X dev tells of a busy machine else
     job = await queue.submit(model="m", messages=[{"role": "user", "content": "Hello"}])
     return (await job.result(timeout_s=10)).text
 

@@ -32,10 +32,10 @@ def answers_of(client: Redis, *, memory_bytes: int = 10**7, redis_bytes: int = 1
 
 
 class Worker:
-    """Takes jobs and runs them. `kill` as kill -9: nothing more is said of what it runs."""
+    """Takes jobs and runs them. `kill` as kill -9, a lease's time ago: nothing more is said of what it runs."""
 
     def __init__(self, client: redis.Redis, answers: Answers, pipeline: Pipeline, *, places: int) -> None:
-        self.broker = Broker(client, lease_s=0.5)
+        self.broker = Broker(client)
         self.answers = answers
         self.pipeline = pipeline
         self.results: dict[str, PromptResult] = {}
@@ -54,7 +54,7 @@ class Worker:
                 task.add_done_callback(self._running.discard)
             if time.monotonic() >= beat_at:
                 beat_at = time.monotonic() + 0.1
-                self.broker.heartbeat(list(self.broker.leases.held), heartbeat_s=0.2)
+                self.broker.heartbeat(list(self.broker.leases.held))
             await asyncio.sleep(0.005)
 
     async def _run(self, tag: str, known: dict[str, Any]) -> None:
@@ -84,6 +84,7 @@ class Worker:
         assert self.answers._beating is not None
         self.answers._beating.cancel()
         self.stop()
+        self.broker.client.zadd(redis_keys.LEASES, dict.fromkeys(self.broker.leases.held, 0))
 
     def stop(self) -> None:
         for task in (self._task, *self._running):

@@ -54,8 +54,7 @@ async def test_a_thousand_equal_prompts_are_one_call(fleet: Any, client: Any, si
     async with fleet(provider.url, size=4) as workers:
         submit(workers, 1_000)
         await wait_until(lambda: len(workers.results) == 1_000, "all are answered")
-    assert provider.stats()["calls"] == 1
-    assert ends(workers) == {("succeeded", False): 1, ("succeeded", True): 999}
+    assert (provider.stats()["calls"], ends(workers)) == (1, {("succeeded", False): 1, ("succeeded", True): 999})
     assert len({each.text for each in workers.results.values()}) == 1
     assert {each.attempts for each in workers.results.values() if each.cached} == {0}
     assert len(workers.parked) <= 1_000, "nobody was parked twice"
