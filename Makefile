@@ -79,7 +79,7 @@ soak: $(VENV)/dev.stamp ## the long fault runs, bounded in time; make soak ARGS=
 lock: ## pin the dependencies anew (needs uv)
 	uv pip compile pyproject.toml --extra local --group build --universal --generate-hashes --python-version 3.11 \
 		--no-header --quiet --output-file requirements/run.lock
-	uv pip compile pyproject.toml --extra local --group build --group dev --universal --generate-hashes \
+	uv pip compile pyproject.toml --extra local --extra tokenizer --group build --group dev --universal --generate-hashes \
 		--python-version 3.11 --no-header --quiet --output-file requirements/dev.lock
 
 clean: ## remove what the targets made
