@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from config.catalog import Model, Provider, Timeout
 
+    from ....limiter import LimiterRegistry
     from ....prompt.job import PromptJob
     from ....providers import Answer
     from ...flex_policy import FlexPolicy
-    from ...limits import Limits
     from ...trip import Down, Shape, Trip
 
 __all__ = ["Flex"]
@@ -65,7 +65,7 @@ class Flex:
         policy: FlexPolicy,
         *,
         reaches: Callable[[Shape], bool],
-        limits: Limits,
+        limits: LimiterRegistry,
         keys_of: Callable[[Provider], Sequence[SecretStr | None]],
         park_after_s: float | None,
         now: Callable[[], float],
