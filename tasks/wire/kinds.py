@@ -25,10 +25,10 @@ class Kind:
     """One kind of work. `task` is the Celery task's name, and `path` that of the endpoint below a provider's address.
 
     `field` of the request's body holds the prompt. `streams`: its answer may come in pieces. `counts_if_asked`: a
-    streamed one tells its usage only where `stream_options` ask for it. `is_repeatable`: the same
-    request is always meant to bring the same answer. `writes`: the answer has tokens of its own. `fits_schema`: it can
-    be held to a JSON Schema. `has_flex`: providers take it in their flex tier. `refuses` names fields that are ours to
-    decide, and says why.
+    streamed one tells its usage only where `stream_options` ask for it. `is_repeatable`: the same request is always
+    meant to bring the same answer. `writes`: the answer has tokens of its own. `schema_in`: the field of the body that
+    names a JSON Schema for it, empty where it can't be held to one. `has_flex`: providers take it in their flex tier.
+    `refuses` names fields that are ours to decide, and says why.
     """
 
     name: JobKind
@@ -41,7 +41,7 @@ class Kind:
     counts_if_asked: bool = False
     is_repeatable: bool = False
     writes: bool = True
-    fits_schema: bool = False
+    schema_in: str = ""
     has_flex: bool = False
     refuses: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
@@ -63,7 +63,7 @@ KINDS: Final[Mapping[JobKind, Kind]] = MappingProxyType(
                 noun="a chat",
                 streams=True,
                 counts_if_asked=True,
-                fits_schema=True,
+                schema_in="response_format",
                 has_flex=True,
             ),
             Kind(
@@ -84,6 +84,7 @@ KINDS: Final[Mapping[JobKind, Kind]] = MappingProxyType(
                 field="input",
                 noun="a response",
                 streams=True,
+                schema_in="text",
                 has_flex=True,
                 refuses={"background": "the queue is the background, and a worker waits for the answer; leave it out"},
             ),

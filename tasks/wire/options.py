@@ -224,8 +224,8 @@ OPTIONS: Final[dict[str, Option]] = {
         Option(
             "schema",
             _schema,
-            "The JSON Schema that the answer has to fit; it goes into `response_format`. See "
-            "[structured answers](../guides/structured-answers.md).",
+            "The JSON Schema that the answer has to fit; it goes into `response_format`, of a response into "
+            "`text.format`. See [structured answers](../guides/structured-answers.md).",
         ),
         Option(
             "repair",

@@ -1,4 +1,4 @@
-"""The option `schema` as the `response_format` that a chat's body carries. Pure.
+"""The option `schema` as a body carries it: a chat's in `response_format`, a response's in `text.format`. Pure.
 
 OpenAI and others constrain their model to a schema that is `strict`, and take only some schemas so: every object
 closed, every property required, and nothing but the keywords below (OpenAI's guide to structured outputs, November
@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from .kinds import KINDS, JobKind
 
-__all__ = ["NAME", "has_json_schema", "response_format", "schema_conflict"]
+__all__ = ["NAME", "described_schema", "response_format", "schema_conflict", "states_format", "with_schema"]
 
 NAME: Final = "answer"
 """Providers want a name for a schema."""
@@ -49,27 +49,53 @@ _FORMATS: Final = frozenset(
 
 def response_format(schema: dict[str, Any]) -> dict[str, Any]:
     """What the body of a chat says for a JSON Schema."""
-    described: dict[str, Any] = {"name": NAME, "schema": schema}
-    if schema.get("type") == "object" and _is_constrainable(schema):
-        described["strict"] = True
-    return {"type": "json_schema", "json_schema": described}
+    return {"type": "json_schema", "json_schema": _described(schema)}
 
 
-def has_json_schema(body: Any) -> bool:
-    """Whether the body itself asks for an answer that fits a JSON Schema."""
-    wanted = body.get("response_format") if isinstance(body, dict) else None
-    return isinstance(wanted, dict) and wanted.get("type") == "json_schema"
+def with_schema(kind: JobKind, body: dict[str, Any], schema: dict[str, Any]) -> dict[str, Any]:
+    """The body of a kind that fits schemas, asking for one."""
+    if KINDS[kind].schema_in != "text":
+        return {**body, "response_format": response_format(schema)}
+    text = body.get("text")
+    wanted = {"type": "json_schema", **_described(schema)}
+    return {**body, "text": {**(text if isinstance(text, dict) else {}), "format": wanted}}
+
+
+def described_schema(kind: JobKind, body: Any) -> Any:
+    """What the body itself says of the JSON Schema that the answer is to fit; None where it asks for none."""
+    wanted = _format_of(kind, body)
+    if not isinstance(wanted, dict) or wanted.get("type") != "json_schema":
+        return None
+    return wanted if KINDS[kind].schema_in == "text" else wanted.get("json_schema")
+
+
+def states_format(kind: JobKind, body: Any) -> bool:
+    """Whether the body itself says of what form the answer is to be."""
+    return _format_of(kind, body) is not None
 
 
 def schema_conflict(kind: JobKind, body: Any, *, has_schema: bool, has_repair: bool) -> tuple[str, str] | None:
     """The option of a job that contradicts the rest of it, and why; None: none does."""
-    if has_schema and not KINDS[kind].fits_schema:
-        return "schema", f"only a chat's answer is held to it, not that of {KINDS[kind].noun}; leave it out"
-    if has_schema and body.get("response_format") is not None:
-        return "schema", "stands beside `response_format`, which says the same; leave one of them out"
-    if has_repair and not has_schema and not (KINDS[kind].fits_schema and has_json_schema(body)):
+    if has_schema and not KINDS[kind].schema_in:
+        return "schema", f"only a chat's answer and a response are held to it, not {KINDS[kind].noun}; leave it out"
+    if has_schema and states_format(kind, body):
+        place = "text.format" if KINDS[kind].schema_in == "text" else "response_format"
+        return "schema", f"stands beside `{place}`, which says the same; leave one of them out"
+    if has_repair and not has_schema and described_schema(kind, body) is None:
         return "repair", "there is no schema that an answer could miss; give `schema` too, or leave it out"
     return None
+
+
+def _format_of(kind: JobKind, body: Any) -> Any:
+    found = body.get(KINDS[kind].schema_in) if KINDS[kind].schema_in and isinstance(body, dict) else None
+    return found.get("format") if isinstance(found, dict) and KINDS[kind].schema_in == "text" else found
+
+
+def _described(schema: dict[str, Any]) -> dict[str, Any]:
+    described: dict[str, Any] = {"name": NAME, "schema": schema}
+    if schema.get("type") == "object" and _is_constrainable(schema):
+        described["strict"] = True
+    return described
 
 
 def _is_constrainable(schema: dict[str, Any]) -> bool:

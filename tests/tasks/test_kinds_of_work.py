@@ -69,8 +69,8 @@ def test_chats_and_embeddings_need_not_say_so(kind: JobKind) -> None:
         ({"kind": "respond", "input": "hush", "background": True}, "background: the queue is the background"),
         ({"kind": "respond", "input": "hush", "extra_body": {"background": True}}, "background: the queue is"),
         (
-            {"kind": "respond", "input": "hush", "schema": {"type": "object"}},
-            "schema: only a chat's answer",
+            {"kind": "complete", "prompt": "hush", "schema": {"type": "object"}},
+            "schema: only a chat's answer and a response are held to it, not a completion",
         ),
         ({"kind": "respond", "input": "hush", "repair": 1}, "repair: there is no schema"),
         ({"kind": "moderate", "input": "hush", "stream": True}, "stream: a moderation comes whole"),

@@ -66,7 +66,7 @@ class Shape(NamedTuple):
         own = None if options.fallbacks is None else bool(options.fallbacks)
         ttl_s = options.cache_ttl_s
         caches = all_cache and job.is_repeatable if ttl_s is None else ttl_s > 0
-        schema = "response_format" in job.body and job.kind == "chat" and has_schema(job.body)
+        schema = ("response_format" in job.body or "text" in job.body) and has_schema(job.body)
         has_deadline = options.deadline_at is not None
         may_flex = any_flex and is_patient(job)
         # Without the Python function that a named tuple is made by: this is done for each job.

@@ -22,7 +22,7 @@ from tasks.wire.json_text import MAX_DEPTH, NotJson, check
 from tasks.wire.kinds import KINDS, JobKind
 from tasks.wire.options import MAX_NAME_CHARACTERS, MAX_SHOWN, ONLY_EMBEDDINGS, problem
 from tasks.wire.request import is_repeatable
-from tasks.wire.schema import response_format, schema_conflict
+from tasks.wire.schema import schema_conflict, with_schema
 from tasks.wire.vocabulary import Priority, TooLong, Trigger
 
 from .failure import Failure
@@ -172,7 +172,7 @@ def _with_schema(kind: JobKind, body: dict[str, Any], schema: Any, *, has_repair
     """The body with the option `schema` in the provider's words."""
     if conflict := schema_conflict(kind, body, has_schema=schema is not None, has_repair=has_repair):
         raise _refused("`promptmill.{}`: {}".format(*conflict))
-    return body if schema is None else {**body, "response_format": response_format(schema)}
+    return body if schema is None else with_schema(kind, body, schema)
 
 
 def _options(raw: Any, *, now: float, read_stamp: Callable[[float], float]) -> tuple[Options, Any]:

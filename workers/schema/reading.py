@@ -11,6 +11,8 @@ from ..providers.answers import is_filtered, is_spent, text_of
 from .repair import NotRepairable, readings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from .validator import SchemaValidator
 
 __all__ = ["Reading", "read"]
@@ -32,7 +34,10 @@ class Reading(NamedTuple):
 
 
 def read(answer: Answer, validator: SchemaValidator) -> Reading:
-    """Hold every choice against the schema. A tool call, a refusal and a sound are no such answers, and left alone."""
+    """Hold every choice against the schema, or a response. A tool call, a refusal and a sound are no such answers, and
+    left alone."""
+    if isinstance(answer.response.get("output"), list):
+        return _read_response(answer, validator)
     choices: list[Any] = list(answer.response.get("choices") or ())
     is_repaired = False
     for index, choice in enumerate(choices):
@@ -46,6 +51,47 @@ def read(answer: Answer, validator: SchemaValidator) -> Reading:
             choices[index] = _with_text(choice, valid, came_as=text)
             is_repaired = True
     return Reading(_with_choices(answer, choices) if is_repaired else answer, is_repaired=is_repaired)
+
+
+def _read_response(answer: Answer, validator: SchemaValidator) -> Reading:
+    response = answer.response
+    text = answer.text
+    if not text or any(_is_other(item) for item in response["output"]):
+        return Reading(answer)
+    details = response.get("incomplete_details")
+    reason = str(details.get("reason") or "").lower() if isinstance(details, dict) else ""
+    valid, misfit = _read_text(text, validator, is_whole=not is_spent(reason))
+    if misfit is not None:
+        return Reading(answer, misfit, is_cut=is_spent(reason), is_filtered=is_filtered(reason), last_text=text)
+    if valid == text:
+        return Reading(answer)
+    own = {**(response.get("provider_fields") or {}), "content": text}
+    response = {**response, "output": _with_output(response["output"], valid), "provider_fields": own}
+    return Reading(Answer(valid, response, answer.usage), is_repaired=True)
+
+
+def _is_other(item: Any) -> bool:
+    """Whether it is a tool's call, or a message with a refusal."""
+    if not isinstance(item, dict) or item.get("type") != "message":
+        return isinstance(item, dict) and str(item.get("type")).endswith("_call")
+    return any(isinstance(part, dict) and part.get("type") == "refusal" for part in item.get("content") or ())
+
+
+def _with_output(output: list[Any], text: str) -> list[Any]:
+    """The response's items with their text in the first part that has one."""
+    texts = iter([text])
+    return [{**item, "content": _with_parts(item["content"], texts)} if _is_message(item) else item for item in output]
+
+
+def _with_parts(parts: list[Any], texts: Iterator[str]) -> list[Any]:
+    return [
+        {**part, "text": next(texts, "")} if isinstance(part, dict) and part.get("type") == "output_text" else part
+        for part in parts
+    ]
+
+
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and item.get("type") == "message" and isinstance(item.get("content"), list)
 
 
 def _text_to_read(choice: Any) -> str | None:

@@ -167,8 +167,8 @@ def test_a_batch_line_is_of_its_urls_kind(url: str, body: dict[str, object], kin
         ),
         ({"body": {"prompt": "hush"}}, "another kind of request needs its `url`"),
         (
-            {"url": "/v1/responses", "body": {"input": "hush"}, "promptmill": {"schema": {"type": "object"}}},
-            "a response",
+            {"url": "/v1/completions", "body": {"prompt": "hush"}, "promptmill": {"schema": {"type": "object"}}},
+            "a completion",
         ),
     ],
 )

@@ -20,6 +20,7 @@ from ..request import (
     tier_in,
 )
 from .replies import CHARS_PER_TOKEN, CREATED_AT_S, TOKENS_PER_EVENT, Completion, named_event
+from .structured import wanted
 
 __all__ = ["read_response", "response_body", "response_events"]
 
@@ -37,15 +38,17 @@ def read_response(body: bytes) -> ChatRequest:
     if fields.get("background"):
         raise InvalidRequest("Nobody would come back for a response in the background.", "background")
     instructions = fields.get("instructions")
+    system = instructions if isinstance(instructions, str) else ""
     return ChatRequest(
         model=model_of(fields),
         prompt_hash=prompt_hash(asked),
-        prompt_tokens=message_tokens(texts, beside=len(instructions) if isinstance(instructions, str) else 0),
+        prompt_tokens=message_tokens(texts, beside=len(system)),
         max_tokens=count_in(fields, "max_output_tokens"),
         choices=1,
         stream=fields.get("stream") is True,
         include_usage=True,
         numbers=numbers_in(texts[-1] if texts else ""),
+        wanted=wanted(fields, system, texts) if "text" in fields or system else None,
         tier=tier_in(fields),
     )
 

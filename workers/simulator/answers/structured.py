@@ -45,8 +45,8 @@ def wanted(fields: dict[str, Any], system: str, users: Sequence[str]) -> Wanted 
 
 
 def _beside(fields: dict[str, Any]) -> Any:
-    """OpenAI's place for it, and Anthropic's."""
-    for place in (("response_format", "json_schema"), ("output_config", "format")):
+    """OpenAI's place for it in a chat, Anthropic's, and that of the Responses API."""
+    for place in (("response_format", "json_schema"), ("output_config", "format"), ("text", "format")):
         found: Any = fields
         for name in (*place, "schema"):
             found = found.get(name) if isinstance(found, dict) else None

@@ -27,7 +27,7 @@ from typing import Any, Literal, NoReturn
 from tasks.wire.json_text import is_unicode
 from tasks.wire.kinds import KINDS, JobKind, kind_of_url
 from tasks.wire.options import problem
-from tasks.wire.schema import has_json_schema, response_format, schema_conflict
+from tasks.wire.schema import described_schema, schema_conflict, states_format, with_schema
 
 from .input_file import MAX_LINE_BYTES, Line
 
@@ -126,14 +126,14 @@ class RowReader:
     def _with_schema(self, kind: JobKind, body: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
         """The body with the row's schema, or the run's, in the provider's words: a part of what decides the answer."""
         schema = options.pop("schema", None)
-        if schema is None and KINDS[kind].fits_schema and body.get("response_format") is None:
+        if schema is None and KINDS[kind].schema_in and not states_format(kind, body):
             schema = self.schema
         has_repair = bool(options.get("repair"))
         if conflict := schema_conflict(kind, body, has_schema=schema is not None, has_repair=has_repair):
             raise _Unusable("its `promptmill.{}`: {}".format(*conflict))
         if schema is not None:
-            body = {**body, "response_format": response_format(schema)}
-        if self.repair and KINDS[kind].fits_schema and has_json_schema(body):
+            body = with_schema(kind, body, schema)
+        if self.repair and described_schema(kind, body) is not None:
             options.setdefault("repair", self.repair)
         return body
 
