@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
 from typing import Any
@@ -126,13 +127,16 @@ async def test_one_at_a_time_tries_again_what_is_not_shared(fleet: Any, scripted
 
 @pytest.mark.parametrize("how", ["deadline", "cancel"])
 async def test_another_takes_over_from_a_job_that_ends(fleet: Any, scripted: Any, wait_until: Any, how: str) -> None:
-    def think(asked: Any) -> Answer:
-        time.sleep(0.6)
+    over = threading.Event()
+
+    def never_answer_the_first(asked: Any) -> Answer:
+        if asked.number == 0:
+            over.wait(60)
         return Answer(200, completion())
 
-    provider = scripted(think)
+    provider = scripted(never_answer_the_first)
     async with fleet(provider.base_url, size=1) as workers:
-        workers.submit("first", BODY, **({"deadline_s": 0.3} if how == "deadline" else {}))
+        workers.submit("first", BODY, **({"deadline_s": 2.0} if how == "deadline" else {}))
         await wait_until(lambda: provider.asked, "it is called")
         submit(workers, 20)
         await wait_until(lambda: len(workers.parked) == 20, "the others wait")
@@ -140,6 +144,7 @@ async def test_another_takes_over_from_a_job_that_ends(fleet: Any, scripted: Any
             (worker,) = workers.workers
             next(iter(worker._running)).cancel()
         await wait_until(lambda: len({*workers.results} - {"first"}) == 20, "the others are answered")
+        over.set()
     assert len(provider.asked) == 2
     assert sum(each.ok for each in workers.results.values()) == 20
 

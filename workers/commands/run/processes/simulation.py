@@ -207,7 +207,9 @@ def _route_table(route: Route) -> str:
 
 
 def _price(price: Price) -> dict[str, Any]:
-    amounts = price.model_dump(include={"input", "output", "cached_input", "cache_write", "flex"}, exclude_none=True)
+    amounts = price.model_dump(
+        include={"input", "output", "cached_input", "cache_write", "flex", "priority"}, exclude_none=True
+    )
     return {
         **{name: float(amount) for name, amount in amounts.items()},
         **price.model_dump(mode="json", include={"currency", "date", "source"}),
