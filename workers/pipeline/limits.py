@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from config.catalog import Model
     from tasks.wire.vocabulary import Priority
 
-    from ..limiter import CallSize, Cost, Permit, Waiter
+    from ..limiter import CallSize, Cost, Forecast, Permit, Waiter
     from ..prompt.job import PromptJob
     from ..prompt.parked import Parked
     from ..providers.codec import RequestSize
@@ -45,7 +45,7 @@ class Limits(Protocol):
         self, model: Model, keys: Sequence[SecretStr | None], priority: Priority = "normal"
     ) -> float: ...
 
-    def expected_output(self, model: Model, cost: Cost) -> int | None: ...
+    def forecast(self, model: Model) -> Forecast: ...
 
     def call_size(self, model: Model) -> CallSize: ...
 

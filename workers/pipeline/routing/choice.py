@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +52,7 @@ def _fits_input(when: When, model: str, facts: Facts) -> bool:
     return (over is None or tokens > over) and (under is None or tokens < under)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """One of a route's targets, for one job. None: not known. `wait_s`: seconds until its limit gives a turn."""
 
     name: str
