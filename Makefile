@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
+# Images of containers often set it, and then each process of the tests would compile all of them again.
+unexport PYTHONDONTWRITEBYTECODE
+
 # They wait more than they compute, so more of them than there are cores.
 QUICK_TESTS := $(BIN)/python -m pytest -n 6 --dist worksteal --ignore tests/system
 # Of the three processes one runs several scenarios side by side by itself: see tests/system/conftest.py.
@@ -76,7 +79,7 @@ soak: $(VENV)/dev.stamp ## the long fault runs, bounded in time; make soak ARGS=
 lock: ## pin the dependencies anew (needs uv)
 	uv pip compile pyproject.toml --extra local --group build --universal --generate-hashes --python-version 3.11 \
 		--no-header --quiet --output-file requirements/run.lock
-	uv pip compile pyproject.toml --extra local --group build --group dev --universal --generate-hashes \
+	uv pip compile pyproject.toml --extra local --extra tokenizer --group build --group dev --universal --generate-hashes \
 		--python-version 3.11 --no-header --quiet --output-file requirements/dev.lock
 
 clean: ## remove what the targets made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime as dt
 from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -250,7 +250,8 @@ class Model(Table):
     pieces alone: the worker asks for them, and collects them. One with `flex` is asked for by the provider's flex tier
     where a job has the time.
 
-    One call for embeddings takes `max_inputs`, with `max_input_tokens` in all and `max_tokens_per_input` each.
+    One call for embeddings takes `max_inputs`, with `max_input_tokens` in all and `max_tokens_per_input` each. With the
+    path of a `tokenizer` (a tokenizer.json) those of one input are counted, not estimated.
 
     `fallbacks` are asked in turn where this model can't answer; `fallback_on` names what leads to them beyond what does
     so by itself. The fallbacks of a fallback play no part, so two models may name each other.
@@ -272,6 +273,7 @@ class Model(Table):
     max_inputs: Count = 2_048
     max_input_tokens: Count = 300_000
     max_tokens_per_input: Count | None = None
+    tokenizer: Annotated[str, Field(min_length=1)] | None = None
     fallbacks: Annotated[tuple[Name, ...], AfterValidator(all_different)] = ()
     fallback_on: Annotated[tuple[Trigger, ...], AfterValidator(all_different)] = ()
 
@@ -279,6 +281,12 @@ class Model(Table):
     @classmethod
     def _upstream_is_the_alias_unless_stated(cls, table: Any) -> Any:
         return {"upstream": table.get("name"), **table} if isinstance(table, dict) else table
+
+    @model_validator(mode="after")
+    def _a_tokenizer_has_a_use(self) -> Self:
+        if self.tokenizer is not None and self.max_tokens_per_input is None:
+            raise ValueError("a tokenizer counts the tokens of inputs; state `max_tokens_per_input` too")
+        return self
 
 
 NESTED_TABLES: dict[str, type[BaseModel]] = {

@@ -85,11 +85,12 @@ class Answers:
         await self._courier.close()
         self.tally.tell()
 
-    def remembered(self, digest: str, *, ttl_s: float) -> Known | None:
-        """The answer, if it is in memory."""
-        data = self._memory.get(digest, ttl_ms=ttl_s * 1000, now_ms=self._redis_s() * 1000)
-        if data is None:
-            return None
+    def at_hand(self, digest: str, *, ttl_s: float) -> bytes | None:
+        """The answer as it is stored, if it is in memory. On any thread; counted when it is opened."""
+        return self._memory.get(digest, ttl_ms=ttl_s * 1000, now_ms=self._redis_s() * 1000)
+
+    def opened(self, data: bytes) -> Known | None:
+        """An answer that was at hand."""
         known = decode(data)
         if known is not None:
             self.tally.note("memory", saved_usd=known.cost_usd)

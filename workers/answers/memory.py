@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from contextlib import suppress
 from typing import Final, NamedTuple
 
 __all__ = ["Memory"]
@@ -29,16 +30,12 @@ class Memory:
         return len(self._entries)
 
     def get(self, digest: str, *, ttl_ms: float, now_ms: float) -> bytes | None:
-        """The answer, if it is no older than `ttl_ms` and has not ended."""
+        """The answer, if it is no older than `ttl_ms` and has not ended. On any thread: each of its steps is whole."""
         entry = self._entries.get(digest)
-        if entry is None:
+        if entry is None or now_ms >= entry.ends_ms or now_ms - entry.stored_ms > ttl_ms:
             return None
-        if now_ms >= entry.ends_ms:
-            self._drop(digest)
-            return None
-        if now_ms - entry.stored_ms > ttl_ms:
-            return None
-        self._entries.move_to_end(digest)
+        with suppress(KeyError):  # it was dropped just now
+            self._entries.move_to_end(digest)
         return entry.data
 
     def put(self, digest: str, data: bytes, *, stored_ms: float, ends_ms: float) -> None:
@@ -50,7 +47,8 @@ class Memory:
         self._entries[digest] = _Entry(data, stored_ms, ends_ms)
         self.bytes += size
         while self.bytes > self._most_bytes:
-            self._drop(next(iter(self._entries)))
+            _, entry = self._entries.popitem(last=False)
+            self.bytes -= len(entry.data) + OVERHEAD_BYTES
 
     def clear(self) -> None:
         self._entries.clear()

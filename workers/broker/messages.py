@@ -15,7 +15,7 @@ from kombu.utils.json import loads as kombu_loads
 if TYPE_CHECKING:
     from .leases import Grave
 
-__all__ = ["MARKS", "Delivery", "Unreadable", "context", "dead_letter", "id_of", "read"]
+__all__ = ["MARKS", "READ", "Delivery", "Unreadable", "context", "dead_letter", "id_of", "read"]
 
 HISTORY = "promptmill"
 """The field that the scripts append to a message that was given back (message.lua)."""
@@ -27,6 +27,9 @@ MARKS = "promptmill"
 """The property in which a delivered message carries what we know of it to its task (`task.request.properties`).
 
 Not a header: Celery hands headers on to the jobs that a task starts."""
+
+READ = "read"
+"""The mark with the job itself, where the consumer has read it before its task does (workers/celery/fast_path.py)."""
 
 
 class Unreadable(ValueError):

@@ -5,6 +5,7 @@ In reading order, with what each stands in for:
     app.py               the app, its task class and its signals         celery.Celery
     tasks.py             prompts.chat, prompts.embed and the other kinds'
     request.py           one message as a job                            celery.worker.request.Request
+    fast_path.py         answers in memory, given before Celery's request   celery.worker.strategy
     consumer.py          the consumer, which never gives up on Redis     celery.worker.consumer.Consumer
     lease_heartbeat.py   a bootstep: leases renewed, cancels heard
     sweep.py             a bootstep's thread: cancelled jobs leave the delayed ones

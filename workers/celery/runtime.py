@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from config.settings import Retry, Settings
     from tasks.results import PromptResult
 
+    from ..pipeline.at_hand import AtHand
     from ..pipeline.limits import Limits
     from ..pipeline.rungs.answers import Store
     from ..pipeline.rungs.elsewhere import Others
@@ -72,6 +73,11 @@ def current() -> Pipeline:
     if not _pipelines:
         raise RuntimeError("A prompt task was called directly; it runs only inside `celery -A workers worker`.")
     return _pipelines[-1]
+
+
+def at_hand() -> AtHand | None:
+    """The answers in this process's memory; None outside of workers."""
+    return _pipelines[-1].at_hand if _pipelines else None
 
 
 @asynccontextmanager

@@ -13,7 +13,7 @@ from tasks.errors import JobFailed
 from tasks.wire.kinds import KINDS
 from tasks.wire.redis_keys import QUEUE
 
-from ..broker.messages import MARKS
+from ..broker.messages import MARKS, READ
 from ..pool import shutdown
 from ..prompt.parked import Parked
 from ..redis.patience import OUR_REDIS, patiently
@@ -32,7 +32,13 @@ __all__ = ["TASKS"]
 
 
 # `is_prompt`: workers/celery/request.py.
-_OPTIONS: dict[str, Any] = {"bind": True, "acks_late": True, "throws": (JobFailed,), "is_prompt": True}
+_OPTIONS: dict[str, Any] = {
+    "bind": True,
+    "acks_late": True,
+    "throws": (JobFailed,),
+    "is_prompt": True,
+    "Strategy": "workers.celery.fast_path:strategy",
+}
 
 
 def _task(kind: Kind) -> Task:
@@ -56,7 +62,15 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
     held: list[object] = []
     marks = (request.properties or {}).get(MARKS, {})
     result = await pipeline.handle(
-        kind, request.id, args, kwargs, group=request.group, queue=queue, parked=marks.get("memory"), held=held
+        kind,
+        request.id,
+        args,
+        kwargs,
+        group=request.group,
+        queue=queue,
+        parked=marks.get("memory"),
+        held=held,
+        read=marks.get(READ),
     )
     if marks.get("suspected_double_payment"):
         result = replace(result, suspected_double_payment=True)

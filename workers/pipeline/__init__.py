@@ -2,6 +2,7 @@
 
 pipeline.py      the ladder, and what comes of a job's way down: start reading here
 trip.py          a job under way; the shape that decides its rungs
+at_hand.py       answers that are in memory, given before a job has a place
 rungs/           one worry each
 routing/         which model a job asks first, and which when that one can't answer
 limits.py        the limit that all workers share, as the pipeline sees it

@@ -24,10 +24,12 @@ from ..prompt.job import JobKind, PromptJob, parse
 from ..prompt.parked import Parked
 from ..providers import CODECS
 from ..telemetry.counts import counts
+from .at_hand import AtHand, Read
 from .flex_policy import FlexPolicy
 from .offers import Offers
 from .outcome import answered, unanswered
 from .packing.caps import CallCaps
+from .packing.tokens import tokenizers_of
 from .record_limit import RecordSizes
 from .routing.reach import reaches
 from .routing.router import Router
@@ -161,11 +163,12 @@ class Pipeline:
             now=now,
         )
         self._job_rungs: tuple[Rung, ...] = (Deadline(), self._fallbacks)
+        stored = None if answers is None else Answers(answers, ttl_s=cache_ttl_s, may_wait=policy.may_wait, now=now)
         # Once for each model that is tried:
         self._route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
-            InputLength(limits),
-            *(() if answers is None else (Answers(answers, ttl_s=cache_ttl_s, may_wait=policy.may_wait, now=now),)),
+            InputLength(limits, tokenizers_of(catalog)),
+            *(() if stored is None else (stored,)),
             Schema(now=now),
             RecordSize(compresses=compresses),
             Breaker(now=now, sleep=sleep, rng=rng, patience_s=patience_s, park_after_s=park_after_s),
@@ -195,6 +198,13 @@ class Pipeline:
         self._streams = streams
         self._call = Call(http, now=now, compresses=compresses, time_limit=time_limit, streams=streams)
         self.ladder = lru_cache(maxsize=LADDERS_KEPT)(self._build)
+        self.at_hand: AtHand | None = None
+        """What it can answer from memory, if it has one."""
+        if answers is not None and stored is not None:
+            digest_of, ladder = stored.digest_of, self.ladder
+            self.at_hand = AtHand(
+                answers, digest_of=digest_of, ladder=ladder, ttl_s=cache_ttl_s, now=now, read_stamp=read_stamp
+            )
 
     def _build(self, shape: Shape) -> Ladder:
         """The ladder of a shape. Raises `Incapable` for a model that the catalogue does not know."""
@@ -228,15 +238,18 @@ class Pipeline:
         queue: str = QUEUE,
         parked: str | None = None,
         held: list[object] | None = None,
+        read: Read | None = None,
     ) -> Coroutine[Any, Any, PromptResult]:
         """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`.
 
         `queue` is where the job came from, and other workers take from. `parked` is the memory of a job that was
         parked (`Parked.memory`). `held` gets the memory that a large answer takes (`RawResponse.held`): keep it until
-        the answer is stored.
+        the answer is stored. `read`: the job, if it was read already (at_hand.py).
         """
         # No coroutine of its own around that of `run`: each level is gone through at every step of a call.
         now = self._now()
+        if read is not None:
+            return self.run(read.job, queue=queue, parked=parked, held=held, now=now, digest=read.digest)
         try:
             job = parse(kind, job_id, args, kwargs, group=group, now=now, read_stamp=self._read_stamp)
         except Failure as refused:
@@ -251,9 +264,12 @@ class Pipeline:
         parked: str | None = None,
         held: list[object] | None = None,
         now: float | None = None,
+        digest: str | None = None,
     ) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
         trip = Trip(job, self._now() if now is None else now, queue, held=held)
+        if digest is not None:
+            trip.digest = digest
         if parked is not None:
             trip.remember(parked)
         try:

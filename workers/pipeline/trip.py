@@ -167,6 +167,8 @@ class Trip:
     """The step after which an answer fitted the schema."""
     shortened: list[dict[str, Any]] | None = None
     """What was done to inputs that are longer than the model takes."""
+    digest: str | None = None
+    """What equal prompts have in common, if that was known before it began, and its ladder leads to one model."""
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
     followed: str | None = None

@@ -74,6 +74,7 @@ class JobLoop:
         """Start the thread and open the app's lifespans on the loop; `threads` at most for blocking calls."""
         _tune_interpreter()
         self._loop = _new_event_loop()
+        self.call_soon = self._loop.call_soon_threadsafe
         self._threads = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="promptmill-task")
         self._loop.set_default_executor(self._threads)
         self._thread = threading.Thread(target=self._run_loop, name="promptmill-loop", daemon=True)

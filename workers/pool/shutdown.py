@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from celery.worker import state as worker_state
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from kombu.asynchronous import Hub
 
-    from .job import Job
     from .outbox import Outbox
 
 __all__ = ["clean_up", "finish", "has_begun"]
@@ -34,7 +33,7 @@ def has_begun() -> bool:
     return not (stop is None or stop is False) or not (terminate is None or terminate is False)
 
 
-def finish(jobs: Mapping[int, Job], hub: Hub, outbox: Outbox) -> None:
+def finish(jobs: Mapping[Any, Any], hub: Hub, outbox: Outbox) -> None:
     """Run the hub until no job is left: it acknowledges messages and renews leases."""
     while jobs:
         try:
@@ -46,7 +45,7 @@ def finish(jobs: Mapping[int, Job], hub: Hub, outbox: Outbox) -> None:
             outbox.empty()
 
 
-def clean_up(jobs: Mapping[int, Job], outbox: Outbox) -> None:
+def clean_up(jobs: Mapping[Any, Any], outbox: Outbox) -> None:
     """Give cancelled jobs a moment, and deliver what had ended already."""
     until = time.monotonic() + TERMINATE_TIMEOUT_S
     while jobs and time.monotonic() < until:

@@ -18,6 +18,7 @@ import itertools
 import logging
 import signal
 import time
+from collections import ChainMap
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -28,6 +29,7 @@ from celery.worker import state as worker_state
 
 from . import places, shutdown
 from .app import Task
+from .aside import Aside
 from .job import Job
 from .job_loop import JobLoop
 from .outbox import Outbox
@@ -61,6 +63,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         self._jobs: dict[int, Job] = {}
         self._outbox = Outbox()
         self._loop = JobLoop(self._outbox, on_end=self._finish)
+        self.aside = Aside(self._loop, self._outbox)
         self._hub: Hub | None = None
         self._stopping = False
         self._started = 0
@@ -114,13 +117,13 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         self._stopping = True
         if self._hub is not None:
             self.register_with_event_loop(self._hub)  # a connection that was lost just now has reset the hub
-        shutdown.finish(self._jobs, cast("Hub", self._hub), self._outbox)
+        shutdown.finish(ChainMap[Any, Any](self._jobs, self.aside.under_way), cast("Hub", self._hub), self._outbox)
         self._close()
 
     def on_terminate(self) -> None:
         """Cold shutdown: cancel all jobs, give their clean-up a moment, deliver what had already ended."""
         self._loop.end_all(lambda: tuple(self._jobs.values()))
-        shutdown.clean_up(self._jobs, self._outbox)
+        shutdown.clean_up(ChainMap[Any, Any](self._jobs, self.aside.under_way), self._outbox)
         self._close()
 
     def _close(self) -> None:

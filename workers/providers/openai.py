@@ -18,7 +18,7 @@ from .endpoints.moderations import read_moderation
 from .endpoints.responses import read_response
 from .refusals import refusal, with_evidence
 from .size import NO_MEDIA, measure
-from .stream.chunks import ChatAssembly
+from .stream.chunks import ChatAssembly, CompletionAssembly
 from .stream.response_events import ResponseAssembly
 
 if TYPE_CHECKING:
@@ -76,6 +76,13 @@ _READERS: Final[Mapping[JobKind, Callable[[PromptJob, dict[str, Any], RawRespons
     "moderate": lambda job, body, _raw, _now: read_moderation(body, job.body),
 }
 
+_ASSEMBLIES: Final[Mapping[JobKind, Callable[[dict[str, Any]], Assembly]]] = {
+    "chat": lambda _body: ChatAssembly(),
+    "respond": lambda _body: ResponseAssembly(),
+    "complete": lambda body: CompletionAssembly(count_completions(body)),
+}
+"""Of the kinds whose answers come in pieces."""
+
 
 class OpenAICodec:
     """OpenAI, and every gateway that speaks its protocol.
@@ -125,7 +132,7 @@ class OpenAICodec:
         wished = body.pop("stream_options", None)
         if streams:
             body["stream"] = True
-            if provider.stream_options and job.kind == "chat":
+            if provider.stream_options and KINDS[job.kind].counts_if_asked:
                 body["stream_options"] = {**(wished if isinstance(wished, dict) else {}), "include_usage": True}
         sent = headers(job, provider)
         if key is not None:
@@ -134,7 +141,7 @@ class OpenAICodec:
 
     def assembly(self, job: PromptJob) -> Assembly:
         """See `Codec.assembly`."""
-        return ResponseAssembly() if job.kind == "respond" else ChatAssembly()
+        return _ASSEMBLIES[job.kind](job.body)
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """See `Codec.probe`."""

@@ -204,7 +204,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
 
     def _meta(self, result: Any, state: str, traceback: str | None, request: Any) -> dict[str, Any]:
         """Celery's record of a result (celery/backends/base.py, `_get_result_meta`), which takes Celery 13 us."""
-        if not isinstance(result, JSONResult) or self._is_extended:
+        if not isinstance(result, JSONResult) or self.is_extended:
             value = result.value if isinstance(result, JSONResult) else result
             meta: dict[str, Any] = self._get_result_meta(
                 result=value, state=state, traceback=traceback, request=request
@@ -228,7 +228,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         return self.app.conf.get("result_compress_from_bytes") or math.inf
 
     @cached_property
-    def _is_extended(self) -> bool:
+    def is_extended(self) -> bool:
         """Whether records tell the task's name and arguments too (Celery's setting `result_extended`)."""
         return bool(self.app.conf.find_value_for_key("extended", "result"))
 

@@ -63,7 +63,7 @@ class Provider:
     """One simulated provider, and its ledger."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "workers.simulator", "--port", "0", "--jitter", "0", *options]
+        command = [sys.executable, "-m", "workers.cli", "simulate", "--port", "0", "--jitter", "0", *options]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
         self.base_url = self.process.stdout.readline().split()[-1]

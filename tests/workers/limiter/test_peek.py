@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from config.catalog import Limits
 from tasks.wire import redis_keys
+from tests.support.examples import examples
 from tests.support.redis_server import RedisServer
 from workers.limiter import LimiterView, snapshot
 from workers.limiter.cost import Cost
@@ -99,7 +100,7 @@ def slack_s(limits: Limits, cost: Cost) -> float:
     paused_s=st.none() | st.floats(0.1, 90),
     later_s=st.floats(0, 10),  # no longer than a lease
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_what_it_says_is_what_acquire_then_gives(
     redis_server: RedisServer, rpm: int | None, tokens: dict[str, int], size: int, waiting: int, **case: Any
 ) -> None:

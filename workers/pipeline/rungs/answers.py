@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ...answers import Known
     from ...prompt.job import PromptJob
     from ...providers import Answer
-    from ..trip import Down, Shape, Trip
+    from ..trip import Down, Route, Shape, Trip
 
 __all__ = ["Answers", "Store"]
 
@@ -26,7 +26,9 @@ FOLLOWS_S = 280.0
 class Store(Protocol):
     """What all workers have answered and are answering: `answers.Answers`."""
 
-    def remembered(self, digest: str, *, ttl_s: float) -> Known | None: ...
+    def at_hand(self, digest: str, *, ttl_s: float) -> bytes | None: ...
+
+    def opened(self, data: bytes) -> Known | None: ...
 
     async def look(
         self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None
@@ -56,13 +58,10 @@ class Answers:
     def serves(self, shape: Shape) -> bool:
         return shape.caches
 
-    async def __call__(self, trip: Trip, down: Down) -> Answer:
-        job, route = trip.job, trip.route
-        ttl_s = job.options.cache_ttl_s or self._ttl_s
-        if ttl_s is None:
-            raise ValueError("a job without a cache time met this rung")
+    def digest_of(self, job: PromptJob, route: Route) -> str:
+        """What equal prompts to this model have in common (`answers.Digests`). On any thread."""
         model = route.model
-        digest = self._digests.of(
+        return self._digests.of(
             job,
             alias=route.alias,
             model=model,
@@ -70,7 +69,15 @@ class Answers:
             codec=route.codec,
             may_wait=model.flex and self._may_wait(job),
         )
-        found: Known | Flight | Follow | None = self._store.remembered(digest, ttl_s=ttl_s)
+
+    async def __call__(self, trip: Trip, down: Down) -> Answer:
+        job, route = trip.job, trip.route
+        ttl_s = job.options.cache_ttl_s or self._ttl_s
+        if ttl_s is None:
+            raise ValueError("a job without a cache time met this rung")
+        digest = self.digest_of(job, route) if trip.digest is None else trip.digest
+        data = self._store.at_hand(digest, ttl_s=ttl_s)
+        found: Known | Flight | Follow | None = None if data is None else self._store.opened(data)
         if found is None:
             found = await self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed)
         if found is None:

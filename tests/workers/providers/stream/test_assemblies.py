@@ -27,9 +27,9 @@ def sse(*events: Any) -> bytes:
     )
 
 
-def put_together(kind: str, body: bytes, *cuts: int) -> tuple[Any, str]:
+def put_together(kind: str, body: bytes, *cuts: int, job: PromptJob = JOB) -> tuple[Any, str]:
     """The assembly, and the text that it told."""
-    assembly, stream, texts = CODECS[kind].assembly(JOB), EventStream(), []
+    assembly, stream, texts = CODECS[kind].assembly(job), EventStream(), []
     places = [0, *sorted(min(cut, len(body)) for cut in cuts), len(body)]
     events = [event for start, end in pairwise(places) for event in stream.feed(body[start:end])]
     for name, data in [*events, *stream.close()]:
