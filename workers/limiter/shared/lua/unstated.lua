@@ -71,7 +71,9 @@ end
 local function streak_at(state, now)
   if not state.cap then return 1 end
   local ended = tonumber(state.cap_at)
-  local is_next = now - ended < soon_s or recent_of(state).sum(ended, now) <= hardly_any
+  -- The bin in which the pause ended may hold what went before it.
+  local next_bin = math.ceil(ended / recent_bin_s) * recent_bin_s
+  local is_next = now - ended < soon_s or recent_of(state).sum(next_bin, now) <= hardly_any
   return is_next and tonumber(state.streak or 0) + 1 or 1
 end
 
