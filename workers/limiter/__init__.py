@@ -15,6 +15,7 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
     rate.py        from a provider's limits to the safe pace
     cost.py        what one request takes from the limits
     estimate.py    how many tokens a request will take
+    listing.py     says which limiters there are
     view.py        a limiter from outside: who waits, what is used
     peek.py        how long a request would wait, by what the schedule has written down
 """
