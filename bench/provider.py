@@ -74,7 +74,7 @@ async def running_provider(
 
     `options` are further ones of the simulated provider's.
     """
-    command = python("workers.simulator", "--port", 0, "--latency-ms", latency_ms, "--jitter", 0)
+    command = python("workers.cli", "simulate", "--port", 0, "--latency-ms", latency_ms, "--jitter", 0)
     if rpm is not None:
         command += ["--rpm", str(rpm)]
     command += options

@@ -109,9 +109,9 @@ class PromptResult:
     `cached`: the answer was stored for an equal prompt, and `saved_usd` is what that call cost, None where unknown.
     `route` says which rule of the route that `model` names chose, and why: {"name", "rule", "why"}. `repaired` names
     the step after which an answer fitted its schema; None: as it came. `tier` is how the provider served the call that
-    brought the answer: "standard", or "flex" for less; None where this job's call brought none. `too_long` says which
-    inputs were longer than the model takes, and what was done: {"input": 3, "how": "truncated", "kept": 30000, "of":
-    45000}, in characters or token ids, or {"input": 3, "how": "split", "parts": 2}.
+    brought the answer: "standard", "flex" for less, "priority" for more, or "other"; None where this job's call brought
+    none. `too_long` says which inputs were longer than the model takes, and what was done: {"input": 3, "how":
+    "truncated", "kept": 30000, "of": 45000}, in characters or token ids, or {"input": 3, "how": "split", "parts": 2}.
     """
 
     id: str

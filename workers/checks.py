@@ -80,6 +80,7 @@ def check_redis(
     yield _persistence(config, subject, holds_queue)
     yield from _rights(redis, subject, channels)
     if holds_queue:
+        yield from _scripts(redis, subject)
         yield from _unread(redis, subject)
 
 
@@ -112,6 +113,18 @@ def _rights(redis: Redis, subject: str, channels: Sequence[str]) -> Iterator[Fin
         missing = f"its user lacks a right to Redis's channels ({exc})"
         advice = "Give it the right to all of them: `ACL SETUSER <user> +@pubsub allchannels`."
         yield Finding("refused", subject, f"{missing}. {advice}")
+
+
+def _scripts(redis: Redis, subject: str) -> Iterator[Finding]:
+    """Whether scripts may use keys that were not declared before: which records belong to the jobs that a script takes
+    shows when it has taken them."""
+    try:
+        redis.eval("return redis.call('EXISTS', ARGV[1])", 0, redis_keys.NO_KEY)
+    except ResponseError as exc:
+        if "declared" not in str(exc):
+            raise
+        missing = f"it lets scripts use no key that was not declared before ({exc}), which Promptmill's have to"
+        yield Finding("refused", subject, f"{missing}. Use Redis itself; Dragonfly is not supported.")
 
 
 def _version(info: Mapping[str, Any], subject: str) -> Finding:

@@ -51,7 +51,14 @@ def _overlaid(base: dict[str, Any], top: dict[str, Any], path: Path) -> dict[str
         if not isinstance(tables, dict):
             raise InvalidCatalog(f"{path}: {section}: must be tables such as {heading((section, 'name'))}")
         merged[section] = {**base.get(section, {}), **tables}
+    merged["models"] = {name: _rooted(table, path.parent) for name, table in merged["models"].items()}
     return merged
+
+
+def _rooted(table: Any, folder: Path) -> Any:
+    """A model's table with the path of its tokenizer counted from the catalogue's folder."""
+    tokenizer = table.get("tokenizer") if isinstance(table, dict) else None
+    return {**table, "tokenizer": str(folder / tokenizer)} if isinstance(tokenizer, str) and tokenizer else table
 
 
 def _validated(document: dict[str, Any], path: Path) -> Catalog:

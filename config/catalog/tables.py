@@ -5,13 +5,13 @@ from __future__ import annotations
 import datetime as dt
 from decimal import Decimal
 from functools import cached_property
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Self
 from urllib.parse import urlencode
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from tasks.wire.kinds import Api
-from tasks.wire.vocabulary import Trigger
+from tasks.wire.vocabulary import Tier, Trigger
 
 from .field_types import (
     Amount,
@@ -80,7 +80,7 @@ class Rates(NamedTuple):
 class Price(Table):
     """Prices per million tokens. One that is None is unknown, which is never the same as 0.
 
-    `flex` is what a call of the provider's flex tier costs, as a share of these prices.
+    `flex` and `priority` are what a call of the provider's tier of that name costs, as a multiple of these prices.
 
     `source` says where the price was found. `date` is the source's day or, if it bears none, the day on which
     the price was written down.
@@ -91,6 +91,7 @@ class Price(Table):
     cached_input: Amount | None = None
     cache_write: Amount | None = None
     flex: Factor | None = None
+    priority: Factor | None = None
     currency: Currency = "USD"
     date: dt.date
     source: Annotated[str, Field(min_length=1)]
@@ -115,15 +116,15 @@ class Price(Table):
         output_tokens: int,
         cached_tokens: int = 0,
         cache_write_tokens: int = 0,
-        is_flex: bool = False,
+        tier: Tier = "standard",
     ) -> Decimal | None:
         """What a call cost in US dollars, not rounded.
 
         None if a price that is needed is unknown, or if the prices are in another currency. `cached_tokens`
         and `cache_write_tokens` are parts of `input_tokens` and are charged at `cached_input` and `cache_write`.
-        `is_flex`: the call went by the flex tier.
+        `tier` is that by which the call was served; `other` has no known price.
         """
-        factor = self.flex if is_flex else 1
+        factor = 1 if tier == "standard" else {"flex": self.flex, "priority": self.priority}.get(tier)
         if self.currency != "USD" or factor is None:
             return None
         cached = min(cached_tokens, input_tokens)
@@ -249,7 +250,8 @@ class Model(Table):
     pieces alone: the worker asks for them, and collects them. One with `flex` is asked for by the provider's flex tier
     where a job has the time.
 
-    One call for embeddings takes `max_inputs`, with `max_input_tokens` in all and `max_tokens_per_input` each.
+    One call for embeddings takes `max_inputs`, with `max_input_tokens` in all and `max_tokens_per_input` each. With the
+    path of a `tokenizer` (a tokenizer.json) those of one input are counted, not estimated.
 
     `fallbacks` are asked in turn where this model can't answer; `fallback_on` names what leads to them beyond what does
     so by itself. The fallbacks of a fallback play no part, so two models may name each other.
@@ -271,6 +273,7 @@ class Model(Table):
     max_inputs: Count = 2_048
     max_input_tokens: Count = 300_000
     max_tokens_per_input: Count | None = None
+    tokenizer: Annotated[str, Field(min_length=1)] | None = None
     fallbacks: Annotated[tuple[Name, ...], AfterValidator(all_different)] = ()
     fallback_on: Annotated[tuple[Trigger, ...], AfterValidator(all_different)] = ()
 
@@ -278,6 +281,12 @@ class Model(Table):
     @classmethod
     def _upstream_is_the_alias_unless_stated(cls, table: Any) -> Any:
         return {"upstream": table.get("name"), **table} if isinstance(table, dict) else table
+
+    @model_validator(mode="after")
+    def _a_tokenizer_has_a_use(self) -> Self:
+        if self.tokenizer is not None and self.max_tokens_per_input is None:
+            raise ValueError("a tokenizer counts the tokens of inputs; state `max_tokens_per_input` too")
+        return self
 
 
 NESTED_TABLES: dict[str, type[BaseModel]] = {

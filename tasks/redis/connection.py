@@ -105,7 +105,7 @@ class ScriptRunner:
         self._script = script
         self._options: dict[str, Any] = {} if decodes else {NEVER_DECODE: True}
 
-    async def __call__(self, keys: Sequence[str], args: Sequence[str | int], *, wait_ms: int = 0) -> Any:
+    async def __call__(self, keys: Sequence[str], args: Sequence[str | bytes | int], *, wait_ms: int = 0) -> Any:
         """Run it. With `wait_ms`, raises Unreplicated unless a replica has by then what it wrote."""
         run = partial(self._run_replicated, wait_ms=wait_ms) if wait_ms else self._run
         command = ("EVALSHA", self._script.sha, len(keys), *keys, *args)

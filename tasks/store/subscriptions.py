@@ -8,6 +8,7 @@ neither a lost message nor a wiped Redis makes anybody wait for ever.
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Iterable, Mapping
 from contextlib import suppress
 from typing import Final, Protocol
@@ -23,6 +24,14 @@ __all__ = ["Listener", "Subscriptions"]
 
 _RECHECK_S: Final = 3.0
 _RECONNECT_S: Final = 0.1
+_EXTEND_S: Final = 1.0
+"""How often the time-out of a link that is heard from is put off. A time-out of its own for each message costs more
+than all else that is done with a small one."""
+_PART: Final = 25
+_PARTS: Final = 20
+_PART_S: Final = 0.05
+"""What is waited for is looked at again so many at a time, and in so many parts at most, with a pause after each: who
+hears from Redis meanwhile is not held up by all of it."""
 _IDLE_S: Final = 30.0
 """With nobody waiting, the connection is kept this long: the next caller is likely to come."""
 
@@ -36,7 +45,10 @@ class Listener(Protocol):
         """A message has come on the job's channel."""
 
     def look(self, job_ids: Iterable[str]) -> None:
-        """Something may have been missed of these, or was there before."""
+        """Something was there before of these, or may have been missed."""
+
+    def recheck(self, job_ids: Iterable[str]) -> None:
+        """Some seconds have passed: whatever may have been missed meanwhile of these is to be looked for."""
 
     def note_alive(self) -> None:
         """Redis has answered."""
@@ -99,17 +111,21 @@ class Subscriptions:
         try:
             self._link = link
             self._subscribing.add(*self._wanted)
-            while not is_stopped():
-                # The recheck sends a PING each time: a longer silence means that the link is dead.
-                message = await link.read_response(
-                    disable_decoding=True, timeout=2 * _RECHECK_S + self._connection.timeout_s
-                )
-                if message is None:
-                    raise redis_errors.TimeoutError("pub/sub is silent")
-                self._listener.note_alive()
-                # While nothing is subscribed, a PING is answered with a bare "PONG".
-                if isinstance(message, list) and (more := self._receive(*message)) is not None:
-                    await more
+            # The recheck sends a PING each time: a longer silence means that the link is dead.
+            silence_s, now_s = 2 * _RECHECK_S + self._connection.timeout_s, asyncio.get_running_loop().time
+            async with asyncio.timeout(silence_s) as silence:
+                extend_at = now_s() + _EXTEND_S
+                while not is_stopped():
+                    message = await link.read_response(disable_decoding=True, timeout=math.inf)
+                    if now_s() > extend_at:
+                        silence.reschedule(now_s() + silence_s)
+                        extend_at = now_s() + _EXTEND_S
+                    self._listener.note_alive()
+                    # While nothing is subscribed, a PING is answered with a bare "PONG".
+                    if isinstance(message, list) and (more := self._receive(*message)) is not None:
+                        silence.reschedule(None)
+                        await more
+                        silence.reschedule(now_s() + silence_s)
         finally:
             self._link = None
             await link.disconnect(nowait=True)
@@ -142,7 +158,11 @@ class Subscriptions:
         while not self._is_idle() and not is_stopped():
             await asyncio.sleep(_RECHECK_S)
             await self._send("PING")
-            self._listener.look(self._wanted)
+            wanted = list(self._wanted)
+            size = max(_PART, -(-len(wanted) // _PARTS))
+            for start in range(0, len(wanted), size):
+                self._listener.recheck(job_id for job_id in wanted[start : start + size] if job_id in self._wanted)
+                await asyncio.sleep(_PART_S if start + size < len(wanted) else 0)
         tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()

@@ -104,6 +104,10 @@ class ResultWaiter:
         """See `Listener.look`."""
         self._looking.add(*job_ids)
 
+    def recheck(self, job_ids: Iterable[str]) -> None:
+        """See `Listener.recheck`."""
+        self.look(job_ids)
+
     def note_alive(self) -> None:
         """See `Listener.note_alive`."""
         self._patience.renew()

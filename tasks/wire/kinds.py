@@ -24,7 +24,8 @@ Api = Literal["chat", "embeddings", "responses", "completions", "moderations"]
 class Kind:
     """One kind of work. `task` is the Celery task's name, and `path` that of the endpoint below a provider's address.
 
-    `field` of the request's body holds the prompt. `streams`: its answer may come in pieces. `is_repeatable`: the same
+    `field` of the request's body holds the prompt. `streams`: its answer may come in pieces. `counts_if_asked`: a
+    streamed one tells its usage only where `stream_options` ask for it. `is_repeatable`: the same
     request is always meant to bring the same answer. `writes`: the answer has tokens of its own. `fits_schema`: it can
     be held to a JSON Schema. `has_flex`: providers take it in their flex tier. `refuses` names fields that are ours to
     decide, and says why.
@@ -37,6 +38,7 @@ class Kind:
     field: str
     noun: str
     streams: bool = False
+    counts_if_asked: bool = False
     is_repeatable: bool = False
     writes: bool = True
     fits_schema: bool = False
@@ -60,6 +62,7 @@ KINDS: Final[Mapping[JobKind, Kind]] = MappingProxyType(
                 field="messages",
                 noun="a chat",
                 streams=True,
+                counts_if_asked=True,
                 fits_schema=True,
                 has_flex=True,
             ),
@@ -91,6 +94,8 @@ KINDS: Final[Mapping[JobKind, Kind]] = MappingProxyType(
                 path="/completions",
                 field="prompt",
                 noun="a completion",
+                streams=True,
+                counts_if_asked=True,
             ),
             Kind(
                 "moderate",

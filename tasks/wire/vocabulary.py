@@ -36,8 +36,9 @@ Priority = Literal["interactive", "normal", "bulk"]
 PRIORITIES: Final[tuple[Priority, ...]] = get_args(Priority)
 """Most urgent first."""
 
-Tier = Literal["standard", "flex"]
-"""How a call was sent: at once, or when the provider has room, for less."""
+Tier = Literal["standard", "flex", "priority", "other"]
+"""How a call was served: at once, when the provider has room for less, before others for more, or by a tier of which
+only the name is known."""
 FLEX: Final = "flex"
 """The tier's name, in a request's `service_tier` too."""
 

@@ -467,7 +467,9 @@ def test_tokens_written_to_a_cache_are_a_part_of_the_input_too() -> None:
         ({"input": 1, "output": 1}, {"input_tokens": 2, "output_tokens": 1, "cached_tokens": 1}),
         ({"input": 1, "output": 1}, {"input_tokens": 2, "output_tokens": 1, "cache_write_tokens": 1}),
         ({"input": 1, "output": 1, "currency": "CNY"}, {"input_tokens": 1, "output_tokens": 1}),
-        ({"input": 1, "output": 1}, {"input_tokens": 1, "output_tokens": 1, "is_flex": True}),
+        ({"input": 1, "output": 1}, {"input_tokens": 1, "output_tokens": 1, "tier": "flex"}),
+        ({"input": 1, "output": 1, "flex": 0.5}, {"input_tokens": 1, "output_tokens": 1, "tier": "priority"}),
+        ({"input": 1, "output": 1, "priority": 2}, {"input_tokens": 1, "output_tokens": 1, "tier": "other"}),
     ],
 )
 def test_a_cost_is_unknown_if_a_price_it_needs_is(amounts: dict[str, object], tokens: dict[str, Any]) -> None:

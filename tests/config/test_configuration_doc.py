@@ -29,6 +29,7 @@ DEFAULTS_IN_WORDS: Mapping[tuple[type[BaseModel], str], str] = {
     (Model, "timeout"): "the provider's",
     (Model, "repeat_timeouts"): "the provider's",
     (Model, "structured_outputs"): "the provider's",
+    (Model, "tokenizer"): "none",
 }
 
 

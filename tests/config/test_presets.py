@@ -88,6 +88,25 @@ def test_prices_are_the_sources(alias: str, prices: tuple[str | None, str | None
     assert (price.input, price.output) == tuple(None if text is None else Decimal(text) for text in prices)
 
 
+@pytest.mark.parametrize(
+    ("alias", "flex", "priority"),
+    [
+        ("gpt-4.1", None, "1.75"),
+        ("gpt-4o", None, "1.7"),
+        ("gpt-5", "0.5", "2"),
+        ("gpt-5-mini", "0.5", "1.8"),
+        ("o3", "0.5", None),
+        ("o4-mini", "0.5", None),
+    ],
+)
+def test_factors_of_tiers_are_the_sources(alias: str, flex: str | None, priority: str | None) -> None:
+    model = PRESETS.model(alias)
+    assert model.price is not None
+    wanted = tuple(None if text is None else Decimal(text) for text in (flex, priority))
+    assert (model.price.flex, model.price.priority) == wanted
+    assert not model.flex, "to wait for hours is the user's to want"
+
+
 @pytest.mark.parametrize(("alias", "rpm", "tpm"), [("gpt-4o", 500, 30_000), ("gpt-4o-mini", 5_000, 200_000)])
 def test_limits_are_the_sources(alias: str, rpm: int, tpm: int) -> None:
     limits = PRESETS.model(alias).limits
@@ -104,7 +123,7 @@ def test_each_price_has_a_source_and_a_day_that_has_been() -> None:
     prices = [model.price for model in PRESETS.models.values() if model.price is not None]
     assert prices
     assert all(len(price.source) > 10 for price in prices)
-    assert all(dt.date(2025, 1, 1) <= price.date <= dt.date(2026, 11, 20) for price in prices)
+    assert all(dt.date(2025, 1, 1) <= price.date <= dt.date(2026, 11, 28) for price in prices)
 
 
 def test_no_preset_takes_any_model() -> None:

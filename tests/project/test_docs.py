@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 import re
 import subprocess
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from tasks import PromptQueue
@@ -56,29 +56,36 @@ def files() -> frozenset[str]:
     return frozenset(name for name in listed.stdout.splitlines() if (ROOT / name).exists())
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_to_files_and_headings(page: Path) -> None:
-    links = re.findall(r"\]\(([^)\s]*)\)", outside_fences(page))
-    missing = []
-    for link in links:
-        path, _, heading = link.partition("#")
-        target = page.parent / path if path else page
-        if "://" not in link and not (target.exists() and (not heading or heading in anchors(target))):
-            missing.append(link)
-    assert missing == []
+def offending(pages: list[Path], names: Callable[[Path], Iterable[str]]) -> dict[str, list[str]]:
+    """By page, what `names` finds wrong with it."""
+    found = {str(page.relative_to(ROOT)): list(names(page)) for page in pages}
+    return {page: wrong for page, wrong in found.items() if wrong}
 
 
-@pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_of_ours_that_are_named_exist(page: Path) -> None:
+def test_links_lead_to_files_and_headings() -> None:
+    def broken(page: Path) -> Iterator[str]:
+        for link in re.findall(r"\]\(([^)\s]*)\)", outside_fences(page)):
+            path, _, heading = link.partition("#")
+            target = page.parent / path if path else page
+            if "://" not in link and not (target.exists() and (not heading or heading in anchors(target))):
+                yield link
+
+    assert offending(PAGES, broken) == {}
+
+
+def test_files_of_ours_that_are_named_exist() -> None:
     """Also those named by their last part alone (`store.lua`, `test_failover.py`)."""
-    text = page.read_text()
-    paths = re.findall(
-        r"(?<![\w./-])((?:workers|tasks|config|tests|bench|docs|examples|packaging)/[\w./-]*\w\.\w+)", text
-    )
-    names = re.findall(r"`(\w+\.(?:py|lua))`", text)
     known = {path.rpartition("/")[2] for path in files()} | {"first_job.py"}
-    assert [path for path in paths if path not in files()] == []
-    assert [name for name in names if name not in known] == []
+
+    def missing(page: Path) -> Iterator[str]:
+        text = page.read_text()
+        paths = re.findall(
+            r"(?<![\w./-])((?:workers|tasks|config|tests|bench|docs|examples|packaging)/[\w./-]*\w\.\w+)", text
+        )
+        yield from (path for path in paths if path not in files())
+        yield from (name for name in re.findall(r"`(\w+\.(?:py|lua))`", text) if name not in known)
+
+    assert offending(CURRENT, missing) == {}
 
 
 def test_paths_in_docstrings_and_comments_exist() -> None:
@@ -97,17 +104,24 @@ def test_paths_in_docstrings_and_comments_exist() -> None:
     assert sorted((name, path) for name, path in named if path not in files()) == []
 
 
-@pytest.mark.parametrize("record", sorted((ROOT / "docs" / "adr").glob("*.md")), ids=lambda record: record.stem)
-def test_decision_records_have_the_same_headings(record: Path) -> None:
-    text = record.read_text()
-    assert re.findall(r"^## (.+)$", text, re.MULTILINE) == ["Context", "Decision", "Consequences"]
-    assert re.search(r"^Date: \d{4}-\d\d-\d\d\. Status: \w+\.$", text, re.MULTILINE)
+def test_decision_records_have_the_same_headings() -> None:
+    def unlike(record: Path) -> Iterator[str]:
+        text = record.read_text()
+        if re.findall(r"^## (.+)$", text, re.MULTILINE) != ["Context", "Decision", "Consequences"]:
+            yield "its headings"
+        if not re.search(r"^Date: \d{4}-\d\d-\d\d\. Status: \w+\.$", text, re.MULTILINE):
+            yield "its date and status"
+
+    assert offending(sorted((ROOT / "docs" / "adr").glob("*.md")), unlike) == {}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_prose_wraps(page: Path) -> None:
-    lines = [line for line in outside_fences(page).splitlines() if not line.startswith("|")]
-    assert [line for line in lines if len(line) > WIDEST and " " in line.strip()[:WIDEST]] == []
+def test_prose_wraps() -> None:
+    def long_lines(page: Path) -> Iterator[str]:
+        for line in outside_fences(page).splitlines():
+            if not line.startswith("|") and len(line) > WIDEST and " " in line.strip()[:WIDEST]:
+                yield line
+
+    assert offending(PAGES, long_lines) == {}
 
 
 def test_the_client_reference_lists_each_argument_of_submit() -> None:
@@ -137,25 +151,29 @@ def test_the_run_reference_lists_each_option() -> None:
     assert set(listed) == shown
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_make_targets_exist(page: Path) -> None:
-    named = set(re.findall(r"`make ([a-z-]+)", page.read_text())) | set(
-        re.findall(r"^\$ make ([a-z-]+)", page.read_text(), re.MULTILINE)
-    )
-    assert named <= MAKE_TARGETS
+def test_make_targets_exist() -> None:
+    def unknown(page: Path) -> set[str]:
+        text = page.read_text()
+        named = re.findall(r"`make ([a-z-]+)", text) + re.findall(r"^\$ make ([a-z-]+)", text, re.MULTILINE)
+        return set(named) - MAKE_TARGETS
+
+    assert offending(PAGES, unknown) == {}
 
 
+@cache
 def help_of(command: str) -> str:
     result = CliRunner().invoke(promptmill, [command, "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert result.exit_code == 0, result.output
     return result.output
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_options_of_promptmill_exist(page: Path) -> None:
-    for command, rest in re.findall(
-        r"promptmill (run|simulate|doctor|limits|metrics|status|cancel|dead)\b([^`\n]*)", page.read_text()
-    ):
-        shown = help_of(command)
-        for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
-            assert option in shown, f"{page.name}: promptmill {command} has no {option}"
+def test_options_of_promptmill_exist() -> None:
+    def unknown(page: Path) -> Iterator[str]:
+        for command, rest in re.findall(
+            r"promptmill (run|simulate|doctor|limits|metrics|status|cancel|dead)\b([^`\n]*)", page.read_text()
+        ):
+            for option in re.findall(r"(?<!\S)--[a-z-]+", rest):
+                if option not in help_of(command):
+                    yield f"promptmill {command} {option}"
+
+    assert offending(PAGES, unknown) == {}

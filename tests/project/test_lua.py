@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -25,35 +26,56 @@ def test_there_are_scripts() -> None:
     assert {path.stem for path in FILES} >= {"submit", "exchange", "store", "acquire"}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_file_says_what_it_is_and_takes_or_gives(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    assert text.startswith(f"-- {path.name}: ")
-    is_script = re.search(r"^-- KEYS", text, re.MULTILINE) is not None
-    is_part = re.search(r"^-- Gives: ", text, re.MULTILINE) is not None
-    assert is_script != is_part
+def offending(names: Callable[[Path], Iterable[str]]) -> dict[str, list[str]]:
+    """By file, what `names` finds wrong with it."""
+    found = {str(path.relative_to(ROOT)): sorted(names(path)) for path in FILES}
+    return {file: wrong for file, wrong in found.items() if wrong}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_no_word_or_lifetime_of_pythons_is_written_a_second_time(path: Path) -> None:
-    code = code_of(path)
-    assert [word for word in SHARED_WORDS if re.search(rf"['\"]{re.escape(word)}['\"]", code)] == []
-    assert re.findall(r"['\"]P?EXPIRE['\"].*, *[\d.]+\)", code) == []
+def uncited(path: Path) -> str:
+    """Its code without strings."""
+    return re.sub(r"'[^']*'|\"[^\"]*\"", "", code_of(path))
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_what_a_file_takes_for_a_constant_is_one(path: Path) -> None:
-    code = re.sub(r"'[^']*'|\"[^\"]*\"", "", code_of(path))
-    defined = set(re.findall(r"local ([A-Z][A-Z_]+)\b", code))
-    assert set(re.findall(r"\b[A-Z][A-Z_]{2,}\b", code)) - defined - OF_REDIS <= set(CONSTANTS)
+def test_a_file_says_what_it_is_and_takes_or_gives() -> None:
+    def untold(path: Path) -> Iterator[str]:
+        text = path.read_text(encoding="utf-8")
+        if not text.startswith(f"-- {path.name}: "):
+            yield "what it is"
+        is_script = re.search(r"^-- KEYS", text, re.MULTILINE) is not None
+        is_part = re.search(r"^-- Gives: ", text, re.MULTILINE) is not None
+        if is_script == is_part:
+            yield "what it takes, or what it gives"
+
+    assert offending(untold) == {}
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
-def test_a_file_that_names_a_constant_includes_them(path: Path) -> None:
-    code = re.sub(r"'[^']*'|\"[^\"]*\"", "", code_of(path))
-    names = set(re.findall(r"\b[A-Z][A-Z_]{2,}\b", code)) & set(CONSTANTS)
-    included = re.findall(r"^--- @include (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
-    assert bool(names) == ("constants" in " ".join(included).split()), names
+def test_no_word_or_lifetime_of_pythons_is_written_a_second_time() -> None:
+    def written(path: Path) -> Iterator[str]:
+        code = code_of(path)
+        yield from (word for word in SHARED_WORDS if re.search(rf"['\"]{re.escape(word)}['\"]", code))
+        yield from re.findall(r"['\"]P?EXPIRE['\"].*, *[\d.]+\)", code)
+
+    assert offending(written) == {}
+
+
+def test_what_a_file_takes_for_a_constant_is_one() -> None:
+    def unknown(path: Path) -> set[str]:
+        code = uncited(path)
+        defined = set(re.findall(r"local ([A-Z][A-Z_]+)\b", code))
+        return set(re.findall(r"\b[A-Z][A-Z_]{2,}\b", code)) - defined - OF_REDIS - set(CONSTANTS)
+
+    assert offending(unknown) == {}
+
+
+def test_a_file_that_names_a_constant_includes_them() -> None:
+    def missed(path: Path) -> Iterator[str]:
+        names = set(re.findall(r"\b[A-Z][A-Z_]{2,}\b", uncited(path))) & set(CONSTANTS)
+        included = re.findall(r"^--- @include (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        if bool(names) != ("constants" in " ".join(included).split()):
+            yield "names " + ", ".join(sorted(names))
+
+    assert offending(missed) == {}
 
 
 @pytest.fixture

@@ -73,7 +73,6 @@ def test_chats_and_embeddings_need_not_say_so(kind: JobKind) -> None:
             "schema: only a chat's answer",
         ),
         ({"kind": "respond", "input": "hush", "repair": 1}, "repair: there is no schema"),
-        ({"kind": "complete", "prompt": "hush", "stream": True}, "stream: a completion comes whole"),
         ({"kind": "moderate", "input": "hush", "stream": True}, "stream: a moderation comes whole"),
         ({"kind": "draw", "input": "hush"}, "kind: must be 'chat', 'embed', 'respond', 'complete' or 'moderate'"),
     ],

@@ -31,6 +31,12 @@ async def test_a_generator_is_an_answer_in_pieces(answer: Any) -> None:
     assert [piece async for piece in job.stream(after=3)] == ["clips"]
 
 
+@pytest.mark.parametrize("given", [{"kind": "respond", "input": "Hello"}, {"kind": "complete", "prompt": "Hello"}])
+async def test_other_endpoints_come_in_pieces_too(given: dict[str, Any]) -> None:
+    job = await InMemoryQueue(words).submit(model="m", stream=True, **given)
+    assert "".join([piece async for piece in job.stream()]) == (await job.result()).text == "24 clips"
+
+
 async def test_pieces_come_one_by_one() -> None:
     queue = InMemoryQueue(words_as_they_come)
     job = await queue.submit(**HELLO)

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -185,7 +185,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 catalog=catalog or make_catalog(url, **model),
                 http=session,
                 keys=keys or KeyRing({"p": [SecretStr(KEY)]}),
-                limits=limits or FreeLimits(),
+                limits=limits or cast("Any", FreeLimits()),
                 park_after_s=park_after_s,
                 patience_s=patience_s,
                 retry=retry or RetryPolicy(),

@@ -8,5 +8,7 @@ limits.py   the shared limiters as they stand
 jobs.py     `status` and `cancel`
 dead.py     the dead letters
 cache.py    the stored answers
-common.py   one --redis, one --json, one way to fail
+simulate.py the provider for trials
+common.py   one --redis, one --json
+failing.py  one way to fail
 """

@@ -18,7 +18,8 @@ from tasks.wire.record import read_outcome
 
 from ..broker import scripts
 from ..telemetry.terminal import printable, printable_json
-from .common import JsonOption, RedisOption, address_of, fail, fail_for_redis, settings_or_fail
+from .common import JsonOption, RedisOption, address_of, fail_for_redis, settings_or_fail
+from .failing import fail
 
 if TYPE_CHECKING:
     from redis import Redis

@@ -20,6 +20,7 @@ from config.settings import SettingsError, get_settings
 from ..celery.flower import ADVICE, OPEN
 from ..checks import Finding, Level, check_file_limit, check_settings_redis
 from ..http.session import check_proxies, tls_context
+from ..pipeline.packing.tokens import tokenizers_of
 from ..providers import CODECS
 from .common import JsonOption
 from .ladders import show_ladders
@@ -94,7 +95,7 @@ async def examine() -> list[Finding]:
         return [*findings, Finding("refused", "catalogue", str(error))]
     routes = f", {len(catalog.routes)} routes" if catalog.routes else ""
     text = f"{len(catalog.providers)} providers, {len(catalog.models)} models{routes}"
-    findings += [Finding("ok", "catalogue", text), *examine_chains(catalog)]
+    findings += [Finding("ok", "catalogue", text), *examine_chains(catalog), *examine_tokenizers(catalog)]
     return findings + await _examine_providers(catalog)
 
 
@@ -106,6 +107,14 @@ def examine_chains(catalog: Catalog) -> list[Finding]:
     for name, model in catalog.models.items():
         findings += _without_keys(catalog, f"fallbacks of {name}", model.fallbacks)
     return findings
+
+
+def examine_tokenizers(catalog: Catalog) -> list[Finding]:
+    try:
+        found = tokenizers_of(catalog)
+    except CatalogError as error:
+        return [Finding("refused", "tokenizers", str(error))]
+    return [Finding("ok", "tokenizers", f"{len(found)} can be read")] if found else []
 
 
 def _without_keys(catalog: Catalog, subject: str, names: Iterable[str]) -> list[Finding]:

@@ -13,7 +13,8 @@ from tasks import PromptmillError, PromptQueue, UnknownJob
 from tasks.wire.redis_keys import GROUP_ID_PREFIX
 
 from ..telemetry.terminal import printable
-from .common import JsonOption, RedisOption, address_of, fail, settings_or_fail
+from .common import JsonOption, RedisOption, address_of, settings_or_fail
+from .failing import fail
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

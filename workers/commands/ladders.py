@@ -25,7 +25,7 @@ from ..pipeline.rungs.call import Call
 from ..pipeline.trip import Shape
 from ..prompt.failure import Incapable
 from ..providers.keyring import KeyRing
-from .common import fail
+from .failing import fail
 
 if TYPE_CHECKING:
     from config.catalog import Catalog

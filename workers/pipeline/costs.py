@@ -5,8 +5,6 @@ from __future__ import annotations
 from decimal import Decimal
 from typing import TYPE_CHECKING
 
-from tasks.wire.vocabulary import FLEX
-
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
@@ -56,5 +54,5 @@ def _call_cost(model: Model, usage: Usage | None, tier: Tier) -> Decimal | None:
         output_tokens=usage.output_tokens,
         cached_tokens=usage.cached_tokens,
         cache_write_tokens=usage.cache_write_tokens,
-        is_flex=tier == FLEX,
+        tier=tier,
     )

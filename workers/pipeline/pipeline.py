@@ -29,6 +29,7 @@ from .flex_policy import FlexPolicy
 from .offers import Offers
 from .outcome import answered, unanswered
 from .packing.caps import CallCaps
+from .packing.tokens import tokenizers_of
 from .record_limit import RecordSizes
 from .routing.reach import reaches
 from .routing.router import Router
@@ -57,10 +58,10 @@ if TYPE_CHECKING:
     from tasks.results import PromptResult
 
     from ..http.session import Http
+    from ..limiter import LimiterRegistry
     from ..providers import Answer
     from ..providers.keyring import KeyRing
     from ..streams import Streams
-    from .limits import Limits
     from .retry_policy import RetryPolicy
     from .trip import Down, Rung
 
@@ -100,7 +101,7 @@ class Pipeline:
         catalog: Catalog,
         http: Http,
         keys: KeyRing,
-        limits: Limits,
+        limits: LimiterRegistry,
         retry: RetryPolicy,
         now: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],
@@ -166,7 +167,7 @@ class Pipeline:
         # Once for each model that is tried:
         self._route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
-            InputLength(limits),
+            InputLength(limits, tokenizers_of(catalog)),
             *(() if stored is None else (stored,)),
             Schema(now=now),
             RecordSize(compresses=compresses),
@@ -274,12 +275,12 @@ class Pipeline:
         try:
             try:
                 ladder = self.ladder(Shape.of(job, all_cache=self._all_cache, any_flex=self._any_flex))
-            except Incapable:
-                await self._elsewhere.leave(trip, job.model)
+                if ladder.route is not None:
+                    trip.route = ladder.route
+                    ladder.route.check(job)
+            except Incapable as lacking:
+                await self._elsewhere.leave(trip, job.model, lacking.lacks_api)
                 raise
-            if ladder.route is not None:
-                trip.route = ladder.route
-                ladder.route.check(job)
             answer = await ladder.down(trip)
         except Failure as failure:
             return self._failed(trip, failure)

@@ -18,7 +18,7 @@ from .endpoints.moderations import read_moderation
 from .endpoints.responses import read_response
 from .refusals import refusal, with_evidence
 from .size import NO_MEDIA, measure
-from .stream.chunks import ChatAssembly
+from .stream.chunks import ChatAssembly, CompletionAssembly
 from .stream.response_events import ResponseAssembly
 
 if TYPE_CHECKING:
@@ -76,6 +76,13 @@ _READERS: Final[Mapping[JobKind, Callable[[PromptJob, dict[str, Any], RawRespons
     "moderate": lambda job, body, _raw, _now: read_moderation(body, job.body),
 }
 
+_ASSEMBLIES: Final[Mapping[JobKind, Callable[[dict[str, Any]], Assembly]]] = {
+    "chat": lambda _body: ChatAssembly(),
+    "respond": lambda _body: ResponseAssembly(),
+    "complete": lambda body: CompletionAssembly(count_completions(body)),
+}
+"""Of the kinds whose answers come in pieces."""
+
 
 class OpenAICodec:
     """OpenAI, and every gateway that speaks its protocol.
@@ -105,10 +112,10 @@ class OpenAICodec:
         body = job.body
         if job.kind != "embed":
             return AnswerSize(_count(body.get("n")) or 1, likely_bytes=0)
-        dimensions, encoding = _count(body.get("dimensions")), body.get("encoding_format")
-        number_bytes = _BASE64_NUMBER_BYTES if encoding == "base64" else _NUMBER_BYTES
+        dimensions, is_packed = _count(body.get("dimensions")), body.get("encoding_format") == "base64"
+        number_bytes = _BASE64_NUMBER_BYTES if is_packed else _NUMBER_BYTES
         likely_bytes = (dimensions or _DIMENSIONS) * number_bytes
-        return AnswerSize(count_inputs(body["input"]), likely_bytes, kind=(dimensions, encoding == "base64"))
+        return AnswerSize(count_inputs(body["input"]), likely_bytes, (dimensions, is_packed), is_packed)
 
     key_header: ClassVar[str | None] = None
     """The header that takes a key, unless the provider's `auth` is "bearer". None: every key is a bearer token."""
@@ -125,7 +132,7 @@ class OpenAICodec:
         wished = body.pop("stream_options", None)
         if streams:
             body["stream"] = True
-            if provider.stream_options and job.kind == "chat":
+            if provider.stream_options and KINDS[job.kind].counts_if_asked:
                 body["stream_options"] = {**(wished if isinstance(wished, dict) else {}), "include_usage": True}
         sent = headers(job, provider)
         if key is not None:
@@ -134,7 +141,7 @@ class OpenAICodec:
 
     def assembly(self, job: PromptJob) -> Assembly:
         """See `Codec.assembly`."""
-        return ResponseAssembly() if job.kind == "respond" else ChatAssembly()
+        return _ASSEMBLIES[job.kind](job.body)
 
     def probe(self, provider: Provider, key: SecretStr | None) -> Probe:
         """See `Codec.probe`."""

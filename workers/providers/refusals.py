@@ -52,6 +52,7 @@ _BAD_REQUEST = _Rule("bad_request", "the provider refused the request")
 _NO_MODEL = _Rule("not_found", "the provider does not know this model or address; check base_url and upstream")
 _FILTERED = _Rule("content_filter", "the provider's content filter refused the prompt")
 _STREAM_ONLY = _Rule("bad_request", "the model answers only as a stream; give it `stream_only = true` in the catalogue")
+_BAD_OUTPUT = _Rule("bad_response", "the model wrote nothing that the provider could pass on", retryable=True)
 _NO_DOWNLOAD = _Rule("bad_request", "the provider could not download a file that the prompt links to", retryable=True)
 
 _BY_STATUS = {
@@ -86,10 +87,12 @@ _BY_NAME = {
     **_named(_TOO_LARGE, "exceedcontextsizeerror modelmaxprompttokensexceeded tokenslimitreached maxtokensperrequest"),
     **_named(_NO_MODEL, "modelnotfound deploymentnotfound notfounderror invalidmodel modelnotexist"),
     **_named(_RATE, "ratelimitexceeded ratelimiterror ratelimitreachederror ratelimitreached toomanyrequests"),
-    **_named(_RATE, "resourceexhausted concurrentsessionlimitexceeded"),
+    **_named(_RATE, "resourceexhausted concurrentsessionlimitexceeded openrouterinflightbudget"),
     **_named(_BUSY, "overloadederror engineoverloadederror serveroverloaded unavailable capacityexceeded"),
     **_named(_FILTERED, "contentfilter contentpolicyviolation datainspectionfailed responsibleaipolicyviolation"),
     **_named(_FILTERED, "moderationblocked sensitivecontent"),
+    # Groq's 400 for what its model wrote, which may be well at the next try.
+    **_named(_BAD_OUTPUT, "jsonvalidatefailed toolusefailed"),
 }
 _THROTTLING = re.compile(r"throttling|.*ratelimit", re.IGNORECASE)
 
@@ -100,12 +103,14 @@ _BY_SENTENCE: tuple[tuple[_Rule, tuple[str, ...]], ...] = (
     (
         _TOO_LARGE,
         (
-            r"maximum (context|prompt) length",
+            r"maximum (context|prompt|sequence) length",
             r"context window",
             r"(prompt|input) is too long",
             r"input length exceeds",
             r"input token count .{0,40}exceeds",
             r"available context size",
+            r"(larger|bigger) than the max context size",
+            r"input (prompt )?is too (large to process|big compared to kv size)",
             r"range of input length",
             r"exceeds? (the |this )?(model'?s? )?(maximum )?context",
             r"max(imum)? [0-9]+ tokens per request",
@@ -159,7 +164,9 @@ def refusal(raw: RawResponse, *, now: float) -> Failure:
     if rule is _PERMISSION and wait_s is not None:
         rule = _RATE  # a quota with a time
     failure = _failure(rule, raw.status, error, wait_s)
-    failure.is_refusal = 400 <= raw.status < 500 and raw.status != 408
+    failure.is_refusal = rule is not _BAD_OUTPUT and (
+        rule.code == "too_large" or (400 <= raw.status < 500 and raw.status != 408)
+    )
     return with_evidence(failure, raw)
 
 

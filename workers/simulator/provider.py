@@ -16,7 +16,13 @@ from typing import NamedTuple
 from .answers import replies, responses_api
 from .answers.broken_json import KINDS, broken
 from .answers.replies import ErrorParts
-from .answers.small_apis import completion_body, moderation_body, read_completion, read_moderation
+from .answers.small_apis import (
+    completion_body,
+    completion_events,
+    moderation_body,
+    read_completion,
+    read_moderation,
+)
 from .caps import check_embedding
 from .dialects import DIALECTS, Endpoint
 from .draws import Attempts, lognormal, uniforms
@@ -106,11 +112,11 @@ class _Texts(NamedTuple):
 
     read: Callable[[bytes], ChatRequest]
     body: Callable[..., bytes]
-    events: Callable[..., list[bytes]] = replies.chat_events
+    events: Callable[..., list[bytes]]
 
 
 _RESPONSES = _Texts(responses_api.read_response, responses_api.response_body, responses_api.response_events)
-_COMPLETIONS = _Texts(read_completion, completion_body)
+_COMPLETIONS = _Texts(read_completion, completion_body, completion_events)
 
 
 class Provider:

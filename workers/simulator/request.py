@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 FLEX = "flex"
+_TIERS = (FLEX, "priority")
 _CHARS_PER_TOKEN = 4
 _MAX_CHOICES = 128
 _MAX_DIMENSIONS = 4096
@@ -68,7 +69,7 @@ class ChatRequest:
     @property
     def served(self) -> dict[str, str]:
         """What the answer says of the tier, if the request names one."""
-        return {} if self.tier is None else {"service_tier": FLEX if self.tier == FLEX else "default"}
+        return {} if self.tier is None else {"service_tier": self.tier if self.tier in _TIERS else "default"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,6 +39,8 @@ class StreamEntries:
         self._connection = connection
         self._prefix = settings.key(redis_keys.STREAM_PREFIX)
         self._readers: dict[str, set[Inbox]] = {}
+        self._heard: set[str] = set()
+        """Jobs of which entries have come since the last recheck: a reader sees by the next what it has missed."""
         self._subscriptions = Subscriptions(connection, self, prefix=self._prefix, wanted=self._readers)
 
     def join(self, job_id: str) -> Inbox:
@@ -57,6 +59,7 @@ class StreamEntries:
         inboxes = self._readers.get(job_id, set())
         inboxes.discard(inbox)
         if not inboxes and self._readers.pop(job_id, None) is not None:
+            self._heard.discard(job_id)
             self._subscriptions.remove(job_id)
 
     async def read(self, job_id: str, *, run: int, chars: int) -> list[Entry]:
@@ -81,6 +84,7 @@ class StreamEntries:
     def receive(self, job_id: str, payload: bytes) -> None:
         """An entry."""
         if inboxes := self._readers.get(job_id):
+            self._heard.add(job_id)
             entry = _published(payload)
             for inbox in inboxes:
                 inbox.put_nowait(entry)
@@ -90,6 +94,12 @@ class StreamEntries:
         for job_id in job_ids:
             for inbox in self._readers.get(job_id, ()):
                 inbox.put_nowait(None)
+
+    def recheck(self, job_ids: Iterable[str]) -> None:
+        """See `Listener.recheck`. To look at all at once would delay those whose entries come all the time."""
+        jobs, heard = set(job_ids), self._heard
+        self.look(jobs - heard)
+        heard -= jobs
 
     def note_alive(self) -> None:
         """See `Listener.note_alive`."""

@@ -63,7 +63,7 @@ class Provider:
     """One simulated provider, and its ledger."""
 
     def __init__(self, *options: str) -> None:
-        command = [sys.executable, "-m", "workers.simulator", "--port", "0", "--jitter", "0", *options]
+        command = [sys.executable, "-m", "workers.cli", "simulate", "--port", "0", "--jitter", "0", *options]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         assert self.process.stdout is not None
         self.base_url = self.process.stdout.readline().split()[-1]
@@ -359,10 +359,14 @@ class World:
 @contextlib.contextmanager
 def published(server: RedisServer, job_id: str) -> Iterator[list[str]]:
     """The states that are published for a job while the block runs; read them after it."""
+    channel = f"celery-task-meta-{job_id}"
     states: list[str] = []
-    with server.client() as client, client.pubsub(ignore_subscribe_messages=True) as listener:
-        listener.subscribe(f"celery-task-meta-{job_id}")
-        listener.get_message(timeout=PATIENCE_S)
+    with server.client() as client, client.pubsub() as listener:
+        listener.subscribe(channel)
+        assert listener.get_message(timeout=PATIENCE_S)["type"] == "subscribe"
         yield states
-        while (message := listener.get_message(timeout=0)) is not None:
+        client.publish(channel, "that is all")
+        for message in listener.listen():
+            if message["data"] == "that is all":
+                break
             states.append(json.loads(message["data"])["status"])

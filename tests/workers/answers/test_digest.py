@@ -10,6 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from config.catalog import Catalog
+from tests.support.examples import examples
 from workers.answers import Digests
 from workers.prompt.job import Options, PromptJob
 from workers.providers import CODECS
@@ -123,7 +124,7 @@ def written(value: Any) -> str:
 
 @pytest.mark.promise(30)
 @pytest.mark.parametrize("name", sorted(FIELDS))
-@settings(max_examples=25)
+@settings(max_examples=examples(25))
 @given(data=st.data())
 def test_bodies_that_differ_in_any_field_never_share(name: str, data: st.DataObject) -> None:
     others = data.draw(st.fixed_dictionaries({"messages": messages}, optional={"seed": numbers, "tools": tools}))

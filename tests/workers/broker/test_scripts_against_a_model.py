@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
 from tasks.wire import redis_keys
+from tests.support.examples import examples
 from tests.support.redis_server import RedisServer
 from workers.broker.messages import read
 
@@ -150,6 +151,6 @@ def test_whatever_workers_do_each_message_is_in_one_place(server: RedisServer) -
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+            max_examples=examples(40), stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
         ),
     )

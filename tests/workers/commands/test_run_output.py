@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from decimal import Decimal
 from pathlib import Path
 
 import pytest
-import typer
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -26,7 +26,6 @@ from workers.commands.run.output.state import RunState
 from workers.commands.run.output.summary import Outcome, next_step, summary_numbers, summary_table
 from workers.commands.run.output.tally import Tally
 from workers.commands.run.processes.simulation import Simulation, simulated_catalog
-from workers.simulator.command import simulate
 from workers.simulator.options import SimulatorOptions
 
 DIGEST = "00000000000000ab"
@@ -349,14 +348,13 @@ def test_the_simulator_s_options_reach_the_simulator(tmp_path: Path, monkeypatch
 
     def start(options: RunOptions, console: object) -> None:
         assert options.simulation is not None
-        simulator = typer.Typer()
-        simulator.command()(simulate)
-        arguments = options.simulation.command()[4:]
-        assert CliRunner().invoke(simulator, arguments).exit_code == 0
+        ready, other = os.pipe()
+        with os.fdopen(ready), os.fdopen(other, "w"):
+            assert CliRunner().invoke(promptmill, options.simulation.command(ready_fd=other)[4:]).exit_code == 0
         raise UnusableInput("nothing is run here")
 
     monkeypatch.setattr("workers.commands.run.command._finished", start)
-    monkeypatch.setattr("workers.simulator.command.serve", lambda options, **_: served.append(options))
+    monkeypatch.setattr("workers.commands.simulate.serve", lambda options, **_: served.append(options))
     given = {"latency-ms": "7", "jitter": "0.25", "rpm": "60", "tpm": "900", "algorithm": "fixed", "seed": "4"}
     arguments = [text for name, value in given.items() for text in (f"--{name}", value)]
     faults = ["--burst", "3", "--fault", "429=0.1", "--fault", "hang=0.2"]

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.support.examples import examples
 from tests.support.virtual_time import VirtualLoop
 from workers.http.timeouts import Timeouts
 
@@ -75,7 +76,7 @@ async def outcomes(make: Callable[[], Callable[[float], Any]], wanted: list[Call
     return await asyncio.gather(*map(seen, wanted))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 @given(st.lists(calls, max_size=12))
 def test_calls_end_as_under_asyncio_s_timeout(wanted: list[Call]) -> None:
     # Where the body ends at the very instant of its time-out, either is right.

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from redis.asyncio import Redis
 
 from config.catalog import Limits
+from tests.support.examples import examples
 from tests.support.redis_server import RedisServer
 from workers.limiter.cost import Cost
 from workers.limiter.rate import Plan, plan
@@ -58,7 +59,7 @@ async def sell_all(url: str, terms: Plan, wanted: list[Purchase]) -> Ledger:
     return ledger
 
 
-@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(100), deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     rpm=st.sampled_from([None, 90, 900, 6_000]),
     of_key=st.builds(
@@ -85,7 +86,7 @@ def test_no_time_holds_more_than_the_pace_and_a_burst_or_lump(
     assert ledger.worst_excess(rate_per_s=TOKENS.rate_per_s, burst=max(TOKENS.burst, largest)) <= 1e-3
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=list(HealthCheck))
 @given(wanted=purchases)
 def test_lumps_waste_no_more_than_a_bin_each(redis_server: RedisServer, wanted: list[Purchase]) -> None:
     """Whole bins are looked for, so a lump may leave what others left in one; never more."""
@@ -129,7 +130,7 @@ async def test_what_is_sold_stays_sold_when_the_limit_changes(client: Redis) -> 
     assert await next_place(120, "k2") <= 2
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=examples(50), deadline=None, suppress_health_check=list(HealthCheck))
 @given(wanted=purchases, tpm=st.sampled_from([20_000, 50_000, 60_000, 90_000, 600_000]))
 def test_a_changed_limit_loses_and_adds_nothing(redis_server: RedisServer, wanted: list[Purchase], tpm: int) -> None:
     async def change() -> tuple[float, float]:

@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 
 from config.catalog import Limits
 from tasks.wire import redis_keys
+from tests.support.examples import examples
 from tests.support.redis_server import RedisServer
 from workers.limiter import LimiterView, snapshot
 from workers.limiter.cost import Cost
@@ -99,7 +100,7 @@ def slack_s(limits: Limits, cost: Cost) -> float:
     paused_s=st.none() | st.floats(0.1, 90),
     later_s=st.floats(0, 10),  # no longer than a lease
 )
-@settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(60), suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 def test_what_it_says_is_what_acquire_then_gives(
     redis_server: RedisServer, rpm: int | None, tokens: dict[str, int], size: int, waiting: int, **case: Any
 ) -> None:
@@ -199,6 +200,18 @@ async def test_the_pace_that_429s_have_left(client: Redis, limits: Limits) -> No
     later = await worker.peek()
     assert later.wait_s == 0.0
     assert (limits.rpm is None) == (not later.permitted_per_minute)
+
+
+async def test_a_window_that_refusals_have_shown_is_waited_for(client: Redis) -> None:
+    worker = Worker(client, Limits())
+    await worker.acquire(went_free=60)
+    for _ in range(3):
+        await worker.refuse(None)
+        worker.now += 6.0
+        await worker.acquire()
+    view = await worker.peek()
+    assert view.wait_s is not None and 35.0 < view.wait_s < 62.0
+    assert await worker.next_wait_s() == pytest.approx(view.wait_s, abs=0.1)
 
 
 async def test_a_learned_limit_lifts_the_pace_that_a_429_has_left(client: Redis) -> None:

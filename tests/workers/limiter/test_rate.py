@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from config.catalog import Limits
+from tests.support.examples import examples
 from workers.limiter.cost import Cost
 from workers.limiter.errors import TooLargeForLimit
 from workers.limiter.rate import NETWORK_JITTER_S, TOKENS_USE_BY_S, Plan, plan
@@ -28,7 +29,7 @@ def dispatched(pace: Plan, *, seconds: float, seed: int, network_s: float) -> li
     return sorted(arrivals)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(rpm=st.integers(2, 3_000), seed=st.integers(0, 10_000), phase_s=st.floats(0, 60))
 @pytest.mark.parametrize("told", ["sliding", "fixed", "unknown"])
 def test_windows_hold_at_every_phase(told: Any, rpm: int, seed: int, phase_s: float) -> None:
@@ -39,7 +40,7 @@ def test_windows_hold_at_every_phase(told: Any, rpm: int, seed: int, phase_s: fl
             meter.take(at, 1)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 @given(rpm=st.integers(2, 12_000), seed=st.integers(0, 10_000))
 @pytest.mark.parametrize(("told", "bucket_s"), [("bucket", 1.0), ("unknown", 1.0), ("unknown", 0.1)])
 def test_buckets_hold(told: Any, bucket_s: float, rpm: int, seed: int) -> None:

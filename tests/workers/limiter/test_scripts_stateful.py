@@ -23,6 +23,7 @@ from redis.asyncio import Redis
 
 from config.catalog import Limits
 from tasks.wire import redis_keys
+from tests.support.examples import examples
 from tests.support.redis_server import RedisServer
 from workers.limiter.cost import Cost, DimensionName
 from workers.limiter.leasing.settlements import Refund
@@ -348,7 +349,7 @@ def test_the_scripts_hold_their_bounds_whatever_happens(redis_server: RedisServe
     run_state_machine_as_test(
         Scripts,
         settings=settings(
-            max_examples=25,
+            max_examples=examples(25),
             stateful_step_count=30,
             deadline=None,
             suppress_health_check=list(HealthCheck),

@@ -21,7 +21,7 @@ from workers.limiter.limiter import Limiter, LimiterOptions
 from workers.limiter.rate import Plan, plan
 from workers.limiter.shared.schedule import Pause, PauseReport
 from workers.limiter.waiting.wait_queue import Waiter
-from workers.simulator.limits import Allowance
+from workers.simulator.limits import Allowance, Refusal
 
 from .test_token_windows import VirtualSchedule
 
@@ -35,18 +35,19 @@ class Provider:
     allowance: Allowance
     rng: random.Random
     tells: bool
+    asks_for_a_wait: bool = True
     admitted: list[float] = field(default_factory=list)
     refused: list[float] = field(default_factory=list)
 
-    async def call(self) -> tuple[float | None, dict[str, str]]:
-        """Retry-After (s) where it refused, and the headers."""
+    async def call(self) -> tuple[Refusal | None, dict[str, str]]:
+        """Why it refused, and the headers."""
         loop = asyncio.get_running_loop()
         await asyncio.sleep(self.rng.uniform(0, 0.01))
         refusal = self.allowance.admit(loop.time(), tokens=0)
         headers = self.allowance.headers(loop.time()) if self.tells else {}
         (self.admitted if refusal is None else self.refused).append(loop.time())
         await asyncio.sleep(self.rng.uniform(0.01, 0.03) if refusal else self.rng.uniform(0.3, 0.9))
-        return (refusal.wait_s if refusal else None), headers
+        return refusal, headers
 
 
 class HeardSchedule(VirtualSchedule):
@@ -86,12 +87,12 @@ async def keep_asking(client: redis.Redis, provider: Provider, limits: Limits, m
     async def wait_and_call(limiter: Limiter) -> None:
         while True:
             permit = await limiter.admit(Waiter(Estimator().cost(input_chars=4), loop.create_future()))
-            retry_after_s, headers = await provider.call()
+            refusal, headers = await provider.call()
             permit.observe(headers)
-            if retry_after_s is None:
+            if refusal is None:
                 permit.settle(Usage())
             else:
-                permit.rate_limited(retry_after_s, headers)
+                permit.rate_limited(refusal.wait_s if provider.asks_for_a_wait else None, headers)
 
     limiters += [limiter_of(number) for number in range(PROCESSES)]
     waiters = [asyncio.create_task(wait_and_call(limiter)) for limiter in limiters for _ in range(WAITERS)]
@@ -104,12 +105,20 @@ async def keep_asking(client: redis.Redis, provider: Provider, limits: Limits, m
 
 
 def play(
-    server: RedisServer, algorithm: Any, limits: Limits, *, rpm: int, tells: bool, seed: int, minutes: int
+    server: RedisServer,
+    algorithm: Any,
+    limits: Limits,
+    *,
+    rpm: int,
+    tells: bool,
+    seed: int,
+    minutes: int,
+    asks_for_a_wait: bool = True,
 ) -> Provider:
     """A run; the provider's instants count from its beginning."""
     rng = random.Random(seed)
     allowance = Allowance.of(algorithm=algorithm, rpm=rpm, tpm=None, phase_s=rng.uniform(0, 60))
-    provider = Provider(allowance, rng, tells)
+    provider = Provider(allowance, rng, tells, asks_for_a_wait)
     began_at = 0.0
 
     async def run(client: redis.Redis) -> None:
@@ -150,3 +159,13 @@ def test_a_limit_that_nobody_states_is_found_within_a_minute(
     assert len(later) <= 0.01 * sum(at >= 60 for at in provider.admitted)
     for minute in range(1, minutes):
         assert of_minute(provider.admitted, minute) > 0.8 * rpm
+
+
+@pytest.mark.parametrize("algorithm", ["bucket", "sliding", "fixed"])
+def test_a_provider_that_states_neither_limit_nor_wait(redis_server: RedisServer, algorithm: Any) -> None:
+    """Where its window is full of a burst, it is not asked again and again until that is old enough."""
+    provider = play(redis_server, algorithm, Limits(), rpm=60, tells=False, seed=1, minutes=7, asks_for_a_wait=False)
+    later = [at for at in provider.refused if at >= 60]
+    assert provider.refused, "nothing was found out"
+    assert len(later) <= 0.01 * sum(at >= 60 for at in provider.admitted)
+    assert sum(at >= 60 for at in provider.admitted) > 0.85 * 60 * 6

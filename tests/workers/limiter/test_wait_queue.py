@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.wire.vocabulary import PRIORITIES, Priority
+from tests.support.examples import examples
 from workers.limiter.cost import Cost
 from workers.limiter.waiting.wait_queue import Waiter, WaitQueue
 
@@ -32,7 +33,7 @@ def serve(queue: WaitQueue[Waiter], count: int) -> list[Waiter]:
     return served
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @given(st.lists(waiters, min_size=1, max_size=60), st.data())
 async def test_upcoming_foretells_the_turns(wanted: list[tuple[Priority, str, float]], data: st.DataObject) -> None:
     loop = asyncio.get_running_loop()
@@ -48,7 +49,7 @@ async def test_upcoming_foretells_the_turns(wanted: list[tuple[Priority, str, fl
     assert queue.first() is None
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 @given(weights=st.tuples(st.integers(1, 5), st.integers(1, 5)), turns=st.integers(1, 120))
 async def test_tenants_share_by_weight_to_within_one_quantum(weights: tuple[int, int], turns: int) -> None:
     loop = asyncio.get_running_loop()

@@ -26,7 +26,7 @@ from workers.providers.keyring import KeyRing
 from workers.simulator import SimulatorOptions, start
 from workers.telemetry.counts import counts
 
-PRICE = {"input": 1, "output": 10, "flex": 0.5, "date": "2026-01-01", "source": "a test"}
+PRICE = {"input": 1, "output": 10, "flex": 0.5, "priority": 2, "date": "2026-01-01", "source": "a test"}
 FLEXIBLE = {"flex": True, "price": PRICE}
 HOUR_S = 3_600.0
 
@@ -95,6 +95,31 @@ async def test_a_tier_of_the_jobs_own_stays(pipeline_to: Any, chat_job: Any, raw
         second = await pipeline.run(chat_job(body={"service_tier": "flex"}))
     assert asked_tiers(server) == ["auto", "flex"]
     assert [(each.tier, each.cost_usd) for each in (first, second)] == [("standard", 0.0015), ("flex", 0.00075)]
+
+
+@pytest.mark.covers("catalog", "price.priority")
+@pytest.mark.parametrize(
+    ("asked", "said", "tier", "cost_usd"),
+    [
+        ("priority", "priority", "priority", 0.003),
+        ("priority", None, "priority", 0.003),
+        ("priority", "default", "standard", 0.0015),
+        (None, "priority", "priority", 0.003),
+        (None, "default", "standard", 0.0015),
+        (None, "on_demand", "standard", 0.0015),
+        ("scale", "scale", "other", None),
+        (None, "scale", "other", None),
+    ],
+)
+async def test_each_tier_costs_what_the_price_list_says(
+    pipeline_to: Any, chat_job: Any, raw_server: Any, reply: Any, asked: Any, said: Any, tier: str, cost_usd: Any
+) -> None:
+    """An account may have another tier for all its calls, which no body names."""
+    server = await raw_server(reply(200, completion(said)))
+    async with pipeline_to(server.url, **FLEXIBLE) as pipeline:
+        result = await pipeline.run(chat_job(body={"service_tier": asked} if asked else {}))
+    assert asked_tiers(server) == [asked]
+    assert (result.tier, result.cost_usd) == (tier, cost_usd)
 
 
 async def test_what_the_provider_says_it_served_is_what_it_costs(

@@ -8,28 +8,31 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from multidict import CIMultiDict
 
 from tasks.results import Usage
+from tasks.wire.kinds import KINDS
 from workers.limiter.heard.headers import rate_headers, wait_s
 from workers.prompt.failure import Failure
 from workers.prompt.job import PromptJob
 from workers.providers import CODECS, Answer, RawResponse
+from workers.providers.stream.sse import EventStream
 
 CORPUS = Path(__file__).parent / "corpus"
 SHAPES = {path.stem: json.loads(path.read_bytes()) for path in sorted(CORPUS.glob("*.json"))}
 
-FIELDS = {"source", "note", "codec", "kind", "request", "now", "answers", "reading"}
-READINGS = {"code", "retryable", "wait_s", "text", "usage", "says", "response", "limits"}
+FIELDS = {"source", "note", "codec", "kind", "request", "now", "streamed", "answers", "reading"}
+READINGS = {"code", "retryable", "refused", "wait_s", "text", "usage", "says", "response", "limits"}
 NOW = 1_767_225_600.0
 NAME_CHARS = 64
 
 
 def job_of(shape: dict[str, Any]) -> PromptJob:
     kind = shape["kind"]
-    default = {"input": "a"} if kind == "embed" else {"messages": [{"role": "user", "content": "Hello"}]}
-    return PromptJob("job-1", kind, "m", {"model": "m", **default, **shape.get("request", {})})
+    text: Any = "a" if kind != "chat" else [{"role": "user", "content": "Hello"}]
+    return PromptJob("job-1", kind, "m", {"model": "m", KINDS[kind].field: text, **shape.get("request", {})})
 
 
 def raw_of(answer: dict[str, Any]) -> RawResponse:
@@ -40,8 +43,19 @@ def raw_of(answer: dict[str, Any]) -> RawResponse:
     return RawResponse(answer["status"], CIMultiDict(answer.get("headers", {})), body)
 
 
+def assembled(shape: dict[str, Any], raw: RawResponse) -> RawResponse:
+    """A stream as the whole answer that it brings, or the error that ends it."""
+    assembly, events = CODECS[shape["codec"]].assembly(job_of(shape)), EventStream()
+    for name, data in [*events.feed(raw.body), *events.close()]:
+        if not assembly.is_done:
+            assembly.add(name, data)
+    assert assembly.is_whole
+    return RawResponse(raw.status, raw.headers, orjson.dumps(assembly.whole()))
+
+
 def read(shape: dict[str, Any], raw: RawResponse) -> Answer | Failure:
     try:
+        raw = assembled(shape, raw) if shape.get("streamed") else raw
         return CODECS[shape["codec"]].response(job_of(shape), raw, now=shape.get("now", NOW))
     except Failure as failure:
         return failure
@@ -81,6 +95,7 @@ def check_outcome(found: Answer | Failure, raw: RawResponse, expected: dict[str,
     if isinstance(found, Failure):
         assert found.code == expected.get("code"), found.message
         assert found.retryable == expected.get("retryable", found.retryable)
+        assert found.is_refusal == expected.get("refused", found.is_refusal)
         assert expected.get("says", "") in found.message
         asked_s = wait_s(raw.headers, now) if found.retry_after_s is None else found.retry_after_s
         assert asked_s == pytest.approx(expected.get("wait_s", asked_s), abs=0.001)

@@ -85,6 +85,11 @@ def test_a_streamed_response_has_no_options_of_a_chat() -> None:
     assert body["stream"] is True and "stream_options" not in body
 
 
+def test_a_streamed_completion_asks_for_its_usage() -> None:
+    body = json.loads(sent("openai", job_of("complete"), streams=True).body)
+    assert (body["stream"], body["stream_options"]) == (True, {"include_usage": True})
+
+
 @each_new
 def test_anthropic_refuses_each_by_name(kind: JobKind) -> None:
     with pytest.raises(Failure, match=f"Anthropic has no {KINDS[kind].api}") as caught:

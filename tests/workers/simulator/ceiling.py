@@ -2,7 +2,7 @@
 
     python -m tests.workers.simulator.ceiling [REQUESTS]
 
-Starts `python -m workers.simulator` without latency and asks it from this process over 32 connections that are
+Starts `promptmill simulate` without latency and asks it from this process over 32 connections that are
 kept alive. The figure is requests per second of the server's own CPU time, so that it holds on a busy machine;
 the median of five rounds after one that warms up. It prints the rate by the clock too.
 """
@@ -89,7 +89,7 @@ async def measure(server: psutil.Process, port: int, requests: int) -> tuple[flo
 
 
 async def main(requests: int) -> None:
-    command = [sys.executable, "-m", "workers.simulator", "--latency-ms", "0", "--jitter", "0"]
+    command = [sys.executable, "-m", "workers.cli", "simulate", "--latency-ms", "0", "--jitter", "0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout is not None
         port = urlsplit(process.stdout.readline().split()[-1]).port

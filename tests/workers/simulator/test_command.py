@@ -10,13 +10,17 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from urllib.parse import urlsplit
 
 import aiohttp
 import pytest
+from typer.testing import CliRunner
+
+from workers.cli import app
 
 from .conftest import question
 
-COMMAND = [sys.executable, "-m", "workers.simulator"]
+COMMAND = [sys.executable, "-m", "workers.cli", "simulate"]
 
 
 @contextmanager
@@ -70,29 +74,46 @@ async def test_faults_and_keys_are_taken_from_the_command_line(http: aiohttp.Cli
         assert statuses <= {500, 503}
 
 
+def refused(*arguments: str) -> str:
+    """What a command says that ends at once."""
+    done = CliRunner().invoke(app, ["simulate", *arguments], env={"COLUMNS": "2000", "TERM": "dumb"})
+    assert done.exit_code == 2
+    return done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--fault", "418=1"], "unknown fault '418'"),
+        (["--fault", "418=1"], "Error: The simulated provider can't do that: unknown fault '418'"),
         (["--fault", "500"], "write NAME=SHARE"),
         (["--rpm", "0"], "rpm is 0"),
         (["--algorithm", "leaky"], "leaky"),
+        (["--ready-fd", "999"], "Error: --ready-fd: 999 is no open file descriptor"),
     ],
 )
 def test_bad_usage_exits_2_and_says_why(arguments: list[str], complaint: str) -> None:
-    wide = {**os.environ, "COLUMNS": "2000", "TERM": "dumb"}
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, env=wide, timeout=30, check=False)
-    assert done.returncode == 2
-    assert complaint in done.stderr
+    assert complaint in refused(*arguments)
 
 
 def test_a_taken_port_is_named() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = str(taken.getsockname()[1])
-        wide = {**os.environ, "COLUMNS": "2000", "TERM": "dumb"}
-        done = subprocess.run(
-            [*COMMAND, "--port", port], capture_output=True, text=True, env=wide, timeout=30, check=False
-        )
-    assert done.returncode == 2
-    assert f"port {port}" in done.stderr
-    assert "--port 0" in done.stderr
+        port = taken.getsockname()[1]
+        error = refused("--port", str(port))
+    assert f"port {port}" in error
+    assert "--port 0" in error
+
+
+def test_who_starts_it_hears_where_it_listens() -> None:
+    told, ready = os.pipe()
+    process = subprocess.Popen(
+        [*COMMAND, "--port", "0", "--ready-fd", str(ready)], stdout=subprocess.DEVNULL, pass_fds=[ready]
+    )
+    try:
+        os.close(ready)
+        with os.fdopen(told) as pipe:
+            url = urlsplit(pipe.read())
+        assert url.port is not None
+        socket.create_connection(("127.0.0.1", url.port)).close()
+    finally:
+        process.kill()
+        process.wait()

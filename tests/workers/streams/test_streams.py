@@ -14,6 +14,7 @@ import pytest
 from tasks import JobFailed, Piece, ResultTimeout, UnknownJob
 from tasks.wire import redis_keys
 from workers.answers import Answers
+from workers.prompt.job import Options, PromptJob
 
 from .conftest import Mill, Streamer, first_told
 
@@ -44,6 +45,19 @@ async def test_anthropics_text_comes_in_pieces_too(mill: Mill, simulate: Any, ch
     pieces = await reading(handle.stream())
     result = await handle.result()
     assert "".join(pieces) == result.text
+    assert result.usage.output_tokens > 1
+
+
+async def test_the_first_of_two_completions_comes_in_pieces(mill: Mill, simulate: Any, reading: Any) -> None:
+    simulator = await simulate(latency_ms=300, jitter=0)
+    body = {"model": "m", "prompt": "How many clips?", "n": 2}
+    job = PromptJob("job-1", "complete", "m", body, Options(stream=True))
+    handle = await mill.submitted(job)
+    mill.start(await mill.worker(simulator.url, provider={"apis": ["completions"]}), job)
+    pieces = await reading(handle.stream())
+    result = await handle.result()
+    assert len(pieces) > 1 and "".join(pieces) == result.text
+    assert len((result.response or {})["choices"]) == 2
     assert result.usage.output_tokens > 1
 
 

@@ -13,7 +13,8 @@ from prometheus_client import CollectorRegistry, start_http_server
 from tasks.wire.redis_keys import QUEUE
 from workers.telemetry import logs
 
-from ..common import RedisOption, address_of, fail, settings_or_fail
+from ..common import RedisOption, address_of, settings_or_fail
+from ..failing import fail
 from .collector import RedisCollector
 
 __all__ = ["metrics"]

@@ -18,7 +18,8 @@ from workers.simulator.dialects import DialectName
 from workers.simulator.limits import Algorithm
 from workers.simulator.options import SimulatorOptions
 
-from ..common import JsonOption, fail, settings_or_fail
+from ..common import JsonOption, settings_or_fail
+from ..failing import fail
 from .errors import RunError, UnusableInput
 from .options import RunOptions
 from .output.summary import Outcome, next_step, summary_numbers, summary_table

@@ -8,5 +8,6 @@ caps.py      how much one call takes, stated and learned
 flow.py      whether inputs come in a stream, or now and then
 inputs.py    what stands in a job's `input`, and which jobs may share a call
 too_long.py  inputs that are longer than a model takes, cut or split
+tokens.py    exact counts of tokens, for models with a tokenizer
 shares.py    what a call took, shared out
 """

@@ -11,11 +11,10 @@ if TYPE_CHECKING:
 
     from config.catalog import Route as CatalogRoute
 
-    from ...limiter import Forecast
+    from ...limiter import Forecast, LimiterRegistry
     from ...prompt.job import PromptJob
     from ...providers import Codec
     from ...providers.codec import RequestSize
-    from ..limits import Limits
     from ..trip import Route
     from .speeds import Speeds
 
@@ -44,7 +43,7 @@ class Prices:
     """For one pipeline's routes."""
 
     def __init__(
-        self, *, limits: Limits, find_route: Callable[[str], Route], speeds: Speeds, now: Callable[[], float]
+        self, *, limits: LimiterRegistry, find_route: Callable[[str], Route], speeds: Speeds, now: Callable[[], float]
     ) -> None:
         """As the router's."""
         self._limits = limits

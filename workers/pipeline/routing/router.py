@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from config.catalog import Catalog, Provider
     from config.catalog import Route as CatalogRoute
 
+    from ...limiter import LimiterRegistry
     from ...prompt.job import PromptJob
-    from ..limits import Limits
     from ..trip import Route
     from .speeds import Speeds
 
@@ -40,7 +40,7 @@ class Router:
         self,
         catalog: Catalog,
         *,
-        limits: Limits,
+        limits: LimiterRegistry,
         find_route: Callable[[str], Route],
         keys_of: Callable[[Provider], Sequence[SecretStr | None]],
         speeds: Speeds,

@@ -147,8 +147,11 @@ class Call:
             failure.suspected_payment = 200 <= raw.status < 300 and not failure.is_refusal
             if asked == FLEX:
                 note_no_room(failure, raw)
+            elif asked is not None:
+                trip.tier = served_tier({}, raw.headers, asked=asked)
             raise
-        if asked is not None:
+        # An account may have another tier for all that it asks, so the answer may name one that nobody asked for.
+        if asked is not None or answer.response.get("service_tier") is not None:
             trip.tier = served_tier(answer.response, raw.headers, asked=asked)
         return answer
 

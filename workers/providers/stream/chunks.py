@@ -1,4 +1,4 @@
-"""OpenAI's chunks, put together to the chat completion that would have come as a whole.
+"""OpenAI's chunks, put together to the completion that would have come as a whole: of a chat, or of a text.
 
 The servers that speak this protocol differ most in tool calls: an `index` that is missing, or the same for two calls;
 an `id` and a name in each piece; several pieces of one call in one chunk (openai/openai-python#3201, #2806).
@@ -6,24 +6,25 @@ an `id` and a name in each piece; several pieces of one call in one chunk (opena
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from ..answers import text_of
 from .sse import DONE, fields_of
 
-__all__ = ["ChatAssembly"]
+__all__ = ["ChatAssembly", "CompletionAssembly"]
 
 Fields = dict[str, Any]
 
 _WHOLE = frozenset({"id", "index", "name", "role", "type"})
 """Strings that do not grow: the first that is not empty counts."""
 _OWN = frozenset({"delta", "finish_reason", "index", "logprobs"})
+_OWN_OF_TEXTS: Final = frozenset({"finish_reason", "index", "logprobs", "text"})
 _PADDING = "obfuscation"
 """OpenAI pads its chunks with it, so that their lengths tell nothing."""
 
 
 class ChatAssembly:
-    """One answer. See `codec.Assembly`."""
+    """One chat completion. See `codec.Assembly`."""
 
     __slots__ = ("_choices", "_error", "_head", "is_done", "size")
 
@@ -31,8 +32,13 @@ class ChatAssembly:
         self.is_done = False
         self.size = 0
         self._head: Fields = {}
-        self._choices: dict[int, _Choice] = {}
+        self._choices: dict[int, _Choice | _Text] = {}
         self._error: Fields | None = None
+
+    @property
+    def heard(self) -> int:
+        """See `codec.Assembly`."""
+        return self.size
 
     @property
     def has_begun(self) -> bool:
@@ -71,11 +77,13 @@ class ChatAssembly:
         index = index if type(index) is int else 0
         choice = self._choices.get(index)
         if choice is None:
-            choice = self._choices[index] = _Choice()
-        for value in (piece.get("delta") or {}).values():
-            self.size += len(value) if type(value) is str else data_bytes if value else 0
+            choice = self._choices[index] = self._new_choice()
+        self.size += choice.size_of(piece, data_bytes)
         text = choice.add(piece)
         return text if index == 0 else ""
+
+    def _new_choice(self) -> _Choice | _Text:
+        return _Choice()
 
     def _fail(self, chunk: Fields) -> None:
         self._error = chunk if chunk.get("error") or chunk.get("object") == "error" else {"error": chunk}
@@ -93,6 +101,24 @@ class ChatAssembly:
         return {**head, "choices": [self._choices[index].whole(index) for index in sorted(self._choices)]}
 
 
+class CompletionAssembly(ChatAssembly):
+    """One text completion, of so many choices: `n` for each prompt."""
+
+    __slots__ = ("_count",)
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self._count = count
+
+    @property
+    def is_whole(self) -> bool:
+        """See `codec.Assembly`."""
+        return self.is_done or (super().is_whole and len(self._choices) >= self._count)
+
+    def _new_choice(self) -> _Text:
+        return _Text()
+
+
 class _Choice:
     __slots__ = ("_calls", "_content", "_fields", "_logprobs", "_message", "finish_reason")
 
@@ -103,6 +129,15 @@ class _Choice:
         self._calls: list[Fields] = []
         self._logprobs: Fields | None = None
         self._fields: Fields = {}
+
+    @staticmethod
+    def size_of(piece: Fields, data_bytes: int) -> int:
+        """About how many bytes it adds, of an event of `data_bytes`."""
+        size = 0
+        for name, value in (piece.get("delta") or {}).items():
+            if name != "role":  # in each piece of some servers, those that keep a connection alive too
+                size += len(value) if type(value) is str else data_bytes if value else 0
+        return size
 
     def add(self, piece: Fields) -> str:
         """Merge it; the text that came."""
@@ -148,6 +183,46 @@ class _Choice:
         return {
             "index": index,
             "message": _strings_joined(message),
+            "logprobs": self._logprobs,
+            "finish_reason": self.finish_reason,
+            **self._fields,
+        }
+
+
+class _Text:
+    """A choice of a text completion."""
+
+    __slots__ = ("_fields", "_logprobs", "_text", "finish_reason")
+
+    def __init__(self) -> None:
+        self.finish_reason: Any = None
+        self._text: list[str] = []
+        self._logprobs: Fields | None = None
+        self._fields: Fields = {}
+
+    @staticmethod
+    def size_of(piece: Fields, data_bytes: int) -> int:
+        text = piece.get("text")
+        return data_bytes if piece.get("logprobs") else len(text) if type(text) is str else 0
+
+    def add(self, piece: Fields) -> str:
+        text = piece.get("text")
+        text = text if type(text) is str else ""
+        if text:
+            self._text.append(text)
+        if (reason := piece.get("finish_reason")) is not None:
+            self.finish_reason = reason
+        if type(logprobs := piece.get("logprobs")) is dict:
+            self._logprobs = {} if self._logprobs is None else self._logprobs
+            _merge(self._logprobs, logprobs)
+        if not piece.keys() <= _OWN_OF_TEXTS:
+            self._fields.update({name: value for name, value in piece.items() if name not in _OWN_OF_TEXTS})
+        return text
+
+    def whole(self, index: int) -> Fields:
+        return {
+            "index": index,
+            "text": "".join(self._text),
             "logprobs": self._logprobs,
             "finish_reason": self.finish_reason,
             **self._fields,

@@ -19,9 +19,16 @@ from ..request import (
     prompt_hash,
     read_embedding,
 )
-from .replies import CREATED_AT_S, Completion, usage_of
+from .replies import CHARS_PER_TOKEN, CREATED_AT_S, DONE_EVENT, TOKENS_PER_EVENT, Completion, event, usage_of
 
-__all__ = ["ModerationRequest", "completion_body", "moderation_body", "read_completion", "read_moderation"]
+__all__ = [
+    "ModerationRequest",
+    "completion_body",
+    "completion_events",
+    "moderation_body",
+    "read_completion",
+    "read_moderation",
+]
 
 _CATEGORIES = ("harassment", "hate", "illicit", "self-harm", "sexual", "violence")
 _FLAGGED_FROM = 0.9
@@ -45,16 +52,15 @@ def read_completion(body: bytes) -> ChatRequest:
         prompts = read_embedding(orjson.dumps({"model": model_of(fields), "input": asked}))
     except InvalidRequest as error:
         raise InvalidRequest(str(error).replace("'input'", "'prompt'"), "prompt") from None
-    if fields.get("stream"):
-        raise InvalidRequest("Completions come whole here.", "stream")
+    options = fields.get("stream_options")
     return ChatRequest(
         model=prompts.model,
         prompt_hash=prompts.prompt_hash,
         prompt_tokens=prompts.prompt_tokens,
         max_tokens=count_in(fields, "max_tokens"),
         choices=(count_in(fields, "n") or 1) * len(prompts.input_hashes),
-        stream=False,
-        include_usage=True,
+        stream=fields.get("stream") is True,
+        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
         numbers=numbers_in(asked) if isinstance(asked, str) else (),
     )
 
@@ -62,19 +68,38 @@ def read_completion(body: bytes) -> ChatRequest:
 def completion_body(request: ChatRequest, completions: list[Completion], *, seed: int) -> bytes:
     """The JSON of a `text_completion`."""
     choices = [
-        {"index": index, "text": completion.text, "logprobs": None, "finish_reason": completion.finish_reason}
-        for index, completion in enumerate(completions)
+        _choice(index, completion.text, completion.finish_reason) for index, completion in enumerate(completions)
     ]
-    return orjson.dumps(
-        {
-            "id": f"cmpl-{identity(seed, request.prompt_hash)}",
-            "object": "text_completion",
-            "created": CREATED_AT_S,
-            "model": request.model,
-            "choices": choices,
-            "usage": usage_of(request, completions),
-        }
-    )
+    return orjson.dumps({**_head(request, seed), "choices": choices, "usage": usage_of(request, completions)})
+
+
+def completion_events(
+    request: ChatRequest, completions: list[Completion], *, seed: int, tokens_per_event: int = TOKENS_PER_EVENT
+) -> list[bytes]:
+    """The same answer as server-sent events, ended by `[DONE]`."""
+    head, step = _head(request, seed), tokens_per_event * CHARS_PER_TOKEN
+    choices = [
+        choice
+        for index, completion in enumerate(completions)
+        for choice in [
+            *(_choice(index, completion.text[at : at + step]) for at in range(0, len(completion.text), step)),
+            _choice(index, "", completion.finish_reason),
+        ]
+    ]
+    chunks: list[dict[str, Any]] = [{**head, "choices": [choice]} for choice in choices]
+    if request.include_usage:
+        chunks = [{**chunk, "usage": None} for chunk in chunks]
+        chunks.append({**head, "choices": [], "usage": usage_of(request, completions)})
+    return [*(event(orjson.dumps(chunk)) for chunk in chunks), DONE_EVENT]
+
+
+def _head(request: ChatRequest, seed: int) -> dict[str, Any]:
+    own_id = f"cmpl-{identity(seed, request.prompt_hash)}"
+    return {"id": own_id, "object": "text_completion", "created": CREATED_AT_S, "model": request.model}
+
+
+def _choice(index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}
 
 
 def read_moderation(body: bytes) -> ModerationRequest:

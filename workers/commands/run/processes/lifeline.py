@@ -106,8 +106,12 @@ class Lifeline:
         log: Path,
         environ: Mapping[str, str] | None = None,
         cwd: Path | None = None,
+        pass_fds: Sequence[int] = (),
     ) -> Child:
-        """Start a command; what it prints goes into the file `log`. Must be called on the event loop."""
+        """Start a command; what it prints goes into the file `log`. Must be called on the event loop.
+
+        It inherits the descriptors `pass_fds`, under their numbers.
+        """
         if self._pipe is None:
             raise RuntimeError("The lifeline is closed: nothing may be started that it would not end.")
         with log.open("ab") as output:
@@ -120,6 +124,7 @@ class Lifeline:
                 stderr=output,
                 env=environ,
                 cwd=cwd,
+                pass_fds=pass_fds,
                 start_new_session=True,
             )
         return Child(process, lifeline=self, kind=kind, log=log)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import re
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,7 +26,6 @@ __all__ = ["Simulation", "Simulator", "simulated_catalog"]
 PROVIDER = "simulator"
 READY_TIMEOUT_S = 30.0
 STOP_GRACE_S = 2.0
-READY_LOOK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,8 +57,9 @@ class Simulation:
         except ValueError as error:
             raise UnusableInput(f"The simulated provider can't do that: {error}.") from None
 
-    def command(self) -> list[str]:
-        command = [sys.executable, "-P", "-m", "workers.simulator", "--port", "0"]
+    def command(self, *, ready_fd: int) -> list[str]:
+        """It writes its URL to `ready_fd`, a file descriptor that it inherits."""
+        command = [sys.executable, "-P", "-m", "workers.cli", "simulate", "--port", "0", "--ready-fd", str(ready_fd)]
         for name, value in self.given().items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         for fault in self.faults:
@@ -101,12 +101,18 @@ class Simulator:
         """Start it and wait for its address. Raises `RunError` if it ends instead."""
         log = state.log("simulator")
         log.unlink(missing_ok=True)
-        child = lifeline.start(simulation.command(), kind="server", log=log, environ=engine_environ())
+        told, ready = os.pipe()
         try:
-            url = await asyncio.wait_for(_address(child), READY_TIMEOUT_S)
-        except TimeoutError:
-            url = None
-        if url is None:
+            child = lifeline.start(
+                simulation.command(ready_fd=ready), kind="server", log=log, environ=engine_environ(), pass_fds=(ready,)
+            )
+        except BaseException:
+            os.close(told)
+            raise
+        finally:
+            os.close(ready)
+        url = await _text_of(told, timeout_s=READY_TIMEOUT_S)
+        if not url:
             raise RunError(f"The simulated provider did not start. Its last words:\n{log_tail(log)}")
         return cls(child, url)
 
@@ -121,13 +127,26 @@ class Simulator:
         await self._child.stop(grace_s=STOP_GRACE_S)
 
 
-async def _address(child: Child) -> str | None:
-    """The URL that it prints when it listens; None if it ends instead."""
-    while not child.has_ended:
-        if found := re.search(r"^listening on (\S+)\n", child.log.read_text(encoding="utf-8"), re.MULTILINE):
-            return found[1]
-        await asyncio.sleep(READY_LOOK_S)
-    return None
+async def _text_of(pipe: int, *, timeout_s: float) -> str:
+    """All that is written to a pipe until nobody has its other end open, and closes it; empty after `timeout_s`."""
+    loop, ended = asyncio.get_running_loop(), asyncio.Event()
+    pieces: list[bytes] = []
+
+    def read() -> None:
+        pieces.append(os.read(pipe, 4_096))
+        if not pieces[-1]:
+            loop.remove_reader(pipe)
+            ended.set()
+
+    loop.add_reader(pipe, read)
+    try:
+        await asyncio.wait_for(ended.wait(), timeout_s)
+    except TimeoutError:
+        return ""
+    finally:
+        loop.remove_reader(pipe)
+        os.close(pipe)
+    return b"".join(pieces).decode()
 
 
 def simulated_catalog(
@@ -164,7 +183,16 @@ def _provider_table(provider: Provider, wire: dict[str, Any]) -> str:
     return table("providers", provider.name, values)
 
 
-OF_THE_MODEL = {"context_tokens", "max_output_tokens", "fallbacks", "fallback_on"}
+OF_THE_MODEL = {
+    "context_tokens",
+    "max_output_tokens",
+    "max_inputs",
+    "max_input_tokens",
+    "max_tokens_per_input",
+    "tokenizer",
+    "fallbacks",
+    "fallback_on",
+}
 """What a simulated model keeps of the real one as it is."""
 
 
@@ -188,8 +216,9 @@ def _route_table(route: Route) -> str:
 
 
 def _price(price: Price) -> dict[str, Any]:
-    amounts = price.model_dump(include={"input", "output", "cached_input", "cache_write", "flex"}, exclude_none=True)
+    origin = {"currency", "date", "source"}
+    amounts = price.model_dump(exclude=origin, exclude_none=True)
     return {
         **{name: float(amount) for name, amount in amounts.items()},
-        **price.model_dump(mode="json", include={"currency", "date", "source"}),
+        **price.model_dump(mode="json", include=origin),
     }

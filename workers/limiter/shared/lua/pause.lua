@@ -29,7 +29,10 @@ local strikes = tonumber(state.strikes or 0)
 if now - tonumber(state.struck_at or 0) > 60 then strikes = 0 end
 if is_news then strikes = strikes + 1 end
 local is_long = asked_s > report.alone_s
-if asked_s < 0 then asked_s = math.min(60, 2 ^ (math.max(1, strikes) - 1)) end
+-- What is learned by 429s is meant to meet one now and then: only those that follow each other make a pause longer.
+local streak = streak_at(state, now)
+local refusals = report.knows_requests and math.max(1, strikes) or streak
+if asked_s < 0 then asked_s = math.min(60, 2 ^ (refusals - 1)) end
 asked_s = believed_s(KEYS[2], state, now, asked_s, report.alone_s, is_news)
 
 local ends = math.max(pause, now + asked_s)
@@ -43,7 +46,7 @@ if is_news then
   redis.call('HINCRBY', KEYS[2], 'refused', 1)
   if not report.knows_requests then
     -- So long a wait tells of no window of a minute.
-    cap_after(KEYS[2], state, now, ends, is_long and -1 or report.asked_s, per_s, unsaid)
+    cap_after(KEYS[2], state, now, ends, is_long and -1 or report.asked_s, streak, per_s, unsaid)
   elseif strikes > 1 then
     -- The first may be the network's doing. The second says that the limit is lower than stated, or shared.
     redis.call('HSET', KEYS[2], 'factor', seconds(math.max(0.05, factor_at(state, now) * 0.7)), 'factor_at', seconds(ends))

@@ -1,6 +1,6 @@
 -- recent.lua: what was let through of late, of a model whose limit of requests nobody knows.
 --- @include clock
--- Gives: recent_of(state) = { add(at, requests), sum(from, to), text(from) }.
+-- Gives: recent_of(state) = { add(at, requests), sum(from, to), room_at(at, most), text(from) }.
 --
 -- The state holds `recent` = "bin:requests ...", by the instants of the slots. A bin may be negative: what was refused, or
 -- went unused, is heard later than what was sold.
@@ -23,6 +23,23 @@ local function recent_of(state)
       if bin < last then sum = sum + requests * math.min(1, math.max(0, bin + 1 - from / recent_bin_s)) end
     end
     return math.max(0, sum)
+  end
+
+  -- The first instant at or after `at` before which less than `most` went in a minute. A bin counts until all of it is too
+  -- old.
+  function recent.room_at(at, most)
+    local sum, order = 0, {}
+    for bin, requests in pairs(bins) do
+      if (bin + 1) * recent_bin_s + 60 > at then
+        sum, order[#order + 1] = sum + requests, bin
+      end
+    end
+    table.sort(order)
+    for _, bin in ipairs(order) do
+      if sum < most then return at end
+      sum, at = sum - bins[bin], math.max(at, (bin + 1) * recent_bin_s + 60)
+    end
+    return at
   end
 
   function recent.text(from)

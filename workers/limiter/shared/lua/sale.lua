@@ -13,6 +13,7 @@ local function first_instant(schedule, cost)
     unit = math.max(unit, cost[dim.name] / dim.rate)
   end
   for _, dim in ipairs(schedule.above) do unit = math.max(unit, cost[dim.name] / dim.rate) end
+  if schedule.most_a_minute then at = schedule.recent.room_at(at, schedule.most_a_minute) end
   local places
   at, places = schedule.calendar.place(cost, schedule.window_above.place(cost, schedule.window.place(cost, at)))
   return at, unit, places

@@ -28,6 +28,7 @@ local function set_pace(schedule, keys, state, now)
   -- While a long wait is doubted, nobody goes without a slot.
   cap = cap or schedule.is_doubted and 1 or nil
   schedule.cap = cap
+  schedule.most_a_minute = most_a_minute(state, cap)
   if cap then
     schedule.dims[#schedule.dims + 1] = { name = 'requests', rate = cap, burst = 1, span = 0 }
     if is_searched then schedule.longest_s = math.min(schedule.longest_s, searched_horizon_s) end

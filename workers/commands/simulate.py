@@ -1,17 +1,19 @@
-"""The command `promptmill simulate`, ready to be registered with a Typer app."""
+"""The command `promptmill simulate`."""
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import orjson
 import typer
 
-from .dialects import DialectName
-from .faults import FAULTS, parse_fault
-from .limits import Algorithm
-from .options import SimulatorOptions, TpmCharge
-from .server import serve
+from ..simulator.dialects import DialectName
+from ..simulator.faults import FAULTS, parse_fault
+from ..simulator.limits import Algorithm
+from ..simulator.options import SimulatorOptions, TpmCharge
+from ..simulator.server import serve
+from .failing import fail
 
 __all__ = ["simulate"]
 
@@ -63,6 +65,9 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
     api_key: Annotated[
         str | None, typer.Option(help="The one key that is let in.", show_default="any, or none")
     ] = _DEFAULT.api_key,
+    ready_fd: Annotated[
+        int | None, typer.Option(metavar="FD", help="Write the URL to this file descriptor too, and close it.")
+    ] = None,
 ) -> None:
     """Serve a provider that answers, limits and fails as told, and costs nothing: OpenAI, or another by --dialect.
 
@@ -96,17 +101,33 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
             api_key=api_key,
         )
     except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
+        fail(f"The simulated provider can't do that: {error}.")
+    if ready_fd is not None and not _is_open(ready_fd):
+        fail(f"--ready-fd: {ready_fd} is no open file descriptor. Let the process that starts this one hand it on.")
     try:
         serve(
             options,
-            on_ready=lambda url: typer.echo(f"listening on {url}"),
+            on_ready=lambda url: _tell(url, ready_fd),
             on_stop=lambda stats: typer.echo(orjson.dumps(stats), err=True),
         )
     except OSError as error:
-        raise typer.BadParameter(
-            f"can't listen on {host} port {port} ({error.strerror}); choose another, or --port 0"
-        ) from None
+        fail(f"Can't listen on {host} port {port} ({error.strerror}). Choose another, or --port 0.")
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def _tell(url: str, ready_fd: int | None) -> None:
+    """People read the line; a process that started this one reads its descriptor until it is closed."""
+    typer.echo(f"listening on {url}")
+    if ready_fd is not None:
+        with os.fdopen(ready_fd, "w", encoding="utf-8") as ready:
+            ready.write(url)
 
 
 def _faults(texts: list[str]) -> dict[str, float]:
