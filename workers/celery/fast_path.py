@@ -160,7 +160,7 @@ class _FastPath:
         )
         self._tell("task-started", job)
         tag = job.message.delivery_tag
-        job.message.channel.leases.ending.add(tag)
+        job.message.channel.leases.answered.add(tag)
         self._consumer.pool.aside.put(tag, partial(self._store, job), partial(self._on_stored, job))
 
     def _store(self, job: _Job) -> Future[None]:
@@ -174,7 +174,7 @@ class _FastPath:
     def _on_stored(self, job: _Job, problem: BaseException | None) -> None:
         message, job_id = job.message, job.read.job.id
         leases, tag = message.channel.leases, message.delivery_tag
-        leases.ending.discard(tag)
+        leases.answered.discard(tag)
         if problem is not None:
             self._usual(message, None, job.ack, job.reject, ())
             return

@@ -85,7 +85,7 @@ class Router:
 
     def _choose(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str, int | None]:
         """The model that is chosen and the targets behind it, why, and the number of the rule that did it."""
-        if (found := first_rule(route.rules, self._facts(job))) is not None:
+        if route.rules and (found := first_rule(route.rules, self._facts(job))) is not None:
             number, rule = found
             return [rule.model], words(rule.when), number
         if route.default is not None:
