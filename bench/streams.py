@@ -61,6 +61,7 @@ class Run:
     """Of each token at the bare reader: what the machine itself adds."""
     reader_cpu_us: float
     """Of our client, which reads all streams in one process."""
+    provider_cpu_us: float
 
 
 async def run(report: Report) -> None:
@@ -82,11 +83,12 @@ async def run(report: Report) -> None:
                 gc.collect()
                 gc.freeze()  # what the bench itself has imported takes the collector a tenth of a second on a busy core
                 cpu_s, redis_cpu_s, trips = fleet.cpu_s(), redis.child.cpu_s(), await _trips(redis)
-                reader_cpu_s = time.process_time()
+                reader_cpu_s, provider_cpu_s = time.process_time(), child.cpu_s()
                 async with asyncio.timeout(STALL_S + plan.stream_tokens / TOKENS_PER_S):
                     ages = await asyncio.gather(*(_read(queue, number) for number in range(plan.streams)))
                 cpu_s, redis_cpu_s = fleet.cpu_s() - cpu_s, redis.child.cpu_s() - redis_cpu_s
                 trips, reader_cpu_s = await _trips(redis) - trips, time.process_time() - reader_cpu_s
+                provider_cpu_s = child.cpu_s() - provider_cpu_s
             gc.unfreeze()
             bare = await _bare(url, plan.streams, directory)
     tokens = sum(map(len, ages))
@@ -101,6 +103,7 @@ async def run(report: Report) -> None:
         bare_cpu_us=bare["cpu_s"] / len(bare["ages_ms"]) * 1e6,
         bare_ages_ms=sorted(bare["ages_ms"]),
         reader_cpu_us=reader_cpu_s / tokens * 1e6,
+        provider_cpu_us=provider_cpu_s / tokens * 1e6,
     )
     _show(report, found)
 
@@ -139,6 +142,7 @@ def _show(report: Report, found: Run) -> None:
         "bare_cpu_us": found.bare_cpu_us,
         "redis_cpu_us": found.redis_cpu_us,
         "reader_cpu_us": found.reader_cpu_us,
+        "provider_cpu_us": found.provider_cpu_us,
         "trips": found.trips,
     }
     table = Table(title=f"{found.tokens:,} tokens, read as they come", title_justify="left")
@@ -152,6 +156,7 @@ def _show(report: Report, found: Run) -> None:
         "x bare",
         "client us",
         "Redis us",
+        "provider us",
         "trips",
     ):
         table.add_column(name, justify="right")
@@ -162,6 +167,7 @@ def _show(report: Report, found: Run) -> None:
         f"{found.cpu_us / found.bare_cpu_us:.2f}",
         f"{found.reader_cpu_us:.1f}",
         f"{found.redis_cpu_us:.1f}",
+        f"{found.provider_cpu_us:.1f}",
         f"{found.trips:.4f}",
     )
     report.show(table)
