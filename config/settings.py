@@ -9,17 +9,13 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from pathlib import Path
 from typing import Annotated, Literal
-from urllib.parse import SplitResult, urlsplit
 
 import pydantic_settings
 from dotenv import dotenv_values
 from pydantic import (
-    AfterValidator,
-    BeforeValidator,
     ConfigDict,
     Field,
     ValidationError,
@@ -31,9 +27,19 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from tasks.redis.address import Address
-
 from .problems import text_of
+from .setting_types import (
+    Count,
+    CountOrZero,
+    HttpUrl,
+    KeyPrefix,
+    LogLevel,
+    RedisUrl,
+    Seconds,
+    SecondsOrZero,
+    UserPath,
+    Weight,
+)
 
 __all__ = [
     "Breaker",
@@ -55,9 +61,6 @@ PREFIX = "PROMPTMILL_"
 NESTED = "__"
 ENV_FILE = ".env"
 
-HTTP_SCHEMES = ("http", "https")
-ESCAPES = "the characters '/', '?', '#' and '@' of a password are written %2F, %3F, %23 and %40"
-
 
 class SettingsError(ValueError):
     """The environment can't be used as it is. The text names each variable, its problem and an example.
@@ -65,52 +68,6 @@ class SettingsError(ValueError):
     It never repeats a value, because Redis and proxy URLs carry passwords.
     """
 
-
-def _split_url(text: str, *, schemes: Sequence[str]) -> SplitResult:
-    """The parts of a URL with one of these schemes; ValueError with a text that never repeats the URL."""
-    if re.search(r"[\s\x00-\x1f\x7f]", text):
-        raise ValueError("must be a URL without white space in it")
-    try:
-        url = urlsplit(text)
-        url.port  # noqa: B018 - urlsplit checks the port only when it is asked for
-    except ValueError:
-        raise ValueError(f"must be a URL with a valid host and port; {ESCAPES}") from None
-    if url.scheme not in schemes:
-        raise ValueError(f"must be a URL that begins with {' or '.join(f'{scheme}://' for scheme in schemes)}")
-    return url
-
-
-def _redis_url(text: str) -> str:
-    Address.of(text)
-    return text
-
-
-def _http_url(text: str) -> str:
-    if not _split_url(text, schemes=HTTP_SCHEMES).hostname:
-        raise ValueError("must name the host after the scheme")
-    return text
-
-
-def _key_prefix(text: str) -> str:
-    # Braces would make a hash tag of their own and so move our scripts' keys to different cluster slots.
-    if re.search(r"[\s{}\x00-\x1f\x7f]", text):
-        raise ValueError("must not contain white space or braces")
-    return text
-
-
-def _upper(value: object) -> object:
-    return value.upper() if isinstance(value, str) else value
-
-
-RedisUrl = Annotated[str, AfterValidator(_redis_url)]
-HttpUrl = Annotated[str, AfterValidator(_http_url)]
-UserPath = Annotated[Path, AfterValidator(Path.expanduser)]
-Count = Annotated[int, Field(gt=0)]
-CountOrZero = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-SecondsOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Weight = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-LogLevel = Annotated[Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"], BeforeValidator(_upper)]
 
 # The groups are dataclasses because a pydantic model can't have a field named `json`.
 # validate_default: base_s alone can contradict the default of cap_s.
@@ -274,7 +231,7 @@ class Settings(BaseSettings):
     redis_url: Annotated[RedisUrl, Field(repr=False)] = "redis://localhost:6379/0"
     broker_url: Annotated[RedisUrl | None, Field(repr=False, examples=["redis://localhost:6379/0"])] = None
     result_url: Annotated[RedisUrl | None, Field(repr=False, examples=["redis://localhost:6379/1"])] = None
-    key_prefix: Annotated[str, AfterValidator(_key_prefix), Field(examples=["staging:"])] = ""
+    key_prefix: Annotated[KeyPrefix, Field(examples=["staging:"])] = ""
     catalog: Annotated[UserPath | None, Field(examples=["/etc/promptmill/catalog.toml"])] = None
     allow_eviction: bool = False
     allow_open_flower: bool = False

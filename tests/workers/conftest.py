@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -18,7 +18,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import wait_until_async
 from workers.http.session import Http
-from workers.limiter import CallSize, Cost, Permit
+from workers.limiter import CallSize, Cost, Forecast, Permit
 from workers.limiter.heard.headers import wait_s
 from workers.limiter.rate import Plan
 from workers.pipeline.offers import Offers
@@ -112,8 +112,8 @@ class FreeLimits:
     def expected_wait_s(self, model: Any, keys: Sequence[Any], priority: Any = "normal") -> float:
         return self.waits_s.get(model.name, 0.0)
 
-    def expected_output(self, model: Any, cost: Any) -> int | None:
-        return self.outputs.get(model.name)
+    def forecast(self, model: Any) -> Forecast:
+        return Forecast(4.0, (1_000.0, 500.0, 5_000.0), self.outputs.get(model.name))
 
     def admit_free(self, model: Any, keys: Sequence[Any], **options: Any) -> None:
         """Something is limited."""
@@ -185,7 +185,7 @@ def pipeline_to(clock: VirtualTime) -> PipelineMaker:
                 catalog=catalog or make_catalog(url, **model),
                 http=session,
                 keys=keys or KeyRing({"p": [SecretStr(KEY)]}),
-                limits=limits or FreeLimits(),
+                limits=limits or cast("Any", FreeLimits()),
                 park_after_s=park_after_s,
                 patience_s=patience_s,
                 retry=retry or RetryPolicy(),

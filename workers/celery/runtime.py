@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from tasks.results import PromptResult
 
     from ..pipeline.at_hand import AtHand
-    from ..pipeline.limits import Limits
     from ..pipeline.rungs.answers import Store
     from ..pipeline.rungs.elsewhere import Others
 
@@ -139,7 +138,7 @@ def pipeline_of(
     ring: KeyRing,
     *,
     http: Http,
-    limits: Limits,
+    limits: LimiterRegistry,
     others: Others,
     answers: Store,
     breakers: Breakers | None = None,

@@ -29,7 +29,8 @@ class Pieces:
     """The pieces of one answer. All raise what a `Response` raises, and `Failure`."""
 
     def __init__(self, assembly: Assembly, on_text: Callable[[str], object], *, most: int, silent_s: float) -> None:
-        """`most`: how many bytes the whole answer may take. `silent_s`: how long there may be nothing but comments."""
+        """`most`: how many bytes the whole answer may take. `silent_s`: how long there may be nothing of the
+        answer, but comments and pings."""
         self._assembly = assembly
         self._on_text = on_text
         self._most = most
@@ -66,10 +67,11 @@ class Pieces:
     async def _read_on(self, response: Response) -> None:
         loop = asyncio.get_running_loop()
         assembly, feed, take = self._assembly, self._stream.feed, self._take
-        silent_since = 0.0
+        heard, silent_since = assembly.heard, 0.0
         while not assembly.is_done and (data := await response.read_some()):
-            if take(feed(data)):
-                silent_since = 0.0
+            take(feed(data))
+            if assembly.heard != heard:
+                heard, silent_since = assembly.heard, 0.0
             elif not silent_since:
                 silent_since = loop.time()
             elif loop.time() - silent_since > self._silent_s:

@@ -118,7 +118,7 @@ class Http:
         """As `post`, of an answer that comes in pieces: they go into `assembly`, and what they add to the text to
         `on_text`. The response's body is the answer put together. One that comes whole all the same is read whole.
 
-        `timeout.total_s` is how long the first piece may take, and the next after a silence of comments alone;
+        `timeout.total_s` is how long the first piece may take, and the next after a silence but for comments and pings;
         `timeout.read_s` limits a silence.
         """
         lane = self._lanes[profile]

@@ -19,7 +19,7 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
     peek.py        how long a request would wait, by what the schedule has written down
 """
 
-from .cost import CallSize, Cost
+from .cost import CallSize, Cost, Forecast
 from .errors import NotAdmitted, TooLargeForLimit, TooLate
 from .permit import Permit
 from .registry import LimiterRegistry
@@ -29,6 +29,7 @@ from .waiting.wait_queue import Waiter
 __all__ = [
     "CallSize",
     "Cost",
+    "Forecast",
     "LimiterRegistry",
     "LimiterView",
     "NotAdmitted",

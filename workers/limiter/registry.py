@@ -19,7 +19,7 @@ from tasks.wire import redis_keys
 from ..providers.size import NO_MEDIA, Media
 from ..redis.channel import Channel
 from ..redis.link import AWAY, Link
-from .cost import UNKNOWN, CallSize, Cost
+from .cost import UNKNOWN, CallSize, Cost, Forecast
 from .errors import Moved
 from .estimate import Estimator, Estimators
 from .heard.headers import learned
@@ -231,9 +231,9 @@ class LimiterRegistry:
         """About how long a request that came now would wait for the first of `keys` that is free, in seconds."""
         return min(limiter.expected_wait_s(priority) for _, limiter in self._pool(model, keys))
 
-    def expected_output(self, model: Model, cost: Cost) -> int | None:
-        """The output tokens that a request takes on average; None while too few answers have come to tell."""
-        return self._estimator(model).expected_output(cost)
+    def forecast(self, model: Model) -> Forecast:
+        """What requests to this model take, as far as is known now."""
+        return self._estimator(model).forecast()
 
     def call_size(self, model: Model) -> CallSize:
         """How large a call may be, as far as is known."""

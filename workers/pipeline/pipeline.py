@@ -58,10 +58,10 @@ if TYPE_CHECKING:
     from tasks.results import PromptResult
 
     from ..http.session import Http
+    from ..limiter import LimiterRegistry
     from ..providers import Answer
     from ..providers.keyring import KeyRing
     from ..streams import Streams
-    from .limits import Limits
     from .retry_policy import RetryPolicy
     from .trip import Down, Rung
 
@@ -101,7 +101,7 @@ class Pipeline:
         catalog: Catalog,
         http: Http,
         keys: KeyRing,
-        limits: Limits,
+        limits: LimiterRegistry,
         retry: RetryPolicy,
         now: Callable[[], float],
         sleep: Callable[[float], Awaitable[object]],

@@ -171,6 +171,8 @@ class Trip:
     """What equal prompts have in common, if that was known before it began, and its ladder leads to one model."""
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
+    priced: tuple[Answer, float | None] | None = None
+    """An answer that was stored with what its call cost (US dollars)."""
     followed: str | None = None
     """The call of an equal prompt that it has waited for (`answers.Answers.look`)."""
     feed: Feed | None = None

@@ -50,12 +50,13 @@ class RequestSize(NamedTuple):
 class AnswerSize(NamedTuple):
     """How many answers a job has, and about how many bytes each takes in a record.
 
-    `kind` tells apart answers of different size from one model.
+    `kind` tells apart answers of different size from one model. `is_packed`: they are base64, which hardly shrinks.
     """
 
     answers: int
     likely_bytes: int
     kind: object = None
+    is_packed: bool = False
 
 
 Stage = Literal["connecting", "sending", "sent"]
@@ -106,6 +107,11 @@ class Assembly(Protocol):
     """Whether the provider has said that nothing follows."""
     size: int
     """About how many bytes it holds."""
+
+    @property
+    def heard(self) -> int:
+        """How much has been said of the answer so far, in any unit. What only shows that the provider lives adds
+        nothing: a ping, an empty piece, the state of an answer."""
 
     @property
     def has_begun(self) -> bool:

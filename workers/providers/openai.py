@@ -112,10 +112,10 @@ class OpenAICodec:
         body = job.body
         if job.kind != "embed":
             return AnswerSize(_count(body.get("n")) or 1, likely_bytes=0)
-        dimensions, encoding = _count(body.get("dimensions")), body.get("encoding_format")
-        number_bytes = _BASE64_NUMBER_BYTES if encoding == "base64" else _NUMBER_BYTES
+        dimensions, is_packed = _count(body.get("dimensions")), body.get("encoding_format") == "base64"
+        number_bytes = _BASE64_NUMBER_BYTES if is_packed else _NUMBER_BYTES
         likely_bytes = (dimensions or _DIMENSIONS) * number_bytes
-        return AnswerSize(count_inputs(body["input"]), likely_bytes, kind=(dimensions, encoding == "base64"))
+        return AnswerSize(count_inputs(body["input"]), likely_bytes, (dimensions, is_packed), is_packed)
 
     key_header: ClassVar[str | None] = None
     """The header that takes a key, unless the provider's `auth` is "bearer". None: every key is a bearer token."""

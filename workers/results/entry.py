@@ -10,16 +10,9 @@ from celery.backends.base import COMPRESSED_PAYLOAD_MAGIC
 
 from tasks.wire import redis_keys
 
+from ..prompt.compression import compressed
+
 __all__ = ["Entry", "JSONResult"]
-
-TRIAL_BYTES = 64 * 1024
-WORTH_IT = 0.7
-"""A record of which the first part does not shrink so far is stored as it is. Random base64 shrinks to 0.77, at 46 ms a
-MB; vectors in text to 0.49, at 20 ms."""
-
-COMPRESSION_LEVEL = 1
-"""1.1 ms for 100 KB of vectors or of text, to 0.43 and 0.40 of their size; zlib's default takes five times as long to
-get to 0.38 and 0.34."""
 
 _COMPRESSED = COMPRESSED_PAYLOAD_MAGIC + b"application/x-gzip\0"
 """How Celery 5.7 marks a compressed record (celery/backends/base.py, `compress_payload`); kombu's name for zlib."""
@@ -92,9 +85,9 @@ class Entry(NamedTuple):
         record = self.record
         if not self.is_large or not isinstance(record, bytes):
             return self
-        if len(record) > TRIAL_BYTES and len(_compressed(record[:TRIAL_BYTES])) > WORTH_IT * TRIAL_BYTES:
+        if (packed := compressed(record)) is None:
             return self._replace(is_large=False)
-        return self._replace(record=_compressed(record), is_large=False)
+        return self._replace(record=_COMPRESSED + packed, is_large=False)
 
     def script_keys(self, prefix: str) -> tuple[str, str, str]:
         """The KEYS of store.lua. `prefix` stands before our own keys; Celery's has it already."""
@@ -105,8 +98,3 @@ class Entry(NamedTuple):
     def script_args(self) -> tuple[bytes | str, int, str, str, str]:
         """The ARGV of store.lua."""
         return self.record, int(self.is_end), self.counter, self.job_id, self.tag
-
-
-def _compressed(record: bytes) -> bytes:
-    compressed: bytes = _COMPRESSED + zlib.compress(record, COMPRESSION_LEVEL)
-    return compressed

@@ -210,8 +210,7 @@ async def test_a_window_that_refusals_have_shown_is_waited_for(client: Redis) ->
         worker.now += 6.0
         await worker.acquire()
     view = await worker.peek()
-    assert view.wait_s is not None
-    assert 35.0 < view.wait_s < 62.0
+    assert view.wait_s is not None and 35.0 < view.wait_s < 62.0
     assert await worker.next_wait_s() == pytest.approx(view.wait_s, abs=0.1)
 
 

@@ -41,7 +41,8 @@ class VirtualSchedule(RedisSchedule):
     async def _run(self, script: Any, names: Sequence[str], arguments: Mapping[str, Any]) -> list[bytes]:
         await asyncio.sleep(self._rng.uniform(0.0004, 0.002))
         now = f"{1_790_000_000 + asyncio.get_running_loop().time():.6f}"
-        reply: Any = self._client.eval(script.text, len(names), *names, json.dumps({**arguments, "now": now}))
+        # By its digest: sending and reading a script's text takes longer than running it.
+        reply: Any = self._client.register_script(script.text)(names, [json.dumps({**arguments, "now": now})])
         await asyncio.sleep(self._rng.uniform(0.0004, 0.002))
         return list(reply)
 
@@ -104,10 +105,10 @@ async def two_minutes(client: redis.Redis, provider: Provider, algorithm: Any) -
 
 @pytest.mark.parametrize("algorithm", ["sliding", "fixed"])
 def test_nearly_all_tokens_are_used_and_none_too_many(redis_server: RedisServer, algorithm: Any) -> None:
-    """With a margin in place of the memory, 90 % were used and five of six runs refused."""
+    """With a margin in place of the memory, 90 % were used and nearly each run was refused some."""
     shares, refused = [], []
     with redis.Redis.from_url(redis_server.url) as client:
-        for seed in range(3):
+        for seed in range(2):
             client.flushall()
             rng = random.Random(seed)
             allowance = Allowance.of(algorithm=algorithm, rpm=None, tpm=TPM, phase_s=rng.uniform(0, 60))

@@ -35,11 +35,12 @@ def run(outcomes: list[str], *, length: int, max_attempts: int | None) -> tuple[
     catalog = Catalog.model_validate({"providers": {"p": {"base_url": "http://127.0.0.1:9/v1"}}, "models": models})
     clock, asked, coming = VirtualTime(), list[str](), iter(outcomes)
     http: Any = None
+    limits: Any = FreeLimits()
     pipeline = Pipeline(
         catalog=catalog,
         http=http,
         keys=KeyRing({}),
-        limits=FreeLimits(),
+        limits=limits,
         retry=RetryPolicy(),
         now=clock,
         sleep=clock.sleep,

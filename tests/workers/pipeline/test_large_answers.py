@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tasks.wire.vectors import packed
 from workers.pipeline import record_limit as record_size
 from workers.pipeline.record_limit import MOST_BYTES
 from workers.prompt.job import PromptJob
@@ -59,7 +60,7 @@ async def test_several_chat_answers_may_be_larger_than_one(
         (inputs(5_000), "3,255"),
         (inputs(2_000, is_clients=False), "1,627"),
         (inputs(2_048, dimensions=3_072), "1,627"),
-        (inputs(9_000, encoding_format="base64"), "7,054"),
+        (inputs(9_000, encoding_format="base64"), "3,527"),
     ],
     ids=["of our client, compressed", "of another producer", "of more dimensions", "packed"],
 )
@@ -103,6 +104,19 @@ async def test_an_answer_that_could_not_be_delivered_is_a_named_error(
     result = await ask(noise)
     assert (result.error.code, result.response) == ("too_large", None)
     assert "Redis delivers 33 MB" in result.error.message
+
+
+async def test_what_is_stored_as_it_is_counts_as_it_is(
+    pipeline_to: Any, raw_server: Any, reply: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Base64 would shrink to 0.76, and the result backend leaves what shrinks so little as it is."""
+    monkeypatch.setattr(record_size, "MOST_BYTES", 2_700_000)
+    rng = random.Random(1)
+    rows = [{"index": n, "embedding": packed(rng.gauss(0, 0.02) for _ in range(3_072))} for n in range(200)]
+    server = await raw_server(reply(200, json.dumps({"data": rows, "usage": {"prompt_tokens": 200}}).encode()))
+    async with pipeline_to(server.url, real_time=True) as pipeline:
+        result = await pipeline.run(inputs(200, encoding_format="base64"))
+    assert (result.error.code, result.attempts) == ("too_large", 1)
 
 
 async def test_a_key_in_an_answer_is_struck_out(

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from config.catalog.tables import Timeout
-from workers.pipeline.rungs.patience.timeouts import LEARN_FROM, Latencies, Timeouts
+from workers.pipeline.rungs.patience.latest import LEARN_FROM
+from workers.pipeline.rungs.patience.timeouts import Latencies, Timeouts
 from workers.pipeline.trip import Shape
 
 STATED = Timeout(total_s=600, times_p95=3, least_s=5)

@@ -96,7 +96,15 @@ async def test_a_silence_ends_the_call_which_is_not_repeated(
     assert len(streamer.asked) == 1
 
 
-async def test_comments_alone_do_not_hold_a_job_for_ever(mill: Mill, streamer: Streamer, chat_job: Any) -> None:
+@pytest.mark.parametrize(
+    "ping",
+    [
+        b": still here\n\n",
+        b'data: {"choices": []}\n\n',
+        b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": ""}}]}\n\n',
+    ],
+)
+async def test_pings_do_not_hold_a_job_for_ever(mill: Mill, streamer: Streamer, chat_job: Any, ping: bytes) -> None:
     job = chat_job(stream=True, max_attempts=1)
     handle = await mill.submitted(job)
     task = mill.start(await mill.worker(streamer.url, timeout={"total_s": 0.3}), job)
@@ -104,7 +112,7 @@ async def test_comments_alone_do_not_hold_a_job_for_ever(mill: Mill, streamer: S
     await call.text("24 ")
     with suppress(ConnectionError):
         while not task.done():
-            await call.raw(b": still here\n\n")
+            await call.raw(ping)
             await asyncio.wait([task], timeout=0.02)
     with pytest.raises(JobFailed) as raised:
         await handle.result()

@@ -26,9 +26,8 @@ if TYPE_CHECKING:
 
     from tasks.wire.vocabulary import Priority
 
-    from ...limiter import Cost
+    from ...limiter import Cost, LimiterRegistry
     from ...providers import Answer
-    from ..limits import Limits
     from ..trip import Down, Route, Trip
     from .inputs import GroupKey
     from .member import Item, Member
@@ -68,7 +67,7 @@ class Group:
         route: Route,
         fields: Mapping[str, Any],
         *,
-        limits: Limits,
+        limits: LimiterRegistry,
         wait_s: float,
         places: Callable[[], tuple[int, int, int]],
         weights: Mapping[str, float],

@@ -16,9 +16,8 @@ if TYPE_CHECKING:
 
     from config.catalog import Provider
 
-    from ...limiter import Permit
+    from ...limiter import LimiterRegistry, Permit
     from ...providers import Answer
-    from ..limits import Limits
     from ..trip import Down, Shape, Trip
 
 __all__ = ["Admission"]
@@ -29,7 +28,7 @@ class Admission:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: LimiterRegistry,
         *,
         keys_of: Callable[[Provider], Sequence[SecretStr | None]],
         park_after_s: float | None,

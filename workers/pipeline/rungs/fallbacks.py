@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from tasks.wire.kinds import Api
     from tasks.wire.vocabulary import Trigger
 
+    from ...limiter import LimiterRegistry
     from ...prompt.job import PromptJob
     from ...providers import Answer
-    from ..limits import Limits
     from ..routing.chain import Chain
     from ..routing.speeds import Speeds
     from ..trip import Down, Route, Shape, Trip
@@ -51,7 +51,7 @@ class Fallbacks:
         find_route: Callable[[str], Route],
         leave: Callable[[Trip, str, Api | None], Awaitable[None]],
         attempts_of: Callable[[int | None], int],
-        limits: Limits,
+        limits: LimiterRegistry,
         speeds: Speeds,
         now: Callable[[], float],
     ) -> None:

@@ -16,8 +16,8 @@ from ..vectors import in_order
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from ...limiter import LimiterRegistry
     from ...prompt.job import PromptJob
-    from ..limits import Limits
     from ..packing.tokens import TextTokenizer
     from ..packing.too_long import Fitted
     from ..trip import Down, Shape, Trip
@@ -39,7 +39,7 @@ COUNTED_ASIDE: Final = 16_384
 class InputLength:
     """Refuses inputs longer than the model takes, or cuts or splits them as the job says."""
 
-    def __init__(self, limits: Limits, tokenizers: Mapping[str, TextTokenizer]) -> None:
+    def __init__(self, limits: LimiterRegistry, tokenizers: Mapping[str, TextTokenizer]) -> None:
         """`tokenizers` by the paths that models name."""
         self._limits = limits
         self._tokenizers = tokenizers

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from config.catalog import Provider
 
+    from ...limiter import LimiterRegistry
     from ...prompt.job import PromptJob
     from ...providers import Answer
-    from ..limits import Limits
     from ..packing.inputs import Family, GroupKey
     from ..trip import Down, Route, Shape, Trip
 
@@ -38,7 +38,7 @@ class Packing:
 
     def __init__(
         self,
-        limits: Limits,
+        limits: LimiterRegistry,
         *,
         keys_of: Callable[[Provider], Sequence[SecretStr | None]],
         now: Callable[[], float],

@@ -31,6 +31,11 @@ class MessageAssembly:
         self._error: Fields | None = None
 
     @property
+    def heard(self) -> int:
+        """See `codec.Assembly`."""
+        return self.size
+
+    @property
     def is_whole(self) -> bool:
         """See `codec.Assembly`."""
         return self.is_done or self._message.get("stop_reason") is not None

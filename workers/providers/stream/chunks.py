@@ -36,6 +36,11 @@ class ChatAssembly:
         self._error: Fields | None = None
 
     @property
+    def heard(self) -> int:
+        """See `codec.Assembly`."""
+        return self.size
+
+    @property
     def has_begun(self) -> bool:
         """See `codec.Assembly`."""
         return bool(self._choices)
@@ -129,8 +134,9 @@ class _Choice:
     def size_of(piece: Fields, data_bytes: int) -> int:
         """About how many bytes it adds, of an event of `data_bytes`."""
         size = 0
-        for value in (piece.get("delta") or {}).values():
-            size += len(value) if type(value) is str else data_bytes if value else 0
+        for name, value in (piece.get("delta") or {}).items():
+            if name != "role":  # in each piece of some servers, those that keep a connection alive too
+                size += len(value) if type(value) is str else data_bytes if value else 0
         return size
 
     def add(self, piece: Fields) -> str:

@@ -12,18 +12,21 @@ from .sse import DONE, fields_of
 
 __all__ = ["ResponseAssembly"]
 
+_STATES: Final = frozenset({"response.created", "response.queued", "response.in_progress"})
+"""Servers are known to repeat them while nothing comes."""
 _ENDS: Final = frozenset({"response.completed", "response.incomplete", "response.failed"})
 
 
 class ResponseAssembly:
     """One response. See `codec.Assembly`."""
 
-    __slots__ = ("_items", "_response", "has_begun", "is_done", "size")
+    __slots__ = ("_items", "_response", "has_begun", "heard", "is_done", "size")
 
     def __init__(self) -> None:
         self.is_done = False
         self.has_begun = False
         self.size = 0
+        self.heard = 0
         self._items: dict[int, dict[str, Any]] = {}
         self._response: dict[str, Any] = {}
 
@@ -38,6 +41,8 @@ class ResponseAssembly:
             return ""
         event = fields_of(data)
         kind = str(event.get("type"))
+        if kind.startswith("response.") and kind not in _STATES and event.get("delta") != "":
+            self.heard += 1
         if kind == "response.output_text.delta":
             return self._add_text(event.get("delta"))
         if kind == "response.output_item.done" and isinstance(event.get("item"), dict):

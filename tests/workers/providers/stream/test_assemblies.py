@@ -246,6 +246,15 @@ def test_what_an_answer_holds_is_counted() -> None:
     assert 10_000 <= assembly.size < 12_000
 
 
+def test_an_empty_piece_says_nothing_of_the_answer() -> None:
+    assembly = CODECS["openai"].assembly(JOB)
+    for ping in (delta(role="assistant", content=""), {**HEAD, "choices": []}, {**HEAD, "choices": [], "usage": USAGE}):
+        assembly.add(b"", json.dumps(ping).encode())
+    assert assembly.heard == 0
+    assembly.add(b"", json.dumps(delta(reasoning_content="hm")).encode())
+    assert assembly.heard > 0
+
+
 # -- Anthropic
 
 
@@ -335,3 +344,11 @@ def test_citations_are_kept() -> None:
     assembly, _ = put_together("anthropic", sse(*events))
     assert assembly.is_whole
     assert assembly.whole()["content"] == [{"type": "text", "text": "24", "citations": [{"cited": 1}]}]
+
+
+def test_a_ping_of_anthropics_says_nothing_of_the_answer() -> None:
+    assembly = CODECS["anthropic"].assembly(JOB)
+    assembly.add(b"ping", b'{"type": "ping"}')
+    assert assembly.heard == 0
+    assembly.add(b"", b'{"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}')
+    assert assembly.heard > 0

@@ -58,6 +58,22 @@ def test_items_stand_in_for_an_empty_last_event() -> None:
     assert assembly.whole()["output"] == [THOUGHT, CALL]
 
 
+@pytest.mark.parametrize(
+    ("event", "says_something"),
+    [
+        (delta("24"), True),
+        ({"type": "response.reasoning_summary_text.delta", "delta": "hm"}, True),
+        ({"type": "response.web_search_call.searching", "item_id": "ws_1"}, True),
+        (delta(""), False),
+        ({"type": "response.in_progress", "response": response(status="in_progress")}, False),
+        ({"type": "keepalive", "sequence_number": 7}, False),
+    ],
+)
+def test_a_ping_says_nothing_of_the_answer(event: Any, says_something: bool) -> None:
+    assembly, _ = put_together(events(event), 64)
+    assert bool(assembly.heard) == says_something
+
+
 def test_without_its_end_a_response_is_cut() -> None:
     assembly, told = put_together(events(delta("24")) + b"data: [DONE]\n\n", 64)
     assert (told, assembly.is_whole, assembly.is_done) == ("24", False, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
@@ -12,6 +13,7 @@ from ....prompt.parked import Parked
 from ....providers.tiers import tier_refused
 from ....telemetry.counts import counts
 from ...routing.speeds import Speeds
+from .latest import MOST_MODELS, STEP, Latest
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -19,12 +21,12 @@ if TYPE_CHECKING:
 
     from pydantic import SecretStr
 
-    from config.catalog import Provider
+    from config.catalog import Model, Provider, Timeout
 
+    from ....limiter import LimiterRegistry
     from ....prompt.job import PromptJob
     from ....providers import Answer
     from ...flex_policy import FlexPolicy
-    from ...limits import Limits
     from ...trip import Down, Shape, Trip
 
 __all__ = ["Flex"]
@@ -40,15 +42,22 @@ MARGIN_S: Final = 30.0
 LATENCIES: Final = 4.0
 """Where it is known: so many of them, one to answer and the rest for another attempt, and the margin."""
 
+RESERVED: Final = 2.0
+"""Times what 95 % of the latest flex calls took, and no less than the longest of them took, is reserved for one."""
+
+FRESH_S: Final = 3_600.0
+"""Calls of which the latest is older say little: a tier that was empty at night is full in the morning."""
+
 AGAIN: Final = "the flex tier again"
 
 
 class Flex:
     """Asks a model's flex tier while there is time for it, and waits while that has no room; else the standard tier.
 
-    A flex call begins only if the standard tier still has its time after it, however long it takes: so none has to be
-    broken off, and paid for twice, to keep a deadline. What is refused for want of room is not charged, is no attempt,
-    and no limit of the model's.
+    A flex call begins only if the standard tier still has its time after it: after what the latest calls took, with a
+    margin, or after the whole time-out while too few are known. One that takes longer than that is broken off for the
+    standard tier only where time-outs may be repeated, as it may be paid for. What is refused for want of room is not
+    charged, is no attempt, and no limit of the model's.
     """
 
     def __init__(
@@ -56,7 +65,7 @@ class Flex:
         policy: FlexPolicy,
         *,
         reaches: Callable[[Shape], bool],
-        limits: Limits,
+        limits: LimiterRegistry,
         keys_of: Callable[[Provider], Sequence[SecretStr | None]],
         park_after_s: float | None,
         now: Callable[[], float],
@@ -75,6 +84,7 @@ class Flex:
         self._sleep = sleep
         self._rng = rng
         self._speeds = Speeds()
+        self._latest: dict[str, Latest] = {}
 
     def serves(self, shape: Shape) -> bool:
         return shape.may_flex and self._reaches(shape)
@@ -94,10 +104,12 @@ class Flex:
     async def _ask(self, trip: Trip, down: Down) -> Answer | Failure:
         """The answer, or that the tier has no room."""
         asked, trip.job = trip.job, _in_tier(trip.job)
-        trip.tier, trip.timeout = FLEX, trip.route.model.timeout.flex
+        trip.tier, trip.timeout = FLEX, self._timeout(trip)
         try:
             answer = await down(trip)
         except Failure as failure:
+            if failure.code == "timeout" and not failure.unreachable:
+                self._note_latency(trip)
             if tier_refused(failure):
                 failure.advise("the catalogue says `flex = true` for this model: leave it out if the model has none")
             if not failure.has_no_room:
@@ -107,6 +119,8 @@ class Flex:
         finally:
             trip.job, trip.timeout = asked, None
         counts.add("flex_calls_total", "answered")
+        if trip.tier == FLEX:
+            self._note_latency(trip)
         return answer
 
     async def _ask_standard(self, trip: Trip, down: Down) -> Answer:
@@ -124,7 +138,35 @@ class Flex:
         begins_at, until = self._now() + in_s, trip.wait_until
         if until is None or options.deadline_at is None:
             return trip.no_room_since is None or begins_at - trip.no_room_since < self._policy.patience_s
-        return begins_at + model.timeout.flex.total_s + self._needs_s(trip) <= until
+        return begins_at + self._reserve_s(trip.route.alias, model) + self._needs_s(trip) <= until
+
+    def _reserve_s(self, alias: str, model: Model) -> float:
+        """What a flex call is left."""
+        stated_s, latest = model.timeout.flex.total_s, self._latest.get(alias)
+        if latest is None or latest.p95_s is None or self._now() - latest.noted_at > FRESH_S:
+            return stated_s
+        return min(stated_s, max(RESERVED * latest.p95_s, latest.longest_s))
+
+    def _timeout(self, trip: Trip) -> Timeout:
+        """Of a flex call. Where it may be made again, it ends while the standard tier has its time still."""
+        stated, until = trip.route.model.timeout.flex, trip.wait_until
+        asked = trip.job.options.repeat_timeouts
+        if until is None or not (trip.route.repeat_timeouts if asked is None else asked):
+            return stated
+        left_s = until - self._needs_s(trip) - self._now()
+        if left_s >= stated.total_s:
+            return stated
+        return stated.within(STEP ** math.floor(math.log(max(1.0, left_s), STEP)))
+
+    def _note_latency(self, trip: Trip) -> None:
+        alias = trip.route.alias
+        latest = self._latest.get(alias)
+        if latest is None:
+            if len(self._latest) >= MOST_MODELS:
+                self._latest.clear()
+            latest = self._latest[alias] = Latest()
+        now = self._now()
+        latest.note(now - trip.called_at, now=now)
 
     def _needs_s(self, trip: Trip) -> float:
         """What the standard tier has to be left."""

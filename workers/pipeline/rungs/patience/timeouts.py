@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections import deque
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from ....prompt.failure import Failure
+from .latest import MOST_MODELS, STEP, Latest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,40 +18,24 @@ if TYPE_CHECKING:
 
 __all__ = ["Latencies", "Timeouts"]
 
-LEARN_FROM: Final = 50
-"""Calls, before anything is concluded: of fewer, what 95 % took is chance."""
-
-KEPT: Final = 200
-LOOK_EVERY: Final = 10
-
-STEP: Final = 1.1
-"""Time-outs are rounded up to powers of this: the HTTP session has a timer for each that occurs (http/timeouts.py)."""
-
-MOST_MODELS: Final = 1_024
-
 
 class Latencies:
-    """How long one model's latest calls took, in seconds."""
+    """The time-out that follows from one model's latest calls."""
 
     def __init__(self, stated: Timeout, times: float) -> None:
         """`times`: of what 95 % of the calls took. The time-outs stay within those `stated`."""
         self._stated = stated
         self._times = times
-        self._took: deque[float] = deque(maxlen=KEPT)
-        self._noted = 0
+        self._latest = Latest()
         self.timeout: Timeout | None = None
         """How long a call may take; None as long as too few are known."""
 
     def note(self, took_s: float) -> None:
         """A call was answered after so long, or given up: without those, each time-out would make the next shorter."""
-        self._took.append(took_s)
-        self._noted += 1
-        if self._noted >= LEARN_FROM and self._noted % LOOK_EVERY == 0:
-            self._conclude()
+        if self._latest.note(took_s) and self._latest.p95_s is not None:
+            self._conclude(self._latest.p95_s)
 
-    def _conclude(self) -> None:
-        took = sorted(self._took)
-        p95_s = took[math.ceil(0.95 * len(took)) - 1]
+    def _conclude(self, p95_s: float) -> None:
         least_s = min(self._stated.least_s, self._stated.total_s)
         total_s = max(least_s, self._times * p95_s)
         if total_s > least_s:
