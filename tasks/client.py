@@ -24,8 +24,8 @@ from .embedding import Texts, embedding_rows
 from .jobs import Group, Job, Rows
 from .redis.address import Address
 from .store.job_store import Store
+from .store.place import Place
 from .store.redis_store import RedisStore
-from .store.settings import StoreSettings
 from .submission import submits
 from .wire.redis_keys import GROUP_ID_PREFIX
 from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_group_id, check_id, check_size, new_job
@@ -60,7 +60,7 @@ class PromptQueue:
         max_job_bytes: int = DEFAULT_MAX_JOB_BYTES,
     ) -> None:
         broker = Address.of(url)
-        settings = StoreSettings(
+        place = Place(
             broker=broker,
             results=Address.of(result_url) if result_url else broker,
             timeout_s=timeout_s,
@@ -68,7 +68,7 @@ class PromptQueue:
             key_prefix=key_prefix,
             result_key_prefix=result_key_prefix,
         )
-        self._setup(f"{broker}", lambda: RedisStore(settings), max_job_bytes)
+        self._setup(f"{broker}", lambda: RedisStore(place), max_job_bytes)
 
     def _setup(self, place: str, make_store: Callable[[], Store], max_job_bytes: int) -> None:
         self._place = place

@@ -5,7 +5,7 @@ redis_store.py    jobs kept in Redis, as one event loop sees them: results, canc
 submitting.py     jobs on their way into the queue
 groups.py         a group as Redis has it
 terms.py          what a client has to know of Redis before it writes there
-settings.py       where, how patiently, and the names of the keys
+place.py          which Redis, how patiently, and the names of the keys
 subscriptions.py  one pub/sub connection for all who listen
 waiting.py        waiting for results
 streams/          answers, read as they come

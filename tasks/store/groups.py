@@ -10,7 +10,7 @@ from ..redis.connection import RedisConnection, ScriptRunner, answer
 from ..redis.script import Script
 from ..wire import redis_keys
 from .job_store import GroupEntry, GroupPage, GroupProgress
-from .settings import StoreSettings
+from .place import Place
 from .terms import Writer
 
 __all__ = ["Groups"]
@@ -23,19 +23,17 @@ _PAGE_ENTRIES: Final = 500
 class Groups:
     """Their part of `Store`. What was submitted stands at the broker, what has ended at the results."""
 
-    def __init__(
-        self, broker: RedisConnection, results: RedisConnection, writer: Writer, settings: StoreSettings
-    ) -> None:
+    def __init__(self, broker: RedisConnection, results: RedisConnection, writer: Writer, place: Place) -> None:
         self._broker = broker
         self._results = results
         self._writer = writer
-        self._settings = settings
+        self._place = place
         self._close_script = ScriptRunner(broker.redis, CLOSE_GROUP)
 
     async def close(self, group_id: str) -> int:
         """Sets the total to the number of jobs submitted."""
         async with self._broker.border():
-            total = await self._writer.write(self._close_script, self._settings.group(group_id))
+            total = await self._writer.write(self._close_script, self._place.group(group_id))
         return int(total)
 
     async def progress(self, group_id: str) -> GroupProgress | None:
@@ -49,7 +47,7 @@ class Groups:
         return _progress(fields)
 
     def _group_hashes(self, group_id: str) -> tuple[str, str]:
-        return self._settings.key(redis_keys.group(group_id)), self._settings.result_side(redis_keys.group(group_id))
+        return self._place.key(redis_keys.group(group_id)), self._place.result_side(redis_keys.group(group_id))
 
     def _is_kept_apart(self, group_id: str) -> bool:
         submitted_key, ended_key = self._group_hashes(group_id)
@@ -59,7 +57,7 @@ class Groups:
         """Read from the group's list."""
         async with self._broker.border():
             ids: list[str] = await answer(
-                self._broker.redis.lrange(self._settings.key(redis_keys.group_jobs(group_id)), start, start + count - 1)
+                self._broker.redis.lrange(self._place.key(redis_keys.group_jobs(group_id)), start, start + count - 1)
             )
         return ids
 
@@ -70,8 +68,8 @@ class Groups:
         """
         submitted_key, ended_key = self._group_hashes(group_id)
         submitted = await _hgetall(self._broker, submitted_key) if self._is_kept_apart(group_id) else {}
-        stream = self._settings.result_side(redis_keys.group_done(group_id))
-        block_ms = round(min(wait_s, self._settings.timeout_s / 2) * 1000) or None
+        stream = self._place.result_side(redis_keys.group_done(group_id))
+        block_ms = round(min(wait_s, self._place.timeout_s / 2) * 1000) or None
         async with self._results.border(), self._results.waiting.pipeline(transaction=False) as pipe:
             pipe.hgetall(ended_key)
             pipe.xrange(stream, *_place(after), count=1)
@@ -85,7 +83,7 @@ class Groups:
 
     async def has(self, group_id: str, entries: Sequence[GroupEntry]) -> list[bool]:
         """Looks for each under its position."""
-        stream = self._settings.result_side(redis_keys.group_done(group_id))
+        stream = self._place.result_side(redis_keys.group_done(group_id))
         async with self._results.border(), self._results.redis.pipeline(transaction=False) as pipe:
             for entry in entries:
                 pipe.xrange(stream, *_place(entry), count=1)

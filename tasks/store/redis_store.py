@@ -15,7 +15,7 @@ from ..wire.message import revoke_channel, revoke_message
 from ..wire.record import decoded, failure, is_end
 from .groups import Groups
 from .job_store import Sighting
-from .settings import StoreSettings
+from .place import Place
 from .streams import Streams
 from .submitting import Submissions
 from .terms import Writer
@@ -41,14 +41,14 @@ _TOLD_AT_ONCE: Final = 100
 class RedisStore:
     """See `Store`. Belongs to the event loop on which it is made."""
 
-    def __init__(self, settings: StoreSettings) -> None:
-        self._settings = settings
-        self._broker = RedisConnection(settings.broker, timeout_s=settings.timeout_s)
-        is_apart = settings.is_apart
-        self._results = RedisConnection(settings.results, timeout_s=settings.timeout_s) if is_apart else self._broker
-        self._writer = Writer(self._broker, settings)
-        self._submissions = Submissions(self._broker, self._writer, settings)
-        self._groups = Groups(self._broker, self._results, self._writer, settings)
+    def __init__(self, place: Place) -> None:
+        self._place = place
+        self._broker = RedisConnection(place.broker, timeout_s=place.timeout_s)
+        is_apart = place.is_apart
+        self._results = RedisConnection(place.results, timeout_s=place.timeout_s) if is_apart else self._broker
+        self._writer = Writer(self._broker, place)
+        self._submissions = Submissions(self._broker, self._writer, place)
+        self._groups = Groups(self._broker, self._results, self._writer, place)
         self.submit = self._submissions.submit
         self.submit_many = self._submissions.submit_many
         self.close_group = self._groups.close
@@ -60,14 +60,14 @@ class RedisStore:
         self._forget_script = ScriptRunner(self._broker.redis, FORGET)
         self._read_results_script = ScriptRunner(self._results.redis, READ_RESULTS, decodes=False)
         self._page_bytes = _PAGE_BYTES
-        self.outage_s = settings.outage_s
+        self.outage_s = place.outage_s
         self._waiter = ResultWaiter(
             self._results,
-            channel_prefix=settings.result_key_prefix + redis_keys.RESULT_PREFIX,
+            channel_prefix=place.result_key_prefix + redis_keys.RESULT_PREFIX,
             look=self._look_at,
-            outage_s=settings.outage_s,
+            outage_s=place.outage_s,
         )
-        self._streams = Streams(self._broker, settings, look=self.look, wait=self._waiter.wait)
+        self._streams = Streams(self._broker, place, look=self.look, wait=self._waiter.wait)
         self.stream = self._streams.events
 
     async def look(self, job_id: str) -> Sighting:
@@ -79,7 +79,7 @@ class RedisStore:
         # The records first: a job that ends in between has a result then, and is not taken for unknown.
         async with self._broker.border(), self._broker.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.hget(self._settings.record(job_id), "state")
+                pipe.hget(self._place.record(job_id), "state")
             states = await pipe.execute()
         start = 0
         while start < len(job_ids):
@@ -97,7 +97,7 @@ class RedisStore:
 
     async def result_page(self, job_ids: Sequence[str]) -> list[PromptResult | None]:
         """Read with one script, which ends at a number of bytes."""
-        result_keys = [self._settings.result(job_id) for job_id in job_ids[:_PAGE_ENTRIES]]
+        result_keys = [self._place.result(job_id) for job_id in job_ids[:_PAGE_ENTRIES]]
         try:
             async with self._results.border():
                 records: list[bytes | None] = await self._read_results_script(result_keys, [self._page_bytes])
@@ -122,11 +122,11 @@ class RedisStore:
         if not going:
             return 0
         async with self._broker.border():
-            script_keys = [self._settings.key(redis_keys.CANCELLED), *map(self._settings.record, going)]
+            script_keys = [self._place.key(redis_keys.CANCELLED), *map(self._place.record, going)]
             cancelled, running = await self._writer.write(self._cancel_script, script_keys, going)
             told = running if len(going) > _TOLD_AT_ONCE else going
             if cancelled and told:
-                channel = revoke_channel(self._settings.key_prefix, self._settings.broker.database)
+                channel = revoke_channel(self._place.key_prefix, self._place.broker.database)
                 await self._broker.redis.publish(channel, revoke_message(told))
         return int(cancelled)
 
@@ -134,7 +134,7 @@ class RedisStore:
         # The beginnings of the results: an answer may be megabytes.
         async with self._results.border(), self._results.redis.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
-                pipe.getrange(self._settings.result(job_id), 0, 40)
+                pipe.getrange(self._place.result(job_id), 0, 40)
             return list(map(is_end, await pipe.execute()))
 
     async def forget(self, job_ids: Sequence[str]) -> None:
@@ -144,14 +144,14 @@ class RedisStore:
             return
         ended = await self._have_ended(job_ids)
         async with self._broker.border():
-            script_keys = [self._settings.key(redis_keys.FORGOTTEN), self._settings.key(redis_keys.LEASES)]
-            script_keys += map(self._settings.record, job_ids)
+            script_keys = [self._place.key(redis_keys.FORGOTTEN), self._place.key(redis_keys.LEASES)]
+            script_keys += map(self._place.record, job_ids)
             args: list[str | int] = []
             for job_id, has_ended in zip(job_ids, ended, strict=True):
                 args += job_id, int(has_ended)
             await self._forget_script(script_keys, args)
         async with self._results.border():
-            await self._results.redis.delete(*map(self._settings.result, job_ids))
+            await self._results.redis.delete(*map(self._place.result, job_ids))
 
     async def aclose(self) -> None:
         """Wakes whoever waits, with CancelledError."""

@@ -17,7 +17,7 @@ from ..wire.kinds import TASK_NAMES
 from ..wire.message import CELERY_PRIORITY, Envelope, queue_keys
 from ..wire.request import NewJob, check_model, id_taken
 from .batching import Batcher
-from .settings import StoreSettings
+from .place import Place
 from .terms import Writer
 
 __all__ = ["Submissions"]
@@ -47,14 +47,14 @@ class _Submission(NamedTuple):
 class Submissions:
     """Those of one event loop. All methods raise `QueueUnavailable`."""
 
-    def __init__(self, broker: RedisConnection, writer: Writer, settings: StoreSettings) -> None:
+    def __init__(self, broker: RedisConnection, writer: Writer, place: Place) -> None:
         self._broker = broker
         self._writer = writer
-        self._settings = settings
+        self._place = place
         self._script = ScriptRunner(broker.redis, SUBMIT)
-        self._result_prefix = "" if settings.is_apart else settings.result("")  # as submit.lua takes it
+        self._result_prefix = "" if place.is_apart else place.result("")  # as submit.lua takes it
         self._envelope = Envelope()
-        self._queues = queue_keys(settings.key_prefix)
+        self._queues = queue_keys(place.key_prefix)
         self._batcher = Batcher(self._send_submissions)
 
     async def submit(self, job: NewJob, *, group: str | None) -> None:
@@ -95,7 +95,7 @@ class Submissions:
     async def _send_part(self, part: list[_Submission], group: str | None) -> None:
         error: Exception | None = None
         try:
-            with within(self._settings.timeout_s):
+            with within(self._place.timeout_s):
                 while taken := await self._send([submission.job for submission in part], group=group):
                     # The callers who share the call are not to blame.
                     for index in taken:
@@ -120,9 +120,9 @@ class Submissions:
         """What submit.lua returns."""
         now_s = (await self._writer.terms()).now_s()
         script_keys = [
-            *(*self._queues, *self._settings.group(group)),
-            *(self._settings.key(redis_keys.CANCELLED), self._settings.key(redis_keys.FORGOTTEN)),
-            *(self._settings.record(job.id) for job in jobs),
+            *(*self._queues, *self._place.group(group)),
+            *(self._place.key(redis_keys.CANCELLED), self._place.key(redis_keys.FORGOTTEN)),
+            *(self._place.record(job.id) for job in jobs),
         ]
         messages = [self._envelope.render(job, group=group, now_s=now_s) for job in jobs]
         rows = json.dumps([*map(_row, jobs)])

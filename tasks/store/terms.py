@@ -13,7 +13,7 @@ from redis.exceptions import ResponseError
 from ..redis.clock import steady_s
 from ..redis.connection import RedisConnection, ScriptRunner, Unreplicated, answer
 from ..wire import redis_keys
-from .settings import StoreSettings
+from .place import Place
 
 __all__ = ["Terms", "Writer"]
 
@@ -40,9 +40,9 @@ class Terms:
 class Writer:
     """Runs scripts that write, on the terms of the queue's Redis. Belongs to an event loop."""
 
-    def __init__(self, broker: RedisConnection, settings: StoreSettings) -> None:
+    def __init__(self, broker: RedisConnection, place: Place) -> None:
         self._broker = broker
-        self._settings = settings
+        self._place = place
         self._terms: Terms | None = None
         self._reading = asyncio.Lock()
 
@@ -52,7 +52,7 @@ class Writer:
         Waits for that a third of `timeout_s` at most, or a silent Redis would look alike: it may have to wait twice, if
         Redis does not know the script.
         """
-        wait_s = self._settings.timeout_s / 3 if (await self.terms()).wants_replica else 0.0
+        wait_s = self._place.timeout_s / 3 if (await self.terms()).wants_replica else 0.0
         try:
             return await script(script_keys, args, wait_ms=math.ceil(wait_s * 1000))
         except Unreplicated:
@@ -78,7 +78,7 @@ class Writer:
         before_s = steady_s()
         async with self._broker.redis.pipeline(transaction=False) as pipe:
             pipe.time()
-            pipe.zrange(self._settings.key(redis_keys.MODELS), 0, -1, withscores=True)
+            pipe.zrange(self._place.key(redis_keys.MODELS), 0, -1, withscores=True)
             (seconds, microseconds), offered = await pipe.execute()
         read_s = (before_s + steady_s()) / 2
         redis_s = seconds + microseconds / 1e6

@@ -10,7 +10,7 @@ import pytest
 from tasks.redis.address import Address
 from tasks.redis.connection import RedisConnection
 from tasks.store import subscriptions
-from tasks.store.settings import StoreSettings
+from tasks.store.place import Place
 from tasks.store.streams.entries import Inbox, StreamEntries
 from tests.support.ports import free_port
 
@@ -48,7 +48,7 @@ def seen(inbox: Inbox) -> list[object]:
 
 
 async def test_an_answer_that_is_heard_of_is_not_looked_at(connection: RedisConnection) -> None:
-    settings = StoreSettings(
+    settings = Place(
         connection.address, connection.address, timeout_s=1, outage_s=1, key_prefix="", result_key_prefix=""
     )
     entries = StreamEntries(connection, settings)

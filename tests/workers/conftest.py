@@ -18,7 +18,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.virtual_time import VirtualTime
 from tests.support.waiting import wait_until_async
 from workers.http.session import Http
-from workers.limiter import CallSize, Cost, Permit
+from workers.limiter import CallSize, Cost, Forecast, Permit
 from workers.limiter.heard.headers import wait_s
 from workers.limiter.rate import Plan
 from workers.pipeline.offers import Offers
@@ -112,8 +112,8 @@ class FreeLimits:
     def expected_wait_s(self, model: Any, keys: Sequence[Any], priority: Any = "normal") -> float:
         return self.waits_s.get(model.name, 0.0)
 
-    def expected_output(self, model: Any, cost: Any) -> int | None:
-        return self.outputs.get(model.name)
+    def forecast(self, model: Any) -> Forecast:
+        return Forecast(4.0, (1_000.0, 500.0, 5_000.0), self.outputs.get(model.name))
 
     def admit_free(self, model: Any, keys: Sequence[Any], **options: Any) -> None:
         """Something is limited."""

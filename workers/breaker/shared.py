@@ -100,11 +100,7 @@ class SharedBreakers:
 
     async def read(self) -> tuple[float, dict[Target, State]]:
         """Redis's time (s) and all breakers that are open. One round trip."""
-        async with self._redis.pipeline(transaction=False) as commands:
-            commands.time()
-            commands.hgetall(self._key_prefix + redis_keys.BREAKERS)
-            (seconds, micros), fields = await commands.execute()
-        now = seconds + micros / 1e6
+        now, fields = await hashes_of(self._redis, self._key_prefix + redis_keys.BREAKERS)
         states = [stored_state(name, text, now=now) for name, text in fields.items()]
         return now, {state.target: state for state in states}
 
@@ -119,6 +115,16 @@ class SharedBreakers:
         }
         reply: Any = await self._link.run(script, keys, [json.dumps(said, separators=(",", ":"))])
         return bytes(reply)
+
+
+async def hashes_of(redis: Redis, *keys: str) -> Any:
+    """Redis's time (s), and the hashes of these keys as they were then. One round trip."""
+    async with redis.pipeline(transaction=False) as commands:
+        commands.time()
+        for key in keys:
+            commands.hgetall(key)
+        (seconds, micros), *hashes = await commands.execute()
+    return seconds + micros / 1e6, *hashes
 
 
 def _state(reply: bytes) -> State | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 from tasks.wire import redis_keys
 
 from .health import Target
-from .shared import stored_state
+from .shared import hashes_of, stored_state
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -42,12 +42,8 @@ class BreakerView:
 
 async def look(redis: Redis, *, key_prefix: str = "") -> list[BreakerView]:
     """All that have ever opened of late. One round trip."""
-    async with redis.pipeline(transaction=False) as commands:
-        commands.time()
-        commands.hgetall(key_prefix + redis_keys.BREAKERS)
-        commands.hgetall(key_prefix + redis_keys.BREAKER_COUNTS)
-        (seconds, micros), stored, opened = await commands.execute()
-    now = seconds + micros / 1e6
+    keys = redis_keys.BREAKERS, redis_keys.BREAKER_COUNTS
+    now, stored, opened = await hashes_of(redis, *(key_prefix + key for key in keys))
     views = []
     for name in sorted({*stored, *opened})[:MOST_SHOWN]:
         target, count = Target(*json.loads(name)), int(opened.get(name, 0))

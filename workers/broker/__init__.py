@@ -2,7 +2,7 @@
 
 kombu/             our classes in the place of kombu's: transport, channel
 triage.py          what becomes of a message that was just taken
-leases.py          what this process holds, and what is to be said of it
+leases.py          the messages that this process holds, and what is to be said of them (slots: limiter/leasing/)
 commands.py        each script with its keys and arguments, and what becomes of the reply
 scripts.py, lua/   the scripts
 link.py            the two connections on which messages are taken; lookout.py: when to look

@@ -80,6 +80,8 @@ class Leases:
     """The open channels that deliver what is held (channel.py)."""
     ending: set[str] = field(default_factory=set)
     """Tags of those whose end is being stored, without their job having run (endings.py)."""
+    answered: set[str] = field(default_factory=set)
+    """Tags of those whose answer was in memory and is being stored (fast_path.py). They stay when a connection ends."""
     acks: list[Lease] = field(default_factory=list)
     """To acknowledge with the next exchange."""
     acknowledged: deque[tuple[float, list[Lease]]] = field(default_factory=deque)

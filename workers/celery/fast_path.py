@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from celery import signals
@@ -44,6 +45,7 @@ _UNUSUAL: Final = ("expires", "eta", "ignore_result", "stamped_headers")
 """Headers that ask for more than a result."""
 
 _SIGNALS: Final = (signals.task_received, signals.task_prerun, signals.task_success, signals.task_postrun)
+_receivers = attrgetter("receivers")
 _KINDS: Final = {kind.task: name for name, kind in KINDS.items()}
 
 
@@ -134,7 +136,7 @@ class _FastPath:
         return (
             headers["id"] in worker_state.revoked
             or any(map(headers.get, _UNUSUAL))
-            or any(signal.receivers for signal in _SIGNALS)
+            or any(map(_receivers, _SIGNALS))
             or bool(self._consumer.task_buckets[self._task.name])
             or shutdown.has_begun()
         )
@@ -158,7 +160,7 @@ class _FastPath:
         )
         self._tell("task-started", job)
         tag = job.message.delivery_tag
-        job.message.channel.leases.ending.add(tag)
+        job.message.channel.leases.answered.add(tag)
         self._consumer.pool.aside.put(tag, partial(self._store, job), partial(self._on_stored, job))
 
     def _store(self, job: _Job) -> Future[None]:
@@ -172,7 +174,7 @@ class _FastPath:
     def _on_stored(self, job: _Job, problem: BaseException | None) -> None:
         message, job_id = job.message, job.read.job.id
         leases, tag = message.channel.leases, message.delivery_tag
-        leases.ending.discard(tag)
+        leases.answered.discard(tag)
         if problem is not None:
             self._usual(message, None, job.ack, job.reject, ())
             return

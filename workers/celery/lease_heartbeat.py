@@ -215,7 +215,7 @@ def _terminate(request: Any, pool: Any) -> None:
 def _strays(consumer: Any, channel: Channel) -> set[str]:
     """Tags of messages that this process holds and nobody here is going to run."""
     leases = channel.leases
-    strays = set(leases.held) - leases.ending
+    strays = set(leases.held) - leases.ending - leases.answered
     for other in tuple(leases.channels):
         if other is not channel:
             strays.difference_update(other.delivered)  # a consumer of the user's own acknowledges when it likes

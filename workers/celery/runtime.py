@@ -28,7 +28,7 @@ from ..breaker import BreakerPolicy, Breakers, SharedBreakers
 from ..http.session import Http
 from ..limiter import LimiterRegistry
 from ..pipeline.flex_policy import FlexPolicy
-from ..pipeline.offers import OtherWorkers, offers
+from ..pipeline.offers import OtherWorkers, offers, with_api
 from ..pipeline.pipeline import Pipeline
 from ..pipeline.retry_policy import RetryPolicy
 from ..pool import places
@@ -262,7 +262,8 @@ async def _offered(catalog: Catalog, ring: KeyRing) -> AsyncIterator[None]:
     for alias in catalog.aliases():
         for provider in catalog.providers_of(alias):
             if provider.name in ring.usable:
-                models.setdefault(provider.name, []).append(alias)
+                names = (alias, *(with_api(alias, api) for api in provider.apis))
+                models.setdefault(provider.name, []).extend(names)
     offers.announce(models)
     try:
         yield

@@ -15,11 +15,12 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
     rate.py        from a provider's limits to the safe pace
     cost.py        what one request takes from the limits
     estimate.py    how many tokens a request will take
+    listing.py     says which limiters there are
     view.py        a limiter from outside: who waits, what is used
     peek.py        how long a request would wait, by what the schedule has written down
 """
 
-from .cost import CallSize, Cost
+from .cost import CallSize, Cost, Forecast
 from .errors import NotAdmitted, TooLargeForLimit, TooLate
 from .permit import Permit
 from .registry import LimiterRegistry
@@ -29,6 +30,7 @@ from .waiting.wait_queue import Waiter
 __all__ = [
     "CallSize",
     "Cost",
+    "Forecast",
     "LimiterRegistry",
     "LimiterView",
     "NotAdmitted",

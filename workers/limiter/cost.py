@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import ceil
-from typing import Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
 
 from ..providers.size import NO_MEDIA, Media
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = [
     "MOST_CALL_TOKENS",
@@ -15,7 +18,10 @@ __all__ = [
     "CallSize",
     "Cost",
     "DimensionName",
+    "Forecast",
     "TokenUsage",
+    "media_tokens_of",
+    "tokens_of",
 ]
 
 MOST_CHARS_PER_TOKEN = 12.0
@@ -41,6 +47,31 @@ class CallSize(NamedTuple):
 
     most_tokens: int
     chars_per_token: float
+
+
+class Forecast(NamedTuple):
+    """What requests to a model are likely to take. `media_tokens`: of a picture, a sound, a file. `output_tokens`: of
+    one answer; None: too few have come to tell.
+    """
+
+    chars_per_token: float
+    media_tokens: tuple[float, ...]
+    output_tokens: int | None
+
+    def input_tokens(self, chars: int, media: Media = NO_MEDIA) -> int:
+        """Of a prompt of so many characters, and of pictures, sounds and files."""
+        return tokens_of(chars, media, self.chars_per_token, self.media_tokens)
+
+
+def tokens_of(chars: int, media: Media, chars_per_token: float, each: Sequence[float]) -> int:
+    """What a prompt takes, where a picture, a sound and a file take `each`."""
+    tokens = int(chars / chars_per_token) + 1
+    return tokens if media is NO_MEDIA else tokens + int(media_tokens_of(media, each))
+
+
+def media_tokens_of(media: Media, each: Sequence[float]) -> float:
+    """What it takes besides its text."""
+    return sum(count * tokens for count, tokens in zip(media, each, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

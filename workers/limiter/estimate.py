@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from ..providers.size import NO_MEDIA, Media
-from .cost import MOST_CHARS_PER_TOKEN, Cost
+from .cost import MOST_CHARS_PER_TOKEN, Cost, Forecast, media_tokens_of, tokens_of
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable
@@ -99,14 +99,16 @@ class Estimator:
         output, most = self._output_tokens(), 0
         if max_tokens is not None:
             output, most = min(output, max_tokens), max_tokens * answers
-        input_tokens = input_tokens or self._input_tokens(input_chars, media)
+        input_tokens = input_tokens or tokens_of(input_chars, media, self._chars_per_token, self._tokens_each)
         return Cost(input_tokens, max(0, output * answers), input_chars, answers, most, media)
 
     def embedding_cost(self, *, input_chars: int, input_tokens: int = 0, media: Media = NO_MEDIA) -> Cost:
         """Embeddings have no output. `input_tokens` came as tokens, and are counted; the estimate learns from none."""
         if not input_tokens:
-            return Cost(self._input_tokens(input_chars, media), 0, input_chars, media=media)
-        text = self._input_tokens(input_chars, media) if input_chars else 0
+            return Cost(
+                tokens_of(input_chars, media, self._chars_per_token, self._tokens_each), 0, input_chars, media=media
+            )
+        text = tokens_of(input_chars, media, self._chars_per_token, self._tokens_each) if input_chars else 0
         return Cost(input_tokens + text)
 
     @property
@@ -135,15 +137,16 @@ class Estimator:
         """What a request with this reservation takes on average, when it is settled."""
         return replace(cost, output_tokens=self._typical_output(cost)) if cost.answers else cost
 
-    def expected_output(self, cost: Cost) -> int | None:
-        """The output tokens that such a request takes on average; None while too few answers have come."""
-        if not cost.answers:
-            return cost.output_tokens
-        return None if self.is_cold else self._typical_output(cost)
+    def forecast(self) -> Forecast:
+        """What requests take on average, as far as is known now."""
+        return Forecast(self._chars_per_token, tuple(self._tokens_each), None if self.is_cold else self._mean_output())
 
     def _typical_output(self, cost: Cost) -> int:
-        output = _SHORT_OUTPUT_TOKENS if self.is_cold else self._sum // len(self._recent)
+        output = _SHORT_OUTPUT_TOKENS if self.is_cold else self._mean_output()
         return min(cost.output_tokens, output * cost.answers)
+
+    def _mean_output(self) -> int:
+        return self._sum // len(self._recent)
 
     def beyond_tokens(self, costs: Iterable[Cost]) -> int:
         """What one of these requests may take beyond its reservation: as much as it permits, or an answer twice as long
@@ -162,19 +165,12 @@ class Estimator:
         if usage.output_tokens > 0:
             self._remember(-(-usage.output_tokens // max(1, cost.answers)))
 
-    def _input_tokens(self, chars: int, media: Media) -> int:
-        tokens = int(chars / self._chars_per_token) + 1
-        return tokens if media is NO_MEDIA else tokens + int(self._media_tokens(media))
-
-    def _media_tokens(self, media: Media) -> float:
-        return sum(count * tokens for count, tokens in zip(media, self._tokens_each, strict=True))
-
     def _learn_media(self, cost: Cost, input_tokens: int) -> None:
         """Each kind in the prompt is as far from its estimate as all of them together."""
         if input_tokens <= 0:
             return
         text_tokens = cost.input_chars / self._chars_per_token
-        share = max(input_tokens - text_tokens, 1.0) / self._media_tokens(cost.media)
+        share = max(input_tokens - text_tokens, 1.0) / media_tokens_of(cost.media, self._tokens_each)
         for kind, count in enumerate(cost.media):
             if count:
                 seen = min(max(share * self._tokens_each[kind], _LEAST_MEDIA_TOKENS), _MOST_MEDIA_TOKENS)

@@ -21,6 +21,8 @@ __all__ = ["Ahead", "Hash", "Sold", "expected_wait_s", "flow_per_s", "pace_share
 Hash = Mapping[bytes, bytes]
 
 _DOUBLES_S = 10.0
+_RECENT_BIN_S = 2.0
+"""As in recent.lua."""
 
 _FLOW_MEMORY_S = 10.0
 """As in clock.lua, `flow_with`."""
@@ -85,7 +87,8 @@ def sold(state: Hash, organisation: Hash, *, now: float) -> list[Sold]:
         rate_per_s = float(rate) * share
         found.append(_with_instant(Sold(cast("DimensionName", name), rate_per_s, float(burst), 0.0), state, now=now))
     if cap is not None and not any(each.name == "requests" and not each.is_shared for each in found):
-        found.append(_with_instant(Sold("requests", cap, 1.0, 0.0), state, now=now))
+        felt = _with_instant(Sold("requests", cap, 1.0, 0.0), state, now=now)
+        found.append(replace(felt, until=max(felt.until, _room_at(state, cap, now=now))))
     return found
 
 
@@ -189,6 +192,22 @@ def _cap_per_s(state: Hash, *, now: float) -> float | None:
         return cap * 2**age_s if age_s <= _DOUBLES_S else None
     grown = top + (top - cap) * (age_s / seconds_to - 1) ** 3
     return grown if grown <= 10 * cap else None
+
+
+def _room_at(state: Hash, cap: float, *, now: float) -> float:
+    """When a window that 429s have shown has room again: unstated.lua's `most_a_minute`, recent.lua's `room_at`."""
+    ceiling = state.get(b"ceiling", b"").split()
+    if len(ceiling) < 3 or ceiling[1] != b"guessed" or ceiling[2] != state[b"cap_at"]:
+        return now
+    pairs = (each.split(b":") for each in state.get(b"recent", b"").split())
+    bins = sorted((int(at), int(requests)) for at, requests in pairs)
+    at, most = now, WINDOW_S * max(0.97 * float(ceiling[0]), 1.04 * cap)
+    ends = [((number + 1) * _RECENT_BIN_S + WINDOW_S, requests) for number, requests in bins]
+    sent = sum(requests for end, requests in ends if end > now)
+    for end, requests in ends:
+        if end > now and sent >= most:
+            at, sent = end, sent - requests
+    return at
 
 
 def flow_per_s(state: Hash, *, now: float) -> float:

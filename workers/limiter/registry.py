@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import secrets
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from hashlib import sha256
@@ -18,17 +16,17 @@ from tasks.wire import redis_keys
 
 from ..providers.size import NO_MEDIA, Media
 from ..redis.channel import Channel
-from ..redis.link import AWAY, Link
-from .cost import UNKNOWN, CallSize, Cost
+from ..redis.link import Link
+from .cost import UNKNOWN, CallSize, Cost, Forecast
 from .errors import Moved
 from .estimate import Estimator, Estimators
 from .heard.headers import learned
 from .heard.long_waits import tell_long_wait
 from .limiter import Limiter, LimiterOptions
+from .listing import Listing
 from .naming import Naming
 from .rate import plan
 from .shared.schedule import LimiterName, RedisSchedule
-from .view import mark_listed
 from .waiting.wait_queue import Waiter, WaitQueue
 
 if TYPE_CHECKING:
@@ -49,11 +47,7 @@ if TYPE_CHECKING:
 
 __all__ = ["LimiterRegistry", "fingerprint"]
 
-logger = logging.getLogger("promptmill.limiter")
-
 _ROUNDING_S = 1.0
-LIST_EVERY_S = 3_600.0
-LIST_AGAIN_S = 30.0
 NO_KEY = "none"
 
 IDLE_S = 600.0
@@ -117,14 +111,13 @@ class LimiterRegistry:
         self._channel = channel or Channel(redis, key_prefix=key_prefix)
         self._owns_channel = channel is None
         self._channel.listen(redis_keys.LIMITER_PAUSES, self._hear_pause, hears_again=self._hear_again)
-        self._has_new = asyncio.Event()
-        self._listing: asyncio.Task[None] | None = None
+        self._listing = Listing(redis, self._limiters.keys(), key_prefix=key_prefix)
         self._turn = 0
 
     async def __aenter__(self) -> Self:
         if self._owns_channel:
             self._channel.open()
-        self._listing = asyncio.create_task(self._keep_listed())
+        self._listing.open()
         self._sweeping = asyncio.create_task(self._keep_closing_idle())
         return self
 
@@ -134,9 +127,9 @@ class LimiterRegistry:
         """Tell Redis what ended and what is unused. Who still waits is cancelled."""
         if self._owns_channel:
             await self._channel.close()
-        for task in (self._listing, self._sweeping):
-            if task is not None:
-                await stop(task)
+        await self._listing.close()
+        if self._sweeping is not None:
+            await stop(self._sweeping)
         await asyncio.gather(*self._closing, *(limiter.close() for limiter in self._limiters.values()))
         await self._link.close()
 
@@ -231,9 +224,9 @@ class LimiterRegistry:
         """About how long a request that came now would wait for the first of `keys` that is free, in seconds."""
         return min(limiter.expected_wait_s(priority) for _, limiter in self._pool(model, keys))
 
-    def expected_output(self, model: Model, cost: Cost) -> int | None:
-        """The output tokens that a request takes on average; None while too few answers have come to tell."""
-        return self._estimator(model).expected_output(cost)
+    def forecast(self, model: Model) -> Forecast:
+        """What requests to this model take, as far as is known now."""
+        return self._estimator(model).forecast()
 
     def call_size(self, model: Model) -> CallSize:
         """How large a call may be, as far as is known."""
@@ -287,7 +280,7 @@ class LimiterRegistry:
             self._close_idle(for_s=0.0, most=MOST_IDLE - 1)
             limiter = self._limiters[name] = self._by_text[str(name)] = self._open(name, model, keys=keys)
             self._by_model.setdefault(known_as, []).append(limiter)
-            self._has_new.set()
+            self._listing.note_new()
         return limiter
 
     def _mark(self, permit: Permit, model: Model, key: SecretStr | None, keys: Sequence[SecretStr | None]) -> None:
@@ -370,20 +363,3 @@ class LimiterRegistry:
         return [limiter.plan for limiter in limiters] or [
             plan(model.limits, organisation=self._naming.organisation(model))
         ]
-
-    async def _keep_listed(self) -> None:
-        """Say which limiters there are, when there are new ones and every hour; for `snapshot`, nothing else."""
-        while True:
-            self._has_new.clear()
-            again_s = LIST_EVERY_S
-            try:
-                seconds, _ = await self._redis.time()
-                await mark_listed(self._redis, list(self._limiters), now=seconds, key_prefix=self._key_prefix)
-            except AWAY:
-                again_s = LIST_AGAIN_S
-            except Exception:  # a fault of ours must not end the list for good, unseen
-                logger.exception("A fault of ours in listing the limiters; it goes on")
-                again_s = LIST_AGAIN_S
-            with suppress(TimeoutError):
-                async with asyncio.timeout(again_s):
-                    await self._has_new.wait()

@@ -24,7 +24,9 @@ from ..prompt.failure import Failure
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["AGAIN_S", "Offers", "OtherWorkers", "not_taken", "offers"]
+    from tasks.wire.kinds import Api
+
+__all__ = ["AGAIN_S", "Offers", "OtherWorkers", "not_taken", "offers", "with_api"]
 
 logger = logging.getLogger("promptmill.offers")
 
@@ -41,6 +43,11 @@ MOST_ANSWERS: Final = 256
 ASK_AGAIN_S: Final = 0.5
 
 
+def with_api(model: str, api: Api) -> str:
+    """The name under which a model is offered together with one of its provider's endpoints."""
+    return f"{model}\n{api}"
+
+
 class Offers:
     """The models that this process can call, by provider. Any thread may ask."""
 
@@ -52,7 +59,7 @@ class Offers:
         self._withdrawn: dict[str, tuple[float, float]] = {}
 
     def announce(self, models: Mapping[str, Iterable[str]]) -> None:
-        """Offer these models, by provider, in place of those before."""
+        """Offer these models, each also `with_api`, by provider, in place of those before."""
         with self._lock:
             self._models = {provider: frozenset(aliases) for provider, aliases in models.items()}
             self._withdrawn = {}
@@ -115,7 +122,8 @@ class OtherWorkers:
         self._answers: dict[tuple[str, str], tuple[float, bool]] = {}
 
     async def offered(self, alias: str, *, queue: str) -> bool:
-        """Whether another living worker can call this model. Waits for as long as Redis can't be asked."""
+        """Whether another living worker can call this model, which may have its endpoint beside it (`with_api`). Waits
+        for as long as Redis can't be asked."""
         # One at a time: the jobs of a model come in hundreds, and what one is told holds for the others.
         async with self._asking:
             until, answer = self._answers.get((queue, alias), (0.0, False))
@@ -130,7 +138,8 @@ class OtherWorkers:
     async def _ask(self, alias: str, queue: str) -> bool:
         mine = self._mine.now()
         # What this worker announces itself proves nothing about others.
-        asked = [name for name in offered_as(alias) if name not in mine]
+        model, *api = alias.partition("\n")
+        asked = [name for each in offered_as(model) if (name := each + "".join(api)) not in mine]
         if not asked:
             return False
         key, is_away = self._key_prefix + redis_keys.offers(queue), False

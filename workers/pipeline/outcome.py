@@ -20,7 +20,13 @@ __all__ = ["answered", "attempt_of", "cut_off", "unanswered"]
 
 def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
     """Of an answer that was stored, only the calls that failed before it have cost anything: to other models, say."""
-    known = trip.cached
+    known, priced = trip.cached, trip.priced
+    if known is not None:
+        cost_usd = failed_cost_usd(trip.failed)
+    elif priced is not None and priced[0] is answer and not trip.failed:
+        cost_usd = priced[1]
+    else:
+        cost_usd = total_cost_usd(trip.failed, trip.route.model, answer.usage, trip.tier)
     return PromptResult(
         id=trip.job.id,
         status="succeeded",
@@ -30,11 +36,7 @@ def answered(trip: Trip, answer: Answer, now: float) -> PromptResult:
         answered_by=trip.route.answered_by if known is None else known.answered_by,
         tier=trip.tier if known is None else None,
         usage=(answer.usage or Usage()) if known is None else sum(_counted(trip), Usage()),
-        cost_usd=(
-            total_cost_usd(trip.failed, trip.route.model, answer.usage, trip.tier)
-            if known is None
-            else failed_cost_usd(trip.failed)
-        ),
+        cost_usd=cost_usd,
         attempts=trip.attempts,
         cached=known is not None,
         saved_usd=None if known is None else known.cost_usd,

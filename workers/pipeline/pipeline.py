@@ -275,12 +275,12 @@ class Pipeline:
         try:
             try:
                 ladder = self.ladder(Shape.of(job, all_cache=self._all_cache, any_flex=self._any_flex))
-            except Incapable:
-                await self._elsewhere.leave(trip, job.model)
+                if ladder.route is not None:
+                    trip.route = ladder.route
+                    ladder.route.check(job)
+            except Incapable as lacking:
+                await self._elsewhere.leave(trip, job.model, lacking.lacks_api)
                 raise
-            if ladder.route is not None:
-                trip.route = ladder.route
-                ladder.route.check(job)
             answer = await ladder.down(trip)
         except Failure as failure:
             return self._failed(trip, failure)

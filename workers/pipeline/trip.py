@@ -11,7 +11,7 @@ from tasks.results import Attempt
 from tasks.wire.kinds import KINDS
 from tasks.wire.redis_keys import QUEUE
 
-from ..prompt.failure import Failure
+from ..prompt.failure import Incapable
 from ..schema.form import has_schema
 from ..schema.steps import Repairs
 from .flex_policy import is_patient
@@ -90,19 +90,22 @@ class Route:
     """What may be asked of the provider, by its `apis`."""
 
     def check(self, job: PromptJob) -> None:
-        """Raise `Failure` for a job that this provider can't be asked: before it waits for its turn."""
+        """Raise `Failure` for a job that this provider can't be asked: before it waits for its turn. `Incapable` where
+        another worker's catalogue may know more of the provider."""
         if job.kind not in self.kinds:
             raise _not_offered(job.kind, self.provider.name)
         self.codec.check(job, model=self.model)
 
 
-def _not_offered(kind: JobKind, provider: str) -> Failure:
+def _not_offered(kind: JobKind, provider: str) -> Incapable:
     api = KINDS[kind].api
-    return Failure(
+    lacking = Incapable(
         "not_found",
         f'{provider} is not known to answer {KINDS[kind].path}; if it does, add "{api}" to `apis` in '
         f"[providers.{provider}] of the catalogue, or else name another provider's model",
     )
+    lacking.lacks_api = api
+    return lacking
 
 
 class Load(Protocol):
@@ -168,6 +171,8 @@ class Trip:
     """What equal prompts have in common, if that was known before it began, and its ladder leads to one model."""
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
+    priced: tuple[Answer, float | None] | None = None
+    """An answer that was stored with what its call cost (US dollars)."""
     followed: str | None = None
     """The call of an equal prompt that it has waited for (`answers.Answers.look`)."""
     feed: Feed | None = None

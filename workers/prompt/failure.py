@@ -15,6 +15,7 @@ from .secret import STRUCK
 if TYPE_CHECKING:
     from tasks.errors import ErrorCode
     from tasks.results import Usage
+    from tasks.wire.kinds import Api
 
 __all__ = ["Failure", "Incapable", "OverLimit"]
 
@@ -83,7 +84,10 @@ class Failure(Exception):
 
 
 class Incapable(Failure):
-    """This worker lacks the model, or a key for it; another worker may have both."""
+    """This worker lacks the model, a key for it, or an endpoint of its provider; another worker may have them."""
+
+    lacks_api: Api | None = None
+    """The endpoint, where its catalogue knows the model without it."""
 
 
 class OverLimit(Failure):

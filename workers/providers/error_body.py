@@ -19,7 +19,18 @@ __all__ = ["ErrorBody", "error_body", "error_of"]
 
 _NAME = re.compile(r"[A-Za-z0-9_.\[\]-]{1,64}", re.ASCII)
 
-_NAMES = ("code", "type", "status", "reason", "param", "error_code", "errorCode", "status_code", "statusCode")
+_NAMES = (
+    "code",
+    "type",
+    "status",
+    "reason",
+    "param",
+    "error_code",
+    "errorCode",
+    "status_code",
+    "statusCode",
+    "limit_source",
+)
 _SENTENCES = ("message", "msg", "error_msg", "status_msg", "errorMessage", "detail", "raw", "error", "code")
 _WAITS_S = (
     *("retryDelay", "retry_after", "retryAfter", "retry_after_seconds", "retryAfterSeconds", "estimated_time"),

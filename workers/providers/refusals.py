@@ -87,7 +87,7 @@ _BY_NAME = {
     **_named(_TOO_LARGE, "exceedcontextsizeerror modelmaxprompttokensexceeded tokenslimitreached maxtokensperrequest"),
     **_named(_NO_MODEL, "modelnotfound deploymentnotfound notfounderror invalidmodel modelnotexist"),
     **_named(_RATE, "ratelimitexceeded ratelimiterror ratelimitreachederror ratelimitreached toomanyrequests"),
-    **_named(_RATE, "resourceexhausted concurrentsessionlimitexceeded"),
+    **_named(_RATE, "resourceexhausted concurrentsessionlimitexceeded openrouterinflightbudget"),
     **_named(_BUSY, "overloadederror engineoverloadederror serveroverloaded unavailable capacityexceeded"),
     **_named(_FILTERED, "contentfilter contentpolicyviolation datainspectionfailed responsibleaipolicyviolation"),
     **_named(_FILTERED, "moderationblocked sensitivecontent"),

@@ -4,7 +4,8 @@ asked.py    which jobs' answers somebody reads
 feeds.py    one answer's text, until Redis has it
 writer.py   all feeds of a process, in one script call a tick
 
-The readers are our client's (tasks/store/streams/).
+The readers are our client's (tasks/store/streams/). What comes from a provider in pieces is read before, in
+http/pieces.py and providers/stream/.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from typing import Final, Literal, NamedTuple, cast
 
 from ...redis.connection import RedisConnection, answer
 from ...wire import redis_keys
-from ..settings import StoreSettings
+from ..place import Place
 from ..subscriptions import Subscriptions
 
 __all__ = ["Entry", "StreamEntries"]
@@ -35,9 +35,9 @@ Inbox = asyncio.Queue[Entry | None]
 class StreamEntries:
     """Belongs to one event loop."""
 
-    def __init__(self, connection: RedisConnection, settings: StoreSettings) -> None:
+    def __init__(self, connection: RedisConnection, place: Place) -> None:
         self._connection = connection
-        self._prefix = settings.key(redis_keys.STREAM_PREFIX)
+        self._prefix = place.key(redis_keys.STREAM_PREFIX)
         self._readers: dict[str, set[Inbox]] = {}
         self._heard: set[str] = set()
         """Jobs of which entries have come since the last recheck: a reader sees by the next what it has missed."""

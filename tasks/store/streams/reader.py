@@ -22,7 +22,7 @@ from ...streams import EventKind, StreamEvent, digest_of, number_of, place_of
 from ...wire import redis_keys
 from ..job_store import Sighting
 from ..patience import Patience
-from ..settings import StoreSettings
+from ..place import Place
 from ..waiting import unknown_job
 from .entries import Entry, StreamEntries
 
@@ -37,13 +37,13 @@ Wait = Callable[..., Coroutine[Any, Any, PromptResult]]
 class Streams:
     """The answers in one Redis, for the readers of one event loop."""
 
-    def __init__(self, broker: RedisConnection, settings: StoreSettings, *, look: Look, wait: Wait) -> None:
+    def __init__(self, broker: RedisConnection, place: Place, *, look: Look, wait: Wait) -> None:
         """`look` and `wait` are the store's."""
         self._broker = broker
-        self._settings = settings
+        self._place = place
         self._look = look
         self._wait = wait
-        self._entries = StreamEntries(broker, settings)
+        self._entries = StreamEntries(broker, place)
         self._ask_script = ScriptRunner(broker.redis, ASK)
 
     async def events(
@@ -53,7 +53,7 @@ class Streams:
         reader = _Reader(job_id, self._entries, after)
         result: PromptResult | None = None
         if not is_new:
-            patience = Patience(self._settings.outage_s)
+            patience = Patience(self._place.outage_s)
             sighting = await patience.until_answered(partial(self._look, job_id))
             if sighting.result is None and sighting.state is None:
                 raise unknown_job(job_id)
@@ -74,10 +74,10 @@ class Streams:
 
     async def _ask(self, job_id: str) -> None:
         """Without this the text comes at the end, in one piece."""
-        channel = self._settings.key(redis_keys.STREAMS_CHANNEL)
+        channel = self._place.key(redis_keys.STREAMS_CHANNEL)
         names = [
-            self._settings.key(redis_keys.STREAMS_ASKED),
-            self._settings.key(redis_keys.stream(job_id)),
+            self._place.key(redis_keys.STREAMS_ASKED),
+            self._place.key(redis_keys.stream(job_id)),
         ]
         with suppress(QueueFull):
             async with self._broker.border():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import urllib.request
@@ -24,6 +23,7 @@ from tasks.blocking import SyncJob, SyncQueue
 from tasks.results import PromptResult
 from tasks.wire.record import read_outcome
 from tests.support import celery_client, fork_server
+from tests.support.celery_worker import CeleryWorker, lists_of
 from tests.support.fork_server import ForkedWorker
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
@@ -142,25 +142,21 @@ def _from_scratch(
         )
 
 
-class Worker:
-    """A worker process."""
+class Worker(CeleryWorker):
+    """A worker process of a world."""
 
     def __init__(
         self, world: World, name: str, arguments: Sequence[str], environ: Mapping[str, str], files: int | None = None
     ) -> None:
         """`arguments` are those of `celery`. `files` limits how many it may open."""
-        self.name = name
-        self.log = world.directory / f"{name.partition('@')[0]}.log"
         self._world = world
-        self.process: subprocess.Popen[bytes] | ForkedWorker
+        log = world.directory / f"{name.partition('@')[0]}.log"
+        process: subprocess.Popen[bytes] | ForkedWorker
         if files is None and "LD_PRELOAD" not in environ:
-            self.process = fork_server.shared().start(arguments, environ=environ, log=self.log)
+            process = fork_server.shared().start(arguments, environ=environ, log=log)
         else:
-            self.process = _from_scratch(arguments, environ, self.log, files)
-
-    @property
-    def pid(self) -> int:
-        return self.process.pid
+            process = _from_scratch(arguments, environ, log, files)
+        super().__init__(name, process, log)
 
     def wait_ready(self) -> Self:
         """Until it takes jobs: it enters the table of remote control after its queues."""
@@ -171,28 +167,6 @@ class Worker:
 
         wait_until(ready, f"{self.name} is ready")
         return self
-
-    def is_alive(self) -> bool:
-        return self.process.poll() is None
-
-    def signal(self, number: signal.Signals) -> None:
-        os.kill(self.pid, number)
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        self.process.wait()
-
-    def wait_exit(self, timeout_s: float = PATIENCE_S) -> int:
-        return self.process.wait(timeout_s)
-
-    def wait_logged(self, text: str) -> None:
-        wait_until(lambda: text in self.log_text(), f"{self.name} logs {text!r}")
-
-    def wait_logged_often(self, text: str, times: int) -> None:
-        wait_until(lambda: self.log_text().count(text) >= times, f"{self.name} logs {text!r} {times} times")
-
-    def log_text(self) -> str:
-        return self.log.read_text(errors="replace")
 
     def close(self) -> None:
         if self.is_alive():
@@ -341,7 +315,7 @@ class World:
 
     def queued(self, queue: str = "prompts") -> int:
         """Messages that wait, of all priorities."""
-        return sum(self.redis.llen(name) for name in (queue, *(f"{queue}\x06\x16{step}" for step in (3, 6, 9))))
+        return sum(self.redis.llen(name) for name in lists_of(self.redis, queue))
 
     def wait_clean(self) -> None:
         """Until no message is left in a list, under a lease or delayed."""

@@ -105,7 +105,7 @@ def test_workers_wait_for_redis_and_continue_by_themselves(world: World) -> None
     world.server.kill()
     for worker in workers:
         # Several attempts, each announced: it goes on trying, at the same pace.
-        worker.wait_logged_often("Cannot connect", 6)
+        worker.wait_logged("Cannot connect", 6)
     late = world.start_worker(wait=False)  # nor does one exit that starts now
     late.wait_logged("Cannot connect")
     assert all(worker.is_alive() for worker in (*workers, late))

@@ -23,6 +23,7 @@ from celery.backends.redis import RedisBackend
 
 from tests.support import celery_client, fork_server
 from tests.support import redis_server as support
+from tests.support.celery_worker import CeleryWorker, lists_of
 from tests.support.waiting import PATIENCE_S, wait_until
 
 if TYPE_CHECKING:
@@ -32,9 +33,6 @@ if TYPE_CHECKING:
 
 PACKAGE = __package__
 ROOT = Path(__file__).resolve().parents[3]
-
-PRIORITY_SEPARATOR = "\x06\x16"
-"""kombu's, between a queue's name and a priority."""
 
 TERMINAL = {"SUCCESS", "FAILURE", "REVOKED"}
 
@@ -84,7 +82,7 @@ class Report:
         return cast("dict[str, Any]", json.loads(numbered))
 
 
-class Side:
+class Side(CeleryWorker):
     """One worker process, with its own Redis database, and a plain Celery client that speaks to it."""
 
     def __init__(
@@ -100,7 +98,6 @@ class Side:
     ) -> None:
         self.flavour = flavour
         self.url = url
-        self.log = log
         self.host = f"{flavour}-{log.stem}@test"
         self.redis = redis.Redis.from_url(url, decode_responses=True)
         self.app = Celery("client", broker=url, backend=f"{__name__}:QuietBackend+{url}", set_as_current=False)
@@ -111,7 +108,7 @@ class Side:
         # It blocks: redis-py gives a connection up whose reply arrives in two parts while it only looks.
         self._listener = threading.Thread(target=self._listen, daemon=True)
         self._listener.start()
-        self.process = fork_server.shared(("PYTHONWARNINGS", "default")).start(
+        process = fork_server.shared(("PYTHONWARNINGS", "default")).start(
             [
                 *("-A", f"{PACKAGE}.app", "worker", "-n", self.host),
                 *("-l", "WARNING", "--without-gossip", "--without-mingle", "--without-heartbeat", *options),
@@ -126,34 +123,26 @@ class Side:
             },
             log=log,
         )
+        super().__init__(f"the {flavour} worker", process, log)
 
     # -- life ----------------------------------------------------------------------------------------------------------
 
     def wait_ready(self) -> Side:
         def ready() -> bool:
-            assert self.process.poll() is None, f"The {self.flavour} worker ended at start:\n{self.log_text()}"
+            assert self.is_alive(), f"{self.name} ended at its start:\n{self.log_text()}"
             return bool(self.redis.exists("ready"))
 
-        wait_until(ready, f"the {self.flavour} worker is ready")
-        wait_until(self.answers, f"the {self.flavour} worker listens to remote control")
+        wait_until(ready, f"{self.name} is ready")
+        wait_until(self.answers, f"{self.name} listens to remote control")
         return self
 
     def answers(self) -> bool:
         return bool(self.app.control.ping([self.host], timeout=0.5))
 
-    def send_signal(self, number: int) -> None:
-        self.process.send_signal(number)
-
-    def wait_exit(self, timeout_s: float = PATIENCE_S) -> int:
-        try:
-            return self.process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"The worker did not exit in {timeout_s} s:\n{self.log_text()}") from None
-
     def close(self) -> None:
         """Stop the worker, the rough way if it must be, and close the client."""
-        if self.process.poll() is None:
-            self.process.send_signal(signal.SIGQUIT)
+        if self.is_alive():
+            self.signal(signal.SIGQUIT)
             try:
                 self.process.wait(10)
             except subprocess.TimeoutExpired:
@@ -164,9 +153,6 @@ class Side:
         self._published.close()
         self.redis.close()
         celery_client.close(self.app)
-
-    def log_text(self) -> str:
-        return self.log.read_text(errors="replace")
 
     # -- jobs ----------------------------------------------------------------------------------------------------------
 
@@ -205,11 +191,11 @@ class Side:
 
     def queued(self, queue: str = "work") -> int:
         """Messages that wait, of all priorities."""
-        return sum(self.redis.llen(key) for key in (queue, *self.redis.scan_iter(f"{queue}{PRIORITY_SEPARATOR}*")))
+        return sum(self.redis.llen(key) for key in lists_of(self.redis, queue))
 
     def queued_ids(self, queue: str = "work") -> Counter[str]:
-        keys = (queue, *self.redis.scan_iter(f"{queue}{PRIORITY_SEPARATOR}*"))
-        messages = [json.loads(message) for key in keys for message in self.redis.lrange(key, 0, -1)]
+        lists = lists_of(self.redis, queue)
+        messages = [json.loads(message) for key in lists for message in self.redis.lrange(key, 0, -1)]
         return Counter(message["headers"]["id"] for message in messages)
 
     def unacknowledged(self) -> int:
@@ -354,7 +340,7 @@ class Workers:
     def close(self) -> None:
         for side in self.sides:
             if side.process.poll() is None:
-                side.send_signal(signal.SIGQUIT)
+                side.signal(signal.SIGQUIT)
         for side in self.sides:
             side.close()
 

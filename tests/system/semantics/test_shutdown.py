@@ -36,7 +36,7 @@ def test_a_warm_shutdown_finishes_what_runs_and_leaves_the_rest(
     waiting = side.many("nap_async", [(0,)] * 6)
     wait_until(lambda: side.unacknowledged() == 8, "four of them wait for a place in the worker")
     for number in signals:
-        side.send_signal(number)
+        side.signal(number)
         wait_until(lambda: "Warm shutdown" in side.log_text(), "the signal has arrived")
     side.redis.set("gate", "open")
     assert side.wait_exit() == exit_code
@@ -53,7 +53,7 @@ def test_a_cold_shutdown_hands_the_jobs_back(workers: Workers, hanging: HangingS
     fetching = side.send("fetch", hanging.url)
     assert hanging.asked.wait(20)
     waiting = side.many("nap_async", [(0,)] * 6)
-    side.send_signal(SIGQUIT)
+    side.signal(SIGQUIT)
     side.wait_exit(SOON_S)
     assert side.queued_ids() == dict.fromkeys([*running, fetching, *waiting], 1)
     assert side.unacknowledged() == 0
@@ -66,7 +66,7 @@ def test_a_cold_shutdown_hands_the_jobs_back(workers: Workers, hanging: HangingS
 def test_a_cold_shutdown_waits_for_no_plain_function(workers: Workers) -> None:
     side = workers.start(concurrency=2)
     running = start_jobs(side, "nap", 2, 60)
-    side.send_signal(SIGQUIT)
+    side.signal(SIGQUIT)
     side.wait_exit(SOON_S)
     assert side.queued_ids() == dict.fromkeys(running, 1)
 
@@ -75,7 +75,7 @@ def test_a_soft_shutdown_finishes_the_short_jobs(workers: Workers) -> None:
     side = workers.start(concurrency=4, conf={"worker_soft_shutdown_timeout": 1.0})
     short = start_jobs(side, "gated", 2)
     long = start_jobs(side, "nap_async", 2, 60)
-    side.send_signal(SIGQUIT)
+    side.signal(SIGQUIT)
     wait_until(lambda: "Initiating Soft Shutdown" in side.log_text(), "the time of grace has begun")
     side.redis.set("gate", "open")
     side.wait_exit(SOON_S)
@@ -87,9 +87,9 @@ def test_a_soft_shutdown_finishes_the_short_jobs(workers: Workers) -> None:
 def test_a_warm_shutdown_that_turns_cold(workers: Workers) -> None:
     side = workers.start(concurrency=2)
     running = start_jobs(side, "nap_async", 2, 60)
-    side.send_signal(SIGTERM)
+    side.signal(SIGTERM)
     wait_until(lambda: "Warm shutdown" in side.log_text(), "the drain has begun")
-    side.send_signal(SIGQUIT)
+    side.signal(SIGQUIT)
     side.wait_exit(SOON_S)
     assert side.queued_ids() == dict.fromkeys(running, 1)
     assert side.unacknowledged() == 0
@@ -99,7 +99,7 @@ def test_a_warm_shutdown_that_turns_cold(workers: Workers) -> None:
 def test_sub_tasks_that_jobs_left_running_are_cancelled(workers: Workers, number: int) -> None:
     side = workers.start()
     assert side.wait_results(side.send("leave_running")) == ["left"]
-    side.send_signal(number)
+    side.signal(number)
     side.wait_exit(SOON_S)
     assert side.redis.get("leftover:cancelled") == "1"
     assert "Task was destroyed but it is pending" not in side.log_text()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
-from tests.support.scripted import Answer, ScriptedProvider, completion
+from tests.support.scripted import Answer, Asked, ScriptedProvider, completion
+from tests.support.waiting import PATIENCE_S
 from workers.pipeline.retry_policy import RetryPolicy
 from workers.prompt.parked import Parked
 
@@ -39,6 +42,16 @@ def scripted() -> Any:
         provider.close()
 
 
+def held_until(gate: threading.Event) -> Callable[[Asked], Answer]:
+    """The first call is answered when the test says so, any other at once."""
+
+    def answer(asked: Asked) -> Answer:
+        assert asked.number or gate.wait(PATIENCE_S)
+        return Answer(200, completion())
+
+    return answer
+
+
 def submit(fleet: Fleet, count: int, **options: Any) -> None:
     for number in range(count):
         fleet.submit(f"job-{number}", BODY, **options)
@@ -62,15 +75,17 @@ async def test_a_thousand_equal_prompts_are_one_call(fleet: Any, client: Any, si
 
 
 @pytest.mark.promise(29)
-async def test_a_killed_leader_costs_one_more_call(fleet: Any, simulate: Any, wait_until: Any) -> None:
-    provider = await simulate(latency_ms=1_500)
-    async with fleet(provider.url, size=4) as workers:
+async def test_a_killed_leader_costs_one_more_call(fleet: Any, scripted: Any, wait_until: Any) -> None:
+    gate = threading.Event()
+    provider = scripted(held_until(gate))
+    async with fleet(provider.base_url, size=4) as workers:
         submit(workers, 200)
-        await wait_until(lambda: len(workers.parked) == 199 and provider.stats()["calls"] == 1, "the others wait")
+        await wait_until(lambda: len(workers.parked) >= 199 and len(provider.asked) == 1, "the others wait")
         (leader,) = [each for each in workers.workers if each.answers._flights]
         leader.kill()
         await wait_until(lambda: len(workers.results) == 200, "all are answered")
-    assert provider.stats()["calls"] == 2
+        gate.set()
+    assert len(provider.asked) == 2
     assert ends(workers) == {("succeeded", False): 1, ("succeeded", True): 199}
 
 
@@ -126,37 +141,37 @@ async def test_one_at_a_time_tries_again_what_is_not_shared(fleet: Any, scripted
 
 @pytest.mark.parametrize("how", ["deadline", "cancel"])
 async def test_another_takes_over_from_a_job_that_ends(fleet: Any, scripted: Any, wait_until: Any, how: str) -> None:
-    def think(asked: Any) -> Answer:
-        time.sleep(0.6)
-        return Answer(200, completion())
-
-    provider = scripted(think)
+    gate = threading.Event()
+    provider = scripted(held_until(gate))
     async with fleet(provider.base_url, size=1) as workers:
-        workers.submit("first", BODY, **({"deadline_s": 0.3} if how == "deadline" else {}))
+        workers.submit("first", BODY, **({"deadline_s": 3} if how == "deadline" else {}))
         await wait_until(lambda: provider.asked, "it is called")
         submit(workers, 20)
-        await wait_until(lambda: len(workers.parked) == 20, "the others wait")
+        await wait_until(lambda: len(workers.parked) >= 20, "the others wait")
         if how == "cancel":
             (worker,) = workers.workers
             next(iter(worker._running)).cancel()
         await wait_until(lambda: len({*workers.results} - {"first"}) == 20, "the others are answered")
+        gate.set()
     assert len(provider.asked) == 2
     assert sum(each.ok for each in workers.results.values()) == 20
 
 
-async def test_a_follower_keeps_its_own_deadline(fleet: Any, client: Any, simulate: Any, wait_until: Any) -> None:
-    provider = await simulate(latency_ms=1_200)
-    async with fleet(provider.url) as workers:
+async def test_a_follower_keeps_its_own_deadline(fleet: Any, scripted: Any, wait_until: Any) -> None:
+    gate = threading.Event()
+    provider = scripted(held_until(gate))
+    async with fleet(provider.base_url) as workers:
         workers.submit("first", BODY)
-        await wait_until(lambda: provider.stats()["calls"], "it is called")
+        await wait_until(lambda: provider.asked, "it is called")
         workers.submit("soon", BODY, deadline_s=0.4)
-        workers.submit("later", BODY, deadline_s=20)
+        workers.submit("later", BODY, deadline_s=600)
         await wait_until(lambda: "soon" in workers.results, "its deadline has passed")
         assert workers.results["soon"].status == "expired"
         assert "first" not in workers.results
+        gate.set()
         await wait_until(lambda: len(workers.results) == 3, "the answer wakes the other before its deadline")
     assert workers.results["later"].cached
-    assert provider.stats()["calls"] == 1
+    assert len(provider.asked) == 1
 
 
 async def test_a_more_urgent_job_does_not_wait_for_a_parked_one(
@@ -194,27 +209,31 @@ async def test_a_cut_answer_is_for_those_under_way_alone(fleet: Any, scripted: A
     assert (len(provider.asked), workers.results["later"].cached) == (2, False)
 
 
-async def test_nobody_waits_in_a_redis_that_was_wiped(fleet: Any, client: Any, simulate: Any, wait_until: Any) -> None:
-    provider = await simulate(latency_ms=700)
-    async with fleet(provider.url) as workers:
+async def test_nobody_waits_in_a_redis_that_was_wiped(fleet: Any, client: Any, scripted: Any, wait_until: Any) -> None:
+    gate = threading.Event()
+    provider = scripted(held_until(gate))
+    async with fleet(provider.base_url) as workers:
         workers.submit("first", BODY)
-        await wait_until(lambda: provider.stats()["calls"], "it is called")
+        await wait_until(lambda: provider.asked, "it is called")
         client.flushall()
         workers.submit("second", BODY)
         await wait_until(lambda: "second" in workers.results, "it does not wait for a flight that is gone")
         workers.submit("third", BODY)
         await wait_until(lambda: "third" in workers.results, "and the cache goes on")
+        gate.set()
     assert workers.results["third"].cached
-    assert provider.stats()["calls"] == 2
+    assert len(provider.asked) == 2
 
 
-async def test_more_than_one_script_wakes_are_woken(fleet: Any, client: Any, simulate: Any, wait_until: Any) -> None:
-    provider = await simulate(latency_ms=4_000)
-    async with fleet(provider.url, size=2, places=400) as workers:
+async def test_more_than_one_script_wakes_are_woken(fleet: Any, client: Any, scripted: Any, wait_until: Any) -> None:
+    gate = threading.Event()
+    provider = scripted(held_until(gate))
+    async with fleet(provider.base_url, size=2, places=400) as workers:
         submit(workers, 2_500)
         await wait_until(lambda: len(workers.parked) >= 2_499, "all but one wait")
+        gate.set()
         await wait_until(lambda: len(workers.results) == 2_500, "all are answered")
-    assert provider.stats()["calls"] == 1
+    assert len(provider.asked) == 1
     assert not client.keys("pm:flight:*")
 
 

@@ -281,7 +281,7 @@ async def test_a_silent_redis_costs_a_moment(worker: Any, own_redis: RedisServer
         with own_redis.frozen():
             began = time.monotonic()
             results = await asyncio.gather(*(pipeline.run(chat(f"j{n}", f"Prompt {n}?")) for n in range(50)))
-            assert time.monotonic() - began < TIMEOUT_S + 2
+            assert time.monotonic() - began < 5 * TIMEOUT_S, "they wait together, once"
     assert {each.ok for each in results} == {True}
 
 

@@ -76,6 +76,21 @@ def test_an_error_in_mid_delivery_leaves_no_message_behind(channel: Channel, cli
     assert not client.exists("unacked", "unacked_index", redis_keys.LEASES)
 
 
+def test_an_answer_on_its_way_outlives_the_connection(channel: Channel, client: Any) -> None:
+    seen: list[Any] = []
+    consume(channel, seen.append)
+    take(channel)
+    channel._deliver_taken()
+    tag = seen[1].delivery_tag
+    channel.leases.answered.add(tag)
+    channel.close()
+    assert (waiting(client), list(channel.leases.held)) == (["a", "c"], [tag])
+    seen[1].ack()
+    assert not channel.leases.held
+    channel.leases.answered.clear()
+    channel.leases.acks.clear()
+
+
 def test_what_an_error_left_undelivered_is_delivered_next(channel: Channel, client: Any) -> None:
     seen: list[str] = []
 

@@ -20,7 +20,7 @@ from tests.support.redis_server import RedisServer
 from workers.celery.app import app
 from workers.celery.runtime import current, lifespan
 from workers.commands.doctor import examine_chains
-from workers.pipeline.offers import offers
+from workers.pipeline.offers import offers, with_api
 
 CATALOG = """
 [providers.pa]
@@ -90,8 +90,8 @@ async def test_clients_and_workers_know_routes_like_models(
             with pytest.raises(UnknownModel, match="fallbacks: no worker offers 'c'"):
                 await queue.submit(model="a", messages=messages, fallbacks=["c"])
     assert {"a", "b", "auto"} <= announced
-    assert {"b", "auto"} <= offered, "one of its models can be called here"
-    assert "a" not in offered
+    assert {"b", with_api("b", "chat"), "auto"} <= offered, "one of its models can be called here"
+    assert not {"a", with_api("a", "chat"), with_api("b", "responses")} & offered
 
 
 async def test_while_a_provider_is_down_another_answers_all(write: Any, simulate: Any) -> None:

@@ -202,6 +202,18 @@ async def test_the_pace_that_429s_have_left(client: Redis, limits: Limits) -> No
     assert (limits.rpm is None) == (not later.permitted_per_minute)
 
 
+async def test_a_window_that_refusals_have_shown_is_waited_for(client: Redis) -> None:
+    worker = Worker(client, Limits())
+    await worker.acquire(went_free=60)
+    for _ in range(3):
+        await worker.refuse(None)
+        worker.now += 6.0
+        await worker.acquire()
+    view = await worker.peek()
+    assert view.wait_s is not None and 35.0 < view.wait_s < 62.0
+    assert await worker.next_wait_s() == pytest.approx(view.wait_s, abs=0.1)
+
+
 async def test_a_learned_limit_lifts_the_pace_that_a_429_has_left(client: Redis) -> None:
     worker = Worker(client, Limits())
     await worker.acquire(went_free=5)

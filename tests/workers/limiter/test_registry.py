@@ -55,12 +55,14 @@ async def test_the_outlook_is_the_wait_and_the_usual_answer(client: Redis, redis
     slow = model(Limits(rpm=60, algorithm="bucket"), "slow")
     async with registries(redis_server.url, 1) as (registry,):
         cost = registry.estimate(slow, input_chars=400)
-        assert (registry.expected_wait_s(slow, [None]), registry.expected_output(slow, cost)) == (0.0, None)
+        assert (registry.expected_wait_s(slow, [None]), registry.forecast(slow).output_tokens) == (0.0, None)
         for _ in range(32):
             registry._estimator(slow).learn(cost, Usage(100, 7))
         waiting = [asyncio.create_task(once(registry, slow)) for _ in range(10)]
         await wait_until_async(lambda: registry.expected_wait_s(slow, [None]) > 1, description="a queue")
-        assert registry.expected_output(slow, cost) == 7
+        forecast = registry.forecast(slow)
+        assert forecast.output_tokens == 7
+        assert forecast.input_tokens(400) == registry.estimate(slow, input_chars=400).input_tokens
         for task in waiting:
             task.cancel()
         await asyncio.wait(waiting)

@@ -188,6 +188,25 @@ async def test_a_window_full_at_the_end_of_its_pause_lowers_no_count(client: Red
     assert pace_of(grant) == pytest.approx(9.0, rel=0.05)
 
 
+@pytest.mark.parametrize(("passed", "is_window"), [(0, True), (10, False)])
+async def test_refusals_in_a_row_without_a_wait_tell_of_a_window(client: Redis, passed: int, is_window: bool) -> None:
+    """A bucket would have had room after the first pauses."""
+    free, now, epoch = Limits(), 1_000.0, 1
+    await schedule(client, free, now=now).acquire(Ask(process="a", seq=1, went_free=60))
+    for seq in (2, 3, 4):
+        now += 0.5
+        pause = await paused(client, free, now=now, epoch=epoch, asked_s=None)
+        assert pause.until - now == pytest.approx(2.0 ** (seq - 2) if is_window else 1.0)
+        epoch, now = pause.epoch, pause.until + 3.0
+        await schedule(client, free, now=now).acquire(Ask(process="a", seq=seq, went_free=passed, epoch=epoch))
+    grant = await schedule(client, free, now=now).acquire(ask("a", 5, 20, backlog=20, epoch=epoch))
+    first_at = grant.slots[0] if grant.slots else now + grant.wait_s
+    assert (first_at > 1_060.0) is is_window
+    if is_window:
+        later = await schedule(client, free, now=1_063.0).acquire(ask("a", 6, 20, backlog=20, epoch=epoch))
+        assert 0.85 < pace_of(later) < 1.05
+
+
 async def test_a_ceiling_found_twice_is_probed_by_calls_not_seconds(client: Redis) -> None:
     free, now, epoch, reached = Limits(), 1_000.0, 1, []
     await schedule(client, free, now=now).acquire(Ask(process="a", seq=1, went_free=60))

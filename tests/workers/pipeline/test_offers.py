@@ -9,8 +9,8 @@ import pytest
 from pydantic import SecretStr
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from workers.pipeline.offers import MOST_WITHDRAWN_S, WITHDRAWN_S, Offers, OtherWorkers
-from workers.prompt.job import PromptJob
+from workers.pipeline.offers import MOST_WITHDRAWN_S, WITHDRAWN_S, Offers, OtherWorkers, with_api
+from workers.prompt.job import Options, PromptJob
 from workers.prompt.parked import Parked
 from workers.providers.keyring import KeyRing
 
@@ -78,6 +78,23 @@ async def test_a_job_that_only_this_worker_lacks_is_left_to_others(pipeline_to: 
             await pipeline.run(unknown, queue="q")
     assert without_key.value.until_s == clock.now_s + 1
     assert others.asked == [("m", "prompts"), ("elsewhere", "q")]
+
+
+@pytest.mark.parametrize("fallbacks", [(), ("m2",)])
+async def test_a_kind_that_this_catalogue_lacks_is_left_to_others(pipeline_to: Any, fallbacks: Any) -> None:
+    """While workers are started again one by one, some know of an endpoint that the others don't."""
+    job = PromptJob("job-r", "respond", "m", {"model": "m", "input": "Hi"}, Options(fallbacks=fallbacks))
+    others = Others()
+    async with pipeline_to("http://127.0.0.1:1/v1", others=others) as pipeline:
+        with pytest.raises(Parked):
+            await pipeline.run(job)
+        others.is_offered = False
+        failed = await pipeline.run(job)
+    assert others.asked[0] == (with_api("m", "responses"), "prompts")
+    assert failed.error.code == "not_found"
+    assert failed.attempts == 0
+    if not fallbacks:
+        assert 'add "responses" to `apis`' in failed.error.message
 
 
 async def test_with_nobody_else_it_fails_with_its_reason(pipeline_to: Any, chat_job: Any) -> None:
@@ -173,6 +190,14 @@ async def test_only_what_others_offer_counts_and_only_in_time(
     offers.announce({"p": mine})
     redis: Any = Redis(ends)
     assert await OtherWorkers(redis, mine=offers).offered("m", queue="q") is expected
+
+
+async def test_an_endpoint_is_offered_with_its_model() -> None:
+    mine = Offers()
+    mine.announce({"p": ["m", with_api("m", "chat"), "*"]})
+    redis: Any = Redis({"m": 100_001}, {with_api("m", "responses"): 100_001}, {with_api("*", "responses"): 100_001})
+    found = [await OtherWorkers(redis, mine=mine).offered(with_api("m", "responses"), queue="q") for _ in range(3)]
+    assert found == [False, True, True]
 
 
 async def test_a_provider_is_offered_with_all_its_models() -> None:

@@ -9,7 +9,8 @@ import pytest
 from pydantic import SecretStr
 
 from tasks.results import PromptResult, Usage
-from workers.limiter import Cost
+from workers.limiter import Cost, Forecast
+from workers.pipeline.routing.prices import KNOWN_FOR_S
 from workers.pipeline.routing.router import EXPLORE_EVERY
 from workers.pipeline.routing.speeds import FRESH_S, Speeds
 from workers.prompt.parked import Parked
@@ -96,11 +97,12 @@ async def test_the_cheapest_by_what_answers_take(routed: Any, free_limits: Any, 
     """`b` costs less a token, and writes ten times as many."""
     models = {"a": {"price": price(1, 4)}, "b": {"price": price(1, 2)}}
     route = {"targets": ["a", "b"], "choose": "cheapest"}
-    free_limits.estimate = lambda model, **_: Cost(1_000, 1_000)
+    free_limits.forecast = lambda model: Forecast(0.019, (), free_limits.outputs.get(model.name))
     async with routed(route, models=models, limits=free_limits) as (pipeline, _, _):
         result = await pipeline.run(job("auto"))
         assert (result.answered_by, result.route["why"]) == ("b/b", "cheapest: about $0.0015, the next $0.002")
         free_limits.outputs = {"a": 100, "b": 1_000}
+        await clock.sleep(KNOWN_FOR_S)
         result = await pipeline.run(job("auto"))
         assert (result.answered_by, result.route["why"]) == ("a/a", "cheapest: about $0.0014, the next $0.003")
         free_limits.waits_s = {"a": 60.0}
@@ -108,9 +110,8 @@ async def test_the_cheapest_by_what_answers_take(routed: Any, free_limits: Any, 
 
 
 async def test_what_comes_from_a_providers_cache_is_cheaper(
-    routed: Any, free_limits: Any, pipeline_to: Any, raw_server: Any, reply: Any
+    free_limits: Any, pipeline_to: Any, raw_server: Any, reply: Any, clock: Any
 ) -> None:
-
     choice = {"message": {"content": "24"}, "finish_reason": "stop"}
     usage = {"prompt_tokens": 1_000, "completion_tokens": 1, "prompt_tokens_details": {"cached_tokens": 900}}
     b = await raw_server(reply(200, json.dumps({"choices": [choice], "usage": usage}).encode()))
@@ -120,11 +121,12 @@ async def test_what_comes_from_a_providers_cache_is_cheaper(
         b={"price": {**price(2, 1), "cached_input": 0.2}, "fallbacks": ["a"]},
         routes={"auto": {"targets": ["a", "b"], "choose": "cheapest"}},
     )
-    free_limits.estimate = lambda model, **_: Cost(1_000, 0)
+    free_limits.outputs = {"a": 0, "b": 0}
     async with pipeline_to("", catalog=made, keys=KEYS, limits=free_limits) as pipeline:
         router = pipeline._fallbacks._chains
         assert router.chain(job("auto")).names == ["a", "b"]
         await pipeline.run(job("b"))
+        await clock.sleep(KNOWN_FOR_S)
         assert router.chain(job("auto")).names == ["b", "a"], "0.38 of its price, after 90 % from the cache"
 
 

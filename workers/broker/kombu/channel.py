@@ -161,7 +161,7 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
     def _hand_back_unstarted(self) -> None:
         held = [*self.delivered, *(lease.tag for lease in self._taken)]
         self._taken.clear()
-        running = _running_tags() | self.leases.ending
+        running = _running_tags() | self.leases.answered
         for tag in reversed(held):  # the first taken is put back last, and so is the next to be taken
             if tag not in running:
                 self.leases.hand_back(tag)

@@ -1,4 +1,4 @@
-"""The slots that this process has leased, and how it gets more.
+"""The slots that this process has leased, and how it gets more. (The leases of messages: broker/leases.py.)
 
 leases.py        what is leased: when it asks for more slots, what it reports, what it hears
 slots.py         the slots that are out, and the timer of the first

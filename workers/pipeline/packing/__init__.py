@@ -2,7 +2,7 @@
 
 group.py     the inputs that wait and may share calls; when a call is made for them: start reading here
 member.py    one job's inputs, until each has its vector
-pack.py      one call for many inputs, and what becomes of them
+pack.py      one such call: which inputs of the group it takes, and what becomes of them
 sift.py      the inputs for which a call of many fails
 caps.py      how much one call takes, stated and learned
 flow.py      whether inputs come in a stream, or now and then

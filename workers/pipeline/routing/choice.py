@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from math import inf
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -52,8 +54,7 @@ def _fits_input(when: When, model: str, facts: Facts) -> bool:
     return (over is None or tokens > over) and (under is None or tokens < under)
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(NamedTuple):
     """One of a route's targets, for one job. None: not known. `wait_s`: seconds until its limit gives a turn."""
 
     name: str
@@ -67,14 +68,21 @@ def cheapest(targets: Sequence[Target], *, left_s: float | None) -> tuple[list[s
 
     Those come first whose answer may be in time (`left_s`: seconds to the deadline, None without one).
     """
-    ranked = sorted(targets, key=lambda target: (_is_late(target, left_s), *_last_if_none(target.price_usd)))
-    first, *others = ranked
-    in_time = _in_time(ranked, left_s)
-    if first.price_usd is None:
-        return _names(ranked), f"cheapest{in_time}: no price is known, so the list's order"
-    next_price = next((each.price_usd for each in others if each.price_usd is not None), None)
-    beside = "" if next_price is None else f", the next {_usd(next_price)}"
-    return _names(ranked), f"cheapest{in_time}: about {_usd(first.price_usd)}{beside}"
+    ranked, in_time = sorted(targets, key=_price), ""
+    if left_s is not None:
+        ranked.sort(key=lambda target: _is_late(target, left_s))
+        in_time = _in_time(ranked, left_s)
+    names = [target.name for target in ranked]
+    first, *others = [target.price_usd for target in ranked]
+    if first is None:
+        return names, f"cheapest{in_time}: no price is known, so the list's order"
+    known = [price for price in others if price is not None]
+    beside = f", the next {_usd(known[0])}" if known else ""
+    return names, f"cheapest{in_time}: about {_usd(first)}{beside}"
+
+
+def _price(target: Target) -> float:
+    return inf if target.price_usd is None else target.price_usd
 
 
 def fastest(targets: Sequence[Target], *, left_s: float | None) -> tuple[list[str], str]:
@@ -115,7 +123,13 @@ def _last_if_none(value: float | None) -> tuple[bool, float]:
 
 
 def _usd(amount: float) -> str:
-    return f"${float(f'{amount:.2g}'):.9f}".rstrip("0").rstrip(".")
+    return _fixed(f"{amount:.2g}")
+
+
+@lru_cache(maxsize=1_024)
+def _fixed(digits: str) -> str:
+    # Prices differ from job to job, two digits of them do not.
+    return f"${float(digits):.9f}".rstrip("0").rstrip(".")
 
 
 def _seconds(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from config.catalog import UnknownModel
@@ -12,6 +11,7 @@ from ...prompt.failure import Failure
 from ..limits import estimate
 from .chain import Chain
 from .choice import Facts, Target, cheapest, fastest, first_rule, words
+from .prices import Prices
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,9 +31,6 @@ __all__ = ["Router"]
 EXPLORE_EVERY = 20
 """Of so many jobs, one goes to a target whose latency is not known (any more): a model that nobody asks would stay
 slow, or unknown, for ever."""
-
-GUESSED_OUTPUT_TOKENS = 256
-"""Of an answer, while no target has given enough answers to tell. The job's `max_tokens` bounds it."""
 
 
 class Router:
@@ -55,6 +52,7 @@ class Router:
         self._find_route = find_route
         self._keys_of = keys_of
         self._speeds = speeds
+        self._prices = Prices(limits=limits, find_route=find_route, speeds=speeds, now=now)
         self._now = now
         self._chosen: Counter[str] = Counter()
 
@@ -87,7 +85,7 @@ class Router:
 
     def _choose(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str, int | None]:
         """The model that is chosen and the targets behind it, why, and the number of the rule that did it."""
-        if (found := first_rule(route.rules, self._facts(job))) is not None:
+        if route.rules and (found := first_rule(route.rules, self._facts(job))) is not None:
             number, rule = found
             return [rule.model], words(rule.when), number
         if route.default is not None:
@@ -129,11 +127,11 @@ class Router:
 
     def _cheapest(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str]:
         left_s = self._left_s(job)
-        # Who has all the time there is need not ask how long it takes.
-        targets = [Target(name) for name in route.targets] if left_s is None else self._timed(route, job)
-        prices = self._prices_usd(route, job)
-        priced = [replace(target, price_usd=price_usd) for target, price_usd in zip(targets, prices, strict=True)]
-        return cheapest(priced, left_s=left_s)
+        prices = self._prices.of(route, job)
+        if left_s is None:  # who has all the time there is need not ask how long it takes
+            return cheapest(list(map(Target, route.targets, prices)), left_s=None)
+        timed = zip(self._timed(route, job), prices, strict=True)
+        return cheapest([target._replace(price_usd=price_usd) for target, price_usd in timed], left_s=left_s)
 
     def _timed(self, route: CatalogRoute, job: PromptJob) -> list[Target]:
         now = self._now()
@@ -149,28 +147,6 @@ class Router:
         except Failure:
             return 0.0  # another worker may have keys
         return self._limits.expected_wait_s(route.model, keys, job.options.priority)
-
-    def _prices_usd(self, route: CatalogRoute, job: PromptJob) -> list[float | None]:
-        """What a call of each target is likely to cost."""
-        routes = [self._find_route(name) for name in route.targets]
-        sizes = {codec: codec.size(job) for codec in {each.codec for each in routes}}
-        costs = [estimate(self._limits, job, each, size=sizes[each.codec]) for each in routes]
-        outputs = [self._limits.expected_output(each.model, cost) for each, cost in zip(routes, costs, strict=True)]
-        known = [output for output in outputs if output is not None]
-        typical = sum(known) // len(known) if known else GUESSED_OUTPUT_TOKENS
-        return [
-            # What this model's answers take is not known: such as the others', within what the job permits.
-            self._price_usd(each, cost.input_tokens, min(typical, cost.output_tokens) if output is None else output)
-            for each, cost, output in zip(routes, costs, outputs, strict=True)
-        ]
-
-    def _price_usd(self, route: Route, input_tokens: int, output_tokens: int) -> float | None:
-        """What a call is likely to cost with this model, in US dollars; None where that is not known."""
-        if (price := route.model.price) is None or price.rates_usd is None:
-            return None
-        rates = price.rates_usd
-        cached = self._speeds.cached_share(route.alias, now=self._now()) * input_tokens
-        return (input_tokens - cached) * rates.input + cached * rates.cached_input + output_tokens * rates.output
 
 
 def _each_once(first: str, others: Sequence[str]) -> list[str]:

@@ -103,6 +103,7 @@ class Answers:
             found.release()
             raise
         cost_usd = known_cost_usd(route.model, answer.usage, trip.tier)
+        trip.priced = answer, cost_usd
         found.answered(answer, answered_by=trip.route.answered_by, cost_usd=cost_usd)
         return answer
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from ...prompt.failure import Failure, Incapable
 from ...prompt.parked import Parked
-from ..offers import AGAIN_S, not_taken
+from ..offers import AGAIN_S, not_taken, with_api
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pydantic import SecretStr
 
     from config.catalog import Provider
+    from tasks.wire.kinds import Api
 
     from ...providers import Answer
     from ..offers import Offers
@@ -69,14 +70,15 @@ class Elsewhere:
             self._note_taken(provider)
         return answer
 
-    async def leave(self, trip: Trip, alias: str) -> None:
-        """Raise `Parked` if another worker can call the model of this name, `expired` if the job's deadline passes
-        first; else return."""
+    async def leave(self, trip: Trip, alias: str, api: Api | None = None) -> None:
+        """Raise `Parked` if another worker can call the model of this name, by this endpoint if one is named;
+        `expired` if the job's deadline passes first; else return."""
         deadline_at = trip.job.options.deadline_at
         trip.asks_others = True
         try:
             async with asyncio.timeout(None if deadline_at is None else max(0.0, deadline_at - self._now())) as limit:
-                is_offered = await self._others.offered(alias, queue=trip.queue)
+                name = alias if api is None else with_api(alias, api)
+                is_offered = await self._others.offered(name, queue=trip.queue)
         except TimeoutError:
             if not limit.expired():
                 raise

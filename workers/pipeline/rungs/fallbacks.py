@@ -17,6 +17,7 @@ from ..routing.fallback_policy import FAULTS, has_more_context, reason
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Collection
 
+    from tasks.wire.kinds import Api
     from tasks.wire.vocabulary import Trigger
 
     from ...limiter import LimiterRegistry
@@ -48,7 +49,7 @@ class Fallbacks:
         chains: Chains,
         *,
         find_route: Callable[[str], Route],
-        leave: Callable[[Trip, str], Awaitable[None]],
+        leave: Callable[[Trip, str, Api | None], Awaitable[None]],
         attempts_of: Callable[[int | None], int],
         limits: LimiterRegistry,
         speeds: Speeds,
@@ -93,11 +94,11 @@ class Fallbacks:
         trip.move_on_at = self._move_on_at(trip, chain)
         try:
             route = trip.route = self._find_route(chain.name)
-        except Incapable:
-            await self._leave(trip, chain.name)
+            route.check(trip.job)
+        except Incapable as lacking:
+            await self._leave(trip, chain.name, lacking.lacks_api)
             raise
         trip.hurries = "rate_limited" in _asked_for(trip, route)
-        route.check(trip.job)
         answer = await down(trip)
         if trip.attempts_here and trip.tier != FLEX:
             now = self._now()
@@ -133,8 +134,8 @@ class Fallbacks:
         try:
             candidate = self._find_route(chain.names[position])
             candidate.check(trip.job)
-        except Incapable:
-            return True  # another worker may know it
+        except Incapable as lacking:
+            return lacking.lacks_api is None  # another worker may know the model
         except Failure:
             return False  # this kind of provider has no words for the request
         if failure.code != "too_large" or failure.http_status is None:

@@ -13,6 +13,7 @@ import pytest
 from config.settings import Settings
 from tasks.wire.record import read_outcome
 from tasks.wire.vectors import MARK, numbers_of
+from tests.support.stopwatch import Stopwatch
 from workers.prompt.failure import Failure
 from workers.prompt.job import Options, PromptJob
 from workers.prompt.parked import Parked
@@ -328,11 +329,10 @@ async def test_a_call_of_a_busy_worker_waits_until_it_is_full(
 
 
 async def test_now_and_then_a_text_does_not_wait_in_a_busy_worker(pipeline_to: Any, simulator: Any) -> None:
-    loop = asyncio.get_running_loop()
     async with pipeline_to(simulator.url, real_time=True, places=lambda: (100, 100, 0)) as pipeline:
-        began_at = loop.time()
-        await trickle(pipeline, 5)
-    assert loop.time() - began_at < 0.5
+        with Stopwatch() as watch:
+            await trickle(pipeline, 5)
+            assert watch.elapsed_s < 0.5
 
 
 @pytest.mark.covers("setting", "packing.wait_s")

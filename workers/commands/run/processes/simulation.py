@@ -183,7 +183,16 @@ def _provider_table(provider: Provider, wire: dict[str, Any]) -> str:
     return table("providers", provider.name, values)
 
 
-OF_THE_MODEL = {"context_tokens", "max_output_tokens", "fallbacks", "fallback_on"}
+OF_THE_MODEL = {
+    "context_tokens",
+    "max_output_tokens",
+    "max_inputs",
+    "max_input_tokens",
+    "max_tokens_per_input",
+    "tokenizer",
+    "fallbacks",
+    "fallback_on",
+}
 """What a simulated model keeps of the real one as it is."""
 
 
@@ -207,8 +216,9 @@ def _route_table(route: Route) -> str:
 
 
 def _price(price: Price) -> dict[str, Any]:
-    amounts = price.model_dump(include={"input", "output", "cached_input", "cache_write", "flex"}, exclude_none=True)
+    origin = {"currency", "date", "source"}
+    amounts = price.model_dump(exclude=origin, exclude_none=True)
     return {
         **{name: float(amount) for name, amount in amounts.items()},
-        **price.model_dump(mode="json", include={"currency", "date", "source"}),
+        **price.model_dump(mode="json", include=origin),
     }

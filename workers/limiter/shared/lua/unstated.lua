@@ -71,7 +71,9 @@ end
 local function streak_at(state, now)
   if not state.cap then return 1 end
   local ended = tonumber(state.cap_at)
-  local is_next = now - ended < soon_s or recent_of(state).sum(ended, now) <= hardly_any
+  -- The bin in which the pause ended may hold what went before it.
+  local next_bin = math.ceil(ended / recent_bin_s) * recent_bin_s
+  local is_next = now - ended < soon_s or recent_of(state).sum(next_bin, now) <= hardly_any
   return is_next and tonumber(state.streak or 0) + 1 or 1
 end
 
@@ -89,14 +91,14 @@ local function cap_after(key, state, now, ends, asked_s, streak, per_s, unsaid)
   local known = math.max(0, recent_of(state).sum(now - 60, now) + unsaid - 1) / 60
   local searched_before = now - tonumber(string.match(state.cap_to or '', '(%S+)$') or -math.huge) < 300
   local before = ceiling_of(state)
-  local is_soon = streak > 1
+  local is_soon = state.cap_at and now - tonumber(state.cap_at) < soon_s
   redis.call('HDEL', key, 'ceiling', 'counts')
   redis.call('HSET', key, 'streak', streak)
   if asked_s > long_wait_s then
     local words = { in_force or 0, before and before.rate or 0, searched_before and 1 or 0, before and before.often or 1 }
     redis.call('HSET', key, 'counts', table.concat(words, ' '))
   end
-  if before and before.found ~= 'felt' and is_soon then
+  if before and (before.found == 'counted' and is_soon or before.found == 'guessed' and streak > 1) then
     -- The provider's window is full still, of what went before the pause.
     set_ceiling(key, before, ends, before.rate, before.found, 0.9, 0)
   elseif asked_s < 0 and streak >= refused_again and 60 * known >= few_requests then

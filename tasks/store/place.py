@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from ..redis.address import Address
 from ..wire import redis_keys
 
-__all__ = ["StoreSettings"]
+__all__ = ["Place"]
 
 
 @dataclass(frozen=True, slots=True)
-class StoreSettings:
+class Place:
     """Where, and how patiently. `outage_s` is how long those who wait for results ride out an outage."""
 
     broker: Address
