@@ -1,13 +1,11 @@
 """The app of the workers under fault: Promptmill's own, with scaled leases, and tasks that record their starts.
 
-The harness says through the environment: FAULTS_TRANSPORT_OPTIONS (JSON), FAULTS_RECORDER (a Redis that no fault hits),
-FAULTS_CELERY (settings of Celery, JSON).
+The harness says through the environment: FAULTS_RECORDER (a Redis that no fault hits), and what `scaled` reads.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import time
 from typing import Any
@@ -15,13 +13,8 @@ from typing import Any
 import redis
 from celery import signals
 
-from workers import app
+from .scaled import app
 
-app.conf.broker_transport_options = {
-    **app.conf.broker_transport_options,
-    **json.loads(os.environ.get("FAULTS_TRANSPORT_OPTIONS", "{}")),
-}
-app.conf.update(json.loads(os.environ.get("FAULTS_CELERY", "{}")))
 recorder = redis.Redis.from_url(os.environ["FAULTS_RECORDER"])
 
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import signal
 from collections import Counter
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from tests.support.waiting import wait_until
 
-from .harness import MESSAGES, Worker, World
+from .fleet import Fleet
+from .harness import LEASE_S, MESSAGES, Worker, World
 from .test_privacy import drained
+from .test_redis_suffers import AOF_ALWAYS
+
+SCALED_APP = "tests.system.faults.scaled"
 
 ASKS: dict[str, Any] = {"model": "quick", "messages": MESSAGES, "cache_ttl_s": 600}
 
@@ -22,7 +28,7 @@ def begun(world: World, job_id: str) -> bool:
 def remembering(world: World, *, options: tuple[str, ...] = ()) -> Worker:
     """A worker that has the answer in memory."""
     world.start_redis()
-    worker = world.start_worker(app="workers", options=options)
+    worker = world.start_worker(app=SCALED_APP, options=options)
     first = world.queue.submit(**ASKS)
     assert not first.result().cached
     wait_until(lambda: world.redis.keys("pm:answer:*"), "it is stored")
@@ -62,9 +68,46 @@ def test_a_worker_stops_with_their_results_stored(world: World) -> None:
     world.wait_ended(jobs, 2)
     worker.signal(signal.SIGTERM)
     assert worker.wait_exit() == 0
-    world.start_worker(app="workers")
+    world.start_worker(app=SCALED_APP)
     cancelled, *others = world.results(jobs)
     assert cancelled.status == "cancelled"
     assert all(result.cached for result in others)
     assert not any(world.calls(jobs, model="quick"))
     world.wait_clean()
+
+
+def test_faults_lose_none_of_them(world: World) -> None:
+    world.start_redis(*AOF_ALWAYS)
+    fleet = Fleet(world, size=3, app=SCALED_APP)
+    prompts = [{**ASKS, "messages": [{"role": "user", "content": f"What is {n} times {n}?"}]} for n in range(20)]
+    groups = [world.queue.submit_many(prompts)]
+    assert all(result.ok for result in groups[0].as_completed())
+
+    def restart_redis() -> None:
+        world.server.kill()
+        world.server.start()
+
+    def cut() -> None:
+        with world.server.client() as client:
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(_type=kind, skipme=True)
+
+    faults: list[Callable[[], object]] = [
+        cut,
+        partial(fleet.kill, 0),
+        restart_redis,
+        partial(fleet.kill, 1),
+        partial(fleet.freeze, 2, 1.5 * LEASE_S),
+    ]
+    for fault in (*faults, cut):
+        groups.append(world.queue.submit_many(prompts * 20))
+        fault()
+    results = [result for group in groups[1:] for result in group.as_completed()]
+    assert len({result.id for result in results}) == len(results) == 6 * 400
+    assert all(result.ok for result in results)
+    calls = sum(world.providers.calls("quick").values())
+    assert calls < len(results) / 10, "while Redis is away a new worker asks for what others have in memory"
+    usual = sum(begun(world, result.id) for result in results)
+    assert usual < len(results) / 2, "most took the short way"
+    world.wait_clean()
+    assert not world.dead()
