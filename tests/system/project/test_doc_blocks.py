@@ -108,6 +108,7 @@ ROUTES = block("docs/guides/routes-and-fallbacks.md", '[models."gpt-4o-mini"]')
 README_MORE = block("README.md", "job = await queue.submit(")
 SCHEMA_GUIDE = "docs/guides/structured-answers.md"
 SCHEMA_JOB = block(SCHEMA_GUIDE, "schema = {")
+COUNTED_MODEL = block("docs/guides/embeddings.md", '[models."bge-small"]')
 SCHEMA_MODEL = block(SCHEMA_GUIDE, '[models."gpt-oss"]')
 ENDPOINTS_JOB = block(
     "docs/guides/endpoints.md",
@@ -156,6 +157,12 @@ def test_the_guides_model_with_schemas_loads(tmp_path: Path) -> None:
     path.write_text(SCHEMA_MODEL.text)
     model = load_catalog(path).model("gpt-oss")
     assert (model.structured_outputs, model.max_output_tokens) == ("json_schema", 65_536)
+
+
+def test_the_guides_model_with_a_tokenizer_loads(tmp_path: Path) -> None:
+    path = tmp_path / "catalog.toml"
+    path.write_text(COUNTED_MODEL.text)
+    assert load_catalog(path).model("bge-small").tokenizer == str(tmp_path / "bge-small/tokenizer.json")
 
 
 def test_the_guides_flex_model_loads(tmp_path: Path) -> None:
