@@ -66,6 +66,14 @@ class Mill:
         """How many the job's stream has."""
         return int(self._look.xlen(redis_keys.stream(job.id)))
 
+    def text(self, job: PromptJob) -> str:
+        """What its entries bring, of the last run. One may begin before the end of another, which was said again."""
+        text = ""
+        for entry_id, fields in self._look.xrange(redis_keys.stream(job.id)):
+            piece, ends = fields.get(b"t", b"").decode(), int(entry_id.partition(b"-")[2])
+            text = text[: ends - len(piece)] + piece
+        return text
+
     def start(self, pipeline: Pipeline, job: PromptJob) -> asyncio.Task[None]:
         """Run it, and store its result."""
         task = asyncio.create_task(self._run(pipeline, job))

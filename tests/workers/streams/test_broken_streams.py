@@ -15,6 +15,7 @@ from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
+from workers.streams import writer
 
 from .conftest import Mill, Streamer, first_told
 
@@ -259,6 +260,34 @@ async def test_an_answer_outlives_its_redis(
     assert (result.text, result.attempts) == ("24 clips", 1)
 
 
+@pytest.mark.promise(58)
+async def test_after_an_outage_of_redis_the_text_comes_on(
+    own_redis: RedisServer,
+    pipeline_to: Any,
+    streamer: Streamer,
+    chat_job: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(writer, "BATCH_TIMEOUT_S", 0.1)
+    async with AsyncExitStack() as stack:
+        mill = Mill(own_redis.url, pipeline_to, stack)
+        stack.push_async_callback(mill.redis.aclose)
+        job = chat_job(stream=True)
+        handle = await mill.submitted(job)
+        _, call = await broken_off(mill, streamer, job)
+        with own_redis.frozen():
+            await call.text("cli")
+            await wait_until_async(lambda: "does not take streamed answers" in caplog.text, "it is noticed")
+        await call.text("p or")
+        await wait_until_async(
+            lambda: mill.text(job) == "24 clip or", "what is missing is written while the call lasts"
+        )
+        await call.end()
+        assert (await handle.result()).text == "24 clip or"
+        await mill.close()
+
+
 @pytest.mark.promise(57)
 async def test_a_reader_outlives_its_link(
     mill: Mill, streamer: Streamer, chat_job: Any, reading: Any, client: Any
@@ -274,6 +303,8 @@ async def test_a_reader_outlives_its_link(
         sent += piece
         client.client_kill_filter(_type="pubsub")
         await asyncio.sleep(0.01)
+    channel = redis_keys.stream(job.id)
+    await wait_until_async(lambda: client.pubsub_numsub(channel) == [(channel.encode(), 1)], "it listens again")
     await call.end()
     assert "".join(await pieces) == sent == (await handle.result()).text
 
