@@ -59,13 +59,14 @@ def test_inspect(side: Side) -> None:
 
 
 def test_revoked_while_it_waits_for_its_time(side: Side) -> None:
-    """It waits in Redis, not in the worker: no worker has it scheduled, and its end is known at once."""
-    id_ = side.send("add", 1, 2, countdown=1.5)
+    """It waits in Redis, not in the worker: no worker has it scheduled, and its end is known before its time."""
+    id_ = side.send("add", 1, 2, countdown=6)
     wait_until(lambda: side.redis.zcard("pm:delayed:work"), "it waits for its time")
     assert ids(side.ask("scheduled")) == set()
     side.control("revoke", id_)
     assert id_ in side.ask("revoked")
-    assert side.state(id_) == "REVOKED"
+    wait_until(lambda: side.state(id_) == "REVOKED", "its end is known")
+    assert not side.event_names(id_), "it has not come to a worker"
     side.settle({id_: 1})
     assert side.event_names(id_) == ["revoked"]
     assert side.redis.zcard("pm:delayed:work") == 0
