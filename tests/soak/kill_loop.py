@@ -99,21 +99,13 @@ def _play(world: World, options: argparse.Namespace) -> Iterator[Row]:
         def kill() -> None:
             fleet.kill(random.randrange(options.workers))
 
-        def crash() -> None:
-            world.server.kill()
-            world.server.start()
-
-        def cut() -> None:
-            for kind in ("normal", "pubsub"):
-                world.redis.client_kill_filter(_type=kind, skipme=True)
-
         def freeze() -> None:
             fleet.freeze(random.randrange(options.workers), 8.0)
 
         print(_HEADER)
         yield _strike(world, "worker kill -9", kill, options.worker_kills, a_fault, may_call_twice=True)
-        yield _strike(world, "Redis kill -9", crash, options.redis_kills, a_fault)
-        yield _strike(world, "CLIENT KILL of all", cut, options.cuts, a_fault)
+        yield _strike(world, "Redis kill -9", world.server.crash, options.redis_kills, a_fault)
+        yield _strike(world, "CLIENT KILL of all", world.server.cut, options.cuts, a_fault)
         yield _strike(world, "SIGSTOP 8 s, SIGCONT", freeze, options.freezes, a_fault, may_call_twice=True)
         yield _take_windows(world, fleet, options.take_windows)
 

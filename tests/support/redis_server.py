@@ -83,6 +83,17 @@ class RedisServer:
         finally:
             self.process.send_signal(signal.SIGCONT)
 
+    def crash(self) -> None:
+        """Kill it, and start it again with what it has on disk."""
+        self.kill()
+        self.start()
+
+    def cut(self) -> None:
+        """Close all links to it."""
+        with self.client() as client:
+            for kind in ("normal", "pubsub"):
+                client.client_kill_filter(_type=kind, skipme=True)
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

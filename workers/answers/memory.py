@@ -47,14 +47,15 @@ class Memory:
         self._entries[digest] = _Entry(data, stored_ms, ends_ms)
         self.bytes += size
         while self.bytes > self._most_bytes:
-            _, entry = self._entries.popitem(last=False)
-            self.bytes -= len(entry.data) + OVERHEAD_BYTES
+            self._take_off(self._entries.popitem(last=False)[1])
 
     def clear(self) -> None:
         self._entries.clear()
         self.bytes = 0
 
     def _drop(self, digest: str) -> None:
-        entry = self._entries.pop(digest, None)
-        if entry is not None:
-            self.bytes -= len(entry.data) + OVERHEAD_BYTES
+        if (entry := self._entries.pop(digest, None)) is not None:
+            self._take_off(entry)
+
+    def _take_off(self, entry: _Entry) -> None:
+        self.bytes -= len(entry.data) + OVERHEAD_BYTES

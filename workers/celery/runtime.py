@@ -50,7 +50,6 @@ if TYPE_CHECKING:
     from tasks.results import PromptResult
 
     from ..pipeline.at_hand import AtHand
-    from ..pipeline.rungs.answers import Store
     from ..pipeline.rungs.elsewhere import Others
 
 __all__ = ["answers_of", "current", "lifespan", "pipeline_of"]
@@ -140,7 +139,7 @@ def pipeline_of(
     http: Http,
     limits: LimiterRegistry,
     others: Others,
-    answers: Store,
+    answers: Answers,
     breakers: Breakers | None = None,
     streams: Streams | None = None,
     on_failure: Callable[[PromptResult, str | None], None] | None = None,

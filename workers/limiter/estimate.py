@@ -104,12 +104,10 @@ class Estimator:
 
     def embedding_cost(self, *, input_chars: int, input_tokens: int = 0, media: Media = NO_MEDIA) -> Cost:
         """Embeddings have no output. `input_tokens` came as tokens, and are counted; the estimate learns from none."""
-        if not input_tokens:
-            return Cost(
-                tokens_of(input_chars, media, self._chars_per_token, self._tokens_each), 0, input_chars, media=media
-            )
-        text = tokens_of(input_chars, media, self._chars_per_token, self._tokens_each) if input_chars else 0
-        return Cost(input_tokens + text)
+        if input_tokens and not input_chars:
+            return Cost(input_tokens)
+        text = tokens_of(input_chars, media, self._chars_per_token, self._tokens_each)
+        return Cost(input_tokens + text) if input_tokens else Cost(text, 0, input_chars, media=media)
 
     @property
     def chars_per_token(self) -> float:

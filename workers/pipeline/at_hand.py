@@ -6,7 +6,7 @@ job can come to.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from ..prompt.failure import Failure
 from ..prompt.job import parse
@@ -18,23 +18,15 @@ if TYPE_CHECKING:
 
     from tasks.results import PromptResult
 
-    from ..answers import Known
+    from ..answers import Answers
     from ..prompt.job import JobKind, PromptJob
     from .pipeline import Ladder
     from .trip import Route
 
-__all__ = ["AtHand", "Memory", "Read"]
+__all__ = ["AtHand", "Read"]
 
 MARK: Final = b"cache_ttl_s"
 """The text of a job that asks for the cache holds it, and of few others."""
-
-
-class Memory(Protocol):
-    """The part of `answers.Answers` that needs no Redis."""
-
-    def at_hand(self, digest: str, *, ttl_s: float) -> bytes | None: ...
-
-    def opened(self, data: bytes) -> Known | None: ...
 
 
 class Read(NamedTuple):
@@ -51,7 +43,7 @@ class AtHand:
 
     def __init__(
         self,
-        memory: Memory,
+        answers: Answers,
         *,
         digest_of: Callable[[PromptJob, Route], str],
         ladder: Callable[[Shape], Ladder],
@@ -60,7 +52,7 @@ class AtHand:
         read_stamp: Callable[[float], float],
     ) -> None:
         """`ttl_s`, `now` and `read_stamp`: as the pipeline's."""
-        self._memory = memory
+        self._answers = answers
         self._digest_of = digest_of
         self._ladder = ladder
         self._ttl_s = ttl_s
@@ -84,11 +76,11 @@ class AtHand:
         if ttl_s is None or (deadline_at is not None and deadline_at <= now):
             return None
         digest = self._digest_of(job, route)
-        return Read(job, route, digest, self._memory.at_hand(digest, ttl_s=ttl_s))
+        return Read(job, route, digest, self._answers.at_hand(digest, ttl_s=ttl_s))
 
     def answer(self, read: Read) -> PromptResult:
         """The result of a job whose answer is in memory. On the loop's thread. Raises ValueError where it is not."""
-        known = None if read.data is None else self._memory.opened(read.data)
+        known = None if read.data is None else self._answers.opened(read.data)
         if known is None:
             raise ValueError("the job has to be run")
         now = self._now()

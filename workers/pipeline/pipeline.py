@@ -35,7 +35,7 @@ from .routing.reach import reaches
 from .routing.router import Router
 from .routing.speeds import Speeds
 from .rungs.admission import Admission
-from .rungs.answers import Answers, Store
+from .rungs.answers import Answers
 from .rungs.breaker import Breaker
 from .rungs.call import Call
 from .rungs.deadline import Deadline
@@ -57,6 +57,7 @@ if TYPE_CHECKING:
     from config.catalog import Catalog
     from tasks.results import PromptResult
 
+    from ..answers import Answers as Store
     from ..http.session import Http
     from ..limiter import LimiterRegistry
     from ..providers import Answer
@@ -268,8 +269,7 @@ class Pipeline:
     ) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
         trip = Trip(job, self._now() if now is None else now, queue, held=held)
-        if digest is not None:
-            trip.digest = digest
+        trip.digest = digest
         if parked is not None:
             trip.remember(parked)
         try:

@@ -4,7 +4,7 @@ task_pool.py    what Celery asks of a pool, on the hub's thread
 shutdown.py     what SIGTERM and SIGQUIT do with the jobs that run
 job_loop.py     the loop's thread, and the jobs on it (job.py)
 aside.py        ends of jobs that take no place
-outbox.py       from the loop's thread to the hub's
+handover.py     from the hub's thread to the loop's, and back
 greenlets.py    Celery's synchronous tracer, in greenlets on that loop
 places.py       how many of its places are taken
 threads.py      blocking calls of jobs

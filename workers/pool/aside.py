@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
+
+from .handover import Inbox
 
 if TYPE_CHECKING:
     from asyncio import Future
     from collections.abc import Callable
 
+    from .handover import Outbox
     from .job_loop import JobLoop
-    from .outbox import Outbox
 
 __all__ = ["Aside"]
 
-CHUNK: Final = 64
-"""Begun in one turn of the loop."""
-
-Ending: TypeAlias = "tuple[Callable[[], Future[None]], Callable[[BaseException | None], None]]"
+Ending: TypeAlias = "tuple[str, Callable[[], Future[None]], Callable[[BaseException | None], None]]"
 
 
 class Aside:
@@ -26,35 +24,24 @@ class Aside:
     there was one. As `results.endings`, whose `store` blocks a thread."""
 
     def __init__(self, loop: JobLoop, outbox: Outbox) -> None:
-        self._loop = loop
         self._outbox = outbox
-        self._inbox: deque[tuple[str, Ending]] = deque()
-        self._is_announced = False
+        self._inbox: Inbox[Ending] = Inbox(loop.call_soon, self._begin)
         self.under_way: dict[str, Ending] = {}
         """By the tags of their messages. A shutdown waits until there is none."""
 
     def put(self, tag: str, store: Callable[[], Future[None]], then: Callable[[BaseException | None], None]) -> None:
         """End a job. On the hub's thread."""
-        ending = self.under_way[tag] = store, then
-        self._inbox.append((tag, ending))
-        if not self._is_announced:
-            self._is_announced = True
-            self._loop.call_soon(self._begin)
+        ending = self.under_way[tag] = tag, store, then
+        self._inbox.put(ending)
 
-    def _begin(self) -> None:
-        self._is_announced = False
-        inbox = self._inbox
-        for _ in range(min(CHUNK, len(inbox))):
-            tag, (store, then) = inbox.popleft()
-            try:
-                stored = store()
-            except Exception as problem:  # noqa: BLE001 - whatever it is, `then` decides what becomes of the job
-                self._ended(tag, then, problem)
-            else:
-                stored.add_done_callback(partial(self._on_stored, tag, then))
-        if inbox and not self._is_announced:
-            self._is_announced = True
-            self._loop.call_soon(self._begin)
+    def _begin(self, ending: Ending) -> None:
+        tag, store, then = ending
+        try:
+            stored = store()
+        except Exception as problem:  # noqa: BLE001 - whatever it is, `then` decides what becomes of the job
+            self._ended(tag, then, problem)
+        else:
+            stored.add_done_callback(partial(self._on_stored, tag, then))
 
     def _on_stored(self, tag: str, then: Callable[[BaseException | None], None], stored: Future[None]) -> None:
         self._ended(tag, then, stored.exception())

@@ -8,7 +8,6 @@ import logging
 import sys
 import threading
 import time
-from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -20,6 +19,7 @@ from kombu.utils.imports import symbol_by_name
 
 from ..prompt.parked import Parked
 from .greenlets import run_job
+from .handover import Inbox
 from .threads import task_threads
 from .tracer import forget_frames, without_traceback
 
@@ -28,15 +28,12 @@ if TYPE_CHECKING:
 
     from celery import Celery
 
+    from .handover import Outbox
     from .job import Job
-    from .outbox import Outbox
 
 __all__ = ["JobLoop"]
 
 logger = logging.getLogger("promptmill.pool")
-
-START_CHUNK = 64
-"""Jobs started in one turn of the loop. 1,000 in one turn kept every socket waiting for 359 ms."""
 
 CANCEL_AGAIN_S = 1.0
 """A task that swallows its cancellation is cancelled again after this many seconds, until it ends."""
@@ -63,9 +60,8 @@ class JobLoop:
         """When the loop was last known to be alive, on the monotonic clock."""
         self._outbox = outbox
         self._on_end = on_end
-        self.inbox: deque[Job] = deque()
+        self.inbox = Inbox(self.call_soon, self._start_job)
         """Jobs that it has yet to begin."""
-        self._inbox_announced = False
         self._thread: threading.Thread | None = None
 
     # -- life
@@ -74,7 +70,6 @@ class JobLoop:
         """Start the thread and open the app's lifespans on the loop; `threads` at most for blocking calls."""
         _tune_interpreter()
         self._loop = _new_event_loop()
-        self.call_soon = self._loop.call_soon_threadsafe
         self._threads = ThreadPoolExecutor(max(threads, 1), thread_name_prefix="promptmill-task")
         self._loop.set_default_executor(self._threads)
         self._thread = threading.Thread(target=self._run_loop, name="promptmill-loop", daemon=True)
@@ -144,19 +139,16 @@ class JobLoop:
 
     # -- jobs
 
-    def put(self, job: Job) -> None:
-        """Begin a job soon."""
-        self.inbox.append(job)
-        if not self._inbox_announced:
-            self._inbox_announced = True
-            self._loop.call_soon_threadsafe(self._start_jobs)
+    def call_soon(self, callback: Callable[[], None]) -> None:
+        """Have it called on the loop's thread."""
+        self._loop.call_soon_threadsafe(callback)
 
     def withdraw(self) -> set[Job]:
         """Take back the jobs that it has not begun, because it is blocked."""
         withdrawn: set[Job] = set()
         while self.inbox:
             with suppress(IndexError):  # the loop has moved just now, and begins it
-                job = self.inbox.popleft()
+                job = self.inbox.waiting.popleft()
                 job.cancelled = True
                 withdrawn.add(job)
         return withdrawn
@@ -178,19 +170,6 @@ class JobLoop:
         return f"the task {names[0]}, at {line}" if names else line
 
     # -- on the loop's thread
-
-    def _start_jobs(self) -> None:
-        self._inbox_announced = False
-        inbox = self.inbox
-        for _ in range(START_CHUNK):
-            try:
-                job = inbox.popleft()
-            except IndexError:  # the hub may withdraw what is there
-                return
-            self._start_job(job)
-        if inbox:
-            self._inbox_announced = True
-            self._loop.call_soon(self._start_jobs)
 
     def _start_job(self, job: Job) -> None:
         if job.cancelled:

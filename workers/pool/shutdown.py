@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from kombu.asynchronous import Hub
 
-    from .outbox import Outbox
+    from .handover import Outbox
 
 __all__ = ["clean_up", "finish", "has_begun"]
 

@@ -30,9 +30,9 @@ from celery.worker import state as worker_state
 from . import places, shutdown
 from .app import Task
 from .aside import Aside
+from .handover import Outbox
 from .job import Job
 from .job_loop import JobLoop
-from .outbox import Outbox
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,7 +175,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
             except Exception:
                 # Raised from here, it would leave a job that is counted, and is never run.
                 logger.exception("Announcing a job's start failed")
-        self._loop.put(job)
+        self._loop.inbox.put(job)
         return job
 
     def requests_to_start(self) -> list[Any]:

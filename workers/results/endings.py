@@ -13,7 +13,7 @@ from functools import cached_property
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
-from ..pool.outbox import Bell
+from ..pool.handover import Bell
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -17,6 +17,7 @@ __all__ = [
     "ChatRequest",
     "EmbeddingRequest",
     "InvalidRequest",
+    "asks_for_usage",
     "count_in",
     "fields_of",
     "message_text",
@@ -97,7 +98,6 @@ def read_chat(body: bytes) -> ChatRequest:
     if not isinstance(messages, list) or not messages:
         raise InvalidRequest("'messages' must be a list of at least one message.", "messages")
     texts = [message_text(message) for message in messages]
-    options = fields.get("stream_options")
     form = _wanted(fields, messages, texts)
     return ChatRequest(
         model=model_of(fields),
@@ -106,7 +106,7 @@ def read_chat(body: bytes) -> ChatRequest:
         max_tokens=count_in(fields, "max_completion_tokens") or count_in(fields, "max_tokens"),
         choices=count_in(fields, "n", at_most=_MAX_CHOICES) or 1,
         stream=fields.get("stream") is True,
-        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        include_usage=asks_for_usage(fields),
         numbers=numbers_in(texts[-1]),
         wanted=form,
         tier=tier_in(fields),
@@ -149,6 +149,12 @@ def model_of(fields: dict[str, Any]) -> str:
     if not isinstance(model, str) or not model:
         raise InvalidRequest("You must provide a 'model'.", "model")
     return model
+
+
+def asks_for_usage(fields: dict[str, Any]) -> bool:
+    """Whether a streamed answer is to end with its usage."""
+    options = fields.get("stream_options")
+    return isinstance(options, dict) and options.get("include_usage") is True
 
 
 def tier_in(fields: dict[str, Any]) -> str | None:

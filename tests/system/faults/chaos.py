@@ -182,20 +182,15 @@ def _fault_options() -> list[str]:
 def _strikes(world: World, fleet: Fleet, servers: Replicated | None) -> dict[str, Callable[[], object]]:
     numbers = _turns(len(fleet.workers))
 
-    def crash() -> None:
-        world.server.kill()
-        world.server.start()
-
     def cut() -> None:
         server = servers.replica if servers is not None and servers.is_replaced else world.server
-        with contextlib.suppress(redis.RedisError), server.client() as client:
-            for kind in ("normal", "pubsub"):
-                client.client_kill_filter(_type=kind, skipme=True)
+        with contextlib.suppress(redis.RedisError):
+            server.cut()
 
     strikes: dict[str, Callable[[], object]] = {
         "worker": lambda: fleet.kill(next(numbers)),
         "freeze": lambda: fleet.freeze(next(numbers), 1.5 * LEASE_S),
-        "Redis": crash,
+        "Redis": world.server.crash,
         "cut": cut,
     }
     if servers is not None:

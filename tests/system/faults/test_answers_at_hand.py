@@ -83,23 +83,14 @@ def test_faults_lose_none_of_them(world: World) -> None:
     groups = [world.queue.submit_many(prompts)]
     assert all(result.ok for result in groups[0].as_completed())
 
-    def restart_redis() -> None:
-        world.server.kill()
-        world.server.start()
-
-    def cut() -> None:
-        with world.server.client() as client:
-            for kind in ("normal", "pubsub"):
-                client.client_kill_filter(_type=kind, skipme=True)
-
     faults: list[Callable[[], object]] = [
-        cut,
+        world.server.cut,
         partial(fleet.kill, 0),
-        restart_redis,
+        world.server.crash,
         partial(fleet.kill, 1),
         partial(fleet.freeze, 2, 1.5 * LEASE_S),
     ]
-    for fault in (*faults, cut):
+    for fault in (*faults, world.server.cut):
         groups.append(world.queue.submit_many(prompts * 20))
         fault()
     results = [result for group in groups[1:] for result in group.as_completed()]

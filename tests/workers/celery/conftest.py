@@ -41,10 +41,10 @@ provider = "p"
 def deploy(deployment: pytest.MonkeyPatch) -> Callable[..., None]:
     """`deploy(URL, model="flex = true", STREAM__KEEP_S="5")`: one provider with one model `m`, and settings."""
 
-    def to_disk(url: str, *, model: str = "", **settings: str) -> None:
+    def to_disk(url: str, *, model: str = "", key: str = "sk-one-4d1f", **settings: str) -> None:
         Path("catalog.toml").write_text(CATALOG.format(url=url, model=model))
         for name, value in settings.items():
             deployment.setenv(f"PROMPTMILL_{name}", value)
-        deployment.setenv("P_KEY", "sk-one-4d1f")
+        deployment.setenv("P_KEY", key)
 
     return to_disk

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,41 +34,31 @@ def redis_url(server: RedisServer) -> str:
     return server.url
 
 
-CATALOG = """
-[providers.p]
-base_url = "{url}"
-api_keys = ["P_KEY"]
-[models.m]
-provider = "p"
-[models.e]
-provider = "p"
-"""
 KEY = "sk-canary-9d27aa10"
 BODY = {"model": "m", "messages": [{"role": "user", "content": "the canary prompt"}]}
 
 
 @pytest.fixture
-def environment(deployment: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
-    """A deployment with one provider `p`, whose key is set, and a Redis."""
-    deployment.setenv("PROMPTMILL_RETRY__MAX_ATTEMPTS", "1")
-    deployment.setenv("P_KEY", KEY)
-    write_catalog(deployment, tmp_path, "http://127.0.0.1:1/v1")
-    return deployment
-
-
-def write_catalog(monkeypatch: pytest.MonkeyPatch, folder: Path, url: str) -> None:
-    path = folder / "catalog.toml"
-    path.write_text(CATALOG.format(url=url))
-    monkeypatch.setenv("PROMPTMILL_CATALOG", str(path))
+def deploy_to(deploy: Callable[..., None]) -> Callable[[str], None]:
+    """`deploy_to(URL)`: one provider `p` with the models `m` and `e`, and its key."""
+    return partial(deploy, model='[models.e]\nprovider = "p"', key=KEY)
 
 
 @pytest.fixture
-async def provider(environment: pytest.MonkeyPatch, simulate: Any, tmp_path: Path) -> Any:
+def environment(deployment: pytest.MonkeyPatch, deploy_to: Callable[[str], None]) -> pytest.MonkeyPatch:
+    """A deployment with one provider `p`, whose key is set, and a Redis."""
+    deployment.setenv("PROMPTMILL_RETRY__MAX_ATTEMPTS", "1")
+    deploy_to("http://127.0.0.1:1/v1")
+    return deployment
+
+
+@pytest.fixture
+async def provider(environment: pytest.MonkeyPatch, simulate: Any, deploy_to: Callable[[str], None]) -> Any:
     """A simulated provider that the catalogue names."""
 
     async def start(fault: str | None = None, **options: Any) -> Any:
         simulator = await simulate(fault, api_key=KEY, **options)
-        write_catalog(environment, tmp_path, simulator.url)
+        deploy_to(simulator.url)
         return simulator
 
     return start
@@ -245,10 +237,10 @@ async def test_a_job_may_ask_for_attempts_up_to_the_cap(
 
 @pytest.mark.covers("setting", "retry.cap_s")
 async def test_no_pause_is_longer_than_the_cap_whatever_is_asked(
-    environment: pytest.MonkeyPatch, tmp_path: Path, raw_server: Any, reply: Any
+    environment: pytest.MonkeyPatch, deploy_to: Callable[[str], None], raw_server: Any, reply: Any
 ) -> None:
     server = await raw_server(reply(503, b"{}", "Retry-After: 30"))
-    write_catalog(environment, tmp_path, server.url)
+    deploy_to(server.url)
     environment.setenv("PROMPTMILL_RETRY__MAX_ATTEMPTS", "2")
     environment.setenv("PROMPTMILL_RETRY__BASE_S", "0.001")
     environment.setenv("PROMPTMILL_RETRY__CAP_S", "0.01")

@@ -8,7 +8,8 @@ from typing import Any, cast
 
 import pytest
 
-from workers.pool.aside import CHUNK, Aside
+from workers.pool.aside import Aside
+from workers.pool.handover import CHUNK
 
 
 class Outbox:

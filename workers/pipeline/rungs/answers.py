@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from ...answers import Digests, Flight, Follow
 from ...prompt.failure import Failure
@@ -12,27 +12,16 @@ from ..costs import known_cost_usd
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from ...answers import Answers as Store
     from ...answers import Known
     from ...prompt.job import PromptJob
     from ...providers import Answer
     from ..trip import Down, Route, Shape, Trip
 
-__all__ = ["Answers", "Store"]
+__all__ = ["Answers"]
 
 FOLLOWS_S = 280.0
 """A job that waits for an equal one looks again after this at the latest; Redis says when, and that is earlier."""
-
-
-class Store(Protocol):
-    """What all workers have answered and are answering: `answers.Answers`."""
-
-    def at_hand(self, digest: str, *, ttl_s: float) -> bytes | None: ...
-
-    def opened(self, data: bytes) -> Known | None: ...
-
-    async def look(
-        self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None
-    ) -> Known | Flight | Follow | None: ...
 
 
 class Answers:

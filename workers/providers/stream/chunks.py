@@ -6,7 +6,7 @@ an `id` and a name in each piece; several pieces of one call in one chunk (opena
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any, ClassVar
 
 from ..answers import text_of
 from .sse import DONE, fields_of
@@ -17,8 +17,6 @@ Fields = dict[str, Any]
 
 _WHOLE = frozenset({"id", "index", "name", "role", "type"})
 """Strings that do not grow: the first that is not empty counts."""
-_OWN = frozenset({"delta", "finish_reason", "index", "logprobs"})
-_OWN_OF_TEXTS: Final = frozenset({"finish_reason", "index", "logprobs", "text"})
 _PADDING = "obfuscation"
 """OpenAI pads its chunks with it, so that their lengths tell nothing."""
 
@@ -32,7 +30,7 @@ class ChatAssembly:
         self.is_done = False
         self.size = 0
         self._head: Fields = {}
-        self._choices: dict[int, _Choice | _Text] = {}
+        self._choices: dict[int, _Choice] = {}
         self._error: Fields | None = None
 
     @property
@@ -82,8 +80,8 @@ class ChatAssembly:
         text = choice.add(piece)
         return text if index == 0 else ""
 
-    def _new_choice(self) -> _Choice | _Text:
-        return _Choice()
+    def _new_choice(self) -> _Choice:
+        return _ChatChoice()
 
     def _fail(self, chunk: Fields) -> None:
         self._error = chunk if chunk.get("error") or chunk.get("object") == "error" else {"error": chunk}
@@ -115,24 +113,68 @@ class CompletionAssembly(ChatAssembly):
         """See `codec.Assembly`."""
         return self.is_done or (super().is_whole and len(self._choices) >= self._count)
 
-    def _new_choice(self) -> _Text:
-        return _Text()
+    def _new_choice(self) -> _Choice:
+        return _TextChoice()
 
 
 class _Choice:
-    __slots__ = ("_calls", "_content", "_fields", "_logprobs", "_message", "finish_reason")
+    """What the choices of chats and of texts have in common."""
+
+    __slots__ = ("_fields", "_logprobs", "finish_reason")
+
+    own: ClassVar[frozenset[str]]
+    """The fields of a piece that are put together. Others of a server's are taken as they are."""
 
     def __init__(self) -> None:
         self.finish_reason: Any = None
-        self._content: list[Any] = []
-        self._message: Fields = {"role": "assistant", "content": None}
-        self._calls: list[Fields] = []
         self._logprobs: Fields | None = None
         self._fields: Fields = {}
 
     @staticmethod
     def size_of(piece: Fields, data_bytes: int) -> int:
         """About how many bytes it adds, of an event of `data_bytes`."""
+        raise NotImplementedError
+
+    def add(self, piece: Fields) -> str:
+        """Merge it; the text that came."""
+        raise NotImplementedError
+
+    def whole(self, index: int) -> Fields:
+        """The choice that would have come as a whole."""
+        raise NotImplementedError
+
+    def _add_rest(self, piece: Fields) -> None:
+        if (reason := piece.get("finish_reason")) is not None:
+            self.finish_reason = reason
+        if type(logprobs := piece.get("logprobs")) is dict:
+            self._logprobs = {} if self._logprobs is None else self._logprobs
+            _merge(self._logprobs, logprobs)
+        if not piece.keys() <= self.own:
+            self._fields.update({name: value for name, value in piece.items() if name not in self.own})
+
+    def _whole(self, index: int, name: str, content: Any) -> Fields:
+        return {
+            "index": index,
+            name: content,
+            "logprobs": self._logprobs,
+            "finish_reason": self.finish_reason,
+            **self._fields,
+        }
+
+
+class _ChatChoice(_Choice):
+    __slots__ = ("_calls", "_content", "_message")
+
+    own = frozenset({"delta", "finish_reason", "index", "logprobs"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._content: list[Any] = []
+        self._message: Fields = {"role": "assistant", "content": None}
+        self._calls: list[Fields] = []
+
+    @staticmethod
+    def size_of(piece: Fields, data_bytes: int) -> int:
         size = 0
         for name, value in (piece.get("delta") or {}).items():
             if name != "role":  # in each piece of some servers, those that keep a connection alive too
@@ -140,7 +182,6 @@ class _Choice:
         return size
 
     def add(self, piece: Fields) -> str:
-        """Merge it; the text that came."""
         text = ""
         delta = piece.get("delta")
         if type(delta) is dict:
@@ -155,13 +196,7 @@ class _Choice:
                             _merge(self._call(call), call)
                 else:
                     _merge_field(self._message, name, value)
-        if (reason := piece.get("finish_reason")) is not None:
-            self.finish_reason = reason
-        if type(logprobs := piece.get("logprobs")) is dict:
-            self._logprobs = {} if self._logprobs is None else self._logprobs
-            _merge(self._logprobs, logprobs)
-        if not piece.keys() <= _OWN:
-            self._fields.update({name: value for name, value in piece.items() if name not in _OWN})
+        self._add_rest(piece)
         return text
 
     def _call(self, piece: Fields) -> Fields:
@@ -180,25 +215,17 @@ class _Choice:
                 {name: value for name, value in call.items() if name != "index"}
                 for call in sorted(self._calls, key=_place)
             ]
-        return {
-            "index": index,
-            "message": _strings_joined(message),
-            "logprobs": self._logprobs,
-            "finish_reason": self.finish_reason,
-            **self._fields,
-        }
+        return self._whole(index, "message", _strings_joined(message))
 
 
-class _Text:
-    """A choice of a text completion."""
+class _TextChoice(_Choice):
+    __slots__ = ("_text",)
 
-    __slots__ = ("_fields", "_logprobs", "_text", "finish_reason")
+    own = frozenset({"finish_reason", "index", "logprobs", "text"})
 
     def __init__(self) -> None:
-        self.finish_reason: Any = None
+        super().__init__()
         self._text: list[str] = []
-        self._logprobs: Fields | None = None
-        self._fields: Fields = {}
 
     @staticmethod
     def size_of(piece: Fields, data_bytes: int) -> int:
@@ -210,23 +237,11 @@ class _Text:
         text = text if type(text) is str else ""
         if text:
             self._text.append(text)
-        if (reason := piece.get("finish_reason")) is not None:
-            self.finish_reason = reason
-        if type(logprobs := piece.get("logprobs")) is dict:
-            self._logprobs = {} if self._logprobs is None else self._logprobs
-            _merge(self._logprobs, logprobs)
-        if not piece.keys() <= _OWN_OF_TEXTS:
-            self._fields.update({name: value for name, value in piece.items() if name not in _OWN_OF_TEXTS})
+        self._add_rest(piece)
         return text
 
     def whole(self, index: int) -> Fields:
-        return {
-            "index": index,
-            "text": "".join(self._text),
-            "logprobs": self._logprobs,
-            "finish_reason": self.finish_reason,
-            **self._fields,
-        }
+        return self._whole(index, "text", "".join(self._text))
 
 
 def _place(call: Fields) -> int:

@@ -11,6 +11,7 @@ from ..draws import identity, uniforms
 from ..request import (
     ChatRequest,
     InvalidRequest,
+    asks_for_usage,
     count_in,
     fields_of,
     message_tokens,
@@ -52,7 +53,6 @@ def read_completion(body: bytes) -> ChatRequest:
         prompts = read_embedding(orjson.dumps({"model": model_of(fields), "input": asked}))
     except InvalidRequest as error:
         raise InvalidRequest(str(error).replace("'input'", "'prompt'"), "prompt") from None
-    options = fields.get("stream_options")
     return ChatRequest(
         model=prompts.model,
         prompt_hash=prompts.prompt_hash,
@@ -60,7 +60,7 @@ def read_completion(body: bytes) -> ChatRequest:
         max_tokens=count_in(fields, "max_tokens"),
         choices=(count_in(fields, "n") or 1) * len(prompts.input_hashes),
         stream=fields.get("stream") is True,
-        include_usage=isinstance(options, dict) and options.get("include_usage") is True,
+        include_usage=asks_for_usage(fields),
         numbers=numbers_in(asked) if isinstance(asked, str) else (),
     )
 

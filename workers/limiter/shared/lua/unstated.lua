@@ -77,8 +77,8 @@ local function streak_at(state, now)
   return is_next and tonumber(state.streak or 0) + 1 or 1
 end
 
--- Of windows whose end nobody tells, how many may go in any minute; nil = nothing is known of such. It is less than was let through, or one
--- more would be asked for each time that one has left. An even pace is not held up by how coarsely this is counted.
+-- Of windows whose end nobody tells, how many may go in any minute; nil = nothing is known of such. It is less than was
+-- let through, or one more would be asked for each time that one has left. An even pace is not held up by how coarsely this is counted.
 local function most_a_minute(state, cap)
   local ceiling = cap and ceiling_of(state)
   if ceiling and ceiling.found == 'guessed' then return 60 * math.max(0.97 * ceiling.rate, 1.04 * cap) end
