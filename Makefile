@@ -39,7 +39,7 @@ run: $(VENV)/run.stamp ## the main job: 1,319 real questions through 2 workers a
 	@mkdir -p out
 	@$(BIN)/promptmill run examples/gsm8k.jsonl --simulate -o out/gsm8k.jsonl $(ARGS)
 
-check: lint ## lint, and the tests that start no worker processes: three minutes on two cores
+check: lint ## lint, and the tests that start no worker processes: two minutes on two cores
 	$(QUICK_TESTS) --hypothesis-profile quick -m "not thorough" $(ARGS)
 
 test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool" for some of them
