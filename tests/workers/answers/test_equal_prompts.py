@@ -229,10 +229,10 @@ async def test_more_than_one_script_wakes_are_woken(fleet: Any, client: Any, scr
     gate = threading.Event()
     provider = scripted(held_until(gate))
     async with fleet(provider.base_url, size=2, places=400) as workers:
-        submit(workers, 2_500)
-        await wait_until(lambda: len(workers.parked) >= 2_499, "all but one wait")
+        submit(workers, 2_100)
+        await wait_until(lambda: len(workers.parked) >= 2_099, "all but one wait")
         gate.set()
-        await wait_until(lambda: len(workers.results) == 2_500, "all are answered")
+        await wait_until(lambda: len(workers.results) == 2_100, "all are answered")
     assert len(provider.asked) == 1
     assert not client.keys("pm:flight:*")
 
