@@ -272,3 +272,22 @@ async def test_a_parked_leader_feeds_no_lane(fleet: Any, free_limits: Any, simul
         workers.submit("first", BODY)
         await wait_until(lambda: workers.results, "it is answered")
     assert gaps == [0.0]
+
+
+async def test_a_lead_that_comes_as_its_job_stops(fleet: Any, client: Any, simulate: Any, wait_until: Any) -> None:
+    provider = await simulate()
+    stopped = []
+    async with fleet(provider.url, size=1) as workers:
+        (worker,) = workers.workers
+        hear = worker.answers._courier._hear
+
+        def hear_and_stop(looks: Any, replies: Any) -> None:
+            hear(looks, replies)
+            stopped.extend(client.keys("pm:flight:*"))
+            next(iter(worker._running)).cancel()  # it has its lead, and has not heard of it
+
+        worker.answers._courier._hear = hear_and_stop
+        workers.submit("stopped", BODY)
+        await wait_until(lambda: stopped and not client.keys("pm:flight:*"), "another may lead")
+        assert not worker.answers._flights
+    assert provider.stats()["calls"] == 0
