@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 unexport PYTHONDONTWRITEBYTECODE
 
 # They wait too, so more processes than there are cores; each costs 4 s of CPU before its first test.
-QUICK_TESTS := $(BIN)/python -m pytest -n 4 --dist worksteal --ignore tests/system
+QUICK_TESTS := $(BIN)/python -m pytest -n 6 --dist worksteal --ignore tests/system
 # Of the three processes one runs several scenarios side by side by itself: see tests/system/conftest.py.
 SYSTEM_TESTS := $(BIN)/python -m pytest -n 3 tests/system
 
@@ -39,8 +39,8 @@ run: $(VENV)/run.stamp ## the main job: 1,319 real questions through 2 workers a
 	@mkdir -p out
 	@$(BIN)/promptmill run examples/gsm8k.jsonl --simulate -o out/gsm8k.jsonl $(ARGS)
 
-check: lint ## lint, and the tests that start no worker processes: three minutes on two cores
-	$(QUICK_TESTS) --hypothesis-profile quick $(ARGS)
+check: lint ## lint, and the tests that start no worker processes: two minutes on two cores
+	$(QUICK_TESTS) --hypothesis-profile quick -m "not thorough" $(ARGS)
 
 test: $(VENV)/dev.stamp ## all tests; make test ARGS="-k pool" for some of them
 ifdef ARGS

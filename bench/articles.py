@@ -28,6 +28,8 @@ async def run(report: Report) -> None:
         async with running_provider(directory, latency_ms=FAST_S * 1000) as provider:
             report.say(f"articles: {jobs:,} jobs, 200 ms, 50 in flight")
             fifty = await ours(FIFTY, jobs, provider=provider, latency_s=FAST_S)
+            report.say(f"articles: {SESSION_JOBS:,} of them without a queue")
+            loop = await bare(FIFTY, SESSION_JOBS, provider=provider, latency_s=FAST_S)
         async with running_provider(directory, latency_ms=SLOW_S * 1000) as provider:
             report.say(f"articles: {SLOW_JOBS:,} jobs, 2 s, 500 in flight")
             slow = await ours(MANY, SLOW_JOBS, provider=provider, latency_s=SLOW_S)
@@ -44,13 +46,14 @@ async def run(report: Report) -> None:
     table = _table(fifty, slow, repeated, pooled, opened)
     table.add_row("ten inputs in one call: 67 % less time", f"{1 - in_one_s / in_ten_s:.0%} less, 200 ms a call")
     report.show(table)
-    ideal_s = jobs * FAST_S / FIFTY.places
+    # A ratio in one run: the bare loop itself needs 3 to 5 % more than the ideal on a machine of two cores.
     report.verdicts.append(
-        Verdict(f"{jobs:,} at 200 ms, 50 in flight, s (ideal {ideal_s:g})", fifty.wall_s, at_most=1.05 * ideal_s)
+        Verdict(f"{jobs:,} at 200 ms, 50 in flight, x a bare loop", loop.jobs_per_s / fifty.jobs_per_s, at_most=1.05)
     )
     report.verdicts.append(Verdict("calls a job, 40 % repeats, cached", 1 - _saved(repeated), at_most=DIFFERENT))
     report.figures["articles"] = {
         "fifty_wall_s": fifty.wall_s,
+        "fifty_x_bare": loop.jobs_per_s / fifty.jobs_per_s,
         "slow_wall_s": slow.wall_s,
         "calls_saved_by_the_cache": _saved(repeated),
         "pooled_per_s": pooled.jobs_per_s,

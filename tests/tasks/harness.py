@@ -69,12 +69,16 @@ class FakeWorker:
     async def _run(self, message: dict[str, Any]) -> None:
         headers = message["headers"]
         job_id, record = headers["id"], redis_keys.job(headers["id"])
-        await self._redis.hset(record, "state", "running")
+        async with self._redis.pipeline(transaction=True) as pipe:
+            pipe.hset(record, "state", "running")
+            pipe.hexists(record, "cancel")
+            _, cancelled = await pipe.execute()
         [text], _, _ = json.loads(base64.b64decode(message["body"]))
-        answering = asyncio.create_task(self._result(job_id, json.loads(text)))
-        while not answering.done() and not await self._redis.hexists(record, "cancel"):
+        answering = asyncio.ensure_future(self._result(job_id, json.loads(text)))
+        await asyncio.sleep(0)  # what need not wait has been answered
+        while not answering.done() and not cancelled:
             await asyncio.wait([answering], timeout=0.01)
-        cancelled = not answering.done() or await self._redis.hexists(record, "cancel")
+            cancelled = await self._redis.hexists(record, "cancel")
         if cancelled:
             answering.cancel()
             await asyncio.wait([answering])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 from uuid import uuid4
 
 from tasks.redis.cancellation import stop
@@ -12,13 +12,13 @@ from tasks.wire.message import CELERY_PRIORITY
 
 from ..prompt.parked import Follows
 from ..redis.link import Link
-from .courier import TIMEOUT_S, Courier, Landing
+from .courier import LEAD, TIMEOUT_S, Courier, Landing
 from .known import Known, decode, encode_failure, is_good, is_shared
 from .memory import Memory
 from .tally import Tally
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from types import TracebackType
     from typing import Self
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from ..prompt.failure import Failure
     from ..prompt.job import JobKind, PromptJob
     from ..providers import Answer
+    from .courier import Look
 
 __all__ = ["Answers", "Flight", "Follow"]
 
@@ -37,13 +38,16 @@ PARKED_MS: Final = 30_000
 """For so long after its time a parked job keeps its lead."""
 
 PLACES: Final = 4_096
-HIT, LEAD, FOLLOW = 0, 1, 2
+HIT, FOLLOW = 0, 2
 
 
 class Follow(NamedTuple):
     """The call of an equal prompt is under way."""
 
     follows: Follows
+
+
+Asked: TypeAlias = "asyncio.Future[Known | Flight | Follow | None]"
 
 
 class Answers:
@@ -60,10 +64,17 @@ class Answers:
         key_prefix: str = "",
     ) -> None:
         """`to_redis` leads from the worker's clock to Redis's, of which `redis_s` gives the time (epoch seconds)."""
+        self._memory = Memory(memory_bytes, redis_s=redis_s)
+        self.at_hand = self._memory.get
+        """The answer to a digest as it is stored, if it is in memory. On any thread; counted when it is opened."""
         self._courier = Courier(
-            Link(redis, timeout_s=TIMEOUT_S), key_prefix=key_prefix, room_bytes=redis_bytes, keep=self._keep
+            Link(redis, timeout_s=TIMEOUT_S),
+            key_prefix=key_prefix,
+            room_bytes=redis_bytes,
+            keep=self._memory.keep,
+            hear=self._hear,
+            to_redis=to_redis,
         )
-        self._memory = Memory(memory_bytes)
         self._to_redis = to_redis
         self._redis_s = redis_s
         self._process = uuid4().hex[:16]
@@ -85,10 +96,6 @@ class Answers:
         await self._courier.close()
         self.tally.tell()
 
-    def at_hand(self, digest: str, *, ttl_s: float) -> bytes | None:
-        """The answer as it is stored, if it is in memory. On any thread; counted when it is opened."""
-        return self._memory.get(digest, ttl_ms=ttl_s * 1000, now_ms=self._redis_s() * 1000)
-
     def opened(self, data: bytes) -> Known | None:
         """An answer that was at hand."""
         known = decode(data)
@@ -96,42 +103,70 @@ class Answers:
             self.tally.note("memory", saved_usd=known.cost_usd)
         return known
 
-    async def look(
-        self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None
-    ) -> Known | Flight | Follow | None:
-        """An answer; a flight, to be led; whom to follow; or None: make the call, and say nothing.
+    def look(self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None) -> Asked | None:
+        """Gives an answer; a flight, to be led; whom to follow; or None: make the call, and say nothing. Redis may not
+        be asked at all: then it returns None.
 
         An answer may be `ttl_s` old, and the job's own is kept as long. `followed` is the token of the call that it has
-        waited for. Raises the `Failure` of an equal prompt that was under way together with this one, if they share it.
+        waited for. Raises, when awaited, the `Failure` of an equal prompt that was under way together with this one, if
+        they share it. Who stops waiting says so with `give_up`.
         """
         self._count += 1
-        token = f"{self._process}-{self._count}"
         options = job.options
-        rank, ttl_ms = CELERY_PRIORITY[options.priority], max(1, int(ttl_s * 1000))
         submitted_at = options.submitted_at
         ask = {
             "digest": digest,
             "job": job.id,
-            "token": token,
-            "rank": rank,
+            "token": f"{self._process}-{self._count}",
+            "rank": CELERY_PRIORITY[options.priority],
             "place": self._count % PLACES,
-            "ttl_ms": ttl_ms,
-            "submitted_ms": -1 if submitted_at is None else int(self._to_redis(submitted_at) * 1000),
+            "ttl_ms": max(1, int(ttl_s * 1000)),
+            "submitted_ms": -1 if submitted_at is None else int(submitted_at * 1000),
             "followed": followed or "",
         }
-        asked = self._courier.look(digest, ask)
-        reply = None if asked is None else await asked
-        if reply is None:
+        asked = self._courier.look(ask, job.kind)
+        if asked is None:
             self.tally.note("skipped")
-            return None
-        if reply[0] == LEAD:
-            self.tally.note("missed")
-            flight = self._flights[token] = Flight(self, job.kind, digest, token, rank=rank, ttl_ms=ttl_ms)
-            return flight
+        return asked
+
+    def give_up(self, asked: Asked) -> None:
+        """Nobody waits for it any more. If it was to lead, another may."""
+        if not asked.cancel() and not asked.cancelled() and asked.exception() is None:
+            found = asked.result()
+            if isinstance(found, Flight):
+                found.release()
+
+    def _hear(self, looks: Sequence[Look], replies: Sequence[Any]) -> None:
+        """For the courier. One call for a batch: what is done here for each job is done for each miss."""
+        led = 0
+        for (ask, kind, waiting), reply in zip(looks, replies, strict=True):
+            if reply[0] != LEAD:
+                if not waiting.done():
+                    self._hear_other(ask, reply, waiting)
+                continue
+            flight = Flight(ask["digest"], ask["token"], "release", rank=ask["rank"], ttl_ms=ask["ttl_ms"])
+            flight.answers, flight.kind = self, kind
+            self._flights[flight.token] = flight
+            if waiting.done():  # it was stopped meanwhile
+                flight.release()
+            else:
+                led += 1
+                waiting.set_result(flight)
+        if led:
+            self.tally.note("missed", led)
+
+    def _hear_other(self, ask: dict[str, Any], reply: list[Any], waiting: Asked) -> None:
+        digest = ask["digest"]
         if reply[0] == FOLLOW:
             self.tally.note("followed")
-            return Follow(Follows(redis_keys.flight(digest), reply[1].decode()))
-        return self._known(digest, reply)
+            waiting.set_result(Follow(Follows(redis_keys.flight(digest), reply[1].decode())))
+            return
+        try:
+            known = self._known(digest, reply)
+        except Exception as problem:  # noqa: BLE001 - the job that has asked for it meets it
+            waiting.set_exception(problem)
+        else:
+            waiting.set_result(known)
 
     def _known(self, digest: str, reply: list[Any]) -> Known | None:
         data: bytes = reply[1]
@@ -149,11 +184,6 @@ class Answers:
         """For `Flight`: the call is no longer under way here."""
         if self._flights.pop(flight.token, None) is not None:
             self._courier.land(flight)
-
-    def _keep(self, digest: str, data: bytes, ttl_ms: int) -> None:
-        """Remember an answer of this process."""
-        now_ms = self._redis_s() * 1000
-        self._memory.put(digest, data, stored_ms=now_ms, ends_ms=now_ms + ttl_ms)
 
     def parked_until_ms(self, until_s: float) -> int:
         """For `Flight`: how long a job that is parked until then keeps its lead."""
@@ -176,30 +206,29 @@ class Answers:
 class Flight(Landing):
     """The lead of a call for equal prompts. Say once what has become of it."""
 
-    __slots__ = ("_answers", "_kind")
+    # No `__init__` above that of `Landing`: one is made for each miss.
+    __slots__ = ("answers", "kind")
 
-    def __init__(self, answers: Answers, kind: JobKind, digest: str, token: str, *, rank: int, ttl_ms: int) -> None:
-        super().__init__(digest, token, "release", rank=rank, ttl_ms=ttl_ms)
-        self._answers = answers
-        self._kind = kind
+    answers: Answers
+    kind: JobKind
 
     def answered(self, answer: Answer, *, answered_by: str, cost_usd: float | None) -> None:
         """There is an answer: a whole one is stored, any other is for those that were under way."""
-        self.known = Known(answer, answered_by, cost_usd)
-        self.how = "store" if is_good(self._kind, answer.response) else "share"
-        self._answers.land(self)
+        self.known = tuple.__new__(Known, (answer, answered_by, cost_usd))
+        self.how = "store" if is_good(self.kind, answer.response) else "share"
+        self.answers.land(self)
 
     def failed(self, failure: Failure) -> None:
         """There is none: those that were under way share the failure, or one of them tries again."""
         if is_shared(failure):
             self.how, self.data = "share", encode_failure(failure)
-        self._answers.land(self)
+        self.answers.land(self)
 
     def parked(self, until_s: float) -> None:
         """The job comes back then (epoch seconds, the worker's clock), and leads on."""
-        self.how, self.until_ms = "park", self._answers.parked_until_ms(until_s)
-        self._answers.land(self)
+        self.how, self.until_ms = "park", self.answers.parked_until_ms(until_s)
+        self.answers.land(self)
 
     def release(self) -> None:
         """Another may lead."""
-        self._answers.land(self)
+        self.answers.land(self)

@@ -18,15 +18,16 @@ from tasks.wire import redis_keys
 
 from ..redis.link import AWAY, portions
 from . import scripts
-from .known import NOTHING, encode, encode_large
+from .known import COMPRESS_FROM_BYTES, NOTHING, compressed, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from ..prompt.job import JobKind
     from ..redis.link import Link
     from .known import Known
 
-__all__ = ["TIMEOUT_S", "Courier", "Landing"]
+__all__ = ["LEAD", "TIMEOUT_S", "Courier", "Landing", "Look"]
 
 logger = logging.getLogger("promptmill.answers")
 
@@ -54,12 +55,11 @@ FURTHEST_MS: Final = 240_000
 
 How = Literal["store", "share", "release", "park", "wake"]
 
-LED = 1
+LEAD: Final = 1
 """The reply to one who is to call."""
 
-
-Look: TypeAlias = "tuple[str, dict[str, Any], asyncio.Future[list[Any] | None]]"
-"""A digest, the question in the words of look.lua, and the reply."""
+Look: TypeAlias = "tuple[dict[str, Any], JobKind, asyncio.Future[Any]]"
+"""The question in the words of look.lua, the job's kind, and who waits for what comes of it."""
 
 
 class Landing:
@@ -82,13 +82,23 @@ class Courier:
     """One for each process. Belongs to one event loop."""
 
     def __init__(
-        self, link: Link, *, key_prefix: str, room_bytes: int, keep: Callable[[str, bytes, int], None]
+        self,
+        link: Link,
+        *,
+        key_prefix: str,
+        room_bytes: int,
+        keep: Callable[[list[tuple[str, bytes, int]]], None],
+        hear: Callable[[Sequence[Look], Sequence[Any]], None],
+        to_redis: Callable[[float], float],
     ) -> None:
-        """`room_bytes`: how many bytes all answers in Redis may take. `keep` gets each answer as it is stored, with its
-        digest and for how many ms.
+        """`room_bytes`: how many bytes all answers in Redis may take. `keep` gets the answers as they are stored, each
+        with its digest and for how many ms. `hear` gets the replies of look.lua. `to_redis` adds to an instant of the
+        worker's clock what Redis's is ahead by.
         """
         self._link = link
         self._keep = keep
+        self._hear = hear
+        self._to_redis = to_redis
         self._prefix = key_prefix
         self._indexes = [key_prefix + key for key in redis_keys.ANSWER_INDEXES]
         self._names = {
@@ -110,17 +120,18 @@ class Courier:
         """Whether something could not be said yet."""
         return bool(self._unsaid)
 
-    def look(self, digest: str, ask: dict[str, Any]) -> asyncio.Future[list[Any] | None] | None:
-        """Gives the reply of look.lua; None: Redis is not asked now. Where its reply is lost, the caller may be the one
-        who leads: it calls, and says what has become of it."""
+    def look(self, ask: dict[str, Any], kind: JobKind) -> asyncio.Future[Any] | None:
+        """Gives what `hear` makes of the reply; None: Redis is not asked now. Where its reply is lost, the caller may
+        be the one who leads: it calls, and says what has become of it.
+        """
         loop = asyncio.get_running_loop()
         if loop.time() < self._away_until:
             return None
-        reply: asyncio.Future[list[Any] | None] = loop.create_future()
-        self._looks.append((digest, ask, reply))
+        waiting: asyncio.Future[Any] = loop.create_future()
+        self._looks.append((ask, kind, waiting))
         if self._sender is None:
             self._start()
-        return reply
+        return waiting
 
     def land(self, landing: Landing) -> None:
         """Say it with the next batch."""
@@ -176,30 +187,47 @@ class Courier:
             "lease_ms": LEASE_MS,
             "soon_ms": SOON_MS,
             "furthest_ms": FURTHEST_MS,
-            "asks": [ask for _, ask, _ in looks],
+            "ahead_ms": int(self._to_redis(0.0) * 1000),
+            "asks": [ask for ask, _, _ in looks],
         }
         replies: Sequence[Any]
         try:
             replies = await self._link.run(scripts.LOOK, self._indexes[:1], [orjson.dumps(asks)])
         except AWAY as error:
             self._note_away(error)
-            replies = [[LED]] * len(looks)
-        for (digest, ask, waiting), reply in zip(looks, replies, strict=True):
-            if not waiting.done():
-                waiting.set_result(reply)
-            elif reply[0] == LED:  # it was stopped meanwhile
-                self.land(Landing(digest, ask["token"], "release"))
+            replies = [[LEAD]] * len(looks)
+        self._hear(looks, replies)
 
     async def _tell(self, landings: Sequence[Landing]) -> None:
-        calls, texts = [], []
+        calls, kept = [], []
         for landing in landings:
+            how, data = landing.how, landing.data
             if landing.known is not None:
-                landing.data = encode(landing.known) or await encode_large(landing.known)
-            calls.append(self._words(landing))
-            texts.append(landing.data)
-        ask = orjson.dumps(self._names | {"calls": calls})
+                data = encode(landing.known)
+                if len(data) >= COMPRESS_FROM_BYTES:
+                    data = await compressed(data)
+                if data == NOTHING:
+                    how = "share"
+                elif how == "store":
+                    kept.append((landing.digest, data, landing.ttl_ms))
+                landing.data = data
+            calls.append(
+                {
+                    "digest": landing.digest,
+                    "token": landing.token,
+                    "how": how,
+                    "bytes": len(data),
+                    "ttl_ms": landing.ttl_ms,
+                    "until_ms": landing.until_ms,
+                    "rank": landing.rank,
+                }
+            )
+        if kept:
+            self._keep(kept)
+        # One argument for all that is stored: the client's packing of arguments is most of what a batch costs.
+        args = [orjson.dumps(self._names | {"calls": calls}), b"".join([landing.data for landing in landings])]
         try:
-            left = await self._link.run(scripts.LAND, self._indexes, [ask, *texts])
+            left = await self._link.run(scripts.LAND, self._indexes, args)
         except AWAY as error:
             self._note_away(error)
             self._unsaid += landings
@@ -207,21 +235,6 @@ class Courier:
         for landing, more in zip(landings, left, strict=True):
             if more:
                 self.land(Landing(landing.digest, landing.token, "wake"))
-
-    def _words(self, landing: Landing) -> dict[str, Any]:
-        how = landing.how
-        if landing.known is not None and landing.data[0] == NOTHING[0]:
-            how = "share"
-        elif how == "store":
-            self._keep(landing.digest, landing.data, landing.ttl_ms)
-        return {
-            "digest": landing.digest,
-            "token": landing.token,
-            "how": how,
-            "ttl_ms": landing.ttl_ms,
-            "until_ms": landing.until_ms,
-            "rank": landing.rank,
-        }
 
     def _note_away(self, error: Exception) -> None:
         now = asyncio.get_running_loop().time()

@@ -91,8 +91,12 @@ def _canonical(body: dict[str, Any]) -> bytes:
     """The request as one text. The model's alias is ours; the scope has the provider's own name of it."""
     rest = body.copy()
     rest.pop("model", None)
-    if not (ordered := ORDERED.intersection(rest)):
-        return _dumps(rest, orjson.OPT_SORT_KEYS)
+    ordered = ORDERED.intersection(rest)
+    if not ordered:
+        try:
+            return orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)
+        except TypeError:
+            return _by_json(rest, orjson.OPT_SORT_KEYS)
     texts = [_dumps([name, rest.pop(name)], 0) for name in sorted(ordered)]
     return _SEPARATOR.join([_dumps(rest, orjson.OPT_SORT_KEYS), *texts])
 
@@ -101,5 +105,9 @@ def _dumps(value: Any, option: int) -> bytes:
     try:
         return orjson.dumps(value, option=option)
     except TypeError:
-        # For what orjson can't write: integers of more than 64 bits, halves of surrogate pairs.
-        return json.dumps(value, sort_keys=bool(option), separators=(",", ":")).encode()
+        return _by_json(value, option)
+
+
+def _by_json(value: Any, option: int) -> bytes:
+    """For what orjson can't write: integers of more than 64 bits, halves of surrogate pairs."""
+    return json.dumps(value, sort_keys=bool(option), separators=(",", ":")).encode()

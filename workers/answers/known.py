@@ -24,7 +24,7 @@ from ..providers.endpoints.responses import is_whole_response
 if TYPE_CHECKING:
     from ..prompt.job import JobKind
 
-__all__ = ["NOTHING", "Known", "decode", "encode", "encode_failure", "encode_large", "is_good", "is_shared"]
+__all__ = ["NOTHING", "Known", "compressed", "decode", "encode", "encode_failure", "is_good", "is_shared"]
 
 MOST_BYTES: Final = 4 * 1024 * 1024
 """Of an answer in JSON. A larger one is not kept: many jobs may hold it at the same time."""
@@ -36,6 +36,7 @@ _LEVEL: Final = 1
 PLAIN, DEFLATED, FAILED, NOTHING = b"j", b"z", b"f", b"n"
 
 _GOOD_ENDS: Final = frozenset({"stop", "tool_calls", "function_call"})
+_FINISHED: Final = frozenset({"stop"})
 
 _SHARED: Final = frozenset(
     {"bad_request", "too_large", "not_found", "permission", "content_filter", "bad_response", "quota_exhausted"}
@@ -57,19 +58,17 @@ def is_good(kind: JobKind, response: dict[str, Any]) -> bool:
         return True
     if kind == "respond":
         return is_whole_response(response)
-    choices, is_whole = response.get("choices"), _is_finished if kind == "complete" else _is_whole
-    return isinstance(choices, list) and bool(choices) and all(map(is_whole, choices))
-
-
-def _is_finished(choice: Any) -> bool:
-    return isinstance(choice, dict) and choice.get("finish_reason") == "stop"
-
-
-def _is_whole(choice: Any) -> bool:
-    if not isinstance(choice, dict) or choice.get("finish_reason") not in _GOOD_ENDS:
+    choices, ends = response.get("choices"), _GOOD_ENDS if kind == "chat" else _FINISHED
+    if not isinstance(choices, list) or not choices:
         return False
-    message = choice.get("message")
-    return isinstance(message, dict) and not message.get("refusal")
+    for choice in choices:
+        if not isinstance(choice, dict) or choice.get("finish_reason") not in ends:
+            return False
+        if kind == "chat":
+            message = choice.get("message")
+            if not isinstance(message, dict) or message.get("refusal"):
+                return False
+    return True
 
 
 def is_shared(failure: Failure) -> bool:
@@ -77,33 +76,29 @@ def is_shared(failure: Failure) -> bool:
     return failure.code in _SHARED and not failure.retryable
 
 
-def encode(known: Known) -> bytes | None:
-    """As it is stored; None for what `encode_large` is for."""
-    text = _text(known)
-    if len(text) < COMPRESS_FROM_BYTES:
-        return PLAIN + text
-    return DEFLATED + zlib.compress(text, _LEVEL) if len(text) < LARGE_BYTES else None
-
-
-async def encode_large(known: Known) -> bytes:
-    """As it is stored, compressed in a thread. `NOTHING` for what is too large to be kept."""
-    text = _text(known)
-    if len(text) > MOST_BYTES:
-        return NOTHING
-    return DEFLATED + await asyncio.to_thread(zlib.compress, text, _LEVEL)
-
-
-def _text(known: Known) -> bytes:
-    answer = known.answer
+def encode(known: Known) -> bytes:
+    """As it is stored, but for `compressed`."""
+    answer, answered_by, cost_usd = known
+    response, usage = answer.response, answer.usage
     fields = {
-        "response": answer.response,
-        "usage": None if answer.usage is None else _counts(answer.usage),
-        "answered_by": known.answered_by,
-        "cost_usd": known.cost_usd,
+        "response": response,
+        "usage": None if usage is None else _counts(usage),
+        "answered_by": answered_by,
+        "cost_usd": cost_usd,
     }
-    if answer.text != _first_text(answer.response):
+    if answer.text != _first_text(response):
         fields["text"] = answer.text
-    return orjson.dumps(fields)
+    return PLAIN + orjson.dumps(fields)
+
+
+async def compressed(data: bytes) -> bytes:
+    """What `encode` wrote, from `COMPRESS_FROM_BYTES` on: in a thread if it is large; `NOTHING` if it is too large."""
+    if len(data) > MOST_BYTES:
+        return NOTHING
+    text = data[len(PLAIN) :]
+    if len(data) < LARGE_BYTES:
+        return DEFLATED + zlib.compress(text, _LEVEL)
+    return DEFLATED + await asyncio.to_thread(zlib.compress, text, _LEVEL)
 
 
 def encode_failure(failure: Failure) -> bytes:

@@ -25,9 +25,9 @@ class Tally:
         self._lookups: Counter[Tier] = Counter()
         self._saved_usd = 0.0
 
-    def note(self, tier: Tier, *, saved_usd: float | None = None) -> None:
+    def note(self, tier: Tier, times: int = 1, *, saved_usd: float | None = None) -> None:
         """`saved_usd` is what the call had cost whose answer was used."""
-        self._lookups[tier] += 1
+        self._lookups[tier] += times
         if saved_usd:
             self._saved_usd += saved_usd
 

@@ -229,10 +229,10 @@ async def test_more_than_one_script_wakes_are_woken(fleet: Any, client: Any, scr
     gate = threading.Event()
     provider = scripted(held_until(gate))
     async with fleet(provider.base_url, size=2, places=400) as workers:
-        submit(workers, 2_500)
-        await wait_until(lambda: len(workers.parked) >= 2_499, "all but one wait")
+        submit(workers, 2_100)
+        await wait_until(lambda: len(workers.parked) >= 2_099, "all but one wait")
         gate.set()
-        await wait_until(lambda: len(workers.results) == 2_500, "all are answered")
+        await wait_until(lambda: len(workers.results) == 2_100, "all are answered")
     assert len(provider.asked) == 1
     assert not client.keys("pm:flight:*")
 
@@ -272,3 +272,22 @@ async def test_a_parked_leader_feeds_no_lane(fleet: Any, free_limits: Any, simul
         workers.submit("first", BODY)
         await wait_until(lambda: workers.results, "it is answered")
     assert gaps == [0.0]
+
+
+async def test_a_lead_that_comes_as_its_job_stops(fleet: Any, client: Any, simulate: Any, wait_until: Any) -> None:
+    provider = await simulate()
+    stopped = []
+    async with fleet(provider.url, size=1) as workers:
+        (worker,) = workers.workers
+        hear = worker.answers._courier._hear
+
+        def hear_and_stop(looks: Any, replies: Any) -> None:
+            hear(looks, replies)
+            stopped.extend(client.keys("pm:flight:*"))
+            next(iter(worker._running)).cancel()  # it has its lead, and has not heard of it
+
+        worker.answers._courier._hear = hear_and_stop
+        workers.submit("stopped", BODY)
+        await wait_until(lambda: stopped and not client.keys("pm:flight:*"), "another may lead")
+        assert not worker.answers._flights
+    assert provider.stats()["calls"] == 0

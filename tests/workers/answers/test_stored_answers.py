@@ -286,16 +286,18 @@ async def test_a_silent_redis_costs_a_moment(worker: Any, own_redis: RedisServer
 
 
 def test_memory_forgets_what_was_used_longest_ago() -> None:
-    memory = Memory(3 * (OVERHEAD_BYTES + 100))
+    now_s = [0.01]
+    memory = Memory(3 * (OVERHEAD_BYTES + 100), redis_s=lambda: now_s[0])
     for name in "abc":
         memory.put(name, b"x" * 100, stored_ms=0, ends_ms=1_000)
-    assert memory.get("a", ttl_ms=1e9, now_ms=10) == b"x" * 100
+    assert memory.get("a", ttl_s=1e6) == b"x" * 100
     memory.put("d", b"y" * 100, stored_ms=0, ends_ms=1_000)
-    assert [memory.get(name, ttl_ms=1e9, now_ms=10) is not None for name in "abcd"] == [True, False, True, True]
+    assert [memory.get(name, ttl_s=1e6) is not None for name in "abcd"] == [True, False, True, True]
     memory.put("a", b"z", stored_ms=0, ends_ms=1_000)
     assert memory.bytes == 3 * OVERHEAD_BYTES + 201
-    assert memory.get("a", ttl_ms=5, now_ms=10) is None, "too old for this one"
-    assert memory.get("a", ttl_ms=1e9, now_ms=1_000) is None, "it has ended"
+    assert memory.get("a", ttl_s=0.005) is None, "too old for this one"
+    now_s[0] = 1.0
+    assert memory.get("a", ttl_s=1e6) is None, "it has ended"
     memory.put("huge", b"x" * 10_000, stored_ms=0, ends_ms=1_000)
     assert len(memory) == 3, "one that has ended is dropped when its room is needed"
     memory.clear()

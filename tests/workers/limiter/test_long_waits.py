@@ -14,6 +14,7 @@ import redis
 from config.catalog import Limits
 from tasks.results import Usage
 from tests.support.redis_server import RedisServer
+from tests.support.thorough import thorough
 from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
 from workers.limiter.heard.headers import learned
@@ -117,8 +118,11 @@ def play(
     return calls
 
 
-@pytest.mark.parametrize("limits", [Limits(), Limits(rpm=600)], ids=["unstated", "stated"])
-@pytest.mark.parametrize("processes", [1, 3])
+@pytest.mark.parametrize(
+    ("limits", "processes"),
+    [(Limits(), 3), (Limits(rpm=600), 1), thorough(Limits(), 1), thorough(Limits(rpm=600), 3)],
+    ids=["unstated-3", "stated-1", "unstated-1", "stated-3"],
+)
 def test_an_hour_is_believed_when_a_second_answer_asks_for_it(
     redis_server: RedisServer, limits: Limits, processes: int
 ) -> None:

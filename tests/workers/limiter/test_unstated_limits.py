@@ -14,6 +14,7 @@ import redis
 from config.catalog import Limits
 from tasks.results import Usage
 from tests.support.redis_server import RedisServer
+from tests.support.thorough import thorough
 from tests.support.virtual_time import run_virtually
 from workers.limiter.estimate import Estimator
 from workers.limiter.heard.headers import learned
@@ -138,7 +139,7 @@ def of_minute(instants: list[float], minute: int) -> int:
     return sum(60 * minute <= at < 60 * (minute + 1) for at in instants)
 
 
-@pytest.mark.parametrize("algorithm", ["bucket", "sliding", "fixed"])
+@pytest.mark.parametrize("algorithm", [thorough("bucket"), thorough("sliding"), "fixed"])
 def test_a_limit_that_is_stated_or_told_is_used_without_a_429(redis_server: RedisServer, algorithm: Any) -> None:
     rpm = 600
     for limits in (Limits(rpm=rpm, algorithm=algorithm), Limits()):
@@ -147,10 +148,22 @@ def test_a_limit_that_is_stated_or_told_is_used_without_a_429(redis_server: Redi
         assert of_minute(provider.admitted, 1) > 0.97 * rpm
 
 
-@pytest.mark.parametrize("algorithm", ["bucket", "sliding", "fixed"])
-@pytest.mark.parametrize(("rpm", "minutes"), [(60, 7), (600, 4), (3_000, 2)])
+@pytest.mark.parametrize(
+    ("rpm", "minutes", "algorithm"),
+    [
+        (60, 7, "sliding"),
+        (600, 4, "bucket"),
+        (3_000, 2, "fixed"),
+        thorough(60, 7, "bucket"),
+        thorough(60, 7, "fixed"),
+        thorough(600, 4, "sliding"),
+        thorough(600, 4, "fixed"),
+        thorough(3_000, 2, "bucket"),
+        thorough(3_000, 2, "sliding"),
+    ],
+)
 def test_a_limit_that_nobody_states_is_found_within_a_minute(
-    redis_server: RedisServer, algorithm: Any, rpm: int, minutes: int
+    redis_server: RedisServer, rpm: int, minutes: int, algorithm: Any
 ) -> None:
     """From then on at most 1 % of the calls are spent on looking for it, however slow they are."""
     provider = play(redis_server, algorithm, Limits(), rpm=rpm, tells=False, seed=1, minutes=minutes)
@@ -161,7 +174,7 @@ def test_a_limit_that_nobody_states_is_found_within_a_minute(
         assert of_minute(provider.admitted, minute) > 0.8 * rpm
 
 
-@pytest.mark.parametrize("algorithm", ["bucket", "sliding", "fixed"])
+@pytest.mark.parametrize("algorithm", [thorough("bucket"), "sliding", thorough("fixed")])
 def test_a_provider_that_states_neither_limit_nor_wait(redis_server: RedisServer, algorithm: Any) -> None:
     """Where its window is full of a burst, it is not asked again and again until that is old enough."""
     provider = play(redis_server, algorithm, Limits(), rpm=60, tells=False, seed=1, minutes=7, asks_for_a_wait=False)

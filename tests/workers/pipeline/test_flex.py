@@ -341,7 +341,7 @@ def test_row_59_deadlines_are_kept_and_half_is_saved(
                     submitted_at=began_at,
                     deadline_at=began_at + HOUR_S,
                 )
-                for n in range(150)
+                for n in range(60)
             ]
             results = await asyncio.gather(*(until_done(pipeline, job) for job in jobs))
             calls = simulator.stats()["calls"]

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from typing import Any
 
 import aiohttp
 import pytest
@@ -24,10 +24,15 @@ COMMAND = [sys.executable, "-m", "workers.cli", "simulate"]
 
 
 @contextmanager
-def simulator_process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running simulator and its URL, from the first line it prints."""
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def simulator_process(*arguments: str, hands_on: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running simulator and its URL, from the first line it prints. It alone keeps the descriptor `hands_on`."""
+    descriptors = [] if hands_on is None else [hands_on]
+    process = subprocess.Popen(
+        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=descriptors
+    )
     try:
+        for descriptor in descriptors:
+            os.close(descriptor)
         assert process.stdout is not None
         said, _, url = process.stdout.readline().rstrip("\n").rpartition(" ")
         assert said == "listening on"
@@ -37,32 +42,32 @@ def simulator_process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], 
         process.communicate()
 
 
-@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
-async def test_it_says_where_it_listens_and_stops_cleanly(stop: signal.Signals, http: aiohttp.ClientSession) -> None:
-    with simulator_process("--port", "0", "--latency-ms", "0", "--rpm", "60", "--seed", "3") as (process, url):
+def stopped(process: subprocess.Popen[str], number: signal.Signals) -> Any:
+    """The totals that it prints at its end."""
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=10)
+    assert process.returncode == 0
+    return json.loads(errors)
+
+
+async def test_it_says_where_it_listens_and_stops_cleanly(http: aiohttp.ClientSession) -> None:
+    """To people, and to the process that starts it."""
+    told, ready = os.pipe()
+    options = ["--port", "0", "--latency-ms", "0", "--rpm", "60", "--seed", "3", "--ready-fd", str(ready)]
+    with simulator_process(*options, hands_on=ready) as (process, url), os.fdopen(told) as pipe:
+        assert pipe.read() == url, "and the descriptor is closed"
         async with http.post(url + "/chat/completions", json=question()) as response:
             assert response.status == 200
             assert response.headers["x-ratelimit-limit-requests"] == "60"
-        process.send_signal(stop)
-        _, errors = process.communicate(timeout=10)
-        assert process.returncode == 0
-        assert json.loads(errors)["by_status"] == {"200": 1}
+        assert stopped(process, signal.SIGTERM)["by_status"] == {"200": 1}
 
 
 async def test_faults_and_keys_are_taken_from_the_command_line(http: aiohttp.ClientSession) -> None:
-    options = [
-        "--fault",
-        "500=0.5",
-        "--fault",
-        "503=0.5",
-        "--api-key",
-        "sk-1",
-        "--algorithm",
-        "sliding",
-        "--tpm",
-        "900",
-    ]
-    with simulator_process("--latency-ms", "0", "--jitter", "0", *options) as (_, url):
+    options = ["--fault", "500=0.5", "--fault", "503=0.5", "--api-key", "sk-1", "--algorithm", "sliding"]
+    with simulator_process("--port", "0", "--latency-ms", "0", "--jitter", "0", "--tpm", "900", *options) as (
+        process,
+        url,
+    ):
         async with http.post(url + "/chat/completions", json=question()) as response:
             assert response.status == 401
         statuses = set()
@@ -72,6 +77,7 @@ async def test_faults_and_keys_are_taken_from_the_command_line(http: aiohttp.Cli
             async with http.post(url + "/chat/completions", json=body, headers=headers) as response:
                 statuses.add(response.status)
         assert statuses <= {500, 503}
+        assert stopped(process, signal.SIGINT)["by_status"].keys() == {"401", *map(str, statuses)}
 
 
 def refused(*arguments: str) -> str:
@@ -101,19 +107,3 @@ def test_a_taken_port_is_named() -> None:
         error = refused("--port", str(port))
     assert f"port {port}" in error
     assert "--port 0" in error
-
-
-def test_who_starts_it_hears_where_it_listens() -> None:
-    told, ready = os.pipe()
-    process = subprocess.Popen(
-        [*COMMAND, "--port", "0", "--ready-fd", str(ready)], stdout=subprocess.DEVNULL, pass_fds=[ready]
-    )
-    try:
-        os.close(ready)
-        with os.fdopen(told) as pipe:
-            url = urlsplit(pipe.read())
-        assert url.port is not None
-        socket.create_connection(("127.0.0.1", url.port)).close()
-    finally:
-        process.kill()
-        process.wait()

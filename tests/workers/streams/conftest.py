@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack
+from itertools import groupby
 from typing import Any
 
 import pytest
 import redis
 import redis.asyncio
 
-from tasks import Job, PromptQueue
+from tasks import Job, PromptQueue, StreamEvent
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
 from tests.support.redis_server import RedisServer
@@ -24,7 +25,7 @@ from workers.redis.channel import Channel
 from workers.streams import Streams
 from workers.streams.asked import Asked
 
-__all__ = ["Mill", "Sending", "Streamer", "first_told"]
+__all__ = ["Mill", "Sending", "Streamer", "first_told", "kinds_of"]
 
 
 class Mill:
@@ -112,6 +113,11 @@ async def first_told(found: Any) -> asyncio.Task[list[Any]]:
     task = asyncio.create_task(read())
     await wait_until_async(lambda: any(isinstance(each, str) or each.text for each in told), "a text has come")
     return task
+
+
+def kinds_of(events: list[StreamEvent]) -> list[str]:
+    """In order, a text's once: in how many pieces it comes is a matter of time."""
+    return [kind for kind, _ in groupby(event.kind for event in events)]
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import AsyncExitStack, suppress
-from itertools import groupby
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
 from workers.streams import writer
 
-from .conftest import Mill, Streamer, first_told
+from .conftest import Mill, Streamer, first_told, kinds_of
 
 
 async def broken_off(mill: Mill, streamer: Streamer, job: Any, **worker: Any) -> tuple[asyncio.Task[None], Any]:
@@ -54,8 +53,7 @@ async def test_a_call_that_breaks_off_and_its_next(
     await again.end()
     found = await events
     result = await handle.result()
-    kinds = [kind for kind, _ in groupby(event.kind for event in found)]  # a slow reader gets a text in several
-    assert kinds == ["started", "text", "restarted", "text", "usage", "end"]
+    assert kinds_of(found) == ["started", "text", "restarted", "text", "usage", "end"]
     restart = [event.kind for event in found].index("restarted")
     before, after = ("".join(event.text for event in part) for part in (found[:restart], found[restart:]))
     assert (before, after, result.text) == ("24 ", "25 clips", "25 clips")
@@ -353,7 +351,7 @@ async def test_a_fallbacks_answer_is_not_joined_to_what_came_before(
     again = await streamer.calls.get()
     await again.text("25 clips")
     await again.end()
-    kinds = [event.kind for event in await events]
+    kinds = kinds_of(await events)
     result = await handle.result()
     assert [asked["model"] for asked in streamer.asked] == ["upstream-m", "upstream-e"]
     assert kinds == ["started", "text", "restarted", "text", "usage", "end"]

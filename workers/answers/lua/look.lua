@@ -10,6 +10,7 @@
 -- ARGV  1 a JSON map:
 --       answers, flights   prefixes of the prompts' answers (strings), and flights (hashes)
 --       lease_ms, soon_ms, furthest_ms   how long a lead lasts; when those that wait look again, first and at the latest
+--       ahead_ms   what Redis's clock is ahead of the one that submitted_ms is by
 --       asks   for each prompt: digest, job (id), token (of its lead), rank (0 is the most urgent), place (0 to 4095), ttl_ms (how
 --              old an answer may be), submitted_ms (-1: nobody knows), followed (the token that it has waited for, or '')
 -- Returns for each prompt {0, answer, ms it lives} = an answer, {1} = lead, {2, token} = wait for the flight, {3, what} =
@@ -20,7 +21,7 @@ local now = now_ms()
 
 local function is_shared(job, landed_at, token)
   if not landed_at or now - landed_at > FLIGHT_TTL_S * 1000 then return false end
-  return token == job.followed or (job.submitted_ms >= 0 and job.submitted_ms <= landed_at)
+  return token == job.followed or (job.submitted_ms >= 0 and job.submitted_ms + ask.ahead_ms <= landed_at)
 end
 
 local function look(answer, key, job)

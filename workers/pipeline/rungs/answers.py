@@ -68,9 +68,16 @@ class Answers:
         data = self._store.at_hand(digest, ttl_s=ttl_s)
         found: Known | Flight | Follow | None = None if data is None else self._store.opened(data)
         if found is None:
-            found = await self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed)
-        if found is None:
-            return await down(trip)
+            asked = self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed)
+            if asked is None:
+                return await down(trip)
+            try:
+                found = await asked
+            except BaseException:
+                self._store.give_up(asked)
+                raise
+            if found is None:
+                return await down(trip)
         if isinstance(found, Follow):
             raise self._parked(trip, found)
         if not isinstance(found, Flight):

@@ -24,12 +24,14 @@ _PADDING = "obfuscation"
 class ChatAssembly:
     """One chat completion. See `codec.Assembly`."""
 
-    __slots__ = ("_choices", "_error", "_head", "is_done", "size")
+    __slots__ = ("_choices", "_error", "_head", "_last", "is_done", "size")
 
     def __init__(self) -> None:
         self.is_done = False
         self.size = 0
         self._head: Fields = {}
+        self._last: Fields = {}
+        """What the last chunk said beside its choices. Most say the same, and to compare costs less than to merge."""
         self._choices: dict[int, _Choice] = {}
         self._error: Fields | None = None
 
@@ -60,9 +62,11 @@ class ChatAssembly:
         if name == b"error" or chunk.get("error") or (choices is None and chunk.get("object") == "error"):
             self._fail(chunk)
             return ""
-        for field, value in chunk.items():
-            if value is not None or field not in self._head:
-                self._head[field] = value
+        if chunk != self._last:
+            self._last = chunk
+            for field, value in chunk.items():
+                if value is not None or field not in self._head:
+                    self._head[field] = value
         text = ""
         for choice in choices or ():
             if type(choice) is dict:
@@ -76,8 +80,8 @@ class ChatAssembly:
         choice = self._choices.get(index)
         if choice is None:
             choice = self._choices[index] = self._new_choice()
-        self.size += choice.size_of(piece, data_bytes)
-        text = choice.add(piece)
+        size, text = choice.add(piece, data_bytes)
+        self.size += size
         return text if index == 0 else ""
 
     def _new_choice(self) -> _Choice:
@@ -120,7 +124,7 @@ class CompletionAssembly(ChatAssembly):
 class _Choice:
     """What the choices of chats and of texts have in common."""
 
-    __slots__ = ("_fields", "_logprobs", "finish_reason")
+    __slots__ = ("_fields", "_last", "_logprobs", "finish_reason")
 
     own: ClassVar[frozenset[str]]
     """The fields of a piece that are put together. Others of a server's are taken as they are."""
@@ -129,14 +133,11 @@ class _Choice:
         self.finish_reason: Any = None
         self._logprobs: Fields | None = None
         self._fields: Fields = {}
+        self._last: Fields = {}
+        """What the last piece said beside its text, unless it had something that grows."""
 
-    @staticmethod
-    def size_of(piece: Fields, data_bytes: int) -> int:
-        """About how many bytes it adds, of an event of `data_bytes`."""
-        raise NotImplementedError
-
-    def add(self, piece: Fields) -> str:
-        """Merge it; the text that came."""
+    def add(self, piece: Fields, data_bytes: int) -> tuple[int, str]:
+        """Merge it. About how many bytes it adds, of an event of `data_bytes`; and the text that came."""
         raise NotImplementedError
 
     def whole(self, index: int) -> Fields:
@@ -146,7 +147,9 @@ class _Choice:
     def _add_rest(self, piece: Fields) -> None:
         if (reason := piece.get("finish_reason")) is not None:
             self.finish_reason = reason
+        self._last = piece
         if type(logprobs := piece.get("logprobs")) is dict:
+            self._last = {}
             self._logprobs = {} if self._logprobs is None else self._logprobs
             _merge(self._logprobs, logprobs)
         if not piece.keys() <= self.own:
@@ -173,30 +176,39 @@ class _ChatChoice(_Choice):
         self._message: Fields = {"role": "assistant", "content": None}
         self._calls: list[Fields] = []
 
+    def add(self, piece: Fields, data_bytes: int) -> tuple[int, str]:
+        delta = piece.pop("delta", None)
+        if piece != self._last:
+            self._add_rest(piece)
+        if type(delta) is not dict:
+            return 0, ""
+        if len(delta) == 1 and type(text := delta.get("content")) is str:  # nearly all
+            if text:
+                self._content.append(text)
+            return len(text), text
+        return self._size_of(delta, data_bytes), self._add_delta(delta)
+
     @staticmethod
-    def size_of(piece: Fields, data_bytes: int) -> int:
+    def _size_of(delta: Fields, data_bytes: int) -> int:
         size = 0
-        for name, value in (piece.get("delta") or {}).items():
+        for name, value in delta.items():
             if name != "role":  # in each piece of some servers, those that keep a connection alive too
                 size += len(value) if type(value) is str else data_bytes if value else 0
         return size
 
-    def add(self, piece: Fields) -> str:
+    def _add_delta(self, delta: Fields) -> str:
         text = ""
-        delta = piece.get("delta")
-        if type(delta) is dict:
-            for name, value in delta.items():
-                if name == "content":
-                    if value:
-                        self._content.append(value)
-                        text = value if type(value) is str else text_of(value)
-                elif name == "tool_calls":
-                    for call in value or ():
-                        if type(call) is dict:
-                            _merge(self._call(call), call)
-                else:
-                    _merge_field(self._message, name, value)
-        self._add_rest(piece)
+        for name, value in delta.items():
+            if name == "content":
+                if value:
+                    self._content.append(value)
+                    text = value if type(value) is str else text_of(value)
+            elif name == "tool_calls":
+                for call in value or ():
+                    if type(call) is dict:
+                        _merge(self._call(call), call)
+            else:
+                _merge_field(self._message, name, value)
         return text
 
     def _call(self, piece: Fields) -> Fields:
@@ -227,18 +239,14 @@ class _TextChoice(_Choice):
         super().__init__()
         self._text: list[str] = []
 
-    @staticmethod
-    def size_of(piece: Fields, data_bytes: int) -> int:
-        text = piece.get("text")
-        return data_bytes if piece.get("logprobs") else len(text) if type(text) is str else 0
-
-    def add(self, piece: Fields) -> str:
-        text = piece.get("text")
+    def add(self, piece: Fields, data_bytes: int) -> tuple[int, str]:
+        text = piece.pop("text", None)
+        if piece != self._last:
+            self._add_rest(piece)
         text = text if type(text) is str else ""
         if text:
             self._text.append(text)
-        self._add_rest(piece)
-        return text
+        return data_bytes if piece.get("logprobs") else len(text), text
 
     def whole(self, index: int) -> Fields:
         return self._whole(index, "text", "".join(self._text))

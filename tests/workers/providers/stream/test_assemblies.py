@@ -246,6 +246,27 @@ def test_what_an_answer_holds_is_counted() -> None:
     assert 10_000 <= assembly.size < 12_000
 
 
+def test_the_last_word_counts_though_it_was_said_before() -> None:
+    """Equal pieces are merged once, but not where another came between, nor what grows with each."""
+    logprobs = {"content": [{"token": "x"}]}
+
+    def chunk(tier: str, **fields: Any) -> dict[str, Any]:
+        return {**HEAD, "service_tier": tier, "choices": [{"index": 0, "delta": {"content": "x"}, **fields}]}
+
+    pieces = [
+        chunk("a", safety=1),
+        chunk("a", safety=1),
+        chunk("b", safety=2, logprobs=logprobs),
+        chunk("b", safety=2, logprobs=logprobs),
+        chunk("a", safety=1),
+    ]
+    assembly, _ = put_together("openai", sse(*pieces))
+    whole = assembly.whole()
+    choice = whole["choices"][0]
+    assert (whole["service_tier"], choice["safety"], choice["message"]["content"]) == ("a", 1, "x" * 5)
+    assert choice["logprobs"] == {"content": [{"token": "x"}] * 2}
+
+
 def test_an_empty_piece_says_nothing_of_the_answer() -> None:
     assembly = CODECS["openai"].assembly(JOB)
     for ping in (delta(role="assistant", content=""), {**HEAD, "choices": []}, {**HEAD, "choices": [], "usage": USAGE}):
