@@ -97,7 +97,7 @@ class Job:
         Raises what `result` does, `JobFailed` after what came; and StreamRestarted when text was read and the call that
         it came from broke off: throw it away and begin again, or read `events`, which say so without an error.
         """
-        async with aclosing(self.events(after, timeout_s=timeout_s)) as events:
+        async with aclosing(await self._events(after, timeout_s)) as events:
             async for event in events:
                 if event.kind == "text":
                     yield Piece.of(event)
@@ -110,14 +110,16 @@ class Job:
 
     async def events(self, after: int = 0, *, timeout_s: float | None = None) -> AsyncGenerator[StreamEvent, None]:
         """The same as events, `restarted` among them (`StreamEvent`). Raises what `result` does."""
+        async with aclosing(await self._events(after, timeout_s)) as events:
+            async for event in events:
+                yield event
+
+    async def _events(self, after: int, timeout_s: float | None) -> AsyncGenerator[StreamEvent, None]:
         if isinstance(after, bool) or not isinstance(after, int) or after < 0:
             raise ValueError("after: must be a whole number, 0 or more, as a piece's `number` is")
         store = await self._store()
         is_new, self._just_submitted = self._just_submitted, False
-        found = store.stream(self.id, after=after, timeout_s=timeout_s, is_new=is_new, is_asked=self._streams)
-        async with aclosing(found):
-            async for event in found:
-                yield event
+        return store.stream(self.id, after=after, timeout_s=timeout_s, is_new=is_new, is_asked=self._streams)
 
     async def cancel(self) -> bool:
         """Ask that the job be cancelled, and a call to the provider that is under way be closed.

@@ -18,24 +18,30 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
-from typing import Any
+from typing import Any, Final
 
 from .client import PromptQueue
 from .errors import InvalidJob, JobFailed, ResultTimeout, UnknownJob
 from .redis.cancellation import stop
-from .results import PromptResult
+from .results import Attempt, JobError, PromptResult, Usage
 from .store.job_store import GroupEntry, GroupPage, GroupProgress, Sighting
 from .store.waiting import unknown_job
 from .streams import StreamEvent
+from .wire.kinds import KINDS
 from .wire.record import failure
 from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
 from .wire.texts import answer_with, text_of
+from .wire.usage import read_usage
 from .wire.vectors import inputs_of
+from .wire.vocabulary import Status
 
 __all__ = ["Answer", "InMemoryQueue"]
 
 Answer = str | list[Any] | dict[str, Any] | Exception
 Pieces = Iterator[str] | AsyncIterator[str]
+
+_ENDS: Final[dict[str, Status]] = {"expired": "expired", "cancelled": "cancelled"}
+"""How a job ends that fails with a code which is no failure."""
 
 
 class InMemoryQueue(PromptQueue):
@@ -43,10 +49,11 @@ class InMemoryQueue(PromptQueue):
 
     `answer` gets a job's body and returns, or is a coroutine function that returns, the answer's text, a list of
     vectors for an embedding (which has vectors by its texts where a text is returned), the provider's whole response
-    as a dict, or an exception, which may be raised as well: a `JobFailed` of any kind
-    fails the job with its code, others count as "internal". A generator, async or not, yields the text's pieces, which
-    `job.stream()` yields as they come. `models` are those that may be asked; None is any.
-    `submitted` lists what arrived. `delay_s` and `deadline_s` are checked, but time does not pass in here.
+    as a dict, whose `usage` is then the result's, or an exception, which may be raised as well: a `JobFailed` of any
+    kind fails the job with its code, others count as "internal". A generator, async or not, yields the text's pieces,
+    which `job.stream()` yields as they come. `models` are those that may be asked; None is any.
+    `submitted` lists what arrived. `delay_s` and `deadline_s` are checked, but time does not pass in here. Nothing of
+    what workers do to an answer is done: it has no price and no route, and is neither held to its `schema` nor cached.
     """
 
     def __init__(
@@ -238,6 +245,8 @@ class _MemoryStore:
         if rest := (result.text or "")[place:]:
             place += len(rest)
             yield StreamEvent("text", place, rest)
+        if result.usage != Usage():
+            yield StreamEvent("usage", place, usage=result.usage)
         yield StreamEvent("end", place)
 
     async def cancel(self, job_ids: Sequence[str]) -> int:
@@ -322,10 +331,7 @@ def _as_submitted(job: NewJob) -> dict[str, Any]:
 def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
     metadata = json.loads(f"{{{job.options[1:]}}}").get("metadata")
     if isinstance(answer, Exception):
-        failed = failure(job.id, str(answer), code=answer.code if isinstance(answer, JobFailed) else "internal")
-        return PromptResult(
-            id=job.id, status="failed", model=job.model, error=failed.error, attempts=1, metadata=metadata
-        )
+        return _failed(job, answer, metadata, duration_s=duration_s)
     response = answer if isinstance(answer, dict) else _response(job, answer)
     return PromptResult(
         id=job.id,
@@ -335,10 +341,30 @@ def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
         model=job.model,
         answered_by=f"memory/{job.model}",
         tier="standard",
+        usage=read_usage(response, has_output=KINDS[job.kind].writes) or Usage(),
         attempts=1,
         duration_s=duration_s,
         queued_s=0.0,
         metadata=metadata,
+    )
+
+
+def _failed(job: NewJob, error: Exception, metadata: Any, *, duration_s: float) -> PromptResult:
+    """As after one call that failed so."""
+    code = error.code if isinstance(error, JobFailed) else "internal"
+    attempt = Attempt(
+        code, str(error), answered_by=f"memory/{job.model}", at=time.time() - duration_s, duration_s=duration_s
+    )
+    return PromptResult(
+        id=job.id,
+        status=_ENDS.get(code, "failed"),
+        model=job.model,
+        attempts=1,
+        queued_s=0.0,
+        duration_s=duration_s,
+        metadata=metadata,
+        error=JobError(code, str(error), attempts=(attempt,)),
+        failed_attempts=(attempt,),
     )
 
 

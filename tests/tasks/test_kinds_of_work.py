@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tasks import InvalidJob
+from tasks import InvalidJob, JobExpired, JobFailed, RateLimited, Usage
 from tasks.testing import InMemoryQueue
 from tasks.wire.kinds import KINDS, JobKind, kind_of_url
 from tasks.wire.message import Envelope
@@ -190,3 +190,26 @@ async def test_an_answer_in_memory_came_by_the_standard_tier() -> None:
     queue = InMemoryQueue()
     job = await queue.submit(model="m", messages=[{"role": "user", "content": "Hello"}])
     assert (await job.result()).tier == "standard"
+
+
+async def test_an_answer_in_memory_has_the_usage_that_it_states() -> None:
+    body = {**answer_with("chat", "24 clips", id="j", model="m"), "usage": {"prompt_tokens": 7, "completion_tokens": 3}}
+    queue = InMemoryQueue(lambda _: body)
+    job = await queue.submit(model="m", messages=MESSAGES)
+    assert (await job.result()).usage == Usage(7, 3)
+    events = [event async for event in job.events()]
+    assert [event.kind for event in events] == ["started", "text", "usage", "end"]
+    assert events[-2].usage == Usage(7, 3)
+
+
+@pytest.mark.parametrize(("error", "status"), [(JobExpired("late"), "expired"), (RateLimited("many"), "failed")])
+async def test_a_failure_in_memory_is_that_of_one_call(error: JobFailed, status: str) -> None:
+    queue = InMemoryQueue(lambda _: error)
+    job = await queue.submit(model="m", messages=MESSAGES)
+    with pytest.raises(type(error)) as caught:
+        await job.result()
+    assert await job.status() == status
+    result = caught.value.result
+    assert result is not None and result.error is not None
+    assert [each.code for each in result.failed_attempts] == [error.code]
+    assert result.error.attempts == result.failed_attempts and result.attempts == 1

@@ -44,7 +44,7 @@ def connection() -> RedisConnection:
 
 
 def seen(inbox: Inbox) -> list[object]:
-    return [inbox.get_nowait() for _ in range(inbox.qsize())]
+    return list(inbox.take_now())
 
 
 async def test_an_answer_that_is_heard_of_is_not_looked_at(connection: RedisConnection) -> None:

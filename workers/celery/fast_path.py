@@ -102,19 +102,22 @@ class _FastPath:
     def takes(self, message: Any, ack: Any, reject: Any, callbacks: Any) -> bool:
         """Whether the job is answered here. One that was read in vain carries what was read in its marks."""
         marks, headers = message.properties.get(MARKS), message.headers
-        if callbacks or marks or marks is None or self._is_unusual(headers) or not isinstance(message.channel, Channel):
+        if callbacks or marks or marks is None or any(map(_receivers, _SIGNALS)):
             return False
         try:
             args, kwargs, embedded = message.payload
         except Exception:  # noqa: BLE001 - whatever kombu's decoders raise, Celery meets it again
             return False
-        if kwargs or len(args) != 1 or any(embedded.values()):
-            return False
-        read = self._at_hand.read(self._kind, headers["id"], args, group=headers.get("group"))
+        read = None
+        if not kwargs and len(args) == 1 and not any(embedded.values()):
+            read = self._at_hand.read(self._kind, headers["id"], args, group=headers.get("group"))
         if read is None:
             return False
         if read.data is None:
             marks[READ] = read
+            return False
+        # Asked after the look-up, which it does not matter for: most jobs are not in memory.
+        if self._is_unusual(headers) or not isinstance(message.channel, Channel):
             return False
         self._answer(
             _Job(
@@ -136,7 +139,6 @@ class _FastPath:
         return (
             headers["id"] in worker_state.revoked
             or any(map(headers.get, _UNUSUAL))
-            or any(map(_receivers, _SIGNALS))
             or bool(self._consumer.task_buckets[self._task.name])
             or shutdown.has_begun()
         )

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import sys
+from contextlib import contextmanager
 from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,10 @@ import aiohttp
 from yarl import URL
 
 from .encoding import Decoder, decoder_of
-from .timeouts import Timeouts
+from .timeouts import Silence, Timeouts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import AddrInfoType, Connection
@@ -81,7 +82,7 @@ async def _note_reuse(_session: aiohttp.ClientSession, context: Any, _: aiohttp.
 class Response:
     """An answer whose head has been read. When all of it has come, the connection goes back to the pool."""
 
-    __slots__ = ("_content", "_decoder", "_read_s", "_silences", "close", "headers", "status")
+    __slots__ = ("_content", "_decoder", "_read_s", "_silence", "_silences", "close", "headers", "status")
 
     def __init__(
         self,
@@ -101,10 +102,21 @@ class Response:
         self._silences = silences
         self._read_s = read_s
         self._decoder: Decoder | None = None
+        self._silence: Silence | None = None
 
     def decode(self) -> None:
         """Unpack the body while it is read. Raises `Undecodable` for an encoding that nobody asked for."""
         self._decoder = decoder_of(self.headers.get("Content-Encoding"))
+
+    @contextmanager
+    def in_pieces(self) -> Iterator[None]:
+        """Many small pieces are read within: one time-out for all silences, put off by each piece."""
+        with self._silences.silence(self._read_s) as silence:
+            self._silence = silence
+            try:
+                yield
+            finally:
+                self._silence = None
 
     async def read_some(self) -> bytes:
         """What has come of the body since the last time; waits for more if nothing has. Empty at its end.
@@ -122,6 +134,9 @@ class Response:
         return piece
 
     async def _read_raw(self) -> bytes:
+        if (silence := self._silence) is not None:
+            silence.heard_at = silence.now()
+            return await self._content.readany()
         if chunk := self._content.read_nowait():
             return chunk
         with self._silences.after(self._read_s):

@@ -55,7 +55,8 @@ class Pieces:
         """The whole answer, put together."""
         assembly = self._assembly
         try:
-            await self._read_on(response)
+            with response.in_pieces():
+                await self._read_on(response)
         except FOREIGN:
             if not assembly.is_whole:
                 raise

@@ -1,18 +1,19 @@
 """Time-outs for hundreds of calls at a time.
 
 As `asyncio.timeout`, which sets and cancels a timer of the loop for each call. Here all calls of one duration share
-one: they time out in the order in which they began, so only the first of them needs it.
+one: they time out in the order in which they began, so only the first of them needs it. What is put off all the time is
+a `Silence`, with a timer of its own that is set anew only when it fires.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["Timeout", "Timeouts"]
+__all__ = ["Silence", "Timeout", "Timeouts"]
 
 
 class Timeouts:
@@ -30,6 +31,10 @@ class Timeouts:
         if queue is None:
             queue = self._queues[seconds] = _Queue(self._loop, seconds)
         return Timeout(queue, self._error)
+
+    def silence(self, seconds: float) -> Silence:
+        """A context that cancels what runs in it once it was not heard of for so many seconds."""
+        return Silence(self._loop, seconds, self._error)
 
 
 class Timeout:
@@ -63,6 +68,46 @@ class Timeout:
         """Cancel the task."""
         self.has_expired = True
         self._task.cancel()
+
+
+class Silence:
+    """Enter it once, in a task; set `heard_at` to `now()` whenever something has come."""
+
+    __slots__ = ("_cancelling", "_error", "_has_expired", "_loop", "_seconds", "_task", "_timer", "heard_at", "now")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, seconds: float, error: type[TimeoutError]) -> None:
+        self.now = loop.time
+        """The clock."""
+        self.heard_at = 0.0
+        """By that clock."""
+        self._loop = loop
+        self._seconds = seconds
+        self._error = error
+        self._has_expired = False
+
+    def __enter__(self) -> Self:
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("a time-out needs a task that it can cancel")
+        self._task, self._cancelling = task, task.cancelling()
+        self.heard_at = self.now()
+        self._timer = self._loop.call_at(self.heard_at + self._seconds, self._look)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._has_expired and self._task.uncancel() <= self._cancelling and kind is asyncio.CancelledError:
+            raise self._error from error
+
+    def _look(self) -> None:
+        ends_at = self.heard_at + self._seconds
+        if ends_at > self.now():
+            self._timer = self._loop.call_at(ends_at, self._look)
+        else:
+            self._has_expired = True
+            self._task.cancel()
 
 
 class _Queue:

@@ -33,7 +33,7 @@ class Read(NamedTuple):
     """A job that was read and looked up. `data` is its answer as it is stored; None: it is not in memory."""
 
     job: PromptJob
-    route: Route
+    ladder: Ladder
     digest: str
     data: bytes | None
 
@@ -48,14 +48,16 @@ class AtHand:
         digest_of: Callable[[PromptJob, Route], str],
         ladder: Callable[[Shape], Ladder],
         ttl_s: float | None,
+        any_flex: bool,
         now: Callable[[], float],
         read_stamp: Callable[[float], float],
     ) -> None:
-        """`ttl_s`, `now` and `read_stamp`: as the pipeline's."""
+        """`ttl_s`, `any_flex`, `now` and `read_stamp`: as the pipeline's."""
         self._answers = answers
         self._digest_of = digest_of
         self._ladder = ladder
         self._ttl_s = ttl_s
+        self._any_flex = any_flex
         self._now = now
         self._read_stamp = read_stamp
         self.mark = MARK if ttl_s is None else b""
@@ -66,17 +68,21 @@ class AtHand:
         now = self._now()
         try:
             job = parse(kind, job_id, args, {}, group=group, now=now, read_stamp=self._read_stamp)
-            shape = Shape.of(job, all_cache=self._ttl_s is not None)
-            route = self._ladder(shape).route if shape.caches and kind != "embed" else None
+            shape = Shape.of(job, all_cache=self._ttl_s is not None, any_flex=self._any_flex)
+            if not shape.caches or kind == "embed":
+                return None
+            ladder = self._ladder(shape)
         except Failure:
             return None
+        route = ladder.route
         if route is None or route.model.flex:
             return None
         deadline_at, ttl_s = job.options.deadline_at, job.options.cache_ttl_s or self._ttl_s
         if ttl_s is None or (deadline_at is not None and deadline_at <= now):
             return None
         digest = self._digest_of(job, route)
-        return Read(job, route, digest, self._answers.at_hand(digest, ttl_s=ttl_s))
+        # Without the Python function that a named tuple is made by: this is done for each job.
+        return tuple.__new__(Read, (job, ladder, digest, self._answers.at_hand(digest, ttl_s=ttl_s)))
 
     def answer(self, read: Read) -> PromptResult:
         """The result of a job whose answer is in memory. On the loop's thread. Raises ValueError where it is not."""
@@ -85,5 +91,6 @@ class AtHand:
             raise ValueError("the job has to be run")
         now = self._now()
         trip = Trip(read.job, now)
-        trip.route, trip.cached = read.route, known
+        assert read.ladder.route is not None
+        trip.route, trip.cached = read.ladder.route, known
         return answered(trip, known.answer, now)

@@ -204,7 +204,13 @@ class Pipeline:
         if answers is not None and stored is not None:
             digest_of, ladder = stored.digest_of, self.ladder
             self.at_hand = AtHand(
-                answers, digest_of=digest_of, ladder=ladder, ttl_s=cache_ttl_s, now=now, read_stamp=read_stamp
+                answers,
+                digest_of=digest_of,
+                ladder=ladder,
+                ttl_s=cache_ttl_s,
+                any_flex=self._any_flex,
+                now=now,
+                read_stamp=read_stamp,
             )
 
     def _build(self, shape: Shape) -> Ladder:
@@ -250,7 +256,7 @@ class Pipeline:
         # No coroutine of its own around that of `run`: each level is gone through at every step of a call.
         now = self._now()
         if read is not None:
-            return self.run(read.job, queue=queue, parked=parked, held=held, now=now, digest=read.digest)
+            return self.run(read.job, queue=queue, parked=parked, held=held, now=now, read=read)
         try:
             job = parse(kind, job_id, args, kwargs, group=group, now=now, read_stamp=self._read_stamp)
         except Failure as refused:
@@ -265,16 +271,18 @@ class Pipeline:
         parked: str | None = None,
         held: list[object] | None = None,
         now: float | None = None,
-        digest: str | None = None,
+        read: Read | None = None,
     ) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
         trip = Trip(job, self._now() if now is None else now, queue, held=held)
-        trip.digest = digest
         if parked is not None:
             trip.remember(parked)
         try:
             try:
-                ladder = self.ladder(Shape.of(job, all_cache=self._all_cache, any_flex=self._any_flex))
+                if read is None:
+                    ladder = self.ladder(Shape.of(job, all_cache=self._all_cache, any_flex=self._any_flex))
+                else:
+                    ladder, trip.digest = read.ladder, read.digest
                 if ladder.route is not None:
                     trip.route = ladder.route
                     ladder.route.check(job)

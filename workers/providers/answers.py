@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import orjson
 
+from tasks.wire.usage import read_usage
 from tasks.wire.vectors import floats_of
 
 from ..prompt.failure import Failure
 from ..prompt.job import MAX_DEPTH
 from .codec import Answer
 from .refusals import refusal_within
-from .usage import read_usage
 
 if TYPE_CHECKING:
     from ..prompt.job import PromptJob

@@ -103,8 +103,11 @@ class OpenAICodec:
         else:
             tokens = 0
             chars, media = measure([body[name] for name in _SAID[kind] if name in body])
-        answers = count_completions(body) if kind == "complete" else _count(body.get("n")) or 1
-        limit = next((found for name in _LIMITS[kind] if (found := _count(body.get(name)))), None)
+        answers = count_completions(body) if kind == "complete" else ("n" in body and _count(body["n"])) or 1
+        limit = None
+        for name in _LIMITS[kind]:  # a job is sized for each limit that it meets, and most bound nothing
+            if name in body and (limit := _count(body[name])):
+                break
         return RequestSize(chars, limit, answers, media, tokens)
 
     def answer_size(self, job: PromptJob) -> AnswerSize:

@@ -28,8 +28,36 @@ class Entry(NamedTuple):
     text: str
 
 
-Inbox = asyncio.Queue[Entry | None]
-"""What a reader gets; None: something may have been missed, or is there already, so it is to look."""
+class Inbox:
+    """What one reader gets; None: something may have been missed, or is there already, so it is to look.
+
+    As an `asyncio.Queue`, but taken from in bulk, and 1 us cheaper a piece.
+    """
+
+    __slots__ = ("_found", "_waiting")
+
+    def __init__(self) -> None:
+        self._found: list[Entry | None] = []
+        self._waiting: asyncio.Future[None] | None = None
+
+    def put(self, entry: Entry | None) -> None:
+        """For the loop's thread."""
+        self._found.append(entry)
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
+
+    async def take(self) -> list[Entry | None]:
+        """All that has come since the last time; waits for something."""
+        while not self._found:
+            self._waiting = asyncio.get_running_loop().create_future()
+            await self._waiting
+        return self.take_now()
+
+    def take_now(self) -> list[Entry | None]:
+        """What has come, if anything."""
+        found, self._found = self._found, []
+        return found
 
 
 class StreamEntries:
@@ -45,11 +73,11 @@ class StreamEntries:
 
     def join(self, job_id: str) -> Inbox:
         """Hear of the job's entries from now on, and when to look for earlier ones. Then `leave`."""
-        inbox: Inbox = asyncio.Queue()
+        inbox = Inbox()
         self._subscriptions.start()
         if job_id in self._readers:
             self._readers[job_id].add(inbox)
-            inbox.put_nowait(None)
+            inbox.put(None)
         else:
             self._readers[job_id] = {inbox}
             self._subscriptions.add(job_id)
@@ -87,13 +115,13 @@ class StreamEntries:
             self._heard.add(job_id)
             entry = _published(payload)
             for inbox in inboxes:
-                inbox.put_nowait(entry)
+                inbox.put(entry)
 
     def look(self, job_ids: Iterable[str]) -> None:
         """See `Listener.look`."""
         for job_id in job_ids:
             for inbox in self._readers.get(job_id, ()):
-                inbox.put_nowait(None)
+                inbox.put(None)
 
     def recheck(self, job_ids: Iterable[str]) -> None:
         """See `Listener.recheck`. To look at all at once would delay those whose entries come all the time."""

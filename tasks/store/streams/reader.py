@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import aclosing, suppress
 from functools import partial
 from pathlib import Path
@@ -108,19 +108,19 @@ class _Reader:
     async def follow(self, waiting: asyncio.Future[PromptResult]) -> AsyncGenerator[StreamEvent, None]:
         """What comes until the job has ended."""
         inbox = self._entries.join(self._job_id)
-        waiting.add_done_callback(lambda _: inbox.put_nowait(None))
+        waiting.add_done_callback(lambda _: inbox.put(None))
         try:
             while True:
-                entry = await inbox.get()
-                if waiting.done():
-                    return
-                if entry is not None and not self._misses_before(entry):
-                    for event in self._take(entry):
-                        yield event
-                    continue
-                with suppress(QueueUnavailable):  # the wait for the result says when it is too much
-                    for event in await self._look():
-                        yield event
+                for entry in await inbox.take():
+                    if waiting.done():
+                        return
+                    if entry is not None and not self._misses_before(entry):
+                        for event in self._take(entry):
+                            yield event
+                        continue
+                    with suppress(QueueUnavailable):  # the wait for the result says when it is too much
+                        for event in await self._look():
+                            yield event
         finally:
             self._entries.leave(self._job_id, inbox)
 
@@ -137,7 +137,14 @@ class _Reader:
             return entry.kind != "b"
         return entry.run == self._run and entry.kind == "t" and entry.chars - len(entry.text) > self._chars
 
-    def _take(self, entry: Entry) -> Iterator[StreamEvent]:
+    def _take(self, entry: Entry) -> Iterable[StreamEvent]:
+        run, chars, kind, text = entry
+        if kind == "t" and run == self._run and chars - len(text) == self._chars and text and self._has_started:
+            self._chars = chars
+            return (StreamEvent("text", number_of(run, chars), text),)  # nearly all
+        return self._take_other(entry)
+
+    def _take_other(self, entry: Entry) -> Iterator[StreamEvent]:
         run, chars, kind, text = entry
         if run < self._run:
             return

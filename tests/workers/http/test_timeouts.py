@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractContextManager
 from typing import Any
 
+import aiohttp
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.examples import examples
 from tests.support.virtual_time import VirtualLoop
-from workers.http.timeouts import Timeouts
+from workers.http.exchange import Response
+from workers.http.timeouts import Silence, Timeouts
 
 Call = tuple[float, float, float, float | None]
 """When a call begins, its time-out, how long it takes, and when somebody cancels it (s from the beginning)."""
@@ -162,3 +165,91 @@ def test_outside_of_a_task_it_says_so() -> None:
         return await said
 
     assert "needs a task" in run(main())
+
+
+# -- silences
+
+
+async def paced(silence: Silence, *after_s: float) -> None:
+    """Something comes each time after so many seconds."""
+    for seconds in after_s:
+        await asyncio.sleep(seconds)
+        silence.heard_at = silence.now()
+
+
+@given(st.lists(st.floats(0, 0.99), max_size=8), st.floats(1.01, 10))
+def test_a_silence_counts_from_what_came_last(after_s: list[float], last_s: float) -> None:
+    async def main() -> float:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        began_at = loop.time()
+        with pytest.raises(TimeoutError), Timeouts().silence(1.0) as silence:
+            await paced(silence, *after_s, last_s)
+        assert task is not None and not task.cancelling()
+        await asyncio.sleep(0)
+        return loop.time() - began_at
+
+    assert run(main()) == pytest.approx(sum(after_s) + 1.0)
+
+
+def test_a_silence_ends_with_what_it_is_around() -> None:
+    async def main() -> float:
+        with Timeouts().silence(1.0) as silence:
+            await paced(silence, 0.9, 0.9)
+        await asyncio.sleep(5)
+        return asyncio.get_running_loop().time()
+
+    assert run(main()) >= 6.8
+
+
+def test_somebody_elses_cancellation_in_a_silence_is_theirs() -> None:
+    async def quiet() -> None:
+        with Timeouts().silence(1.0):
+            await asyncio.sleep(10)
+
+    async def main() -> None:
+        task = asyncio.create_task(quiet())
+        await asyncio.sleep(0.5)
+        task.cancel()
+        await task
+
+    with pytest.raises(asyncio.CancelledError):
+        run(main())
+
+
+class Slow:
+    """A body whose pieces come 0.7 s apart."""
+
+    def __init__(self, *pieces: bytes) -> None:
+        self._pieces = list(pieces)
+
+    async def readany(self) -> bytes:
+        await asyncio.sleep(0.7)
+        return self._pieces.pop(0)
+
+    def at_eof(self) -> bool:
+        return not self._pieces
+
+
+@pytest.mark.parametrize("encoding", ["gzip", None])
+@pytest.mark.parametrize(("read_s", "is_in_time"), [(1.0, True), (0.6, False)])
+def test_pieces_put_the_time_out_off(encoding: str | None, read_s: float, is_in_time: bool) -> None:
+    body = b"24 clips" * 10
+    packed = gzip.compress(body) if encoding else body
+    content: Any = Slow(*(packed[start : start + 4] for start in range(0, len(packed), 4)))
+
+    async def main() -> bytes:
+        silences = Timeouts(aiohttp.SocketTimeoutError)
+        headers = {"Content-Encoding": encoding} if encoding else {}
+        response = Response(200, headers, content, close=lambda: None, silences=silences, read_s=read_s)
+        response.decode()
+        found = b""
+        with response.in_pieces():
+            while not response.at_eof():
+                found += await response.read_some()
+        return found
+
+    if is_in_time:
+        assert run(main()) == body
+    else:
+        with pytest.raises(aiohttp.SocketTimeoutError):
+            run(main())

@@ -16,6 +16,7 @@ from .caps import Room
 from .member import envelope_of, whole_numbers
 from .shares import share_out, shared_usage
 from .sift import Refused, sift
+from .too_long import place_in_job
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -149,7 +150,7 @@ class Pack:
                 continue
             twin = failure.twin()
             twin.usage = usage
-            if failure.is_refusal and len(member.values) > 1:
+            if failure.is_refusal and member.total > 1:
                 twin.advise(_named(member, [at for each, at in items if each is member]))
             member.fail(twin, made)
             self._release(member)
@@ -211,7 +212,8 @@ def _weight(items: Sequence[Item]) -> int:
 
 def _named(member: Member, positions: Sequence[int]) -> str:
     """Which inputs of the job the provider does not take, by their place in it."""
-    first, last = member.place(min(positions)), member.place(max(positions))
+    places = sorted(place_in_job(member.place(at), member.trip.shortened or ()) for at in positions)
+    first, last = places[0], places[-1]
     if first == last:
         return f"it is input {first} of the job, counted from 0"
     return f"it is one of the inputs {first} to {last} of the job, counted from 0"

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from tasks.wire.vectors import numbers_of, packed
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from .tokens import TextTokenizer
 
-__all__ = ["Fitted", "fitted", "fitted_by_tokens", "merged"]
+__all__ = ["Fitted", "fitted", "fitted_by_tokens", "merged", "place_in_job"]
 
 WORDS_WITHIN: Final = 0.1
 """A cut is made between words where there is a gap within this share of what is kept."""
@@ -74,6 +74,18 @@ def merged(rows: Sequence[dict[str, Any]], sent: Sequence[Any], parts: Sequence[
         found.append(row if row.get("index") == place else {**row, "index": place})
         start += count
     return found
+
+
+def place_in_job(sent: int, notes: Sequence[Mapping[str, Any]]) -> int:
+    """Where the input stands in the job, of which this is the place among those that were sent. `notes` are its
+    `Fitted.notes`."""
+    more = 0
+    for note in notes:
+        first = note["input"] + more
+        if sent < first:
+            break
+        more += min(sent - first, note.get("parts", 1) - 1)
+    return sent - more
 
 
 def _pieces(value: Any, length: int, *, split: bool) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 from math import inf
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -13,7 +13,11 @@ if TYPE_CHECKING:
     from config.catalog import Rule, When
     from tasks.wire.vocabulary import Priority
 
-__all__ = ["Facts", "Target", "cheapest", "fastest", "first_rule", "words"]
+__all__ = ["Facts", "Target", "by_price", "cheapest", "fastest", "first_rule", "words"]
+
+
+_UNKNOWN: Final = f"{inf:.2g}"
+"""Of a price."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,22 +67,31 @@ class Target(NamedTuple):
     wait_s: float = 0.0
 
 
-def cheapest(targets: Sequence[Target], *, left_s: float | None) -> tuple[list[str], str]:
-    """The names in order of the expected price, those of unknown price last, and why the first is the first.
+def by_price(names: Sequence[str], prices_usd: Sequence[float | None]) -> tuple[list[str], str]:
+    """The names in order of the expected price, those of unknown price (None) last, and why the first is the first."""
+    # Without a `Target` for each, or a function that is called for each: jobs without a deadline are most jobs.
+    prices = [inf if price is None else price for price in prices_usd]
+    order = sorted(range(len(prices)), key=prices.__getitem__)
+    first, second = prices[order[0]], prices[order[1]] if len(order) > 1 else inf
+    return [names[place] for place in order], _cheapest("", f"{first:.2g}", f"{second:.2g}")
 
-    Those come first whose answer may be in time (`left_s`: seconds to the deadline, None without one).
-    """
-    ranked, in_time = sorted(targets, key=_price), ""
-    if left_s is not None:
-        ranked.sort(key=lambda target: _is_late(target, left_s))
-        in_time = _in_time(ranked, left_s)
-    names = [target.name for target in ranked]
-    first, *others = [target.price_usd for target in ranked]
-    if first is None:
-        return names, f"cheapest{in_time}: no price is known, so the list's order"
-    known = [price for price in others if price is not None]
-    beside = f", the next {_usd(known[0])}" if known else ""
-    return names, f"cheapest{in_time}: about {_usd(first)}{beside}"
+
+def cheapest(targets: Sequence[Target], *, left_s: float) -> tuple[list[str], str]:
+    """As `by_price`, but those come first whose answer may be in time (`left_s`: seconds to the deadline)."""
+    ranked = sorted(targets, key=lambda target: (_is_late(target, left_s), _price(target)))
+    in_time = _in_time(ranked, left_s)
+    first, *others = map(_price, ranked)
+    second = next((price for price in others if price != inf), inf)
+    return _names(ranked), _cheapest(in_time, f"{first:.2g}", f"{second:.2g}")
+
+
+@lru_cache(maxsize=1_024)
+def _cheapest(in_time: str, first_usd: str, next_usd: str) -> str:
+    # Prices differ from job to job, two digits of them do not.
+    if first_usd == _UNKNOWN:
+        return f"cheapest{in_time}: no price is known, so the list's order"
+    beside = "" if next_usd == _UNKNOWN else f", the next {_usd(next_usd)}"
+    return f"cheapest{in_time}: about {_usd(first_usd)}{beside}"
 
 
 def _price(target: Target) -> float:
@@ -122,13 +135,7 @@ def _last_if_none(value: float | None) -> tuple[bool, float]:
     return value is None, value or 0.0
 
 
-def _usd(amount: float) -> str:
-    return _fixed(f"{amount:.2g}")
-
-
-@lru_cache(maxsize=1_024)
-def _fixed(digits: str) -> str:
-    # Prices differ from job to job, two digits of them do not.
+def _usd(digits: str) -> str:
     return f"${float(digits):.9f}".rstrip("0").rstrip(".")
 
 

@@ -10,7 +10,7 @@ from config.catalog import UnknownModel
 from ...prompt.failure import Failure
 from ..limits import estimate
 from .chain import Chain
-from .choice import Facts, Target, cheapest, fastest, first_rule, words
+from .choice import Facts, Target, by_price, cheapest, fastest, first_rule, words
 from .prices import Prices
 
 if TYPE_CHECKING:
@@ -129,7 +129,7 @@ class Router:
         left_s = self._left_s(job)
         prices = self._prices.of(route, job)
         if left_s is None:  # who has all the time there is need not ask how long it takes
-            return cheapest(list(map(Target, route.targets, prices)), left_s=None)
+            return by_price(route.targets, prices)
         timed = zip(self._timed(route, job), prices, strict=True)
         return cheapest([target._replace(price_usd=price_usd) for target, price_usd in timed], left_s=left_s)
 

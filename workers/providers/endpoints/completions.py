@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.wire.usage import read_usage
+
 from ...prompt.failure import Failure
 from ..answers import Content, bad_response, count_inputs
 from ..codec import Answer
-from ..usage import read_usage
 
 __all__ = ["count_completions", "read_completion"]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+from tasks.wire.usage import read_usage
+
 from ..answers import bad_response
 from ..codec import Answer
-from ..usage import read_usage
 
 __all__ = ["count_moderated", "read_moderation"]
 

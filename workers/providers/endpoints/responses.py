@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any, Final
 
 from tasks.wire.texts import response_text
+from tasks.wire.usage import read_usage
 
 from ...prompt.failure import Failure
 from ..answers import Content, bad_response
 from ..codec import Answer
-from ..usage import read_usage
 
 __all__ = ["is_whole_response", "read_response"]
 

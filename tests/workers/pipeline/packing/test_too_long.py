@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from workers.pipeline.packing.too_long import fitted, merged
+from workers.pipeline.packing.too_long import fitted, merged, place_in_job
 
 from .test_packing import DIMENSIONS, calls_of, expected, job, vectors
 
@@ -53,6 +53,17 @@ async def test_a_long_input_is_split_into_one_vector(pipeline_to: Any, simulator
     assert mean not in expected([LONG])
 
 
+@pytest.mark.parametrize("place", range(4))
+async def test_a_poison_part_is_named_by_its_input(pipeline_to: Any, simulate: Any, place: int) -> None:
+    simulator = await simulate(embedding_dimensions=DIMENSIONS, max_tokens_per_input=100, poison="POISON")
+    inputs = ["short", LONG, "short too", LONG]
+    inputs[place] += "POISON"
+    async with pipeline_to(simulator.url, real_time=True, max_tokens_per_input=100) as pipeline:
+        result = await pipeline.run(job(1, inputs, too_long="split"))
+    assert result.error.code == "bad_request"
+    assert f"it is input {place} of the job, counted from 0" in result.error.message
+
+
 async def test_token_ids_are_cut_exactly(pipeline_to: Any, simulator: Any) -> None:
     async with pipeline_to(simulator.url, real_time=True, max_tokens_per_input=100) as pipeline:
         result = await pipeline.run(job(1, [[7] * 250], too_long="truncate"))
@@ -79,6 +90,13 @@ def test_parts_lose_nothing_and_fit(text: str, length: int, split: bool) -> None
     assert all(0 < len(piece) <= length for piece in sent.inputs)
     assert "".join(sent.inputs) == (text if split or len(text) <= length else text[: len(sent.inputs[0])])
     assert bool(sent.notes) == (len(text) > length)
+
+
+@given(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=8), st.integers(1, 40), st.booleans())
+def test_each_part_knows_its_input(texts: list[str], length: int, split: bool) -> None:
+    sent = fitted(texts, [length] * len(texts), split=split)
+    places = [place for place, count in enumerate(sent.parts) for _ in range(count)]
+    assert [place_in_job(at, sent.notes) for at in range(len(sent.inputs))] == places
 
 
 def test_a_cut_keeps_characters_whole() -> None:

@@ -6,7 +6,7 @@ import math
 import re
 from typing import Any
 
-from tasks.results import Usage
+from ..results import Usage
 
 __all__ = ["read_usage"]
 
