@@ -18,7 +18,7 @@ from tasks.redis.connection import RedisConnection
 from tasks.redis.sentinel import MasterNotFound
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer, SentinelServer
-from tests.support.waiting import wait_until_async
+from tests.support.waiting import PATIENCE_S, wait_until_async
 
 from .harness import FakeWorker
 
@@ -225,7 +225,7 @@ async def test_a_master_that_is_not_found_is_an_error_with_a_next_step(watched: 
         (no_sentinel, "is no sentinel"),
     ]
     for url, text in cases:
-        async with PromptQueue(url, timeout_s=3) as queue:
+        async with PromptQueue(url, timeout_s=3 if url is nowhere else PATIENCE_S) as queue:
             with pytest.raises(QueueUnavailable, match=text) as caught:
                 await queue.submit(model="m", messages=MESSAGES)
         with Address.of(url).client() as threads, pytest.raises(MasterNotFound, match=text):
