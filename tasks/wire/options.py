@@ -44,7 +44,7 @@ MAX_SHOWN: Final = 50
 """Characters of an unknown name that are compared with the known ones, which takes time by length, and shown."""
 
 MAX_FALLBACKS: Final = 20
-ONLY_EMBEDDINGS: Final = "is for embeddings; the prompt of a chat is never shortened"
+ONLY_EMBEDDINGS: Final = "is for embeddings; other prompts are never shortened"
 MAX_NAME_CHARACTERS: Final = 200
 """Of a model's name, as in the catalogue: names are compared with all that are known when one is not. Of a tag too."""
 

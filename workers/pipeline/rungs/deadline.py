@@ -29,7 +29,8 @@ class Deadline:
             raise ValueError("a job without a deadline met this rung")
         left_s = deadline_at - trip.started_at
         if left_s <= 0:
-            raise Failure("expired", "the job's deadline passed before a worker could start it")
+            where = "before a worker could start it" if trip.followed is None else "while it waited for an equal prompt"
+            raise Failure("expired", f"the job's deadline passed {where}")
         try:
             async with asyncio.timeout(left_s) as limit:
                 return await down(trip)
@@ -42,5 +43,10 @@ class Deadline:
             raise out_of_reach(trip.outage)
         if trip.was_cut:
             counts.add("suspected_payments_total", "timeout")
-        when = f"in the middle of attempt {trip.attempts}" if trip.attempts else "before its first call"
-        raise Failure("expired", f"the job's deadline passed {when}")
+        raise Failure("expired", f"the job's deadline passed {_when(trip)}")
+
+
+def _when(trip: Trip) -> str:
+    if not trip.attempts:
+        return "before its first call"
+    return f"in the middle of attempt {trip.attempts}" if trip.was_cut else f"after attempt {trip.attempts}"
