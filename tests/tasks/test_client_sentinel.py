@@ -15,7 +15,7 @@ import redis
 from tasks import PromptQueue, QueueUnavailable
 from tasks.redis.address import Address
 from tasks.redis.connection import RedisConnection
-from tasks.redis.sentinel import MasterNotFound
+from tasks.redis.sentinel import MasterNotFound, search
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer, SentinelServer
 from tests.support.waiting import PATIENCE_S, wait_until_async
@@ -215,7 +215,10 @@ async def test_a_master_without_replicas_is_asked_for_again_and_named(watched: W
     await connection.aclose()
 
 
-async def test_a_master_that_is_not_found_is_an_error_with_a_next_step(watched: Watched) -> None:
+async def test_a_master_that_is_not_found_is_an_error_with_a_next_step(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "SENTINEL_TIMEOUT_S", PATIENCE_S)  # a late answer would be none
     nowhere = f"sentinel://:{REDIS_PASSWORD}@127.0.0.1:{free_port()}/0?master_name=mill"
     no_sentinel = f"sentinel://127.0.0.1:{watched.master.port}/0?master_name=mill&sentinel_password={REDIS_PASSWORD}"
     cases = [
