@@ -120,7 +120,7 @@ def play(
 
 @pytest.mark.parametrize(
     ("limits", "processes"),
-    [(Limits(), 3), (Limits(rpm=600), 1), thorough(Limits(), 1), thorough(Limits(rpm=600), 3)],
+    [(Limits(), 3), thorough(Limits(rpm=600), 1), thorough(Limits(), 1), thorough(Limits(rpm=600), 3)],
     ids=["unstated-3", "stated-1", "unstated-1", "stated-3"],
 )
 def test_an_hour_is_believed_when_a_second_answer_asks_for_it(

@@ -105,7 +105,7 @@ async def two_minutes(client: redis.Redis, provider: Provider, algorithm: Any) -
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "seed"), [("sliding", 0), ("fixed", 1), thorough("sliding", 1), thorough("fixed", 0)]
+    ("algorithm", "seed"), [("sliding", 0), thorough("fixed", 1), thorough("sliding", 1), thorough("fixed", 0)]
 )
 def test_nearly_all_tokens_are_used_and_none_too_many(redis_server: RedisServer, algorithm: Any, seed: int) -> None:
     """With a margin in place of the memory, 90 % were used and nearly each run was refused some."""

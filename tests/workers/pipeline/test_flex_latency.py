@@ -37,7 +37,7 @@ async def run_all(pipeline: Any, jobs: list[Any]) -> list[Any]:
     return await asyncio.gather(*(until_done(pipeline, job) for job in jobs))
 
 
-@pytest.mark.parametrize(("refuses", "flex_least"), [(0.3, 0.95), (0.9, 0.3), thorough(1.0, 0.0)])
+@pytest.mark.parametrize(("refuses", "flex_least"), [(0.3, 0.95), thorough(0.9, 0.3), thorough(1.0, 0.0)])
 def test_near_deadlines_go_by_flex_once_it_is_known(
     catalog_at: Any, chat_job: Any, free_limits: Any, refuses: float, flex_least: float
 ) -> None:
