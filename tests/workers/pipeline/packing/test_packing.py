@@ -13,6 +13,7 @@ import pytest
 from config.settings import Settings
 from tasks.wire.record import read_outcome
 from tasks.wire.vectors import MARK, numbers_of
+from tests.support.scripted import Answer, Asked, ScriptedProvider
 from tests.support.stopwatch import Stopwatch
 from workers.prompt.failure import Failure
 from workers.prompt.job import Options, PromptJob
@@ -140,6 +141,29 @@ async def test_a_poison_input_fails_alone_and_is_named(pipeline_to: Any, simulat
     assert vectors(results[57]) == expected([texts[56]])
     further = len(await calls_of(simulator)) - 2
     assert further <= 12
+
+
+async def test_a_poison_that_comes_again_alone_is_named(pipeline_to: Any) -> None:
+    """The others of its job had their vectors before its second attempt."""
+
+    def answer(asked: Asked) -> Answer:
+        texts = asked.body["input"]
+        if "POISON" not in texts:
+            rows = [{"index": n, "embedding": [0.5] * DIMENSIONS} for n in range(len(texts))]
+            return Answer(200, {"data": rows, "usage": {"prompt_tokens": 4, "total_tokens": 4}})
+        if sum("POISON" in each.body["input"] for each in provider.asked) == 1:
+            return Answer(503, {"error": {"message": "not now"}})
+        return Answer(400, {"error": {"message": "'$.input' is invalid", "type": "invalid_request_error"}})
+
+    provider = ScriptedProvider(answer)
+    try:
+        async with pipeline_to(provider.base_url, real_time=True, max_inputs=2) as pipeline:
+            result = await pipeline.run(job(0, ["fine", "fine too", "POISON"]))
+    finally:
+        provider.close()
+    assert sorted(each.body["input"] for each in provider.asked) == [["POISON"], ["POISON"], ["fine", "fine too"]]
+    assert (result.error.code, [each.code for each in result.failed_attempts][:1]) == ("bad_request", ["server_error"])
+    assert "it is input 2 of the job" in result.error.message
 
 
 @pytest.mark.promise(33)
