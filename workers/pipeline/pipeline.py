@@ -274,7 +274,7 @@ class Pipeline:
         read: Read | None = None,
     ) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
-        trip = Trip(job, self._now() if now is None else now, queue, held=held)
+        trip = Trip(job, self._now() if now is None else now, queue, held)
         if parked is not None:
             trip.remember(parked)
         try:

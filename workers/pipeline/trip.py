@@ -194,9 +194,7 @@ class Trip:
     rows: dict[int, dict[str, Any]] | None = None
     """Of a job that takes several calls: the vectors that it has, by their inputs' places."""
 
-    def __init__(
-        self, job: PromptJob, started_at: float, queue: str = QUEUE, *, held: list[object] | None = None
-    ) -> None:
+    def __init__(self, job: PromptJob, started_at: float, queue: str = QUEUE, held: list[object] | None = None) -> None:
         """`held` gets what must be held until a large answer is stored."""
         self.job = job
         self.started_at = started_at
