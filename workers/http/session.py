@@ -73,7 +73,9 @@ class Http:
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
         self._lanes: dict[Profile, _Lane] = {}
+        self._most_bytes = settings.max_response_bytes
         self._first_bytes = min(UNCOUNTED_BYTES, settings.max_response_bytes)
+        self._asks_environment = settings.proxy is None and settings.trust_env
 
     async def __aenter__(self) -> Self:
         check_proxies(self._settings)
@@ -136,7 +138,7 @@ class Http:
         timeout: Timeout,
         on_text: Callable[[str], object],
     ) -> RawResponse:
-        most = self._most_bytes(request)
+        most = max(self._most_bytes, request.answer_bytes) if request.answer_bytes else self._most_bytes
         pieces = Pieces(assembly, on_text, most=most, silent_s=timeout.total_s)
         limit = self._timeouts.after(timeout.total_s)
         try:
@@ -189,7 +191,7 @@ class Http:
 
     async def _post(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> RawResponse:
         limit = self._timeouts.after(timeout.total_s)
-        most = self._most_bytes(request)
+        most = max(self._most_bytes, request.answer_bytes) if request.answer_bytes else self._most_bytes
         try:
             with limit:
                 response = await lane.exchanges.post(request, timeout, self._proxy(request.url))
@@ -232,14 +234,8 @@ class Http:
         await self._unstored.turn()
         return RawResponse(response.status, response.headers, body, held=share)
 
-    def _most_bytes(self, request: ProviderRequest) -> int:
-        most = self._settings.max_response_bytes
-        return max(most, request.answer_bytes) if request.answer_bytes else most
-
     def _proxy(self, url: str) -> str | None:
-        if self._settings.proxy is not None or not self._settings.trust_env:
-            return self._settings.proxy
-        return _environment_proxy(url)
+        return _environment_proxy(url) if self._asks_environment else self._settings.proxy
 
     def _lane(self, limit: int, tls: ssl.SSLContext | bool, *, force_close: bool) -> _Lane:
         # aiohttp refuses a keep-alive time together with force_close.

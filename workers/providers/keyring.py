@@ -61,6 +61,7 @@ class KeyRing:
 
     def of(self, provider: Provider) -> tuple[SecretStr, ...]:
         """The provider's keys; none for one that needs none. Raises `Incapable` (`auth`) where they are missing."""
-        if provider.name in self._missing:
-            raise Incapable("auth", self._missing[provider.name])
-        return self._keys.get(provider.name, ())
+        name = provider.name
+        if name in self._missing:
+            raise Incapable("auth", self._missing[name])
+        return self._keys.get(name, ())
