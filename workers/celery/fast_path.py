@@ -89,8 +89,8 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
     return handle
 
 
-def _asks(body: Any, mark: str) -> bool:
-    return isinstance(body, str) and mark in body  # older clients' bodies are bytes: they go the usual way
+def _asks(body: Any, mark: bytes) -> bool:
+    return isinstance(body, bytes) and mark in body
 
 
 class _FastPath:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AtHand", "Read"]
 
-MARK: Final = "cache_ttl_s"
+MARK: Final = b"cache_ttl_s"
 """The text of a job that asks for the cache holds it, and of few others."""
 
 
@@ -60,8 +60,8 @@ class AtHand:
         self._any_flex = any_flex
         self._now = now
         self._read_stamp = read_stamp
-        self.mark = MARK if ttl_s is None else ""
-        """No job may be answered whose text has not this in it."""
+        self.mark = MARK if ttl_s is None else b""
+        """No job may be answered whose text has not these bytes."""
 
     def read(self, kind: JobKind, job_id: str, args: Sequence[str], *, group: str | None) -> Read | None:
         """Read a job of our client and look it up. None: it goes the usual way, unread."""
