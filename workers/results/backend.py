@@ -65,10 +65,10 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         Returns those that Redis refuses because it does not know their leases, and that this worker holds: it may have
         lost the leases, and the broker takes them back (reclaim.lua), so try again.
         """
-        entries = list(entries)
+        entries = [entry.packed() if entry.is_large else entry for entry in entries]
         names = self.names
         ks = [key for entry in entries for key in entry.script_keys(names.prefix)]
-        args = [arg for entry in entries for arg in entry.packed().script_args()]
+        args = [arg for entry in entries for arg in entry.script_args()]
         refused = self._script([names.leases, *ks], [*names.script_args(), *args])
         early = []
         for number in refused:

@@ -113,6 +113,11 @@ class Channel(kombu_redis.Channel):  # type: ignore[misc]  # kombu publishes no 
 
     # -- kombu's interface ---------------------------------------------------------------------------------------------
 
+    @cached_property
+    def qos(self) -> Any:
+        """As kombu's, which looks twice a message whether there is one."""
+        return super().qos
+
     def basic_consume(self, queue: str, no_ack: bool, *args: Any, **kwargs: Any) -> Any:
         if no_ack:
             self._no_ack_queues.add(queue)
