@@ -13,7 +13,7 @@ from tasks.wire.message import CELERY_PRIORITY
 from ..prompt.parked import Follows
 from ..redis.link import Link
 from .courier import LEAD, TIMEOUT_S, Courier, Landing
-from .known import Known, decode, encode_failure, is_good, is_shared
+from .known import Known, decode, encode_failure, is_good, is_shared, leads_on
 from .memory import Memory
 from .tally import Tally
 
@@ -103,13 +103,15 @@ class Answers:
             self.tally.note("memory", saved_usd=known.cost_usd)
         return known
 
-    def look(self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None) -> Asked | None:
+    def look(
+        self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None, has_next: bool = False
+    ) -> Asked | None:
         """Gives an answer; a flight, to be led; whom to follow; or None: make the call, and say nothing. Redis may not
         be asked at all: then it returns None.
 
         An answer may be `ttl_s` old, and the job's own is kept as long. `followed` is the token of the call that it has
         waited for. Raises, when awaited, the `Failure` of an equal prompt that was under way together with this one, if
-        they share it. Who stops waiting says so with `give_up`.
+        they share it; `has_next`: so they do what leads to another model. Who stops waiting says so with `give_up`.
         """
         self._count += 1
         options = job.options
@@ -123,6 +125,7 @@ class Answers:
             "ttl_ms": max(1, int(ttl_s * 1000)),
             "submitted_ms": -1 if submitted_at is None else int(submitted_at * 1000),
             "followed": followed or "",
+            "has_next": has_next,
         }
         asked = self._courier.look(ask, job.kind)
         if asked is None:
@@ -218,9 +221,10 @@ class Flight(Landing):
         self.how = "store" if is_good(self.kind, answer.response) else "share"
         self.answers.land(self)
 
-    def failed(self, failure: Failure) -> None:
-        """There is none: those that were under way share the failure, or one of them tries again."""
-        if is_shared(failure):
+    def failed(self, failure: Failure, *, has_next: bool) -> None:
+        """There is none: those that were under way share the failure, or one of them tries again. `has_next`: the job
+        has another model to ask, and those of the others that have one follow it there."""
+        if is_shared(failure) or (has_next and leads_on(failure)):
             self.how, self.data = "share", encode_failure(failure)
         self.answers.land(self)
 

@@ -12,16 +12,22 @@
 --       lease_ms, soon_ms, furthest_ms   how long a lead lasts; when those that wait look again, first and at the latest
 --       ahead_ms   what Redis's clock is ahead of the one that submitted_ms is by
 --       asks   for each prompt: digest, job (id), token (of its lead), rank (0 is the most urgent), place (0 to 4095), ttl_ms (how
---              old an answer may be), submitted_ms (-1: nobody knows), followed (the token that it has waited for, or '')
+--              old an answer may be), submitted_ms (-1: nobody knows), followed (the token that it has waited for, or ''),
+--              has_next (whether it has another model to ask)
 -- Returns for each prompt {0, answer, ms it lives} = an answer, {1} = lead, {2, token} = wait for the flight, {3, what} =
 --         what has become of a call that was under way together with it.
 
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 
-local function is_shared(job, landed_at, token)
-  if not landed_at or now - landed_at > FLIGHT_TTL_S * 1000 then return false end
-  return token == job.followed or (job.submitted_ms >= 0 and job.submitted_ms + ask.ahead_ms <= landed_at)
+local LEFT = 'l' -- known.py: a failure for those that have another model to ask
+
+-- What it shares of a call that was under way together with it.
+local function shared(key, job, landed_at, token)
+  if not landed_at or now - landed_at > FLIGHT_TTL_S * 1000 then return nil end
+  if token ~= job.followed and (job.submitted_ms < 0 or job.submitted_ms + ask.ahead_ms > landed_at) then return nil end
+  local landed = redis.call('HGET', key, 'landed')
+  return (job.has_next or string.sub(landed, 1, 1) ~= LEFT) and landed or nil
 end
 
 local function look(answer, key, job)
@@ -30,9 +36,8 @@ local function look(answer, key, job)
     return { 0, stored, redis.call('PTTL', answer) }
   end
   local flight = read_flight(key)
-  if is_shared(job, flight.landed_at, flight.landed_token) then
-    return { 3, redis.call('HGET', key, 'landed') }
-  end
+  local landed = shared(key, job, flight.landed_at, flight.landed_token)
+  if landed then return { 3, landed } end
   local began, due = flight.began or now, flight.due
   local is_led = flight.leader and flight.leader ~= job.job and now < flight.ends
   if is_led and flight.is_parked and job.rank < flight.rank then is_led = false end
