@@ -80,7 +80,7 @@ class Worker:
     def kill(self) -> None:
         self._is_dead = True
         # Nobody says anything for it any more: neither that its calls are under way, nor that they have ended.
-        self.answers.land = lambda *_: None  # type: ignore[method-assign]
+        self.answers._courier.land = lambda *_: None  # type: ignore[method-assign]
         assert self.answers._beating is not None
         self.answers._beating.cancel()
         self.stop()
