@@ -98,13 +98,16 @@ class Answers:
             self.tally.note("memory", saved_usd=known.cost_usd)
         return known
 
-    def look(self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None) -> Asked | None:
+    def look(
+        self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None, redelivered: bool = False
+    ) -> Asked | None:
         """Gives an answer; a flight, to be led; whom to follow; or None: make the call, and say nothing. Redis may not
         be asked at all: then it returns None.
 
         An answer may be `ttl_s` old, and the job's own is kept as long. `followed` is the token of the call that it has
-        waited for. Raises, when awaited, the `Failure` of an equal prompt that was under way together with this one, if
-        they share it. Who stops waiting says so with `give_up`.
+        waited for. `redelivered`: the worker that has run it is gone, so it leads again where it led. Raises, when
+        awaited, the `Failure` of an equal prompt that was under way together with this one, if they share it. Who stops
+        waiting says so with `give_up`.
         """
         self._count += 1
         options = job.options
@@ -118,6 +121,7 @@ class Answers:
             "ttl_ms": max(1, int(ttl_s * 1000)),
             "submitted_ms": -1 if submitted_at is None else int(submitted_at * 1000),
             "followed": followed or "",
+            "is_redelivered": redelivered,
         }
         asked = self._courier.look(ask, job.kind)
         if asked is None:

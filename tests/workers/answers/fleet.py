@@ -62,7 +62,13 @@ class Worker:
         memory = known.get("promptmill_parked")
         try:
             result = await self.pipeline.handle(
-                headers["kind"], headers["id"], [], headers["job"], queue=QUEUE, parked=memory and _decoded(memory)
+                headers["kind"],
+                headers["id"],
+                [],
+                headers["job"],
+                queue=QUEUE,
+                parked=memory and _decoded(memory),
+                redelivered="promptmill" in known,  # the history that the broker's scripts append
             )
         except Parked as again:
             if not self._is_dead:

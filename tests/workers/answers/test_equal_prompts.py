@@ -15,14 +15,15 @@ from tasks.redis.script import Script
 from tasks.wire import redis_keys
 from tests.support.scripted import Answer, Asked, ScriptedProvider, completion
 from tests.support.waiting import PATIENCE_S
-from workers.answers import Flight
+from tests.workers.broker.broker import list_name
+from workers.answers import Answers, Flight, Follow
 from workers.answers.scripts import LAND
 from workers.pipeline.retry_policy import RetryPolicy
 from workers.prompt.job import PromptJob
 from workers.prompt.parked import Parked
 from workers.redis.link import Link
 
-from .fleet import Fleet, answers_of, fleet_of
+from .fleet import PRIORITIES, Fleet, answers_of, fleet_of
 
 BODY = {"model": "m", "messages": [{"role": "user", "content": "How many?"}]}
 DELAYED = "pm:delayed:prompts"
@@ -94,6 +95,35 @@ async def test_a_killed_leader_costs_one_more_call(fleet: Any, scripted: Any, wa
         gate.set()
     assert len(provider.asked) == 2
     assert ends(workers) == {("succeeded", False): 1, ("succeeded", True): 199}
+
+
+async def test_two_messages_of_one_job_are_one_call(fleet: Any, client: Any, scripted: Any, wait_until: Any) -> None:
+    gate = threading.Event()
+    provider = scripted(held_until(gate))
+    async with fleet(provider.base_url) as workers:
+        workers.submit("job", BODY)
+        await wait_until(lambda: provider.asked, "it is called")
+        workers.submit("job", BODY)
+        await wait_until(lambda: workers.parked or workers.results, "its other message waits")
+        gate.set()
+        # In the order in which a message goes from one to the next.
+        places = (DELAYED, list_name(redis_keys.QUEUE, PRIORITIES["normal"]), "unacked")
+        await wait_until(lambda: not any(map(client.exists, places)), "both have ended")
+    assert len(provider.asked) == 1
+
+
+async def test_a_job_leads_again_when_its_worker_is_gone(server: Any, client: Any) -> None:
+    job = PromptJob("job", "chat", "m", BODY)
+    async with Redis.from_url(server.url) as redis, answers_of(redis) as answers, answers_of(redis) as others:
+
+        async def found(at: Answers, *, redelivered: bool) -> Any:
+            asked = at.look("0a", job, ttl_s=60, followed=None, redelivered=redelivered)
+            assert asked is not None
+            return await asked
+
+        assert isinstance(await found(answers, redelivered=False), Flight)
+        assert isinstance(await found(others, redelivered=False), Follow), "its worker runs it"
+        assert isinstance(await found(others, redelivered=True), Flight)
 
 
 async def test_a_refused_request_fails_all_with_one_call(fleet: Any, scripted: Any, wait_until: Any) -> None:

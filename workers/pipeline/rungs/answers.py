@@ -68,7 +68,7 @@ class Answers:
         data = self._store.at_hand(digest, ttl_s=ttl_s)
         found: Known | Flight | Follow | None = None if data is None else self._store.opened(data)
         if found is None:
-            asked = self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed)
+            asked = self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed, redelivered=trip.redelivered)
             if asked is None:
                 return await down(trip)
             try:
