@@ -41,6 +41,9 @@ _USUAL: tuple[tuple[Quantity, str, str, str], ...] = (
     ("tokens", "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
 )
 _ROUNDING_S = 1.0
+_RESET_ROUNDING_S = 0.02
+_LEAST_USED = 0.5
+"""Of one request, counted from its answer: a part of it may have come back meanwhile."""
 
 _PREFIX = re.compile(r"(?:llm_provider-)?(?:x-|anthropic-)*rate-?limit(bysize)?(?:-(.+))?", re.ASCII)
 _PARTS: dict[str, Part] = {
@@ -89,14 +92,28 @@ class RateHeader(NamedTuple):
 
     @property
     def tells(self) -> LearnedLimit | None:
-        """The limit of the catalogue that it tells; none for the tokens of a day, and for an hour's or a month's."""
+        """The limit of the catalogue that it tells; none for the tokens of a day, for an hour's or a month's, and while
+        it may be a minute's or a day's."""
         if self.window_s not in (None, WINDOW_S, _DAY_S):
+            return None
+        if self.window_s is None and self._may_be_daily():
             return None
         if self.name == "requests":
             return "rpd" if self.is_daily else "rpm"
         if self.is_daily:
             return None
         return "tpm" if self.name == "tokens" else "input_tpm" if self.name == "input" else "output_tpm"
+
+    def _may_be_daily(self) -> bool:
+        """Whether a day's bucket of which little was used would say the same, as Groq's of requests does: all is free
+        again when what was used has come back. A minute's bucket has it back 1,440 times as soon, and fixed windows of
+        a minute say it by chance.
+        """
+        came_back = self.reset_s * self.limit / _DAY_S
+        if came_back < _LEAST_USED or self.reset_s > WINDOW_S + _ROUNDING_S:
+            return False
+        used, rounding = self.limit - self.remaining, _RESET_ROUNDING_S * self.limit / _DAY_S
+        return used - 1 - rounding <= came_back <= used + rounding
 
     def as_map(self) -> dict[str, str | int | float]:
         """As acquire.lua reads it."""
