@@ -96,8 +96,8 @@ class RateHeader(NamedTuple):
         it may be a minute's or a day's."""
         if self.window_s not in (None, WINDOW_S, _DAY_S):
             return None
-        if self.window_s is None and self._may_be_daily():
-            return None
+        if self.window_s is None and self.reset_s * self.limit >= _LEAST_USED * _DAY_S and self._may_be_daily():
+            return None  # asked of each answer, hence the shortcut
         if self.name == "requests":
             return "rpd" if self.is_daily else "rpm"
         if self.is_daily:
@@ -109,9 +109,9 @@ class RateHeader(NamedTuple):
         again when what was used has come back. A minute's bucket has it back 1,440 times as soon, and fixed windows of
         a minute say it by chance.
         """
-        came_back = self.reset_s * self.limit / _DAY_S
-        if came_back < _LEAST_USED or self.reset_s > WINDOW_S + _ROUNDING_S:
+        if self.reset_s > WINDOW_S + _ROUNDING_S:
             return False
+        came_back = self.reset_s * self.limit / _DAY_S
         used, rounding = self.limit - self.remaining, _RESET_ROUNDING_S * self.limit / _DAY_S
         return used - 1 - rounding <= came_back <= used + rounding
 
