@@ -44,7 +44,7 @@ def read_usage(body: dict[str, Any], *, has_output: bool = True) -> Usage | None
         total = usage.get("total_tokens")
         if total is None or total == prompt + completion:
             cached, written = _caches(usage)
-            return Usage(prompt, completion, min(cached, prompt), min(written, prompt))
+            return Usage(prompt, completion, cached and min(cached, prompt), written and min(written, prompt))
     return _usage(usage, has_output=has_output)
 
 

@@ -34,9 +34,6 @@ __all__ = ["Answers", "Flight", "Follow"]
 BEAT_S: Final = 5.0
 """How often a process says which calls it has under way, and hears whether answers were cleared."""
 
-PARKED_MS: Final = 30_000
-"""For so long after its time a parked job keeps its lead."""
-
 PLACES: Final = 4_096
 HIT, FOLLOW = 0, 2
 
@@ -75,11 +72,9 @@ class Answers:
             hear=self._hear,
             to_redis=to_redis,
         )
-        self._to_redis = to_redis
         self._redis_s = redis_s
         self._process = uuid4().hex[:16]
         self._count = 0
-        self._flights: dict[str, Flight] = {}
         self._cleared: int | None = None
         self._beating: asyncio.Task[None] | None = None
         self.tally = Tally()
@@ -104,14 +99,22 @@ class Answers:
         return known
 
     def look(
-        self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None, has_next: bool = False
+        self,
+        digest: str,
+        job: PromptJob,
+        *,
+        ttl_s: float,
+        followed: str | None,
+        has_next: bool = False,
+        redelivered: bool = False,
     ) -> Asked | None:
         """Gives an answer; a flight, to be led; whom to follow; or None: make the call, and say nothing. Redis may not
         be asked at all: then it returns None.
 
         An answer may be `ttl_s` old, and the job's own is kept as long. `followed` is the token of the call that it has
-        waited for. Raises, when awaited, the `Failure` of an equal prompt that was under way together with this one, if
-        they share it; `has_next`: so they do what leads to another model. Who stops waiting says so with `give_up`.
+        waited for. `redelivered`: the worker that has run it is gone, so it leads again where it led. Raises, when
+        awaited, the `Failure` of an equal prompt that was under way together with this one, if they share it;
+        `has_next`: so they do what leads to another model. Who stops waiting says so with `give_up`.
         """
         self._count += 1
         options = job.options
@@ -126,6 +129,7 @@ class Answers:
             "submitted_ms": -1 if submitted_at is None else int(submitted_at * 1000),
             "followed": followed or "",
             "has_next": has_next,
+            "is_redelivered": redelivered,
         }
         asked = self._courier.look(ask, job.kind)
         if asked is None:
@@ -141,15 +145,15 @@ class Answers:
 
     def _hear(self, looks: Sequence[Look], replies: Sequence[Any]) -> None:
         """For the courier. One call for a batch: what is done here for each job is done for each miss."""
-        led = 0
+        led, leads = 0, self._courier.leads
         for (ask, kind, waiting), reply in zip(looks, replies, strict=True):
             if reply[0] != LEAD:
                 if not waiting.done():
                     self._hear_other(ask, reply, waiting)
                 continue
             flight = Flight(ask["digest"], ask["token"], "release", rank=ask["rank"], ttl_ms=ask["ttl_ms"])
-            flight.answers, flight.kind = self, kind
-            self._flights[flight.token] = flight
+            flight.courier, flight.kind = self._courier, kind
+            leads[flight.token] = flight
             if waiting.done():  # it was stopped meanwhile
                 flight.release()
             else:
@@ -183,24 +187,15 @@ class Answers:
         self.tally.note("redis", saved_usd=known and known.cost_usd)
         return known
 
-    def land(self, flight: Flight) -> None:
-        """For `Flight`: the call is no longer under way here."""
-        if self._flights.pop(flight.token, None) is not None:
-            self._courier.land(flight)
-
-    def parked_until_ms(self, until_s: float) -> int:
-        """For `Flight`: how long a job that is parked until then keeps its lead."""
-        return int(self._to_redis(until_s) * 1000) + PARKED_MS
-
     async def _keep_beating(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
             self.tally.tell()
-            if self._flights or self._memory.bytes or self._courier.has_unsaid:
+            if self._memory.bytes or self._courier.has_news:
                 await self._beat()
 
     async def _beat(self) -> None:
-        cleared = await self._courier.renew([(flight.digest, token) for token, flight in self._flights.items()])
+        cleared = await self._courier.renew()
         if cleared is not None and cleared != self._cleared:
             self._memory.clear()
             self._cleared = cleared
@@ -210,29 +205,29 @@ class Flight(Landing):
     """The lead of a call for equal prompts. Say once what has become of it."""
 
     # No `__init__` above that of `Landing`: one is made for each miss.
-    __slots__ = ("answers", "kind")
+    __slots__ = ("courier", "kind")
 
-    answers: Answers
+    courier: Courier
     kind: JobKind
 
     def answered(self, answer: Answer, *, answered_by: str, cost_usd: float | None) -> None:
         """There is an answer: a whole one is stored, any other is for those that were under way."""
         self.known = tuple.__new__(Known, (answer, answered_by, cost_usd))
         self.how = "store" if is_good(self.kind, answer.response) else "share"
-        self.answers.land(self)
+        self.courier.land(self)
 
     def failed(self, failure: Failure, *, has_next: bool) -> None:
         """There is none: those that were under way share the failure, or one of them tries again. `has_next`: the job
         has another model to ask, and those of the others that have one follow it there."""
         if is_shared(failure) or (has_next and leads_on(failure)):
             self.how, self.data = "share", encode_failure(failure)
-        self.answers.land(self)
+        self.courier.land(self)
 
     def parked(self, until_s: float) -> None:
         """The job comes back then (epoch seconds, the worker's clock), and leads on."""
-        self.how, self.until_ms = "park", self.answers.parked_until_ms(until_s)
-        self.answers.land(self)
+        self.how, self.until_ms = "park", self.courier.parked_until_ms(until_s)
+        self.courier.land(self)
 
     def release(self) -> None:
         """Another may lead."""
-        self.answers.land(self)
+        self.courier.land(self)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import orjson
+from redis.exceptions import ResponseError
 
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
@@ -48,6 +48,9 @@ MOST_UNSAID: Final = 10_000
 
 LEASE_MS: Final = 20_000
 """How long a lead lasts without its process."""
+
+PARKED_MS: Final = 30_000
+"""For so long after its time a parked job keeps its lead."""
 
 SOON_MS: Final = 30_000
 FURTHEST_MS: Final = 240_000
@@ -111,14 +114,16 @@ class Courier:
         }
         self._looks: list[Look] = []
         self._landings: list[Landing] = []
-        self._unsaid: deque[Landing] = deque(maxlen=MOST_UNSAID)
+        self._unsaid: list[Landing] = []
+        self.leads: dict[str, Landing] = {}
+        """The calls that equal prompts wait for, by token: under way here, or ended and not said yet."""
         self._sender: asyncio.Task[None] | None = None
         self._away_until = 0.0
 
     @property
-    def has_unsaid(self) -> bool:
-        """Whether something could not be said yet."""
-        return bool(self._unsaid)
+    def has_news(self) -> bool:
+        """Whether there is something to say with the next beat."""
+        return bool(self.leads or self._unsaid)
 
     def look(self, ask: dict[str, Any], kind: JobKind) -> asyncio.Future[Any] | None:
         """Gives what `hear` makes of the reply; None: Redis is not asked now. Where its reply is lost, the caller may
@@ -134,21 +139,27 @@ class Courier:
         return waiting
 
     def land(self, landing: Landing) -> None:
-        """Say it with the next batch."""
+        """Say it with the next batch. Until it is said, those that wait are kept from calling again."""
         self._landings.append(landing)
         if self._sender is None:
             self._start()
 
-    async def renew(self, flights: Sequence[tuple[str, str]]) -> int | None:
-        """Say that these calls, with digest and token, are under way. How often answers were cleared; None: unknown."""
+    def parked_until_ms(self, until_s: float) -> int:
+        """How long a job that is parked until then keeps its lead."""
+        return int(self._to_redis(until_s) * 1000) + PARKED_MS
+
+    async def renew(self) -> int | None:
+        """Say which calls are under way, and again what could not be said. How often answers were cleared; None:
+        unknown.
+        """
         self._landings += self._unsaid
         self._unsaid.clear()
         if self._landings and self._sender is None:
             self._start()
-        cleared = None
-        for some in portions(flights, AT_ONCE) if flights else [[]]:
-            names = [self._indexes[-1], *(self._prefix + redis_keys.flight(digest) for digest, _ in some)]
-            ask = {"lease_ms": LEASE_MS, "tokens": [token for _, token in some]}
+        leads, cleared = list(self.leads.values()), None
+        for some in portions(leads, AT_ONCE) if leads else [[]]:
+            names = [self._indexes[-1], *(self._prefix + redis_keys.flight(lead.digest) for lead in some)]
+            ask = {"lease_ms": LEASE_MS, "tokens": [lead.token for lead in some]}
             try:
                 cleared = int(await self._link.run(scripts.RENEW, names, [orjson.dumps(ask)]))
             except AWAY as error:
@@ -199,24 +210,43 @@ class Courier:
         self._hear(looks, replies)
 
     async def _tell(self, landings: Sequence[Landing]) -> None:
+        try:
+            args = await self._written(landings)
+            left = await self._link.run(scripts.LAND, self._indexes, args)
+        except AWAY as error:
+            self._note_away(error)
+            self._unsaid += landings
+            lost, self._unsaid = self._unsaid[:-MOST_UNSAID], self._unsaid[-MOST_UNSAID:]
+            # What Redis refuses, it may refuse for ever: those that wait do so until the lead's time is over.
+            self._forget(landings if isinstance(error, ResponseError) else lost)
+            return
+        except BaseException:
+            self._forget(landings)
+            raise
+        self._forget(landings)
+        for landing, more in zip(landings, left, strict=True):
+            if more:
+                self.land(Landing(landing.digest, landing.token, "wake"))
+
+    async def _written(self, landings: Sequence[Landing]) -> list[bytes]:
+        """The arguments of land.lua: one for all that is stored, as packing arguments is most of what a batch costs."""
         calls, kept = [], []
         for landing in landings:
-            how, data = landing.how, landing.data
             if landing.known is not None:
-                data = encode(landing.known)
-                if len(data) >= COMPRESS_FROM_BYTES:
-                    data = await compressed(data)
-                if data == NOTHING:
-                    how = "share"
-                elif how == "store":
-                    kept.append((landing.digest, data, landing.ttl_ms))
-                landing.data = data
+                landing.data = encode(landing.known)
+                if len(landing.data) >= COMPRESS_FROM_BYTES:
+                    landing.data = await compressed(landing.data)
+                landing.known = None
+                if landing.data == NOTHING:
+                    landing.how = "share"
+                elif landing.how == "store":
+                    kept.append((landing.digest, landing.data, landing.ttl_ms))
             calls.append(
                 {
                     "digest": landing.digest,
                     "token": landing.token,
-                    "how": how,
-                    "bytes": len(data),
+                    "how": landing.how,
+                    "bytes": len(landing.data),
                     "ttl_ms": landing.ttl_ms,
                     "until_ms": landing.until_ms,
                     "rank": landing.rank,
@@ -224,17 +254,12 @@ class Courier:
             )
         if kept:
             self._keep(kept)
-        # One argument for all that is stored: the client's packing of arguments is most of what a batch costs.
-        args = [orjson.dumps(self._names | {"calls": calls}), b"".join([landing.data for landing in landings])]
-        try:
-            left = await self._link.run(scripts.LAND, self._indexes, args)
-        except AWAY as error:
-            self._note_away(error)
-            self._unsaid += landings
-            return
-        for landing, more in zip(landings, left, strict=True):
-            if more:
-                self.land(Landing(landing.digest, landing.token, "wake"))
+        return [orjson.dumps(self._names | {"calls": calls}), b"".join([landing.data for landing in landings])]
+
+    def _forget(self, landings: Sequence[Landing]) -> None:
+        """They are no longer renewed."""
+        for landing in landings:
+            self.leads.pop(landing.token, None)
 
     def _note_away(self, error: Exception) -> None:
         now = asyncio.get_running_loop().time()

@@ -81,11 +81,16 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
     fast, mark = _FastPath(task, consumer, usual, at_hand_now), at_hand_now.mark
 
     def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> None:
-        content = message.body
-        if not (isinstance(content, bytes) and mark in content and fast.takes(message, ack, reject, callbacks)):
+        # A job that asks for the cache has no lane (tasks/wire/request.py); most others have one, and are not searched.
+        may_ask = not mark or message.headers.get("lane") is None
+        if not (may_ask and _asks(message.body, mark) and fast.takes(message, ack, reject, callbacks)):
             usual(message, body, ack, reject, callbacks, **more)
 
     return handle
+
+
+def _asks(body: Any, mark: bytes) -> bool:
+    return isinstance(body, bytes) and mark in body
 
 
 class _FastPath:

@@ -146,8 +146,8 @@ class LimiterRegistry:
         What the request takes need not be estimated: nobody waits for it, and its usage counts when it is settled.
         """
         pool = self._pool(model, keys)
-        if not any(limiter.plan.is_free for _, limiter in pool):
-            return None
+        if len(pool) > 1 and not any(limiter.plan.is_free for _, limiter in pool):
+            return None  # `admit` ranks them
         key, limiter = self._soonest(pool, priority, tenant or "")
         permit = limiter.admit_free(UNKNOWN) if limiter.plan.is_free else None
         if permit is not None:

@@ -248,22 +248,26 @@ class Pipeline:
         parked: str | None = None,
         held: list[object] | None = None,
         read: Read | None = None,
+        redelivered: bool = False,
     ) -> Coroutine[Any, Any, PromptResult]:
         """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`.
 
         `queue` is where the job came from, and other workers take from. `parked` is the memory of a job that was
         parked (`Parked.memory`). `held` gets the memory that a large answer takes (`RawResponse.held`): keep it until
-        the answer is stored. `read`: the job, if it was read already (at_hand.py).
+        the answer is stored. `read`: the job, if it was read already (at_hand.py). `redelivered`: another worker, which
+        is gone, may have begun it.
         """
         # No coroutine of its own around that of `run`: each level is gone through at every step of a call.
         now = self._now()
         if read is not None:
-            return self.run(read.job, queue=queue, parked=parked, held=held, now=now, read=read)
+            return self.run(
+                read.job, queue=queue, parked=parked, held=held, now=now, read=read, redelivered=redelivered
+            )
         try:
             job = parse(kind, job_id, args, kwargs, group=group, now=now, read_stamp=self._read_stamp)
         except Failure as refused:
             return self._refuse(PromptJob(job_id, kind, model="", body={}, group=group), refused, now)
-        return self.run(job, queue=queue, parked=parked, held=held, now=now)
+        return self.run(job, queue=queue, parked=parked, held=held, now=now, redelivered=redelivered)
 
     async def run(
         self,
@@ -274,11 +278,13 @@ class Pipeline:
         held: list[object] | None = None,
         now: float | None = None,
         read: Read | None = None,
+        redelivered: bool = False,
     ) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
         trip = Trip(job, self._now() if now is None else now, queue, held=held)
         if parked is not None:
             trip.remember(parked)
+        trip.redelivered = redelivered
         try:
             try:
                 if read is None:

@@ -175,6 +175,8 @@ class Trip:
     """An answer that was stored with what its call cost (US dollars)."""
     followed: str | None = None
     """The call of an equal prompt that it has waited for (`answers.Answers.look`)."""
+    redelivered: bool = False
+    """Whether a worker that is gone may have begun it."""
     feed: Feed | None = None
     """Where its answer goes as it comes, if somebody reads it."""
     key: SecretStr | None = None

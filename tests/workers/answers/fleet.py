@@ -62,7 +62,13 @@ class Worker:
         memory = known.get("promptmill_parked")
         try:
             result = await self.pipeline.handle(
-                headers["kind"], headers["id"], [], headers["job"], queue=QUEUE, parked=memory and _decoded(memory)
+                headers["kind"],
+                headers["id"],
+                [],
+                headers["job"],
+                queue=QUEUE,
+                parked=memory and _decoded(memory),
+                redelivered="promptmill" in known,  # the history that the broker's scripts append
             )
         except Parked as again:
             if not self._is_dead:
@@ -80,7 +86,7 @@ class Worker:
     def kill(self) -> None:
         self._is_dead = True
         # Nobody says anything for it any more: neither that its calls are under way, nor that they have ended.
-        self.answers.land = lambda *_: None  # type: ignore[method-assign]
+        self.answers._courier.land = lambda *_: None  # type: ignore[method-assign]
         assert self.answers._beating is not None
         self.answers._beating.cancel()
         self.stop()

@@ -1,7 +1,8 @@
 -- look.lua: is there an answer to each of these prompts, or a call under way for an equal one? Else the job is to lead.
 --
 -- One script says both, so that of a thousand equal prompts one is told to call. A job that comes back (it was parked, or
--- its worker died) leads again. It takes the lead of another whose lease has ended, or which is parked and less urgent.
+-- its worker died) leads again; another message of the same job waits for it as any other does. A job takes the lead of
+-- one whose lease has ended, or which is parked and less urgent.
 --
 --- @include constants when_full time flight
 --
@@ -13,7 +14,8 @@
 --       ahead_ms   what Redis's clock is ahead of the one that submitted_ms is by
 --       asks   for each prompt: digest, job (id), token (of its lead), rank (0 is the most urgent), place (0 to 4095), ttl_ms (how
 --              old an answer may be), submitted_ms (-1: nobody knows), followed (the token that it has waited for, or ''),
---              has_next (whether it has another model to ask)
+--              has_next (whether it has another model to ask), is_redelivered (whether the worker that had the message
+--              before is gone)
 -- Returns for each prompt {0, answer, ms it lives} = an answer, {1} = lead, {2, token} = wait for the flight, {3, what} =
 --         what has become of a call that was under way together with it.
 
@@ -30,6 +32,12 @@ local function shared(key, job, landed_at, token)
   return (job.has_next or string.sub(landed, 1, 1) ~= LEFT) and landed or nil
 end
 
+local function is_led(flight, job)
+  if not flight.leader or now >= flight.ends then return false end
+  if flight.leader == job.job then return not (flight.is_parked or job.is_redelivered) end
+  return not (flight.is_parked and job.rank < flight.rank)
+end
+
 local function look(answer, key, job)
   local stored = redis.call('MGET', answer)[1]
   if stored and now - tonumber(string.sub(stored, 1, 13)) <= job.ttl_ms then
@@ -39,9 +47,8 @@ local function look(answer, key, job)
   local landed = shared(key, job, flight.landed_at, flight.landed_token)
   if landed then return { 3, landed } end
   local began, due = flight.began or now, flight.due
-  local is_led = flight.leader and flight.leader ~= job.job and now < flight.ends
-  if is_led and flight.is_parked and job.rank < flight.rank then is_led = false end
-  if not is_led then
+  local follows = is_led(flight, job)
+  if not follows then
     if not flight.leader then began = now end
     redis.call('HSET', key, 'leader', job.job, 'token', job.token, 'rank', job.rank, 'parked', 0, 'began', began,
       'ends', now + ask.lease_ms)
@@ -51,8 +58,8 @@ local function look(answer, key, job)
     due = now + math.min(ask.furthest_ms, math.max(ask.soon_ms, now - began)) + job.place / 4096
     redis.call('HSET', key, 'due', score_of(due))
   end
-  keep_flight(key, math.max(due, is_led and flight.ends or now + ask.lease_ms))
-  return is_led and { 2, flight.token } or { 1 }
+  keep_flight(key, math.max(due, follows and flight.ends or now + ask.lease_ms))
+  return follows and { 2, flight.token } or { 1 }
 end
 
 local reply = {}

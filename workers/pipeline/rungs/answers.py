@@ -68,8 +68,14 @@ class Answers:
         data = self._store.at_hand(digest, ttl_s=ttl_s)
         found: Known | Flight | Follow | None = None if data is None else self._store.opened(data)
         if found is None:
-            has_next = bool(trip.untried)
-            asked = self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed, has_next=has_next)
+            asked = self._store.look(
+                digest,
+                job,
+                ttl_s=ttl_s,
+                followed=trip.followed,
+                has_next=bool(trip.untried),
+                redelivered=trip.redelivered,
+            )
             if asked is None:
                 return await down(trip)
             try:
