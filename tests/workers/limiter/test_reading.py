@@ -88,6 +88,7 @@ def test_limits_are_learned_if_unknown_and_only_lowered_if_known() -> None:
         (told(14_400, 14_399, "3.4s"), None),
         (told(14_400, 14_390, "59.5s"), None),
         (told(14_400, 14_390, "4s"), "rpm"),
+        (told(800, 799, "60s"), "rpm"),  # a minute that begins with its first request
         (told(14_400, 14_399, "5ms"), "rpm"),
         (told(14_400, 14_400, "0s"), "rpm"),
         (told(1_000_000, 999_500, "43.2s", "tokens"), None),

@@ -42,8 +42,8 @@ _USUAL: tuple[tuple[Quantity, str, str, str], ...] = (
 )
 _ROUNDING_S = 1.0
 _RESET_ROUNDING_S = 0.02
-_LEAST_USED = 0.5
-"""Of one request, counted from its answer: a part of it may have come back meanwhile."""
+_LEAST_USED, _ANSWER_S = 0.5, 3.0
+"""Of one request a part may have come back before its answer, which takes so long."""
 
 _PREFIX = re.compile(r"(?:llm_provider-)?(?:x-|anthropic-)*rate-?limit(bysize)?(?:-(.+))?", re.ASCII)
 _PARTS: dict[str, Part] = {
@@ -111,9 +111,9 @@ class RateHeader(NamedTuple):
         """
         if self.reset_s > WINDOW_S + _ROUNDING_S:
             return False
-        came_back = self.reset_s * self.limit / _DAY_S
-        used, rounding = self.limit - self.remaining, _RESET_ROUNDING_S * self.limit / _DAY_S
-        return used - 1 - rounding <= came_back <= used + rounding
+        a_second = self.limit / _DAY_S
+        used, rounding = self.limit - self.remaining, _RESET_ROUNDING_S * a_second
+        return max(used - 1, 1 - _ANSWER_S * a_second) - rounding <= self.reset_s * a_second <= used + rounding
 
     def as_map(self) -> dict[str, str | int | float]:
         """As acquire.lua reads it."""
