@@ -143,6 +143,7 @@ class Courier:
         self._unsaid: list[Landing] = []
         self.leads: dict[int, Landing] = {}
         """The calls that equal prompts wait for, by number: under way here, or ended and not said yet."""
+        self._landed_at_once = AT_ONCE
         self._sender: asyncio.Task[None] | None = None
         self._away_until = 0.0
 
@@ -222,7 +223,7 @@ class Courier:
                 looks, self._looks = self._looks, []
                 landings, self._landings = self._landings, []
                 # What has ended comes first: those that look in the same turn find it.
-                calls = [self._tell(some) for some in portions(landings, AT_ONCE)]
+                calls = [self._tell(some) for some in portions(landings, self._landed_at_once)]
                 calls += [self._ask(some) for some in portions(looks, AT_ONCE)]
                 await asyncio.gather(*calls)
                 await asyncio.sleep(LINGER_S)
@@ -254,6 +255,8 @@ class Courier:
             left = await self._link.run(scripts.LAND, self._indexes, args)
         except AWAY as error:
             self._note_away(error)
+            # It may have been too much: answers may have megabytes.
+            self._landed_at_once = max(1, len(landings) // 2)
             self._unsaid += landings
             lost, self._unsaid = self._unsaid[:-MOST_UNSAID], self._unsaid[-MOST_UNSAID:]
             # What Redis refuses, it may refuse for ever: those that wait do so until the lead's time is over.
@@ -262,6 +265,7 @@ class Courier:
         except BaseException:
             self._forget(landings)
             raise
+        self._landed_at_once = AT_ONCE
         self._forget(landings)
         for landing, more in zip(landings, left, strict=True):
             if more:

@@ -108,6 +108,38 @@ async def test_nobody_calls_again_before_an_end_is_said(
     assert provider.stats()["calls"] == 1
 
 
+class Narrow:
+    """A link on which what is large takes too long."""
+
+    def __init__(self, link: Link, *, most_bytes: int) -> None:
+        self._link = link
+        self._most_bytes = most_bytes
+
+    async def run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> Any:
+        if script is LAND and len(args[1]) > self._most_bytes:
+            raise TimeoutError
+        return await self._link.run(script, names, args)
+
+    async def close(self) -> None:
+        await self._link.close()
+
+
+async def test_what_is_too_much_at_once_is_said_in_parts(
+    fleet: Any, client: Any, simulate: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("workers.answers.answers.BEAT_S", 0.05)
+    monkeypatch.setattr("workers.answers.courier.AWAY_S", 0.0)
+    provider = await simulate(latency_ms=100)
+    async with fleet(provider.url, size=1) as workers:
+        (worker,) = workers.workers
+        worker.answers._courier._link = Narrow(worker.answers._courier._link, most_bytes=5_000)
+        for number in range(40):
+            workers.submit(f"job-{number}", {**BODY, "messages": [{"role": "user", "content": f"{number}?"}]})
+        await wait_until(lambda: len(client.keys("pm:answer:*")) == 40, "all answers are stored")
+        await wait_until(lambda: not worker.answers._courier.leads, "all ends are said")
+    assert provider.stats()["calls"] == 40
+
+
 async def test_a_parked_lead_is_not_cut_to_a_lease(client: Any, server: Any, wait_until: Any) -> None:
     """The beat that was under way when its job was parked comes after that was said."""
     async with Redis.from_url(server.url) as redis, answers_of(redis) as answers:
