@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
-from uuid import uuid4
 
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 
     from ..prompt.failure import Failure
     from ..prompt.job import JobKind, PromptJob
+    from ..prompt.parked import Parked
     from ..providers import Answer
     from .courier import Look
 
@@ -34,7 +34,6 @@ __all__ = ["Answers", "Flight", "Follow"]
 BEAT_S: Final = 5.0
 """How often a process says which calls it has under way, and hears whether answers were cleared."""
 
-PLACES: Final = 4_096
 HIT, FOLLOW = 0, 2
 
 
@@ -73,7 +72,6 @@ class Answers:
             to_redis=to_redis,
         )
         self._redis_s = redis_s
-        self._process = uuid4().hex[:16]
         self._count = 0
         self._cleared: int | None = None
         self._beating: asyncio.Task[None] | None = None
@@ -119,19 +117,18 @@ class Answers:
         self._count += 1
         options = job.options
         submitted_at = options.submitted_at
-        ask = {
-            "digest": digest,
-            "job": job.id,
-            "token": f"{self._process}-{self._count}",
-            "rank": CELERY_PRIORITY[options.priority],
-            "place": self._count % PLACES,
-            "ttl_ms": max(1, int(ttl_s * 1000)),
-            "submitted_ms": -1 if submitted_at is None else int(submitted_at * 1000),
-            "followed": followed or "",
-            "has_next": has_next,
-            "is_redelivered": redelivered,
-        }
-        asked = self._courier.look(ask, job.kind)
+        asked = self._courier.look(
+            job.kind,
+            digest,
+            job.id,
+            self._count,
+            CELERY_PRIORITY[options.priority],
+            int(ttl_s * 1000) or 1,
+            -1.0 if submitted_at is None else submitted_at,
+            followed or "",
+            has_next,
+            redelivered,
+        )
         if asked is None:
             self.tally.note("skipped")
         return asked
@@ -146,14 +143,14 @@ class Answers:
     def _hear(self, looks: Sequence[Look], replies: Sequence[Any]) -> None:
         """For the courier. One call for a batch: what is done here for each job is done for each miss."""
         led, leads = 0, self._courier.leads
-        for (ask, kind, waiting), reply in zip(looks, replies, strict=True):
-            if reply[0] != LEAD:
+        for look, reply in zip(looks, replies, strict=True):
+            digest, _, number, rank, ttl_ms, *_, kind, waiting = look
+            if reply != LEAD:
                 if not waiting.done():
-                    self._hear_other(ask, reply, waiting)
+                    self._hear_other(digest, reply, waiting)
                 continue
-            flight = Flight(ask["digest"], ask["token"], "release", rank=ask["rank"], ttl_ms=ask["ttl_ms"])
+            flight = leads[number] = Flight(digest, number, "release", rank=rank, ttl_ms=ttl_ms)
             flight.courier, flight.kind = self._courier, kind
-            leads[flight.token] = flight
             if waiting.done():  # it was stopped meanwhile
                 flight.release()
             else:
@@ -162,8 +159,7 @@ class Answers:
         if led:
             self.tally.note("missed", led)
 
-    def _hear_other(self, ask: dict[str, Any], reply: list[Any], waiting: Asked) -> None:
-        digest = ask["digest"]
+    def _hear_other(self, digest: str, reply: list[Any], waiting: Asked) -> None:
         if reply[0] == FOLLOW:
             self.tally.note("followed")
             waiting.set_result(Follow(Follows(redis_keys.flight(digest), reply[1].decode())))
@@ -223,9 +219,10 @@ class Flight(Landing):
             self.how, self.data = "share", encode_failure(failure)
         self.courier.land(self)
 
-    def parked(self, until_s: float) -> None:
-        """The job comes back then (epoch seconds, the worker's clock), and leads on."""
-        self.how, self.until_ms = "park", self.courier.parked_until_ms(until_s)
+    def parked(self, parked: Parked) -> None:
+        """The job comes back later, and leads on where it keeps its lead; else another may lead."""
+        if parked.keeps_lead:
+            self.how, self.until_ms = "park", self.courier.parked_until_ms(parked.until_s)
         self.courier.land(self)
 
     def release(self) -> None:

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from uuid import uuid4
 
 import orjson
 from redis.exceptions import ResponseError
@@ -61,18 +62,37 @@ How = Literal["store", "share", "release", "park", "wake"]
 LEAD: Final = 1
 """The reply to one who is to call."""
 
-Look: TypeAlias = "tuple[dict[str, Any], JobKind, asyncio.Future[Any]]"
-"""The question in the words of look.lua, the job's kind, and who waits for what comes of it."""
+
+class Look(NamedTuple):
+    """A question in the words of look.lua; then the job's kind, and who waits for what comes of it."""
+
+    digest: str
+    job: str
+    number: int
+    rank: int
+    ttl_ms: int
+    submitted_s: float
+    followed: str
+    has_next: bool
+    is_redelivered: bool
+    kind: JobKind
+    waiting: asyncio.Future[Any]
+
+
+ASKED: Final = Look._fields[:-2]
+TOLD: Final = ("digest", "number", "how", "bytes", "ttl_ms", "until_ms", "rank")
+"""What the scripts are told of each prompt: a column each, because a map for each takes twice as long."""
 
 
 class Landing:
     """What has become of a call, in the words of land.lua. `known` is what is stored, or else `data`."""
 
-    __slots__ = ("data", "digest", "how", "known", "rank", "token", "ttl_ms", "until_ms")
+    __slots__ = ("data", "digest", "how", "known", "number", "rank", "ttl_ms", "until_ms")
 
-    def __init__(self, digest: str, token: str, how: How, *, rank: int = 0, ttl_ms: int = 0) -> None:
+    def __init__(self, digest: str, number: int, how: How, *, rank: int = 0, ttl_ms: int = 0) -> None:
+        """`number`: that of the question by which this process came to lead."""
         self.digest = digest
-        self.token = token
+        self.number = number
         self.how = how
         self.rank = rank
         self.ttl_ms = ttl_ms
@@ -103,8 +123,10 @@ class Courier:
         self._hear = hear
         self._to_redis = to_redis
         self._prefix = key_prefix
+        self._process = uuid4().hex[:16]
         self._indexes = [key_prefix + key for key in redis_keys.ANSWER_INDEXES]
         self._names = {
+            "process": self._process,
             "room_bytes": room_bytes,
             "lists": {"steps": redis_keys.PRIORITY_STEPS, "separator": redis_keys.PRIORITY_SEPARATOR},
             "prefix": key_prefix,
@@ -115,8 +137,8 @@ class Courier:
         self._looks: list[Look] = []
         self._landings: list[Landing] = []
         self._unsaid: list[Landing] = []
-        self.leads: dict[str, Landing] = {}
-        """The calls that equal prompts wait for, by token: under way here, or ended and not said yet."""
+        self.leads: dict[int, Landing] = {}
+        """The calls that equal prompts wait for, by number: under way here, or ended and not said yet."""
         self._sender: asyncio.Task[None] | None = None
         self._away_until = 0.0
 
@@ -125,15 +147,15 @@ class Courier:
         """Whether there is something to say with the next beat."""
         return bool(self.leads or self._unsaid)
 
-    def look(self, ask: dict[str, Any], kind: JobKind) -> asyncio.Future[Any] | None:
-        """Gives what `hear` makes of the reply; None: Redis is not asked now. Where its reply is lost, the caller may
-        be the one who leads: it calls, and says what has become of it.
+    def look(self, kind: JobKind, *ask: Any) -> asyncio.Future[Any] | None:
+        """Ask what `Look` has but its last two. Gives what `hear` makes of the reply; None: Redis is not asked now.
+        Where its reply is lost, the caller may be the one who leads: it calls, and says what has become of it.
         """
         loop = asyncio.get_running_loop()
         if loop.time() < self._away_until:
             return None
         waiting: asyncio.Future[Any] = loop.create_future()
-        self._looks.append((ask, kind, waiting))
+        self._looks.append(tuple.__new__(Look, (*ask, kind, waiting)))
         if self._sender is None:
             self._start()
         return waiting
@@ -159,7 +181,7 @@ class Courier:
         leads, cleared = list(self.leads.values()), None
         for some in portions(leads, AT_ONCE) if leads else [[]]:
             names = [self._indexes[-1], *(self._prefix + redis_keys.flight(lead.digest) for lead in some)]
-            ask = {"lease_ms": LEASE_MS, "tokens": [lead.token for lead in some]}
+            ask = {"process": self._process, "lease_ms": LEASE_MS, "numbers": [lead.number for lead in some]}
             try:
                 cleared = int(await self._link.run(scripts.RENEW, names, [orjson.dumps(ask)]))
             except AWAY as error:
@@ -193,20 +215,21 @@ class Courier:
 
     async def _ask(self, looks: Sequence[Look]) -> None:
         asks = {
+            "process": self._process,
             "answers": self._names["answers"],
             "flights": self._names["flights"],
             "lease_ms": LEASE_MS,
             "soon_ms": SOON_MS,
             "furthest_ms": FURTHEST_MS,
             "ahead_ms": int(self._to_redis(0.0) * 1000),
-            "asks": [ask for ask, _, _ in looks],
+            "asks": dict(zip(ASKED, zip(*looks, strict=True), strict=False)),
         }
         replies: Sequence[Any]
         try:
             replies = await self._link.run(scripts.LOOK, self._indexes[:1], [orjson.dumps(asks)])
         except AWAY as error:
             self._note_away(error)
-            replies = [[LEAD]] * len(looks)
+            replies = [LEAD] * len(looks)
         self._hear(looks, replies)
 
     async def _tell(self, landings: Sequence[Landing]) -> None:
@@ -226,7 +249,7 @@ class Courier:
         self._forget(landings)
         for landing, more in zip(landings, left, strict=True):
             if more:
-                self.land(Landing(landing.digest, landing.token, "wake"))
+                self.land(Landing(landing.digest, landing.number, "wake"))
 
     async def _written(self, landings: Sequence[Landing]) -> list[bytes]:
         """The arguments of land.lua: one for all that is stored, as packing arguments is most of what a batch costs."""
@@ -242,24 +265,25 @@ class Courier:
                 elif landing.how == "store":
                     kept.append((landing.digest, landing.data, landing.ttl_ms))
             calls.append(
-                {
-                    "digest": landing.digest,
-                    "token": landing.token,
-                    "how": landing.how,
-                    "bytes": len(landing.data),
-                    "ttl_ms": landing.ttl_ms,
-                    "until_ms": landing.until_ms,
-                    "rank": landing.rank,
-                }
+                (
+                    landing.digest,
+                    landing.number,
+                    landing.how,
+                    len(landing.data),
+                    landing.ttl_ms,
+                    landing.until_ms,
+                    landing.rank,
+                )
             )
         if kept:
             self._keep(kept)
-        return [orjson.dumps(self._names | {"calls": calls}), b"".join([landing.data for landing in landings])]
+        told = dict(zip(TOLD, zip(*calls, strict=True), strict=True))
+        return [orjson.dumps(self._names | {"calls": told}), b"".join([landing.data for landing in landings])]
 
     def _forget(self, landings: Sequence[Landing]) -> None:
         """They are no longer renewed."""
         for landing in landings:
-            self.leads.pop(landing.token, None)
+            self.leads.pop(landing.number, None)
 
     def _note_away(self, error: Exception) -> None:
         now = asyncio.get_running_loop().time()

@@ -71,17 +71,20 @@ def is_good(kind: JobKind, response: dict[str, Any]) -> bool:
         return True
     if kind == "respond":
         return is_whole_response(response)
-    choices, ends = response.get("choices"), _GOOD_ENDS if kind == "chat" else _FINISHED
-    if not isinstance(choices, list) or not choices:
-        return False
-    for choice in choices:
-        if not isinstance(choice, dict) or choice.get("finish_reason") not in ends:
-            return False
-        if kind == "chat":
-            message = choice.get("message")
-            if not isinstance(message, dict) or message.get("refusal"):
+    is_chat = kind == "chat"
+    ends = _GOOD_ENDS if is_chat else _FINISHED
+    try:
+        choices = response["choices"]
+        for choice in choices:
+            if choice["finish_reason"] not in ends:
                 return False
-    return True
+            if is_chat:
+                message = choice["message"]
+                if not isinstance(message, dict) or (message.get("refusal")):
+                    return False
+    except (LookupError, TypeError):  # it is not what the endpoint answers, or says of an end what can't be read
+        return False
+    return bool(choices)
 
 
 def is_shared(failure: Failure) -> bool:

@@ -107,7 +107,7 @@ class _FastPath:
     def takes(self, message: Any, ack: Any, reject: Any, callbacks: Any) -> bool:
         """Whether the job is answered here. One that was read in vain carries what was read in its marks."""
         marks, headers = message.properties.get(MARKS), message.headers
-        if callbacks or marks or marks is None or any(map(_receivers, _SIGNALS)):
+        if callbacks or marks or marks is None:
             return False
         try:
             args, kwargs, embedded = message.payload
@@ -142,7 +142,8 @@ class _FastPath:
 
     def _is_unusual(self, headers: dict[str, Any]) -> bool:
         return (
-            headers["id"] in worker_state.revoked
+            any(map(_receivers, _SIGNALS))
+            or headers["id"] in worker_state.revoked
             or any(map(headers.get, _UNUSUAL))
             or bool(self._consumer.task_buckets[self._task.name])
             or shutdown.has_begun()

@@ -168,7 +168,7 @@ class Trip:
     shortened: list[dict[str, Any]] | None = None
     """What was done to inputs that are longer than the model takes."""
     digest: str | None = None
-    """What equal prompts have in common, if that was known before it began, and its ladder leads to one model."""
+    """What equal prompts have in common, if memory was asked before it began, and its ladder leads to one model."""
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
     priced: tuple[Answer, float | None] | None = None

@@ -386,9 +386,9 @@ async def test_a_parked_lead_is_not_cut_to_a_lease(client: Any, server: Any, wai
         assert asked is not None
         flight = await asked
         assert isinstance(flight, Flight)
-        flight.parked(time.time() + 600)
+        flight.parked(Parked(time.time() + 600, "its limit's turn is far away"))
         courier = answers._courier
         await wait_until(lambda: not courier.leads, "it is said")
-        courier.leads[flight.token] = flight
+        courier.leads[flight.number] = flight
         await courier.renew()
     assert float(client.hget(redis_keys.flight("0a"), "ends")) > (time.time() + 600) * 1000

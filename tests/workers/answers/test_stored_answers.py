@@ -185,6 +185,7 @@ async def test_a_plain_job_meets_no_cache(worker: Any, client: Any, simulate: An
         ("content_filter", {"content": "the beginn"}, False),
         ("stop", {"content": None, "refusal": "I can't"}, False),
         (None, {"content": "fine"}, False),
+        (["stop"], {"content": "fine"}, False),
     ],
 )
 async def test_only_whole_answers_are_kept(

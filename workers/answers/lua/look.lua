@@ -9,14 +9,15 @@
 -- KEYS  1 the answers (zset); a prompt's own keys are its digest behind a prefix, because packing arguments is what most of
 --       a batch costs
 -- ARGV  1 a JSON map:
+--       process   part of the tokens of its leads
 --       answers, flights   prefixes of the prompts' answers (strings), and flights (hashes)
 --       lease_ms, soon_ms, furthest_ms   how long a lead lasts; when those that wait look again, first and at the latest
---       ahead_ms   what Redis's clock is ahead of the one that submitted_ms is by
---       asks   for each prompt: digest, job (id), token (of its lead), rank (0 is the most urgent), place (0 to 4095), ttl_ms (how
---              old an answer may be), submitted_ms (-1: nobody knows), followed (the token that it has waited for, or ''),
+--       ahead_ms   what Redis's clock is ahead of the one that submitted_s is by
+--       asks   a column each: digest, job (id), number (of the question, of the process), rank (0 is the most urgent), ttl_ms (how
+--              old an answer may be), submitted_s (-1: nobody knows), followed (the token that it has waited for, or ''),
 --              has_next (whether it has another model to ask), is_redelivered (whether the worker that had the message
 --              before is gone)
--- Returns for each prompt {0, answer, ms it lives} = an answer, {1} = lead, {2, token} = wait for the flight, {3, what} =
+-- Returns for each prompt {0, answer, ms it lives} = an answer, 1 = lead, {2, token} = wait for the flight, {3, what} =
 --         what has become of a call that was under way together with it.
 
 local ask = cjson.decode(ARGV[1])
@@ -24,10 +25,18 @@ local now = now_ms()
 
 local LEFT = 'l' -- known.py: a failure for those that have another model to ask
 
+local function token_of(number)
+  return string.format('%s-%d', ask.process, number)
+end
+
+local function was_under_way(job, landed_at, token)
+  if not landed_at or now - landed_at > FLIGHT_TTL_S * 1000 then return false end
+  return token == job.followed or (job.submitted_s >= 0 and math.floor(job.submitted_s * 1000) + ask.ahead_ms <= landed_at)
+end
+
 -- What it shares of a call that was under way together with it.
 local function shared(key, job, landed_at, token)
-  if not landed_at or now - landed_at > FLIGHT_TTL_S * 1000 then return nil end
-  if token ~= job.followed and (job.submitted_ms < 0 or job.submitted_ms + ask.ahead_ms > landed_at) then return nil end
+  if not was_under_way(job, landed_at, token) then return nil end
   local landed = redis.call('HGET', key, 'landed')
   return (job.has_next or string.sub(landed, 1, 1) ~= LEFT) and landed or nil
 end
@@ -50,20 +59,24 @@ local function look(answer, key, job)
   local follows = is_led(flight, job)
   if not follows then
     if not flight.leader then began = now end
-    redis.call('HSET', key, 'leader', job.job, 'token', job.token, 'rank', job.rank, 'parked', 0, 'began', began,
+    redis.call('HSET', key, 'leader', job.job, 'token', token_of(job.number), 'rank', job.rank, 'parked', 0, 'began', began,
       'ends', now + ask.lease_ms)
   end
   -- All that wait are due at one instant, which no other message has: so whoever ends the flight finds them.
   if not due or due <= now or due > now + ask.furthest_ms then
-    due = now + math.min(ask.furthest_ms, math.max(ask.soon_ms, now - began)) + job.place / 4096
+    due = now + math.min(ask.furthest_ms, math.max(ask.soon_ms, now - began)) + job.number % 4096 / 4096
     redis.call('HSET', key, 'due', score_of(due))
   end
   keep_flight(key, math.max(due, follows and flight.ends or now + ask.lease_ms))
-  return follows and { 2, flight.token } or { 1 }
+  return follows and { 2, flight.token } or 1
 end
 
 local reply = {}
-for n, job in ipairs(ask.asks) do
-  reply[n] = look(ask.answers .. job.digest, ask.flights .. job.digest, job)
+for n, digest in ipairs(ask.asks.digest) do
+  local job = {}
+  for name, column in pairs(ask.asks) do
+    job[name] = column[n]
+  end
+  reply[n] = look(ask.answers .. digest, ask.flights .. digest, job)
 end
 return reply
