@@ -177,7 +177,7 @@ class PromptResult:
         row["usage"] = _fields(self.usage)
         if self.error is not None:
             row["error"] = {**_fields(self.error), "attempts": _rows(self.error.attempts)}
-        row["failed_attempts"] = _rows(self.failed_attempts)
+        row["failed_attempts"] = _rows(self.failed_attempts) if self.failed_attempts else []
         return row
 
     @classmethod

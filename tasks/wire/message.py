@@ -13,7 +13,7 @@ import socket
 from base64 import b64encode
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from json.encoder import encode_basestring_ascii
+from json.encoder import encode_basestring, encode_basestring_ascii
 from typing import Final
 from uuid import uuid4
 
@@ -50,7 +50,7 @@ class Envelope:
         self._parts = {
             (kind, priority): template.replace('"<task>"', json.dumps(TASK_NAMES[kind]))
             .replace('"<priority>"', str(CELERY_PRIORITY[priority]))
-            .replace('"<body>"', '"%(body)s"')
+            .replace('"<body>"', "%(body)s")
             .replace('"<id>"', "%(id)s")
             .replace('"<eta>"', "%(eta)s")
             .replace('"<group>"', "%(group)s")
@@ -62,9 +62,10 @@ class Envelope:
 
     def render(self, job: NewJob, *, group: str | None, now_s: float) -> str:
         """The message of `job`, submitted at `now_s` of Redis's clock."""
-        body = f"[[{encode_basestring_ascii(job.text(submitted_at=now_s))}{_BODY_END}"
+        # Text, not base64 as kombu's own: workers read it in a third of the time, in others than ASCII half as long.
+        body = f"[[{encode_basestring(job.text(submitted_at=now_s))}{_BODY_END}"
         return self._parts[job.kind, job.priority] % {
-            "body": b64encode(body.encode("ascii")).decode("ascii"),
+            "body": encode_basestring(body),
             "id": encode_basestring_ascii(job.id),
             "eta": f'"{_iso(now_s + job.delay_s)}"' if job.delay_s else "null",
             "group": "null" if group is None else encode_basestring_ascii(group),
@@ -104,7 +105,7 @@ def _template(*, origin: str, reply_to: str) -> str:
         "delivery_mode": 2,
         "delivery_info": {"exchange": "", "routing_key": QUEUE},
         "priority": "<priority>",
-        "body_encoding": "base64",
+        "body_encoding": None,
         "delivery_tag": "<tag>",
     }
     # A host name may hold a percent sign for all we know; the places to fill in are named after this.

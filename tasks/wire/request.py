@@ -56,7 +56,7 @@ class NewJob:
     lane: str | None
     """Jobs of one lane wait for the same limit; None for one that may end, or be answered, without its turn."""
     size_bytes: int
-    """About what the job takes in Redis, before base64."""
+    """About what the job takes in Redis."""
     fallbacks: tuple[str, ...] = ()
     streams: bool = False
     """Whether its answer is going to be read as it comes."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import inspect
 import json
 import threading
@@ -73,7 +72,7 @@ class FakeWorker:
             pipe.hset(record, "state", "running")
             pipe.hexists(record, "cancel")
             _, cancelled = await pipe.execute()
-        [text], _, _ = json.loads(base64.b64decode(message["body"]))
+        [text], _, _ = json.loads(message["body"])
         answering = asyncio.ensure_future(self._result(job_id, json.loads(text)))
         await asyncio.sleep(0)  # what need not wait has been answered
         while not answering.done() and not cancelled:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
-from uuid import uuid4
 
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
-from tasks.wire.message import CELERY_PRIORITY
 
 from ..prompt.parked import Follows
 from ..redis.link import Link
 from .courier import LEAD, TIMEOUT_S, Courier, Landing
-from .known import Known, decode, encode_failure, is_good, is_shared
+from .known import Known, decode, encode_failure, is_good, is_shared, leads_on
 from .memory import Memory
 from .tally import Tally
 
@@ -25,7 +24,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from ..prompt.failure import Failure
-    from ..prompt.job import JobKind, PromptJob
+    from ..prompt.job import JobKind
+    from ..prompt.parked import Parked
     from ..providers import Answer
     from .courier import Look
 
@@ -34,10 +34,6 @@ __all__ = ["Answers", "Flight", "Follow"]
 BEAT_S: Final = 5.0
 """How often a process says which calls it has under way, and hears whether answers were cleared."""
 
-PARKED_MS: Final = 30_000
-"""For so long after its time a parked job keeps its lead."""
-
-PLACES: Final = 4_096
 HIT, FOLLOW = 0, 2
 
 
@@ -64,6 +60,7 @@ class Answers:
         key_prefix: str = "",
     ) -> None:
         """`to_redis` leads from the worker's clock to Redis's, of which `redis_s` gives the time (epoch seconds)."""
+        self.tally = Tally()
         self._memory = Memory(memory_bytes, redis_s=redis_s)
         self.at_hand = self._memory.get
         """The answer to a digest as it is stored, if it is in memory. On any thread; counted when it is opened."""
@@ -73,16 +70,17 @@ class Answers:
             room_bytes=redis_bytes,
             keep=self._memory.keep,
             hear=self._hear,
+            skip=partial(self.tally.note, "skipped"),
             to_redis=to_redis,
         )
-        self._to_redis = to_redis
+        self.look = self._courier.look
+        """Gives, when awaited, an answer; a flight, to be led; whom to follow; or None: make the call, and say nothing.
+        Raises the `Failure` of an equal prompt that was under way together with this one, if they share it. Who stops
+        waiting says so with `give_up`.
+        """
         self._redis_s = redis_s
-        self._process = uuid4().hex[:16]
-        self._count = 0
-        self._flights: dict[str, Flight] = {}
         self._cleared: int | None = None
         self._beating: asyncio.Task[None] | None = None
-        self.tally = Tally()
 
     async def __aenter__(self) -> Self:
         self._beating = asyncio.create_task(self._keep_beating())
@@ -103,32 +101,6 @@ class Answers:
             self.tally.note("memory", saved_usd=known.cost_usd)
         return known
 
-    def look(self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None) -> Asked | None:
-        """Gives an answer; a flight, to be led; whom to follow; or None: make the call, and say nothing. Redis may not
-        be asked at all: then it returns None.
-
-        An answer may be `ttl_s` old, and the job's own is kept as long. `followed` is the token of the call that it has
-        waited for. Raises, when awaited, the `Failure` of an equal prompt that was under way together with this one, if
-        they share it. Who stops waiting says so with `give_up`.
-        """
-        self._count += 1
-        options = job.options
-        submitted_at = options.submitted_at
-        ask = {
-            "digest": digest,
-            "job": job.id,
-            "token": f"{self._process}-{self._count}",
-            "rank": CELERY_PRIORITY[options.priority],
-            "place": self._count % PLACES,
-            "ttl_ms": max(1, int(ttl_s * 1000)),
-            "submitted_ms": -1 if submitted_at is None else int(submitted_at * 1000),
-            "followed": followed or "",
-        }
-        asked = self._courier.look(ask, job.kind)
-        if asked is None:
-            self.tally.note("skipped")
-        return asked
-
     def give_up(self, asked: Asked) -> None:
         """Nobody waits for it any more. If it was to lead, another may."""
         if not asked.cancel() and not asked.cancelled() and asked.exception() is None:
@@ -138,15 +110,15 @@ class Answers:
 
     def _hear(self, looks: Sequence[Look], replies: Sequence[Any]) -> None:
         """For the courier. One call for a batch: what is done here for each job is done for each miss."""
-        led = 0
-        for (ask, kind, waiting), reply in zip(looks, replies, strict=True):
-            if reply[0] != LEAD:
+        led, leads = 0, self._courier.leads
+        for look, reply in zip(looks, replies, strict=True):
+            digest, _, number, rank, ttl_ms, *_, kind, waiting = look
+            if reply != LEAD:
                 if not waiting.done():
-                    self._hear_other(ask, reply, waiting)
+                    self._hear_other(digest, reply, waiting)
                 continue
-            flight = Flight(ask["digest"], ask["token"], "release", rank=ask["rank"], ttl_ms=ask["ttl_ms"])
-            flight.answers, flight.kind = self, kind
-            self._flights[flight.token] = flight
+            flight = leads[number] = Flight(digest, number, "release", rank=rank, ttl_ms=ttl_ms)
+            flight.courier, flight.kind = self._courier, kind
             if waiting.done():  # it was stopped meanwhile
                 flight.release()
             else:
@@ -155,8 +127,7 @@ class Answers:
         if led:
             self.tally.note("missed", led)
 
-    def _hear_other(self, ask: dict[str, Any], reply: list[Any], waiting: Asked) -> None:
-        digest = ask["digest"]
+    def _hear_other(self, digest: str, reply: list[Any], waiting: Asked) -> None:
         if reply[0] == FOLLOW:
             self.tally.note("followed")
             waiting.set_result(Follow(Follows(redis_keys.flight(digest), reply[1].decode())))
@@ -180,24 +151,15 @@ class Answers:
         self.tally.note("redis", saved_usd=known and known.cost_usd)
         return known
 
-    def land(self, flight: Flight) -> None:
-        """For `Flight`: the call is no longer under way here."""
-        if self._flights.pop(flight.token, None) is not None:
-            self._courier.land(flight)
-
-    def parked_until_ms(self, until_s: float) -> int:
-        """For `Flight`: how long a job that is parked until then keeps its lead."""
-        return int(self._to_redis(until_s) * 1000) + PARKED_MS
-
     async def _keep_beating(self) -> None:
         while True:
             await asyncio.sleep(BEAT_S)
             self.tally.tell()
-            if self._flights or self._memory.bytes or self._courier.has_unsaid:
+            if self._memory.bytes or self._courier.has_news:
                 await self._beat()
 
     async def _beat(self) -> None:
-        cleared = await self._courier.renew([(flight.digest, token) for token, flight in self._flights.items()])
+        cleared = await self._courier.renew()
         if cleared is not None and cleared != self._cleared:
             self._memory.clear()
             self._cleared = cleared
@@ -207,28 +169,30 @@ class Flight(Landing):
     """The lead of a call for equal prompts. Say once what has become of it."""
 
     # No `__init__` above that of `Landing`: one is made for each miss.
-    __slots__ = ("answers", "kind")
+    __slots__ = ("courier", "kind")
 
-    answers: Answers
+    courier: Courier
     kind: JobKind
 
     def answered(self, answer: Answer, *, answered_by: str, cost_usd: float | None) -> None:
         """There is an answer: a whole one is stored, any other is for those that were under way."""
         self.known = tuple.__new__(Known, (answer, answered_by, cost_usd))
         self.how = "store" if is_good(self.kind, answer.response) else "share"
-        self.answers.land(self)
+        self.courier.land(self)
 
-    def failed(self, failure: Failure) -> None:
-        """There is none: those that were under way share the failure, or one of them tries again."""
-        if is_shared(failure):
+    def failed(self, failure: Failure, *, has_next: bool) -> None:
+        """There is none: those that were under way share the failure, or one of them tries again. `has_next`: the job
+        has another model to ask, and those of the others that have one follow it there."""
+        if is_shared(failure) or (has_next and leads_on(failure)):
             self.how, self.data = "share", encode_failure(failure)
-        self.answers.land(self)
+        self.courier.land(self)
 
-    def parked(self, until_s: float) -> None:
-        """The job comes back then (epoch seconds, the worker's clock), and leads on."""
-        self.how, self.until_ms = "park", self.answers.parked_until_ms(until_s)
-        self.answers.land(self)
+    def parked(self, parked: Parked) -> None:
+        """The job comes back later, and leads on where it keeps its lead; else another may lead."""
+        if parked.keeps_lead:
+            self.how, self.until_ms = "park", self.courier.parked_until_ms(parked.until_s)
+        self.courier.land(self)
 
     def release(self) -> None:
         """Another may lead."""
-        self.answers.land(self)
+        self.courier.land(self)

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import orjson
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from config.catalog import Model, Provider
 
     from ..prompt.job import PromptJob
@@ -44,33 +46,56 @@ TENANT_DIGITS: Final = 16
 NOBODY: Final = "-"
 _SEPARATOR: Final = b"\0"
 """No JSON text holds it."""
+_FIRST_SAMPLE: Final = b"0" + _SEPARATOR
+"""What most bodies stand behind."""
 _PATIENT: Final = _SEPARATOR + b"flex"
+
+
+class Asked(Protocol):
+    """The model that is asked, and the name that led to it."""
+
+    @property
+    def alias(self) -> str: ...
+
+    @property
+    def model(self) -> Model: ...
+
+    @property
+    def provider(self) -> Provider: ...
+
+    @property
+    def codec(self) -> Codec: ...
 
 
 class Digests:
     """Makes the digests of one process. What jobs of a model have in common is hashed once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, may_wait: Callable[[PromptJob], bool] = lambda _: False) -> None:
+        """Jobs that `may_wait` for a flex tier are equal to such jobs alone: nobody in a hurry waits for those."""
+        self._may_wait = may_wait
         self._scopes: dict[tuple[str, str], Any] = {}
 
-    def of(
-        self, job: PromptJob, *, alias: str, model: Model, provider: Provider, codec: Codec, may_wait: bool = False
-    ) -> str:
-        """`<of the tenant>:<of the request>`, in hexadecimal digits. `alias` names the model that is asked. Jobs that
-        `may_wait` for a flex tier are equal to such jobs alone: nobody in a hurry waits for one of them.
-        """
-        scope = self._scopes.get((job.kind, alias))
+    def of(self, job: PromptJob, asked: Asked) -> str:
+        """`<of the tenant>:<of the request>`, in hexadecimal digits. On any thread."""
+        scope = self._scopes.get((job.kind, asked.alias))
         if scope is None:
-            if len(self._scopes) >= MOST_SCOPES:
-                self._scopes.clear()
-            scope = self._scopes[job.kind, alias] = _scope(job, model, provider, codec)
-        tenant = job.options.tenant or ""
-        hashed = scope.copy()
-        asked_for = f"{job.options.sample} {tenant}".encode() if tenant else b"%d" % job.options.sample
-        hashed.update(b"%b\0%b" % (asked_for, _canonical(job.body)))
-        if may_wait:
+            scope = self._new_scope(job, asked)
+        options, hashed = job.options, scope.copy()
+        tenant = options.tenant
+        if tenant or options.sample:
+            hashed.update(f"{options.sample} {tenant}\0".encode() if tenant else b"%d\0" % options.sample)
+            hashed.update(_canonical(job.body))
+        else:
+            hashed.update(_FIRST_SAMPLE + _canonical(job.body))
+        if asked.model.flex and self._may_wait(job):
             hashed.update(_PATIENT)
         return f"{tenant_digest(tenant) if tenant else NOBODY}:{hashed.hexdigest()}"
+
+    def _new_scope(self, job: PromptJob, asked: Asked) -> Any:
+        if len(self._scopes) >= MOST_SCOPES:
+            self._scopes.clear()
+        scope = self._scopes[job.kind, asked.alias] = _scope(job, asked.model, asked.provider, asked.codec)
+        return scope
 
 
 def tenant_digest(tenant: str) -> str:
@@ -91,13 +116,12 @@ def _canonical(body: dict[str, Any]) -> bytes:
     """The request as one text. The model's alias is ours; the scope has the provider's own name of it."""
     rest = body.copy()
     rest.pop("model", None)
-    ordered = ORDERED.intersection(rest)
-    if not ordered:
+    if ORDERED.isdisjoint(rest):
         try:
             return orjson.dumps(rest, option=orjson.OPT_SORT_KEYS)
         except TypeError:
             return _by_json(rest, orjson.OPT_SORT_KEYS)
-    texts = [_dumps([name, rest.pop(name)], 0) for name in sorted(ordered)]
+    texts = [_dumps([name, rest.pop(name)], 0) for name in sorted(ORDERED.intersection(rest))]
     return _SEPARATOR.join([_dumps(rest, orjson.OPT_SORT_KEYS), *texts])
 
 

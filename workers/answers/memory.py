@@ -50,15 +50,15 @@ class Memory:
 
     def put(self, digest: str, data: bytes, *, stored_ms: float, ends_ms: float) -> None:
         """Keep it; what was used longest ago makes room. One larger than all the room is not kept."""
-        if (before := self._entries.pop(digest, None)) is not None:
-            self._take_off(before[0])
-        size = len(data) + OVERHEAD_BYTES
+        entries, size = self._entries, len(data) + OVERHEAD_BYTES
+        if digest in entries:
+            self._take_off(entries.pop(digest)[0])
         if size > self._most_bytes:
             return
-        self._entries[digest] = data, stored_ms, ends_ms
+        entries[digest] = data, stored_ms, ends_ms
         self.bytes += size
         while self.bytes > self._most_bytes:
-            self._take_off(self._entries.popitem(last=False)[1][0])
+            self._take_off(entries.popitem(last=False)[1][0])
 
     def clear(self) -> None:
         self._entries.clear()

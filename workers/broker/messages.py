@@ -143,7 +143,8 @@ def context(raw: bytes) -> Context:
     payload = orjson.loads(raw)
     headers = payload["headers"]
     try:
-        embedded = orjson.loads(base64.b64decode(payload["body"]))[2]
+        body, encoding = payload["body"], payload["properties"].get("body_encoding")
+        embedded = orjson.loads(base64.b64decode(body) if encoding == "base64" else body)[2]
     except (ValueError, LookupError, TypeError):
         embedded = {}
     return Context({**headers, **embedded, "id": headers["id"], "delivery_info": {}})

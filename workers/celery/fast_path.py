@@ -81,11 +81,16 @@ def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[...
     fast, mark = _FastPath(task, consumer, usual, at_hand_now), at_hand_now.mark
 
     def handle(message: Any, body: Any, ack: Any, reject: Any, callbacks: Any, **more: Any) -> None:
-        content = message.body
-        if not (isinstance(content, bytes) and mark in content and fast.takes(message, ack, reject, callbacks)):
+        # A job that asks for the cache has no lane (tasks/wire/request.py); most others have one, and are not searched.
+        may_ask = not mark or message.headers.get("lane") is None
+        if not (may_ask and _asks(message.body, mark) and fast.takes(message, ack, reject, callbacks)):
             usual(message, body, ack, reject, callbacks, **more)
 
     return handle
+
+
+def _asks(body: Any, mark: bytes) -> bool:
+    return isinstance(body, bytes) and mark in body
 
 
 class _FastPath:
@@ -102,7 +107,7 @@ class _FastPath:
     def takes(self, message: Any, ack: Any, reject: Any, callbacks: Any) -> bool:
         """Whether the job is answered here. One that was read in vain carries what was read in its marks."""
         marks, headers = message.properties.get(MARKS), message.headers
-        if callbacks or marks or marks is None or any(map(_receivers, _SIGNALS)):
+        if callbacks or marks or marks is None:
             return False
         try:
             args, kwargs, embedded = message.payload
@@ -137,7 +142,8 @@ class _FastPath:
 
     def _is_unusual(self, headers: dict[str, Any]) -> bool:
         return (
-            headers["id"] in worker_state.revoked
+            any(map(_receivers, _SIGNALS))
+            or headers["id"] in worker_state.revoked
             or any(map(headers.get, _UNUSUAL))
             or bool(self._consumer.task_buckets[self._task.name])
             or shutdown.has_begun()

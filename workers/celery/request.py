@@ -224,6 +224,8 @@ class Request(CeleryRequest):  # type: ignore[misc]  # Celery publishes no types
 
 # Celery reads these thirty times a job, each through a property that is a Python function.
 Request.message = property(attrgetter("_message"))
+Request.task_id = property(attrgetter("id"))
+Request.ignore_result = property(attrgetter("_ignore_result"))
 for _name in (
     "argsrepr",
     "body",

@@ -56,9 +56,10 @@ TASKS: Final[dict[JobKind, Task]] = {name: _task(kind) for name, kind in KINDS.i
 async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict[str, Any]) -> JSONResult:
     pipeline = current()
     request = task.request
-    if request.delivery_info and request.delivery_info.get("redelivered"):
+    delivery = request.delivery_info or {}
+    if redelivered := bool(delivery.get("redelivered")):
         await _stop_if_ended(task, request)
-    queue = (request.delivery_info or {}).get("routing_key") or QUEUE
+    queue = delivery.get("routing_key") or QUEUE
     held: list[object] = []
     marks = (request.properties or {}).get(MARKS, {})
     result = await pipeline.handle(
@@ -71,6 +72,7 @@ async def _answer(task: Task, kind: JobKind, args: tuple[Any, ...], kwargs: dict
         parked=marks.get("memory"),
         held=held,
         read=marks.get(READ),
+        redelivered=redelivered,
     )
     if marks.get("suspected_double_payment"):
         result = replace(result, suspected_double_payment=True)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import traceback
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from config.catalog import UnknownModel
@@ -163,10 +163,10 @@ class Pipeline:
             speeds=speeds,
             now=now,
         )
-        self._job_rungs: tuple[Rung, ...] = (Deadline(), self._fallbacks)
+        job_rungs: tuple[Rung, ...] = (Deadline(), self._fallbacks)
         stored = None if answers is None else Answers(answers, ttl_s=cache_ttl_s, may_wait=policy.may_wait, now=now)
         # Once for each model that is tried:
-        self._route_rungs: tuple[Rung, ...] = (
+        route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
             InputLength(limits, tokenizers_of(catalog)),
             *(() if stored is None else (stored,)),
@@ -196,6 +196,8 @@ class Pipeline:
             Admission(limits, keys_of=keys.of, park_after_s=park_after_s),
             Timeouts(reaches=reaches(catalog, lambda model: model.timeout.times_p95 is not None), now=now),
         )
+        self.rungs: Final = (*job_rungs, *route_rungs)
+        """All of them, outermost first."""
         self._streams = streams
         self._call = Call(http, now=now, compresses=compresses, time_limit=time_limit, streams=streams)
         self.ladder = lru_cache(maxsize=LADDERS_KEPT)(self._build)
@@ -215,7 +217,7 @@ class Pipeline:
 
     def _build(self, shape: Shape) -> Ladder:
         """The ladder of a shape. Raises `Incapable` for a model that the catalogue does not know."""
-        rungs = tuple(rung for rung in (*self._job_rungs, *self._route_rungs) if rung.serves(shape))
+        rungs = tuple(rung for rung in self.rungs if rung.serves(shape))
         down: Down = self._call
         for rung in reversed(rungs):
             down = _above(rung, down)
@@ -246,22 +248,26 @@ class Pipeline:
         parked: str | None = None,
         held: list[object] | None = None,
         read: Read | None = None,
+        redelivered: bool = False,
     ) -> Coroutine[Any, Any, PromptResult]:
         """Read a task's arguments and run the job. A job that can't be read has failed with `bad_request`.
 
         `queue` is where the job came from, and other workers take from. `parked` is the memory of a job that was
         parked (`Parked.memory`). `held` gets the memory that a large answer takes (`RawResponse.held`): keep it until
-        the answer is stored. `read`: the job, if it was read already (at_hand.py).
+        the answer is stored. `read`: the job, if it was read already (at_hand.py). `redelivered`: another worker, which
+        is gone, may have begun it.
         """
         # No coroutine of its own around that of `run`: each level is gone through at every step of a call.
         now = self._now()
         if read is not None:
-            return self.run(read.job, queue=queue, parked=parked, held=held, now=now, read=read)
+            return self.run(
+                read.job, queue=queue, parked=parked, held=held, now=now, read=read, redelivered=redelivered
+            )
         try:
             job = parse(kind, job_id, args, kwargs, group=group, now=now, read_stamp=self._read_stamp)
         except Failure as refused:
             return self._refuse(PromptJob(job_id, kind, model="", body={}, group=group), refused, now)
-        return self.run(job, queue=queue, parked=parked, held=held, now=now)
+        return self.run(job, queue=queue, parked=parked, held=held, now=now, redelivered=redelivered)
 
     async def run(
         self,
@@ -272,11 +278,13 @@ class Pipeline:
         held: list[object] | None = None,
         now: float | None = None,
         read: Read | None = None,
+        redelivered: bool = False,
     ) -> PromptResult:
         """The job's result, of whatever kind. Raises nothing but `asyncio.CancelledError` and `Parked`."""
         trip = Trip(job, self._now() if now is None else now, queue, held)
         if parked is not None:
             trip.remember(parked)
+        trip.redelivered = redelivered
         try:
             try:
                 if read is None:

@@ -90,7 +90,7 @@ class Route:
     """What may be asked of the provider, by its `apis`."""
 
     def check(self, job: PromptJob) -> None:
-        """Raise `Failure` for a job that this provider can't be asked: before it waits for its turn. `Incapable` where
+        """Raise `Unserved` for a job that this provider can't be asked: before it waits for its turn. `Incapable` where
         another worker's catalogue may know more of the provider."""
         if job.kind not in self.kinds:
             raise _not_offered(job.kind, self.provider.name)
@@ -168,13 +168,15 @@ class Trip:
     shortened: list[dict[str, Any]] | None = None
     """What was done to inputs that are longer than the model takes."""
     digest: str | None = None
-    """What equal prompts have in common, if that was known before it began, and its ladder leads to one model."""
+    """What equal prompts have in common, if memory was asked before it began, and its ladder leads to one model."""
     cached: Known | None = None
     """The stored answer that it was given, or that of an equal prompt."""
     priced: tuple[Answer, float | None] | None = None
     """An answer that was stored with what its call cost (US dollars)."""
     followed: str | None = None
     """The call of an equal prompt that it has waited for (`answers.Answers.look`)."""
+    redelivered: bool = False
+    """Whether a worker that is gone may have begun it."""
     feed: Feed | None = None
     """Where its answer goes as it comes, if somebody reads it."""
     key: SecretStr | None = None

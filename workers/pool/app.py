@@ -16,7 +16,7 @@ from celery.app import amqp
 from greenlet import getcurrent
 
 from .greenlets import Cancellable, Interruptible, JobGreenlet, raised, wait
-from .job_stack import RequestStack
+from .job_stack import JobStack
 from .threads import in_thread, offload, offload_patiently, task_threads
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class Task(CeleryTask):  # type: ignore[misc]  # Celery publishes no types
     @classmethod
     def on_bound(cls, app: Celery) -> None:
         """Give the task a request stack that knows jobs. Celery calls it when the task meets its app."""
-        if not isinstance(cls.request_stack, RequestStack):
-            cls.request_stack = RequestStack()
+        if not isinstance(cls.request_stack, JobStack):
+            cls.request_stack = JobStack()
 
 
 def _bridged(run: Any) -> Any:

@@ -20,7 +20,7 @@ import functools
 import inspect
 import sys
 import threading
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from greenlet import GreenletExit, getcurrent, greenlet
 
@@ -42,8 +42,10 @@ class JobGreenlet(greenlet):
 
     parent: Any  # never None
     job: Cancellable
-    outcome: Callable[[], Any]
-    """Gives the value, or raises the exception, of the call that has ended."""
+    value: Any = None
+    """What the call that has ended returned."""
+    problem: BaseException | None = None
+    """Or what it raised."""
 
     def __init__(self) -> None:
         # What a greenlet is started with, its C frame keeps for good: a job, or a method of the greenlet itself, which
@@ -60,32 +62,29 @@ class JobGreenlet(greenlet):
         self.job = job
         return self.switch(call)
 
-    def end(self) -> Callable[[], Any]:
-        """The outcome of the call that has ended; nothing of the job stays."""
-        outcome = self.outcome
-        del self.job, self.outcome
+    def end(self) -> tuple[Any, BaseException | None]:
+        """The value of the call that has ended, or what it raised; nothing of the job stays."""
+        ended = self.value, self.problem
+        self.value = self.problem = None
+        del self.job
         self.gr_context = None
-        return outcome
+        return ended
 
 
 _ENDED = object()
+_current: Callable[[], Any] = getcurrent
 
 
 def _serve() -> None:
     while True:
-        call = cast("JobGreenlet", getcurrent()).parent.switch(_ENDED)
-        cast("JobGreenlet", getcurrent()).outcome = _ending(call)
+        call = _current().parent.switch(_ENDED)
+        try:
+            _current().value = call()
+        except GreenletExit:
+            raise  # the greenlet is being thrown away
+        except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the pool's to handle
+            _current().problem = exc
         del call  # and with it the job, while this waits for the next
-
-
-def _ending(call: Callable[[], Any]) -> Callable[[], Any]:
-    try:
-        value = call()
-    except GreenletExit:
-        raise  # the greenlet is being thrown away
-    except BaseException as exc:  # noqa: BLE001 - whatever it is, it is the pool's to handle
-        return functools.partial(raised, exc)
-    return lambda: value
 
 
 class _IdleGreenlets(threading.local):
@@ -126,12 +125,15 @@ async def run_job(job: Cancellable, token: object, call: Callable[[], T]) -> T:
             value = tracer.throw(type(exc), exc, exc.__traceback__)  # alone, it would lose the task's own frames
         else:
             value = tracer.switch(result)
-    outcome: Callable[[], T] = tracer.end()
+    value, problem = tracer.end()
     idle.append(tracer)
+    if problem is None:
+        returned: T = value
+        return returned
     try:
-        return outcome()
+        raise problem
     finally:
-        del outcome  # it may hold an exception, whose traceback holds this frame
+        del problem  # its traceback holds this frame
 
 
 def in_job() -> bool:

@@ -199,7 +199,7 @@ class JobLoop:
                 job.outcome = partial(job.error_callback, _worker_lost(exc))
         else:
             if job.callback is not None:
-                job.outcome = partial(job.callback, _survivable(returned))
+                job.outcome = partial(job.callback, _survivable(*returned) if returned[0] else returned)
         for timer in job.timers:
             timer.cancel()
         self._ended(job)
@@ -257,16 +257,14 @@ def _worker_lost(exc: BaseException) -> ExceptionInfo:
         return ExceptionInfo()
 
 
-def _survivable(returned: Any) -> Any:
-    """What the tracer returned, without a MemoryError, which it has recorded as the job's failure already.
+def _survivable(failed: int, info: ExceptionInfo, runtime: float) -> tuple[int, ExceptionInfo, float]:
+    """What the tracer returned of a failure, without a MemoryError, which it has recorded as the job's already.
 
     Celery raises it again in the main process (celery/worker/request.py, on_failure) and leaves the message
     unacknowledged, so that the job would come back.
     """
-    failed, info, runtime = returned
-    if failed:
-        forget_frames(info)
-    if failed and isinstance(getattr(info.exception, "exc", info.exception), MemoryError):
+    forget_frames(info)
+    if isinstance(getattr(info.exception, "exc", info.exception), MemoryError):
         info.exception = RuntimeError(f"The task ran out of memory: {info.exception!r}")
     return failed, info, runtime
 

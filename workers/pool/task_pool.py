@@ -5,9 +5,9 @@ They hand work over in batches: jobs through an inbox that wakes the loop once, 
 the hub once. No Celery callback runs on the loop's thread, because the hub has made Celery's locks dummies
 (celery/worker/components.py, Hub._patch_thread_primitives).
 
-    hub thread                                          loop thread
-    on_apply ──▶ inbox ── call_soon_threadsafe ──▶ _start_jobs ──▶ asyncio task ──▶ greenlets.run_job
-    _finish  ◀── outbox ◀── Bell ───────────────────────────────── _ended
+    hub thread                                             loop thread
+    apply_async ──▶ inbox ── call_soon_threadsafe ──▶ _start_jobs ──▶ asyncio task ──▶ greenlets.run_job
+    _finish     ◀── outbox ◀── Bell ───────────────────────────────── _ended
 
 Selected by `worker_pool = "workers.pool:TaskPool"`, so that a bare `celery -A workers worker` uses it.
 """
@@ -133,11 +133,7 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
 
     # -- hub thread: jobs in, outcomes out ---------------------------------------------------------------------------
 
-    def apply_async(self, target: Callable[..., Any], args: Any = None, kwargs: Any = None, **options: Any) -> Any:
-        """As the base class's, without its debug line: that would write the prompt into the log."""
-        return self.on_apply(target, args or (), kwargs or {}, **options)
-
-    def on_apply(
+    def apply_async(
         self,
         target: Callable[..., Any],
         args: Any = (),
@@ -151,7 +147,10 @@ class TaskPool(BasePool):  # type: ignore[misc]  # Celery publishes no types
         timeout: float | None = None,
         **_: Any,
     ) -> Job | None:
-        """Take a job, or, while stopping, leave it: its message then goes back to the queue."""
+        """Take a job, or, while stopping, leave it: its message then goes back to the queue.
+
+        Without the base class's debug line, which would write the prompt into the log.
+        """
         if self._state != self.RUN or shutdown.has_begun():
             return None
         task = self._tasks.get(args[0]) if len(args) > 2 else None  # (name, id, request, ...), as Celery's tracers take

@@ -27,8 +27,9 @@ MOST_CONNECTIONS = 4
 MOST_CALLS_IN_BATCH = 64
 BATCH_TIMEOUT_S = 1.0
 
-TURNS = 10
-"""Of the loop, at least, before Redis is taken to be away: a busy loop reads replies late."""
+TURNS = 60
+"""Of the loop, at least, before Redis is taken to be away: a busy loop reads replies late. A call that has to connect
+and to send its script takes 30; through TLS and Sentinel more."""
 
 
 def portions(items: Sequence[T], most: int) -> Iterator[Sequence[T]]:

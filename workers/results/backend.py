@@ -48,6 +48,7 @@ __all__ = ["Backend", "SentinelBackend", "lifespan"]
 
 logger = logging.getLogger("promptmill.results")
 
+_FAILURES = {states.FAILURE, states.REVOKED}
 _COUNTERS = {states.SUCCESS: "succeeded", states.FAILURE: "failed", states.REVOKED: CANCELLED}
 
 
@@ -65,10 +66,10 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
         Returns those that Redis refuses because it does not know their leases, and that this worker holds: it may have
         lost the leases, and the broker takes them back (reclaim.lua), so try again.
         """
-        entries = list(entries)
+        entries = [entry.packed() if entry.is_large else entry for entry in entries]
         names = self.names
         ks = [key for entry in entries for key in entry.script_keys(names.prefix)]
-        args = [arg for entry in entries for arg in entry.packed().script_args()]
+        args = [arg for entry in entries for arg in entry.script_args()]
         refused = self._script([names.leases, *ks], [*names.script_args(), *args])
         early = []
         for number in refused:
@@ -186,7 +187,7 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             key=self.names.result(task_id),
             record=record,
             is_end=state in states.READY_STATES,
-            counter=_counter(state, result.value if isinstance(result, JSONResult) else result),
+            counter=_counter(state, result),
             job_id=task_id,
             group_id=group_id if group_id and redis_keys.is_group_id(group_id) else None,
             tag=self._lease_tag(request),
@@ -215,7 +216,8 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
             "status": state,
             "result": result.value,
             "traceback": traceback,
-            "children": self.current_task_children(request),
+            # Most jobs start no other, and are not asked with three calls.
+            "children": [] if getattr(request, "_children", True) is None else self.current_task_children(request),
             "date_done": datetime.now(UTC).isoformat(),
         }
         for name, field in (("group", "group_id"), ("parent_id", "parent_id")):
@@ -275,10 +277,12 @@ class SentinelBackend(Backend, CelerySentinelBackend):  # type: ignore[misc]  # 
 
 
 def _counter(state: str, result: Any) -> str:
-    if state == states.FAILURE and isinstance(result, dict) and "promptmill" in result:
-        return str(result["promptmill"]["status"])
-    if state == states.REVOKED and isinstance(result, dict) and "expired" in (result.get("exc_message") or ()):
-        return "expired"
+    if state in _FAILURES:
+        value = result.value if isinstance(result, JSONResult) else result
+        if state == states.FAILURE and isinstance(value, dict) and "promptmill" in value:
+            return str(value["promptmill"]["status"])
+        if state == states.REVOKED and isinstance(value, dict) and "expired" in (value.get("exc_message") or ()):
+            return "expired"
     return _COUNTERS.get(state, "")
 
 

@@ -41,5 +41,6 @@ def test_a_thousand_equal_prompts_and_a_dead_leader(world: World) -> None:
     assert len(calls) <= 2, "its own, if it was sent, and one more"
     assert sorted(result.cached for result in results) == [False] + [True] * 999
     assert sum(result.attempts for result in results) == 1
+    assert not first.result().cached, "the job whose worker died leads again, at once"
     assert not world.redis.keys("pm:flight:*")
     world.wait_clean()

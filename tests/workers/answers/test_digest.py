@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from config.catalog import Catalog
+from config.catalog import Catalog, Model, Provider
 from tests.support.examples import examples
 from workers.answers import Digests
 from workers.prompt.job import Options, PromptJob
-from workers.providers import CODECS
+from workers.providers import CODECS, Codec
 
 texts = st.text(max_size=8)
 numbers = st.integers(-3, 2**70) | st.floats(-2, 2, allow_nan=False)
@@ -110,11 +110,20 @@ CATALOG = Catalog.model_validate(
 )
 
 
+class Target(NamedTuple):
+    """The model that is asked, as a pipeline's route."""
+
+    alias: str
+    model: Model
+    provider: Provider
+    codec: Codec
+
+
 def digest(body: dict[str, Any], *, model: str = "m", kind: Any = "chat", **options: Any) -> str:
     found = CATALOG.model(model)
     provider = CATALOG.provider(found)
     job = PromptJob("id", kind, model, {"model": model, **body}, Options(**options))
-    return Digests().of(job, alias=model, model=found, provider=provider, codec=CODECS[provider.kind])
+    return Digests().of(job, Target(model, found, provider, CODECS[provider.kind]))
 
 
 def written(value: Any) -> str:
@@ -207,5 +216,5 @@ def test_many_models_take_bounded_memory() -> None:
     provider = CATALOG.provider(found)
     for number in range(3_000):
         job = PromptJob("id", "chat", "m", {"model": "m"})
-        digests.of(job, alias=f"p/{number}", model=found, provider=provider, codec=CODECS["openai"])
+        digests.of(job, Target(f"p/{number}", found, provider, CODECS["openai"]))
     assert len(digests._scopes) <= 1_024

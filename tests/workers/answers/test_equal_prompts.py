@@ -4,29 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 
+from tasks.wire import redis_keys
 from tests.support.scripted import Answer, Asked, ScriptedProvider, completion
 from tests.support.waiting import PATIENCE_S
+from tests.workers.broker.broker import list_name
 from workers.pipeline.retry_policy import RetryPolicy
 from workers.prompt.parked import Parked
 
-from .fleet import Fleet, fleet_of
+from .fleet import BODY, PRIORITIES, ends, submit
 
-BODY = {"model": "m", "messages": [{"role": "user", "content": "How many?"}]}
 DELAYED = "pm:delayed:prompts"
-
-
-@pytest.fixture
-def fleet(server: Any, client: Any, pipeline_to: Any) -> Any:
-    def make(provider_url: str, *, size: int = 2, **options: Any) -> Any:
-        return fleet_of(client, server.url, pipeline_to, provider_url, size=size, **options)
-
-    return make
 
 
 @pytest.fixture
@@ -52,15 +44,6 @@ def held_until(gate: threading.Event) -> Callable[[Asked], Answer]:
     return answer
 
 
-def submit(fleet: Fleet, count: int, **options: Any) -> None:
-    for number in range(count):
-        fleet.submit(f"job-{number}", BODY, **options)
-
-
-def ends(fleet: Fleet) -> Counter[tuple[str, bool]]:
-    return Counter((each.status, each.cached) for each in fleet.results.values())
-
-
 @pytest.mark.promise(29)
 async def test_a_thousand_equal_prompts_are_one_call(fleet: Any, client: Any, simulate: Any, wait_until: Any) -> None:
     provider = await simulate(latency_ms=300)
@@ -81,12 +64,27 @@ async def test_a_killed_leader_costs_one_more_call(fleet: Any, scripted: Any, wa
     async with fleet(provider.base_url, size=4) as workers:
         submit(workers, 200)
         await wait_until(lambda: len(workers.parked) >= 199 and len(provider.asked) == 1, "the others wait")
-        (leader,) = [each for each in workers.workers if each.answers._flights]
+        (leader,) = [each for each in workers.workers if each.answers._courier.leads]
         leader.kill()
         await wait_until(lambda: len(workers.results) == 200, "all are answered")
         gate.set()
     assert len(provider.asked) == 2
     assert ends(workers) == {("succeeded", False): 1, ("succeeded", True): 199}
+
+
+async def test_two_messages_of_one_job_are_one_call(fleet: Any, client: Any, scripted: Any, wait_until: Any) -> None:
+    gate = threading.Event()
+    provider = scripted(held_until(gate))
+    async with fleet(provider.base_url) as workers:
+        workers.submit("job", BODY)
+        await wait_until(lambda: provider.asked, "it is called")
+        workers.submit("job", BODY)
+        await wait_until(lambda: workers.parked or workers.results, "its other message waits")
+        gate.set()
+        # In the order in which a message goes from one to the next.
+        places = (DELAYED, list_name(redis_keys.QUEUE, PRIORITIES["normal"]), "unacked")
+        await wait_until(lambda: not any(map(client.exists, places)), "both have ended")
+    assert len(provider.asked) == 1
 
 
 async def test_a_refused_request_fails_all_with_one_call(fleet: Any, scripted: Any, wait_until: Any) -> None:
@@ -289,5 +287,5 @@ async def test_a_lead_that_comes_as_its_job_stops(fleet: Any, client: Any, simul
         worker.answers._courier._hear = hear_and_stop
         workers.submit("stopped", BODY)
         await wait_until(lambda: stopped and not client.keys("pm:flight:*"), "another may lead")
-        assert not worker.answers._flights
+        await wait_until(lambda: not worker.answers._courier.leads, "it is no longer renewed")
     assert provider.stats()["calls"] == 0

@@ -56,7 +56,7 @@ async def run(pipeline: Pipeline, job: PromptJob) -> PromptResult:
 
 
 def store_of(pipeline: Pipeline) -> Any:
-    return next(rung._store for rung in pipeline._route_rungs if isinstance(rung, Answers))
+    return next(rung._store for rung in pipeline.rungs if isinstance(rung, Answers))
 
 
 @pytest.fixture
@@ -185,6 +185,7 @@ async def test_a_plain_job_meets_no_cache(worker: Any, client: Any, simulate: An
         ("content_filter", {"content": "the beginn"}, False),
         ("stop", {"content": None, "refusal": "I can't"}, False),
         (None, {"content": "fine"}, False),
+        (["stop"], {"content": "fine"}, False),
     ],
 )
 async def test_only_whole_answers_are_kept(

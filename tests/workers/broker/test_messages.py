@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import UTC, datetime
 from typing import Any
@@ -110,7 +111,10 @@ def test_a_dead_letter_keeps_any_message(raw: bytes) -> None:
     assert (letter["id"], letter["kind"], letter["at"]) == ("pm-1", "garbage", 1.5)
 
 
-def test_the_context_of_a_message_is_as_celerys() -> None:
-    body = "W1tdLCB7fSwgeyJjaG9yZCI6IHsiYSI6IDF9fV0="  # [[], {}, {"chord": {"a": 1}}]
-    made = context(message("a", body=body, group="g"))
+@pytest.mark.parametrize("encoding", ["base64", None])
+def test_the_context_of_a_message_is_as_celerys(encoding: str | None) -> None:
+    body = '[[], {}, {"chord": {"a": 1}}]'
+    sent = json.loads(message("a", body=base64.b64encode(body.encode()).decode() if encoding else body, group="g"))
+    sent["properties"]["body_encoding"] = encoding
+    made = context(json.dumps(sent).encode())
     assert (made.id, made.group, made.chord) == ("a", "g", {"a": 1})

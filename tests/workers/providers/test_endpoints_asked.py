@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -141,13 +142,11 @@ async def test_a_response_that_breaks_off_may_be_paid_for(fault: str, ask: Any, 
 def test_kinds_never_share_an_answer() -> None:
     table = {"base_url": "https://h/v1", "apis": ["embeddings", "responses", "moderations"]}
     catalog = Catalog.model_validate({"providers": {"p": table}, "models": {"m": {"provider": "p"}}})
-    digests, model = Digests(), catalog.model("m")
+    model, provider = catalog.model("m"), catalog.providers["p"]
+    asked: Any = SimpleNamespace(alias="m", model=model, provider=provider, codec=CODECS["openai"])
+    digests = Digests()
     same: list[JobKind] = ["embed", "respond", "moderate"]
-    found = {
-        digests.of(job_of(kind, "x"), alias="m", model=model, provider=catalog.providers["p"], codec=CODECS["openai"])
-        for kind in same
-    }
-    assert len(found) == len(same)
+    assert len({digests.of(job_of(kind, "x"), asked) for kind in same}) == len(same)
 
 
 def test_a_stored_response_keeps_its_text() -> None:

@@ -13,8 +13,10 @@
 --       room_bytes              for all answers
 --       lists                   as list_of takes them; prefix, delayed   of all keys, of the delayed sets
 --       answers, flights        prefixes of the prompts' answers (strings), and flights (hashes)
---       calls   for each: token; digest; how: 'store', 'share', 'release', 'park', or 'wake' to go on waking; bytes, of
---               its part of the next argument; ttl_ms; until_ms (of one that is parked); rank
+--       process   part of the tokens of its leads
+--       calls   a column each: digest; number (of the question that led); how: 'store', 'share', 'release', 'park', or
+--               'wake' to go on waking; bytes, of its part of the next argument; ttl_ms; until_ms (of one that is parked);
+--               rank
 --       2 what is stored or shared, call by call
 -- Returns for each call how many more may wait.
 
@@ -155,18 +157,23 @@ local function land(key, call, data, is_stored)
   return 0
 end
 
-local data, position = {}, 1
-for n, call in ipairs(ask.calls) do
+local calls, data, position = {}, {}, 1
+for n, number in ipairs(ask.calls.number) do
+  local call = { token = string.format('%s-%d', ask.process, number) }
+  for name, column in pairs(ask.calls) do
+    call[name] = column[n]
+  end
+  calls[n] = call
   data[n] = string.sub(ARGV[2], position, position + call.bytes - 1)
   position = position + call.bytes
 end
 local is_stored = {}
-for n, call in ipairs(ask.calls) do
+for n, call in ipairs(calls) do
   is_stored[n] = call.how == 'store' and store(ask.answers .. call.digest, call, data[n])
 end
 redis.call('DEL', NO_KEY) -- a write that a full Redis takes, and after it any
 local reply = {}
-for n, call in ipairs(ask.calls) do
+for n, call in ipairs(calls) do
   reply[n] = land(ask.flights .. call.digest, call, data[n], is_stored[n])
 end
 return reply

@@ -45,7 +45,7 @@ class QoS(kombu_redis.QoS):  # type: ignore[misc]  # kombu publishes no types
         self._delivered[delivery_tag] = message
 
     def ack(self, delivery_tag: str) -> None:
-        self._leases.ack(delivery_tag)
+        self.channel.leases.ack(delivery_tag)
         self._delivered.pop(delivery_tag, None)
 
     def reject(self, delivery_tag: str, requeue: bool = False) -> None:

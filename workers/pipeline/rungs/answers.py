@@ -40,35 +40,32 @@ class Answers:
         """
         self._store = store
         self._ttl_s = ttl_s
-        self._may_wait = may_wait
         self._now = now
-        self._digests = Digests()
+        self.digest_of: Callable[[PromptJob, Route], str] = Digests(may_wait=may_wait).of
+        """What equal prompts to a model have in common. On any thread."""
 
     def serves(self, shape: Shape) -> bool:
         return shape.caches
-
-    def digest_of(self, job: PromptJob, route: Route) -> str:
-        """What equal prompts to this model have in common (`answers.Digests`). On any thread."""
-        model = route.model
-        return self._digests.of(
-            job,
-            alias=route.alias,
-            model=model,
-            provider=route.provider,
-            codec=route.codec,
-            may_wait=model.flex and self._may_wait(job),
-        )
 
     async def __call__(self, trip: Trip, down: Down) -> Answer:
         job, route = trip.job, trip.route
         ttl_s = job.options.cache_ttl_s or self._ttl_s
         if ttl_s is None:
             raise ValueError("a job without a cache time met this rung")
-        digest = self.digest_of(job, route) if trip.digest is None else trip.digest
-        data = self._store.at_hand(digest, ttl_s=ttl_s)
-        found: Known | Flight | Follow | None = None if data is None else self._store.opened(data)
+        found: Known | Flight | Follow | None = None
+        if (digest := trip.digest) is None:
+            digest = self.digest_of(job, route)
+            data = self._store.at_hand(digest, ttl_s=ttl_s)
+            found = None if data is None else self._store.opened(data)
         if found is None:
-            asked = self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed)
+            asked = self._store.look(
+                digest,
+                job,
+                ttl_s=ttl_s,
+                followed=trip.followed,
+                has_next=bool(trip.untried),
+                redelivered=trip.redelivered,
+            )
             if asked is None:
                 return await down(trip)
             try:
@@ -86,14 +83,11 @@ class Answers:
         try:
             answer = await down(trip)
         except Failure as failure:
-            found.failed(failure)
+            found.failed(failure, has_next=bool(trip.untried))
             raise
         except Parked as parked:
             parked.gap_s = 0.0  # the next of its lane may find an answer
-            if parked.keeps_lead:
-                found.parked(parked.until_s)
-            else:
-                found.release()
+            found.parked(parked)
             raise
         except BaseException:  # cancelled, its time is over, or a fault of ours: another may do better
             found.release()
