@@ -190,7 +190,4 @@ def _cause(failure: Failure) -> str:
 
 
 def _without(body: bytes, key: str) -> bytes:
-    if not is_secret(key):
-        return body
-    secret = key.encode()
-    return body.replace(secret, STRUCK.encode()) if secret in body else body
+    return body.replace(key.encode(), STRUCK.encode()) if is_secret(key) else body
