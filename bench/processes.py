@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-__all__ = ["BenchError", "Child", "clean_environ", "python", "running"]
+__all__ = ["BenchError", "Child", "clean_environ", "python", "running", "serving"]
 
 STOP_GRACE_S = 15.0
 HERE = Path(__file__).resolve().parent.parent
@@ -83,9 +83,9 @@ class Child:
 
 @asynccontextmanager
 async def running(
-    command: Sequence[str], *, log: Path, environ: Mapping[str, str] | None = None
+    command: Sequence[str], *, log: Path, environ: Mapping[str, str] | None = None, pass_fds: Sequence[int] = ()
 ) -> AsyncIterator[Child]:
-    """Start a process in its log's directory, its standard output in a pipe; stop it at the end."""
+    """Start a process in its log's directory, its output in a pipe; stop it at the end. It gets `pass_fds`."""
     with log.open("wb") as log_file:
         process = await asyncio.create_subprocess_exec(
             *command,
@@ -95,12 +95,26 @@ async def running(
             stdout=asyncio.subprocess.PIPE,
             stderr=log_file,
             limit=1 << 24,
+            pass_fds=pass_fds,
         )
     child = Child(process, log)
     try:
         yield child
     finally:
         await child.stop()
+
+
+@asynccontextmanager
+async def serving(command: Sequence[str], *, log: Path) -> AsyncIterator[tuple[Child, str]]:
+    """Start a process that takes `--ready-fd`: with its URL, when it listens. `BenchError`: it ends instead."""
+    told, ready = os.pipe()
+    with os.fdopen(told) as pipe, os.fdopen(ready, "wb") as ours:
+        async with running([*command, "--ready-fd", str(ready)], log=log, pass_fds=(ready,)) as child:
+            ours.close()
+            url = await asyncio.to_thread(pipe.read)
+            if not url:
+                raise child.failure("ended at its start")
+            yield child, url
 
 
 def python(module: str, *arguments: object) -> list[str]:

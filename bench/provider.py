@@ -11,12 +11,10 @@ from typing import Any
 
 import aiohttp
 
-from .processes import BenchError, python, running
+from .processes import BenchError, python, serving
 from .workload import MODEL
 
 __all__ = ["Provider", "Served", "running_provider"]
-
-GREETING = "listening on "
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,5 +77,5 @@ async def running_provider(
         command += ["--rpm", str(rpm)]
     command += options
     log = directory / f"provider-{'free' if rpm is None else rpm}.log"
-    async with running(command, log=log) as child, aiohttp.ClientSession() as session:
-        yield Provider((await child.first_line()).removeprefix(GREETING), session)
+    async with serving(command, log=log) as (_, url), aiohttp.ClientSession() as session:
+        yield Provider(url, session)

@@ -1,6 +1,6 @@
 """Processes that `streams` measures with: a provider that streams, and a bare reader of it.
 
-    python -m bench.streaming provider TOKENS TOKENS_PER_S
+    python -m bench.streaming provider TOKENS TOKENS_PER_S --ready-fd FD
     python -m bench.streaming bare URL STREAMS
 
 Each token of the provider is the time at which it was sent, in microseconds of the machine's steady clock, and a
@@ -17,6 +17,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import json
+import os
 import random
 import re
 import sys
@@ -99,13 +100,13 @@ class _Answers(asyncio.Protocol):
         self._timer = self._loop.call_at(self._next_s, self._send)
 
 
-async def serve(tokens: int, tokens_per_s: float) -> None:
+async def serve(tokens: int, tokens_per_s: float, ready_fd: int) -> None:
     loop = asyncio.get_running_loop()
     listener = await loop.create_server(lambda: _Answers(tokens, tokens_per_s), "127.0.0.1", 0, backlog=1_024)
     port = listener.sockets[0].getsockname()[1]
     gc.freeze()
-    sys.stdout.write(f"listening on http://127.0.0.1:{port}/v1\n")
-    sys.stdout.flush()
+    with os.fdopen(ready_fd, "w") as ready:
+        ready.write(f"http://127.0.0.1:{port}/v1")
     await listener.serve_forever()
 
 
@@ -130,7 +131,7 @@ async def _read_one(session: aiohttp.ClientSession, url: str, number: int) -> li
 
 def main(what: str, *arguments: str) -> None:
     if what == "provider":
-        uvloop.run(serve(int(arguments[0]), float(arguments[1])))
+        uvloop.run(serve(int(arguments[0]), float(arguments[1]), int(arguments[3])))
     else:
         sys.stdout.write(json.dumps(uvloop.run(read_bare(arguments[0], int(arguments[1])))))
 

@@ -17,7 +17,7 @@ from tasks import PromptQueue
 
 from .contestants import WARM_UP_FIRST, scratch
 from .fleet import Shape, our_workers
-from .processes import BenchError, python, running
+from .processes import BenchError, python, running, serving
 from .redis_server import RedisServer, running_redis
 from .report import Report, Verdict
 from .streaming import now_us
@@ -70,8 +70,7 @@ async def run(report: Report) -> None:
     report.say(f"streams: {plan.streams} at a time, {TOKENS_PER_S} tokens a second each, {plan.stream_tokens} tokens")
     async with scratch() as directory:
         command = python("bench.streaming", "provider", plan.stream_tokens, TOKENS_PER_S)
-        async with running(command, log=directory / "provider.log") as child:
-            url = (await child.first_line()).removeprefix("listening on ")
+        async with serving(command, log=directory / "provider.log") as (child, url):
             provider: Any = StreamProvider(url)
             async with (
                 running_redis(directory) as redis,

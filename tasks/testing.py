@@ -31,7 +31,7 @@ from .wire.kinds import KINDS
 from .wire.record import failure
 from .wire.request import DEFAULT_MAX_JOB_BYTES, NewJob, check_model, id_taken
 from .wire.texts import answer_with, text_of
-from .wire.usage import read_usage
+from .wire.usage import read_usage, tier_named
 from .wire.vectors import inputs_of
 from .wire.vocabulary import Status
 
@@ -54,6 +54,7 @@ class InMemoryQueue(PromptQueue):
     which `job.stream()` yields as they come. `models` are those that may be asked; None is any.
     `submitted` lists what arrived. `delay_s` and `deadline_s` are checked, but time does not pass in here. Nothing of
     what workers do to an answer is done: it has no price and no route, and is neither held to its `schema` nor cached.
+    Its tier is the one that the response names, or else the body's `service_tier`.
     """
 
     def __init__(
@@ -340,7 +341,7 @@ def _result(job: NewJob, answer: Answer, *, duration_s: float) -> PromptResult:
         response=response,
         model=job.model,
         answered_by=f"memory/{job.model}",
-        tier="standard",
+        tier=tier_named(response.get("service_tier") or json.loads(job.body).get("service_tier")),
         usage=read_usage(response, has_output=KINDS[job.kind].writes) or Usage(),
         attempts=1,
         duration_s=duration_s,

@@ -251,7 +251,7 @@ class Model(Table):
     where a job has the time.
 
     One call for embeddings takes `max_inputs`, with `max_input_tokens` in all and `max_tokens_per_input` each. With the
-    path of a `tokenizer` (a tokenizer.json) those of one input are counted, not estimated.
+    path of a `tokenizer` (a tokenizer.json) those of one input are counted, not estimated, where it may be too long.
 
     `fallbacks` are asked in turn where this model can't answer; `fallback_on` names what leads to them beyond what does
     so by itself. The fallbacks of a fallback play no part, so two models may name each other.

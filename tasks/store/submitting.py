@@ -15,7 +15,7 @@ from ..redis.script import Script
 from ..wire import redis_keys
 from ..wire.kinds import TASK_NAMES
 from ..wire.message import CELERY_PRIORITY, Envelope, queue_keys
-from ..wire.request import NewJob, check_model, id_taken
+from ..wire.request import NewJob, id_taken
 from .batching import Batcher
 from .place import Place
 from .terms import Writer
@@ -60,7 +60,7 @@ class Submissions:
     async def submit(self, job: NewJob, *, group: str | None) -> None:
         """One job. Those submitted at the same time share a round trip and a connection."""
         async with self._broker.border(advice=_again(job.id)):
-            check_model(job, (await self._writer.terms()).models)
+            await self._writer.check_models([job])
             submission = _Submission(job, group, asyncio.get_running_loop().create_future())
             self._batcher.add(submission)
             error = await submission.reply
@@ -78,9 +78,7 @@ class Submissions:
         first = 0
         for part in _parts(jobs, job_of=lambda job: job):
             async with self._broker.border(advice=_again(part[0].id)):
-                models = (await self._writer.terms()).models
-                for job in part:
-                    check_model(job, models)
+                await self._writer.check_models(part)
                 if taken := await self._send(part, group=group):
                     raise id_taken(part[taken[0]].id, index=first + taken[0])
             first += len(part)

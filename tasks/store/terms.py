@@ -10,14 +10,19 @@ from typing import Any, Final
 
 from redis.exceptions import ResponseError
 
+from ..errors import UnknownModel
 from ..redis.clock import steady_s
 from ..redis.connection import RedisConnection, ScriptRunner, Unreplicated, answer
 from ..wire import redis_keys
+from ..wire.request import NewJob, check_model
 from .place import Place
 
 __all__ = ["Terms", "Writer"]
 
 _TERMS_TTL_S: Final = 30.0
+
+_MODELS_TTL_S: Final = 1.0
+"""How old the list of models may be where it holds none, or lacks one: a worker may have come since."""
 
 
 @dataclass(slots=True)
@@ -60,15 +65,29 @@ class Writer:
             raise
 
     async def terms(self) -> Terms:
-        """Half a minute old at most."""
+        """Half a minute old at most, and a second where no models are known."""
         terms = self._terms
-        if terms is not None and steady_s() < terms.read_at_s + _TERMS_TTL_S:
-            return terms
+        if terms is not None:
+            ttl_s = _MODELS_TTL_S if terms.models is None else _TERMS_TTL_S
+            if steady_s() < terms.read_at_s + ttl_s:
+                return terms
         async with self._reading:
             if self._terms is terms:
                 self._terms = await self._read()
         assert self._terms is not None
         return self._terms
+
+    async def check_models(self, jobs: Sequence[NewJob]) -> None:
+        """Raises `UnknownModel` for a job whose model no worker offers, by a list that is a second old at most."""
+        terms = await self.terms()
+        try:
+            _check_models(jobs, terms)
+        except UnknownModel:
+            if steady_s() < terms.read_at_s + _MODELS_TTL_S:
+                raise
+            if self._terms is terms:
+                self.forget_terms()
+            _check_models(jobs, await self.terms())
 
     def forget_terms(self) -> None:
         """Have them read again before they are next used."""
@@ -95,6 +114,11 @@ class Writer:
         except ResponseError:
             return False  # a user who may not ask
         return "min_slaves_good_slaves" in info  # stated where min-replicas-to-write is set
+
+
+def _check_models(jobs: Sequence[NewJob], terms: Terms) -> None:
+    for job in jobs:
+        check_model(job, terms.models)
 
 
 def _fresh_models(offered: Sequence[tuple[str, float]], now_s: float) -> frozenset[str] | None:

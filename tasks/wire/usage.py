@@ -1,14 +1,20 @@
-"""What the provider counted, in every spelling. What it did not say stays unknown, and so does the cost."""
+"""What a call is charged by: what the provider counted, in every spelling, and the tier. What it did not say stays
+unknown, and so does the cost."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Final
 
 from ..results import Usage
+from .vocabulary import FLEX, Tier
 
-__all__ = ["read_usage"]
+__all__ = ["read_usage", "tier_named"]
+
+_STANDARD: Final = frozenset({"default", "standard", "auto", "on_demand", "standard_only", "unspecified"})
+_OWN_PRICE: Final[Mapping[str, Tier]] = {FLEX: FLEX, "priority": "priority"}
 
 _DIGITS = re.compile(r"[0-9]{1,15}(\.[0-9]{1,15})?", re.ASCII)
 _MOST_TOKENS = 10**15
@@ -38,7 +44,7 @@ def read_usage(body: dict[str, Any], *, has_output: bool = True) -> Usage | None
         total = usage.get("total_tokens")
         if total is None or total == prompt + completion:
             cached, written = _caches(usage)
-            return Usage(prompt, completion, min(cached, prompt), min(written, prompt))
+            return Usage(prompt, completion, cached and min(cached, prompt), written and min(written, prompt))
     return _usage(usage, has_output=has_output)
 
 
@@ -97,3 +103,12 @@ def _tokens(value: Any) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= _MOST_TOKENS:
         return None
     return math.ceil(value)
+
+
+def tier_named(name: object) -> Tier:
+    """The tier of a `service_tier` in a request or an answer; of none the standard tier.
+
+    One by another name, such as OpenAI's `scale`, is paid for in a way that no price list tells.
+    """
+    name = name.lower() if isinstance(name, str) else "standard"
+    return "standard" if name in _STANDARD else _OWN_PRICE.get(name, "other")

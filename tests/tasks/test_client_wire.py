@@ -248,6 +248,29 @@ async def test_with_stale_models_anything_goes(redis_server: RedisServer, client
         await queue.submit(model="anything", messages=MESSAGES)
 
 
+async def test_a_worker_that_comes_is_heard_of_in_a_second(
+    redis_server: RedisServer, client: redis.Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before it anything goes; then what it lacks is refused at once, and so is not what the next one brings."""
+    later_s = 0.0
+    monkeypatch.setattr(terms, "steady_s", lambda: steady_s() + later_s)
+    async with PromptQueue(redis_server.url) as queue:
+        await queue.submit(model="anything", messages=MESSAGES)
+        client.zadd(redis_keys.MODELS, {"first": client.time()[0]})
+        later_s = 1.0
+        with pytest.raises(UnknownModel):
+            await queue.submit(model="second", messages=MESSAGES)
+        client.config_resetstat()
+        for _ in range(20):
+            with pytest.raises(UnknownModel):
+                await queue.submit(model="second", messages=MESSAGES)
+        assert "cmdstat_zrange" not in client.info("commandstats"), "it is not read for each"
+        client.zadd(redis_keys.MODELS, {"second": client.time()[0]})
+        later_s = 2.0
+        await queue.submit_many([{"model": "second", "messages": MESSAGES}])
+    assert client.llen(LISTS[1]) == 2
+
+
 async def test_one_read_of_the_models_serves_many_submissions(redis_server: RedisServer, client: redis.Redis) -> None:
     client.config_resetstat()
     async with PromptQueue(redis_server.url) as queue:

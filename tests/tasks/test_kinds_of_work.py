@@ -163,6 +163,22 @@ def test_the_blocking_twin_has_the_same(name: JobKind) -> None:
         assert shown == list(inspect.signature(getattr(InMemoryQueue(), name)).parameters)
 
 
+@pytest.mark.parametrize(
+    ("asked", "said", "tier"),
+    [
+        ({}, {}, "standard"),
+        ({"service_tier": "flex"}, {}, "flex"),
+        ({"service_tier": "flex"}, {"service_tier": "default"}, "standard"),
+        ({}, {"service_tier": "priority"}, "priority"),
+        ({"service_tier": "scale"}, {}, "other"),
+        ({"service_tier": 7}, {}, "standard"),
+    ],
+)
+def test_its_tier_is_the_one_said_or_asked_for(asked: Any, said: Any, tier: str) -> None:
+    with InMemoryQueue(lambda body: {"results": [1], **said}).sync as queue:
+        assert queue.moderate(**arguments("moderate"), **asked).result(timeout_s=5).tier == tier
+
+
 async def test_a_group_takes_every_kind() -> None:
     queue = InMemoryQueue(lambda body: "x")
     group = await queue.submit_many({"kind": kind, **arguments(kind)} for kind in KINDS)

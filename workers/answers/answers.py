@@ -12,7 +12,7 @@ from tasks.wire import redis_keys
 from ..prompt.parked import Follows
 from ..redis.link import Link
 from .courier import LEAD, TIMEOUT_S, Courier, Landing
-from .known import Known, decode, encode_failure, is_good, is_shared
+from .known import Known, decode, encode_failure, is_good, is_shared, leads_on
 from .memory import Memory
 from .tally import Tally
 
@@ -112,7 +112,7 @@ class Answers:
         """For the courier. One call for a batch: what is done here for each job is done for each miss."""
         led, leads = 0, self._courier.leads
         for look, reply in zip(looks, replies, strict=True):
-            digest, _, number, rank, ttl_ms, _, _, _, kind, waiting = look
+            digest, _, number, rank, ttl_ms, *_, kind, waiting = look
             if reply != LEAD:
                 if not waiting.done():
                     self._hear_other(digest, reply, waiting)
@@ -180,9 +180,10 @@ class Flight(Landing):
         self.how = "store" if is_good(self.kind, answer.response) else "share"
         self.courier.land(self)
 
-    def failed(self, failure: Failure) -> None:
-        """There is none: those that were under way share the failure, or one of them tries again."""
-        if is_shared(failure):
+    def failed(self, failure: Failure, *, has_next: bool) -> None:
+        """There is none: those that were under way share the failure, or one of them tries again. `has_next`: the job
+        has another model to ask, and those of the others that have one follow it there."""
+        if is_shared(failure) or (has_next and leads_on(failure)):
             self.how, self.data = "share", encode_failure(failure)
         self.courier.land(self)
 

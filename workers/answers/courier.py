@@ -74,6 +74,7 @@ class Look(NamedTuple):
     ttl_ms: int
     submitted_s: float
     followed: str
+    has_next: bool
     is_redelivered: bool
     kind: JobKind
     waiting: asyncio.Future[Any]
@@ -116,9 +117,8 @@ class Courier:
         to_redis: Callable[[float], float],
     ) -> None:
         """`room_bytes`: how many bytes all answers in Redis may take. `keep` gets the answers as they are stored, each
-        with its digest and for how many ms. `hear` gets the replies of look.lua. `skip` is called for
-        a look-up that is not made. `to_redis` adds to an instant of the
-        worker's clock what Redis's is ahead by.
+        with its digest and for how many ms. `hear` gets the replies of look.lua. `skip` is called for a look-up that is
+        not made. `to_redis` adds to an instant of the worker's clock what Redis's is ahead by.
         """
         self._link = link
         self._keep = keep
@@ -153,13 +153,21 @@ class Courier:
         return bool(self.leads or self._unsaid)
 
     def look(
-        self, digest: str, job: PromptJob, *, ttl_s: float, followed: str | None, redelivered: bool = False
+        self,
+        digest: str,
+        job: PromptJob,
+        *,
+        ttl_s: float,
+        followed: str | None,
+        has_next: bool = False,
+        redelivered: bool = False,
     ) -> asyncio.Future[Any] | None:
         """Gives what `hear` makes of the reply; None: Redis is not asked now. Where its reply is lost, the caller may
         be the one who leads: it calls, and says what has become of it.
 
         An answer may be `ttl_s` old, and the job's own is kept as long. `followed` is the token of the call that it has
-        waited for. `redelivered`: the worker that has run it is gone, so it leads again where it led.
+        waited for. `has_next`: it has another model to ask, and shares what leads there. `redelivered`: the worker that
+        has run it is gone, so it leads again where it led.
         """
         loop = asyncio.get_running_loop()
         if loop.time() < self._away_until:
@@ -169,10 +177,10 @@ class Courier:
         self._count = number = self._count + 1
         options = job.options
         rank, ttl_ms, submitted_at = CELERY_PRIORITY[options.priority], int(ttl_s * 1000) or 1, options.submitted_at
-        submitted_s = -1.0 if submitted_at is None else submitted_at
-        asked = digest, job.id, number, rank, ttl_ms, submitted_s, followed or "", redelivered, job.kind, waiting
+        submitted_s, followed = -1.0 if submitted_at is None else submitted_at, followed or ""
+        ask = digest, job.id, number, rank, ttl_ms, submitted_s, followed, has_next, redelivered, job.kind, waiting
         # Without the Python function that a named tuple is made by: this is done for each miss.
-        self._looks.append(tuple.__new__(Look, asked))
+        self._looks.append(tuple.__new__(Look, ask))
         if self._sender is None:
             self._start()
         return waiting

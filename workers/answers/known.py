@@ -17,14 +17,24 @@ import orjson
 from tasks.results import Usage
 from tasks.wire.kinds import KINDS
 
-from ..prompt.failure import Failure
+from ..prompt.failure import Failure, OverLimit
 from ..providers import Answer
 from ..providers.endpoints.responses import is_whole_response
 
 if TYPE_CHECKING:
     from ..prompt.job import JobKind
 
-__all__ = ["NOTHING", "Known", "compressed", "decode", "encode", "encode_failure", "is_good", "is_shared"]
+__all__ = [
+    "NOTHING",
+    "Known",
+    "compressed",
+    "decode",
+    "encode",
+    "encode_failure",
+    "is_good",
+    "is_shared",
+    "leads_on",
+]
 
 MOST_BYTES: Final = 4 * 1024 * 1024
 """Of an answer in JSON. A larger one is not kept: many jobs may hold it at the same time."""
@@ -33,7 +43,8 @@ COMPRESS_FROM_BYTES: Final = 2_048
 LARGE_BYTES: Final = 64 * 1024
 _LEVEL: Final = 1
 
-PLAIN, DEFLATED, FAILED, NOTHING = b"j", b"z", b"f", b"n"
+PLAIN, DEFLATED, FAILED, LEFT, NOTHING = b"j", b"z", b"f", b"l", b"n"
+"""`LEFT`: a failure for those that have another model to ask (look.lua)."""
 
 _GOOD_ENDS: Final[dict[JobKind, frozenset[str]]] = {
     "chat": frozenset({"stop", "tool_calls", "function_call"}),
@@ -44,6 +55,8 @@ _SHARED: Final = frozenset(
     {"bad_request", "too_large", "not_found", "permission", "content_filter", "bad_response", "quota_exhausted"}
 )
 """Codes of failures that say something of the request or the account. An `auth` says something of one worker's key."""
+
+_OF_A_MODEL: Final = frozenset({"server_error", "timeout", "connection", "bad_response"})
 
 
 class Known(NamedTuple):
@@ -79,6 +92,12 @@ def is_shared(failure: Failure) -> bool:
     return failure.code in _SHARED and not failure.retryable
 
 
+def leads_on(failure: Failure) -> bool:
+    """Whether equal prompts that have another model to ask would ask it too. A turn that comes too late is each job's
+    own: its deadline says so."""
+    return failure.code in _OF_A_MODEL or (failure.code == "rate_limited" and failure.http_status is not None)
+
+
 def encode(known: Known) -> bytes:
     """As it is stored, but for `compressed`."""
     answer, answered_by, cost_usd = known
@@ -105,12 +124,14 @@ async def compressed(data: bytes) -> bytes:
 
 
 def encode_failure(failure: Failure) -> bytes:
-    """As those are told who share it."""
-    return FAILED + orjson.dumps(
+    """As those are told who share it: all, or those that have another model to ask."""
+    return (FAILED if is_shared(failure) else LEFT) + orjson.dumps(
         {
+            "is_over_limit": isinstance(failure, OverLimit),
             "code": failure.code,
             "message": failure.message,
             "http_status": failure.http_status,
+            "retryable": failure.retryable,
             "provider_body": failure.provider_body,
         }
     )
@@ -121,8 +142,9 @@ def decode(data: bytes) -> Known | None:
     mark, text = data[:1], data[1:]
     if mark == NOTHING:
         return None
-    if mark == FAILED:
-        raise Failure(**orjson.loads(text))
+    if mark in (FAILED, LEFT):
+        told = orjson.loads(text)
+        raise (OverLimit if told.pop("is_over_limit", False) else Failure)(**told)
     try:
         fields = orjson.loads(zlib.decompress(text) if mark == DEFLATED else text)
     except zlib.error:

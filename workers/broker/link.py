@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from ..redis.packer import PACKER
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
@@ -173,7 +175,7 @@ class Link:
 
 def _connected(pool: Any, **options: Any) -> Any:
     # Not one of the pool's: that would keep a place for it when it is closed.
-    connection = pool.connection_class(**{**pool.connection_kwargs, **options})
+    connection = pool.connection_class(**{**pool.connection_kwargs, "command_packer": PACKER, **options})
     connection.connect()
     return connection
 

@@ -7,7 +7,7 @@ import inspect
 import json
 import time
 from itertools import product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
@@ -28,9 +28,9 @@ from ..providers.keyring import KeyRing
 from .failing import fail
 
 if TYPE_CHECKING:
-    from config.catalog import Catalog
+    from collections.abc import Callable, Iterable
 
-    from ..pipeline.pipeline import Pipeline
+    from config.catalog import Catalog
 
 __all__ = ["show_ladders"]
 
@@ -40,20 +40,21 @@ def show_ladders(name: str, *, as_json: bool) -> None:
     try:
         catalog = load_catalog(get_settings().catalog)
         chain = _chain(catalog, name)
-        ladders = asyncio.run(_ladders(catalog, name))
+        order, ladders = asyncio.run(_ladders(catalog, name))
     except (SettingsError, CatalogError, Incapable) as error:
         fail(str(error), exit_code=1)
     if as_json:
-        rungs_of = {shape: [rung for rung, _ in rungs] for shape, rungs in ladders.items()}
-        typer.echo(json.dumps({**rungs_of, "chain": chain}))
+        names = {_words(shape): [rung.__name__ for rung in rungs] for shape, rungs in ladders.items()}
+        typer.echo(json.dumps({**names, "chain": chain}))
         return
     typer.echo("models")
     for line in chain:
         typer.echo(f"  {line}")
-    for shape, rungs in ladders.items():
-        typer.echo(shape)
-        for rung, purpose in rungs:
-            typer.echo(f"  {rung:<12}{purpose}")
+    typer.echo("rungs, outermost first")
+    for rung in order:
+        having = {shape for shape, rungs in ladders.items() if rung in rungs}
+        if having:
+            typer.echo(f"  {rung.__name__:<12}{_purpose(rung)}{_whose(having, ladders)}")
 
 
 def _chain(catalog: Catalog, name: str) -> list[str]:
@@ -71,8 +72,8 @@ def _with_fallbacks(catalog: Catalog, name: str) -> str:
     return " then ".join((name, *catalog.model(name).fallbacks))
 
 
-async def _ladders(catalog: Catalog, name: str) -> dict[str, list[tuple[str, str]]]:
-    """By shape, each rung's name and purpose, outermost first. Builds a worker's pipeline, and opens nothing."""
+async def _ladders(catalog: Catalog, name: str) -> tuple[list[type], dict[Shape, list[type]]]:
+    """All rungs, outermost first, and those of each shape. Builds a worker's pipeline, and opens nothing."""
     settings = get_settings()
     redis = Address.of(settings.broker).async_client()
     pipeline = pipeline_of(
@@ -91,20 +92,33 @@ async def _ladders(catalog: Catalog, name: str) -> dict[str, list[tuple[str, str
     shapes.append(Shape("chat", name, has_deadline=False, has_schema=True))
     if any(model.flex for model in catalog.reach(name)):
         shapes.append(Shape("chat", name, has_deadline=True, may_flex=True))
-    return {_words(shape): _rungs(pipeline, shape) for shape in shapes}
+    ladders = {shape: [*map(type, pipeline.ladder(shape).rungs), Call] for shape in shapes}
+    return [*map(type, pipeline.rungs), Call], ladders
+
+
+def _whose(having: set[Shape], shapes: Iterable[Shape]) -> str:
+    """Which jobs meet a rung that is on the ladders of these shapes, in words; nothing where all do."""
+    every = set(shapes)
+    if having == every:
+        return ""
+    for trait, has in _TRAITS.items():
+        if having == {shape for shape in every if has(shape)}:
+            return f" (jobs {trait})"
+    return f" ({', '.join(dict.fromkeys(shape.kind for shape in having))})"
+
+
+_TRAITS: Final[dict[str, Callable[[Shape], bool]]] = {
+    "with a deadline": lambda shape: shape.has_deadline,
+    "with a cache time": lambda shape: shape.caches,
+    "with a schema": lambda shape: shape.has_schema,
+    "with time to wait": lambda shape: shape.may_flex,
+}
 
 
 def _words(shape: Shape) -> str:
-    had = (
-        ("deadline", shape.has_deadline),
-        ("cache time", shape.caches),
-        ("schema", shape.has_schema),
-        ("time", shape.may_flex),
-    )
-    has = [word for word, is_so in had if is_so]
-    return f"{shape.kind} with a {' and a '.join(has)}" if has else shape.kind
+    has = [trait.removeprefix("with ") for trait, has in _TRAITS.items() if has(shape)]
+    return f"{shape.kind} with {' and '.join(has)}" if has else shape.kind
 
 
-def _rungs(pipeline: Pipeline, shape: Shape) -> list[tuple[str, str]]:
-    kinds = [*map(type, pipeline.ladder(shape).rungs), Call]
-    return [(kind.__name__, (inspect.getdoc(kind) or "").partition(".")[0]) for kind in kinds]
+def _purpose(rung: type) -> str:
+    return (inspect.getdoc(rung) or "").partition(".")[0]

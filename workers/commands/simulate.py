@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import orjson
@@ -14,6 +13,7 @@ from ..simulator.limits import Algorithm
 from ..simulator.options import SimulatorOptions, TpmCharge
 from ..simulator.server import serve
 from .failing import fail
+from .ready import ReadyFdOption, check_ready_fd, tell_ready
 
 __all__ = ["simulate"]
 
@@ -65,9 +65,7 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
     api_key: Annotated[
         str | None, typer.Option(help="The one key that is let in.", show_default="any, or none")
     ] = _DEFAULT.api_key,
-    ready_fd: Annotated[
-        int | None, typer.Option(metavar="FD", help="Write the URL to this file descriptor too, and close it.")
-    ] = None,
+    ready_fd: ReadyFdOption = None,
 ) -> None:
     """Serve a provider that answers, limits and fails as told, and costs nothing: OpenAI, or another by --dialect.
 
@@ -102,32 +100,15 @@ def simulate(  # noqa: PLR0917 - Typer makes an option of each; nobody calls it 
         )
     except ValueError as error:
         fail(f"The simulated provider can't do that: {error}.")
-    if ready_fd is not None and not _is_open(ready_fd):
-        fail(f"--ready-fd: {ready_fd} is no open file descriptor. Let the process that starts this one hand it on.")
+    check_ready_fd(ready_fd)
     try:
         serve(
             options,
-            on_ready=lambda url: _tell(url, ready_fd),
+            on_ready=lambda url: tell_ready(url, ready_fd),
             on_stop=lambda stats: typer.echo(orjson.dumps(stats), err=True),
         )
     except OSError as error:
         fail(f"Can't listen on {host} port {port} ({error.strerror}). Choose another, or --port 0.")
-
-
-def _is_open(descriptor: int) -> bool:
-    try:
-        os.fstat(descriptor)
-    except (OSError, OverflowError):
-        return False
-    return True
-
-
-def _tell(url: str, ready_fd: int | None) -> None:
-    """People read the line; a process that started this one reads its descriptor until it is closed."""
-    typer.echo(f"listening on {url}")
-    if ready_fd is not None:
-        with os.fdopen(ready_fd, "w", encoding="utf-8") as ready:
-            ready.write(url)
 
 
 def _faults(texts: list[str]) -> dict[str, float]:

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from aiohttp.client_proto import ResponseHandler
     from aiohttp.connector import AddrInfoType, Connection
 
+    from config.catalog import Timeout
+
     from ..providers import ProviderRequest
 
 __all__ = ["Exchanges", "Response", "reuse_traces", "watched_socket"]
@@ -157,18 +159,17 @@ class Exchanges:
         self._silences = Timeouts(aiohttp.SocketTimeoutError)
         self._destination = lru_cache(maxsize=_URLS)(self._find_destination)
 
-    async def post(
-        self, request: ProviderRequest, *, connect_s: float, read_s: float, proxy: str | None = None
-    ) -> Response:
+    async def post(self, request: ProviderRequest, timeout: Timeout, proxy: str | None = None) -> Response:
         """Send a request and read the answer's head, of any status. Redirects are not followed.
 
-        `read_s` limits a silence within the body; the wait for the head is our caller's to limit, for a model thinks
-        first. A connection of the pool that the server had closed in the moment of sending is replaced by a new one.
+        `timeout.read_s` limits a silence within the body; the wait for the head is our caller's to limit, for a model
+        thinks first. A connection of the pool that the server had closed in the moment of sending is replaced by a new
+        one.
 
         Raises `aiohttp.ClientError`, `aiohttp.http_exceptions.HttpProcessingError`, OSError, and ValueError for what
         can't be sent. Cancelling closes the connection.
         """
-        limits = _client_timeout(connect_s)
+        limits, read_s = _client_timeout(timeout.connect_s, timeout.total_s), timeout.read_s
         try:
             if proxy is None and (destination := self._direct(request.url, request.headers, request.body)) is not None:
                 connection, protocol = await self._connect(destination, limits)
@@ -368,8 +369,9 @@ def _is_idle_close(error: BaseException, after_s: float) -> bool:
 
 
 @lru_cache(maxsize=256)
-def _client_timeout(connect_s: float) -> aiohttp.ClientTimeout:
+def _client_timeout(connect_s: float, total_s: float) -> aiohttp.ClientTimeout:
+    # At most half of the whole, to be the first to pass: what can't be reached is not a call that took too long.
     # `connect` would count the wait for a free connection too. The total is our caller's, which is exact:
     # aiohttp rounds anything above 5 s up to a whole second. Nor has the session a time-out for reading: it would count
     # the time that a model thinks.
-    return aiohttp.ClientTimeout(total=None, sock_connect=connect_s)
+    return aiohttp.ClientTimeout(total=None, sock_connect=min(connect_s, total_s / 2))

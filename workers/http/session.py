@@ -73,6 +73,7 @@ class Http:
     def __init__(self, settings: HttpSettings) -> None:
         self._settings = settings
         self._lanes: dict[Profile, _Lane] = {}
+        self._first_bytes = min(UNCOUNTED_BYTES, settings.max_response_bytes)
 
     async def __aenter__(self) -> Self:
         check_proxies(self._settings)
@@ -135,19 +136,19 @@ class Http:
         timeout: Timeout,
         on_text: Callable[[str], object],
     ) -> RawResponse:
-        most = max(self._settings.max_response_bytes, request.answer_bytes)
+        most = self._most_bytes(request)
         pieces = Pieces(assembly, on_text, most=most, silent_s=timeout.total_s)
         limit = self._timeouts.after(timeout.total_s)
         try:
             with limit:
-                response = await self._open(lane, request, timeout)
+                response = await lane.exchanges.post(request, timeout, self._proxy(request.url))
                 try:
                     if response.status >= 300:
                         return RawResponse(response.status, response.headers, await _error_body(response))
                     response.decode()
                     whole = await pieces.read_first(response)
                     if whole is not None:
-                        whole = await _read(response, min(UNCOUNTED_BYTES, most), whole)
+                        whole = await _read(response, self._first_bytes, whole)
                         _check_size(response, whole, most)
                 except BaseException:
                     response.close()
@@ -180,15 +181,6 @@ class Http:
             raise
         return RawResponse(response.status, response.headers, body, held=held)
 
-    def _open(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> Coroutine[Any, Any, Response]:
-        return lane.exchanges.post(
-            request,
-            # So that it is the first to pass: what can't be reached is not a call that took too long.
-            connect_s=min(timeout.connect_s, timeout.total_s / 2),
-            read_s=timeout.read_s,
-            proxy=self._proxy(request.url),
-        )
-
     async def _post_in_turn(
         self, lane: _Lane, free: asyncio.Semaphore, request: ProviderRequest, timeout: Timeout
     ) -> RawResponse:
@@ -197,16 +189,16 @@ class Http:
 
     async def _post(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> RawResponse:
         limit = self._timeouts.after(timeout.total_s)
-        most = max(self._settings.max_response_bytes, request.answer_bytes)
+        most = self._most_bytes(request)
         try:
             with limit:
-                response = await self._open(lane, request, timeout)
+                response = await lane.exchanges.post(request, timeout, self._proxy(request.url))
                 try:
                     body = await self._beginning(response, most)
                 except BaseException:
                     response.close()
                     raise
-            if response.at_eof() or response.status >= 300:
+            if len(body) <= self._first_bytes or response.at_eof() or response.status >= 300:
                 return RawResponse(response.status, response.headers, body)
             return await self._large(response, body, limit.expires_at - asyncio.get_running_loop().time(), most)
         except Undecodable as unasked:
@@ -225,7 +217,7 @@ class Http:
         if response.status >= 300:
             return await _error_body(response)
         response.decode()
-        body = await _read(response, min(UNCOUNTED_BYTES, most))
+        body = await _read(response, self._first_bytes)
         _check_size(response, body, most)
         return body
 
@@ -240,11 +232,14 @@ class Http:
         await self._unstored.turn()
         return RawResponse(response.status, response.headers, body, held=share)
 
+    def _most_bytes(self, request: ProviderRequest) -> int:
+        most = self._settings.max_response_bytes
+        return max(most, request.answer_bytes) if request.answer_bytes else most
+
     def _proxy(self, url: str) -> str | None:
         if self._settings.proxy is not None or not self._settings.trust_env:
             return self._settings.proxy
-        scheme, host = _origin(url)
-        return _environment_proxy(scheme, host)
+        return _environment_proxy(url)
 
     def _lane(self, limit: int, tls: ssl.SSLContext | bool, *, force_close: bool) -> _Lane:
         # aiohttp refuses a keep-alive time together with force_close.
@@ -343,18 +338,13 @@ async def _error_body(response: Response) -> bytes:
 
 
 @lru_cache(maxsize=256)
-def _origin(url: str) -> tuple[str, str]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.netloc
-
-
-@lru_cache(maxsize=256)
-def _environment_proxy(scheme: str, host: str) -> str | None:
-    """The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY mean for a host.
+def _environment_proxy(url: str) -> str | None:
+    """The proxy that HTTP_PROXY, HTTPS_PROXY and NO_PROXY mean for a URL.
 
     aiohttp's own `trust_env` asks the environment and .netrc in a thread for each request.
     """
-    return None if proxy_bypass(host) else getproxies().get(scheme)
+    parts = urlsplit(url)
+    return None if proxy_bypass(parts.netloc) else getproxies().get(parts.scheme)
 
 
 def check_proxies(settings: HttpSettings) -> None:

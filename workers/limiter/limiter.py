@@ -200,7 +200,7 @@ class Limiter:
     def settle(self, permit: Permit, usage: TokenUsage | None) -> None:
         """See `Permit.settle`."""
         if usage is not None:
-            usage = self.plan.taken(usage)
+            usage = self._leases.plan.taken(usage)
         self.settlements.settle(permit.cost, usage, permit.instant)
         if usage is not None and permit.cost is UNKNOWN:
             self._estimator.overhear(usage)
@@ -246,7 +246,7 @@ class Limiter:
     def _permit(self, cost: Cost, instant: float | None) -> Permit:
         self.settlements.in_flight += 1
         self._free.note_sent()
-        return Permit(self, cost, epoch=self._pauses.epoch, instant=instant)
+        return Permit(self, cost, self._pauses.epoch, instant)
 
     def _let_free_go(self) -> None:
         self._free.let_go()

@@ -26,7 +26,7 @@ class Permit:
 
     __slots__ = ("_is_open", "_limiter", "cost", "epoch", "instant", "key", "owner")
 
-    def __init__(self, limiter: Limiter, cost: Cost, *, epoch: int, instant: float | None = None) -> None:
+    def __init__(self, limiter: Limiter, cost: Cost, epoch: int, instant: float | None = None) -> None:
         self.key: Any = None
         """Of the keys that were offered, the one to send with."""
         self.owner: Callable[[], Limiter] | None = None

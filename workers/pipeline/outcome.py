@@ -107,5 +107,7 @@ def _counted(trip: Trip) -> list[Usage]:
 
 
 def _queued_s(trip: Trip) -> float | None:
-    submitted_at = trip.job.options.submitted_at
-    return None if submitted_at is None else max(0.0, trip.started_at - submitted_at)
+    submitted_at, started_at = trip.job.options.submitted_at, trip.started_at
+    if submitted_at is None:
+        return None
+    return started_at - submitted_at if started_at > submitted_at else 0.0

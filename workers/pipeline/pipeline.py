@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 import traceback
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from config.catalog import UnknownModel
@@ -163,10 +163,10 @@ class Pipeline:
             speeds=speeds,
             now=now,
         )
-        self._job_rungs: tuple[Rung, ...] = (Deadline(), self._fallbacks)
+        job_rungs: tuple[Rung, ...] = (Deadline(), self._fallbacks)
         stored = None if answers is None else Answers(answers, ttl_s=cache_ttl_s, may_wait=policy.may_wait, now=now)
         # Once for each model that is tried:
-        self._route_rungs: tuple[Rung, ...] = (
+        route_rungs: tuple[Rung, ...] = (
             self._elsewhere,
             InputLength(limits, tokenizers_of(catalog)),
             *(() if stored is None else (stored,)),
@@ -196,6 +196,8 @@ class Pipeline:
             Admission(limits, keys_of=keys.of, park_after_s=park_after_s),
             Timeouts(reaches=reaches(catalog, lambda model: model.timeout.times_p95 is not None), now=now),
         )
+        self.rungs: Final = (*job_rungs, *route_rungs)
+        """All of them, outermost first."""
         self._streams = streams
         self._call = Call(http, now=now, compresses=compresses, time_limit=time_limit, streams=streams)
         self.ladder = lru_cache(maxsize=LADDERS_KEPT)(self._build)
@@ -215,7 +217,7 @@ class Pipeline:
 
     def _build(self, shape: Shape) -> Ladder:
         """The ladder of a shape. Raises `Incapable` for a model that the catalogue does not know."""
-        rungs = tuple(rung for rung in (*self._job_rungs, *self._route_rungs) if rung.serves(shape))
+        rungs = tuple(rung for rung in self.rungs if rung.serves(shape))
         down: Down = self._call
         for rung in reversed(rungs):
             down = _above(rung, down)

@@ -90,7 +90,7 @@ class Route:
     """What may be asked of the provider, by its `apis`."""
 
     def check(self, job: PromptJob) -> None:
-        """Raise `Failure` for a job that this provider can't be asked: before it waits for its turn. `Incapable` where
+        """Raise `Unserved` for a job that this provider can't be asked: before it waits for its turn. `Incapable` where
         another worker's catalogue may know more of the provider."""
         if job.kind not in self.kinds:
             raise _not_offered(job.kind, self.provider.name)

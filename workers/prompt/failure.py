@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tasks.results import Usage
     from tasks.wire.kinds import Api
 
-__all__ = ["Failure", "Incapable", "OverLimit"]
+__all__ = ["Failure", "Incapable", "OverLimit", "Unserved"]
 
 
 class Failure(Exception):
@@ -83,12 +83,16 @@ class Failure(Exception):
             self.request_id = self.request_id.replace(secret, STRUCK)
 
 
-class Incapable(Failure):
+class Unserved(Failure):
+    """The model can't do what the job asks for, and was not called; another model may."""
+
+
+class Incapable(Unserved):
     """This worker lacks the model, a key for it, or an endpoint of its provider; another worker may have them."""
 
     lacks_api: Api | None = None
     """The endpoint, where its catalogue knows the model without it."""
 
 
-class OverLimit(Failure):
+class OverLimit(Unserved):
     """The request is larger than the model's limit can ever let through; another model's may."""

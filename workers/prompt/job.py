@@ -138,27 +138,30 @@ def _from_fields(kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], Any]:
 def _loads(text: str) -> Any:
     try:
         value = orjson.loads(text)
-        if _has_huge_number(value):
+        containers, has_huge_number = _looked_over(value)
+        if has_huge_number:
             value = json.loads(text)
     except (ValueError, RecursionError):
         raise _refused("the job's text is not JSON, or it nests too deep") from None
-    # No text with fewer brackets can nest too deep, and counting them is far cheaper than walking.
-    if text.count("[") + text.count("{") > MAX_DEPTH:
+    if containers > MAX_DEPTH:  # fewer can't nest too deep
         _check_json(value, depth=0)
     return value
 
 
-def _has_huge_number(value: Any) -> bool:
-    found = [value]
+def _looked_over(value: Any) -> tuple[int, bool]:
+    """How many objects and lists it holds, and whether a number in it may be one that orjson has rounded."""
+    found, containers, has_huge_number = [value], 0, False
     for item in found:
         kind = type(item)  # orjson makes no subclasses
         if kind is dict:
+            containers += 1
             found += item.values()
         elif kind is list:
+            containers += 1
             found += item
         elif kind is float and abs(item) >= _FIRST_INEXACT_INT:
-            return True
-    return False
+            has_huge_number = True
+    return containers, has_huge_number
 
 
 def _check_json(value: Any, *, place: str = "", depth: int = 1) -> None:
@@ -181,10 +184,13 @@ def _options(raw: Any, *, now: float, read_stamp: Callable[[float], float]) -> t
         return Options(), None
     if not isinstance(raw, dict):
         raise _refused("`promptmill` is not an object of options")
-    given = {name: value for name, value in raw.items() if value is not None}
-    for name, value in given.items():
+    given: dict[str, Any] = {}
+    for name, value in raw.items():
+        if value is None:
+            continue
         if refusal := problem(name, value, reader="worker"):
             raise _refused(f"`promptmill.{name[:MAX_SHOWN]}`: {refusal}")
+        given[name] = value
     if (submitted_at := given.get("submitted_at")) is not None:
         given["submitted_at"] = read_stamp(submitted_at)
     if (deadline_s := given.pop("deadline_s", None)) is not None:

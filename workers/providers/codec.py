@@ -151,7 +151,7 @@ class Codec(Protocol):
     version stored serve no job of the next."""
 
     def check(self, job: PromptJob, *, model: Model) -> None:
-        """Raise `Failure` (`bad_request`) for a body that this kind of provider has no words for.
+        """Raise `Unserved` (`bad_request`) for a body that this kind of provider has no words for.
 
         Asked before the job waits for its turn. The text names the field and holds no value.
         """

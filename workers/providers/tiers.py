@@ -7,14 +7,17 @@ with 498 and `capacity_exceeded`. Nothing is charged then. A 429 of a limit look
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from tasks.wire.vocabulary import FLEX, Tier
+from tasks.wire.usage import tier_named
 
 from .error_body import error_body
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from tasks.wire.vocabulary import Tier
+
     from ..prompt.failure import Failure
     from .codec import RawResponse
     from .error_body import ErrorBody
@@ -28,8 +31,6 @@ _LIMIT: Final = re.compile(
     r"rate limit|quota|per (second|min|minute|hour|day)\b|\b[rt]p[mds]\b|limit:? ?[0-9]|throttl", re.IGNORECASE
 )
 _GEMINI_HEADER: Final = "x-gemini-service-tier"
-_STANDARD: Final = frozenset({"default", "standard", "auto", "on_demand", "standard_only", "unspecified"})
-_OWN_PRICE: Final[Mapping[str, Tier]] = {FLEX: FLEX, "priority": "priority"}
 
 
 def note_no_room(failure: Failure, raw: RawResponse) -> None:
@@ -53,13 +54,8 @@ def tier_refused(failure: Failure) -> bool:
 
 
 def served_tier(response: Mapping[str, Any], headers: Mapping[str, str], *, asked: object) -> Tier:
-    """By which tier a call was served, and is charged: what the provider says, or else what was asked for.
-
-    A tier by another name, such as OpenAI's `scale`, is paid for in a way that no price list tells.
-    """
-    said = response.get("service_tier") or headers.get(_GEMINI_HEADER) or asked
-    name = said.lower() if isinstance(said, str) else "standard"
-    return "standard" if name in _STANDARD else _OWN_PRICE.get(name, "other")
+    """By which tier a call was served, and is charged: what the provider says, or else what was asked for."""
+    return tier_named(response.get("service_tier") or headers.get(_GEMINI_HEADER) or asked)
 
 
 def _is_no_limit(raw: RawResponse) -> bool:

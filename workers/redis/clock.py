@@ -57,10 +57,10 @@ class RedisClock:
         # What readings have left open of the difference of the two clocks, and when the last was taken.
         self._low, self._high, self._at = -math.inf, math.inf, 0.0
         self._state = _State(wall() - steady())
+        self._ahead = self._state.redis_ahead
 
     def __call__(self) -> float:
-        state = self._state
-        return self._steady() + state.redis_ahead - state.jumped
+        return self._steady() + self._ahead
 
     def redis_s(self) -> float:
         """What Redis's clock shows now."""
@@ -86,6 +86,7 @@ class RedisClock:
                     jumped += by
             self._low, self._high, self._at = kept_low, kept_high, heard_at
             self._state = _State((kept_low + kept_high) / 2, jumps, jumped)
+            self._ahead = self._state.redis_ahead - jumped
 
     def from_redis(self, stamp: float) -> float:
         """The instant at which Redis's clock, of then, gave this stamp; never in the future.
@@ -95,7 +96,7 @@ class RedisClock:
         """
         state, now = self._state, self()
         if not state.jumps:
-            return min(stamp, now)
+            return stamp if stamp < now else now
         if state.jumps[-1].at + state.jumps[-1].by - JUMP_S <= stamp <= now + state.jumped + JUMP_S:
             return min(stamp - state.jumped, now)
         # Of all times between two jumps in which Redis's clock may have shown it, the latest.

@@ -30,6 +30,7 @@ from tasks.wire.record import is_end
 
 from ..pool.greenlets import in_job, wait
 from ..pool.threads import offload, offload_patiently
+from ..redis.packer import PACKER
 from .entry import Entry, JSONResult
 from .names import Names
 from .place import Place, place_behind, place_of
@@ -255,6 +256,9 @@ class Backend(RedisBackend):  # type: ignore[misc]  # Celery publishes no types
     def get_task_meta(self, task_id: str, cache: bool = True) -> Any:
         """As Celery's, whose tracer asks for the state of a chord's other parts."""
         return offload_patiently("a question about results", super().get_task_meta, task_id, cache)
+
+    def _create_client(self, **params: Any) -> Any:
+        return super()._create_client(**params, command_packer=PACKER)
 
     def _call_task_errbacks(self, request: Any, exc: BaseException, traceback: Any) -> None:
         offload(super()._call_task_errbacks, request, exc, traceback)

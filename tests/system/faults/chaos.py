@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import redis
 from celery import Celery
@@ -70,6 +70,13 @@ SHARES: Final = {
 
 SLACK_S: Final = 0.25
 """Between a client's clock at the submission and the provider's at the call."""
+
+
+class Call(NamedTuple):
+    """One call of a provider: when (epoch seconds), and the status that it was answered with."""
+
+    at_s: float
+    status: int | None
 
 
 @dataclass
@@ -276,10 +283,10 @@ def _submit_stock(stock: Celery, job: Job) -> None:
 
 def _judge(world: World, plan: Plan, url: str, report: Report) -> None:
     results = _all_ended(world, [job.id for job in plan.jobs if job.id is not None])
-    calls: dict[str, list[float]] = {}
+    calls: dict[str, list[Call]] = {}
     for model in LATENCIES_MS:
         for call in world.providers.ledger(model):
-            calls.setdefault(call["job_id"], []).append(call["time"])
+            calls.setdefault(call["job_id"], []).append(Call(call["time"], call["status"]))
     for job in plan.jobs:
         assert job.id is not None
         result = results.get(job.id)
@@ -312,7 +319,7 @@ def _all_ended(world: World, ids: list[str]) -> dict[str, PromptResult]:
     return results
 
 
-def _faults(job: Job, result: PromptResult, calls: list[float]) -> Iterator[str]:
+def _faults(job: Job, result: PromptResult, calls: list[Call]) -> Iterator[str]:
     """What is wrong with how it ended."""
     error = result.error
     allowed = {"succeeded"}
@@ -327,14 +334,17 @@ def _faults(job: Job, result: PromptResult, calls: list[float]) -> Iterator[str]
     if result.status == "succeeded" and not calls:
         yield "an answer without a call"
     delay_s = job.options.get("delay_s", 0.0)
-    if calls and "delay_s" in job.options and min(calls) < job.asked_at + delay_s - SLACK_S:
-        yield f"called {job.asked_at + delay_s - min(calls):.2f} s before its time"
+    if calls and "delay_s" in job.options and min(calls).at_s < job.asked_at + delay_s - SLACK_S:
+        yield f"called {job.asked_at + delay_s - min(calls).at_s:.2f} s before its time"
     if (
         result.status in {"succeeded", "failed"}
         and len(calls) > result.attempts
         and not result.suspected_double_payment
     ):
-        yield f"{len(calls)} calls, {result.attempts} of them told, not flagged"
+        made = ", ".join(f"{call.status} at {call.at_s - job.asked_at:.2f} s" for call in calls)
+        told = ", ".join(f"{each.code} at {(each.at or 0) - job.asked_at:.2f} s" for each in result.failed_attempts)
+        ended = f"{result.status} after {result.queued_s:.2f} + {result.duration_s:.2f} s"
+        yield f"{len(calls)} calls ({made}), {result.attempts} of them told ({told}), not flagged; {ended}"
 
 
 def _judge_groups(plan: Plan, url: str, report: Report) -> None:

@@ -25,6 +25,7 @@ from tasks.wire.record import read_outcome
 from tests.support import celery_client, fork_server
 from tests.support.celery_worker import CeleryWorker, lists_of
 from tests.support.fork_server import ForkedWorker
+from tests.support.listening import started
 from tests.support.proxy import Proxy
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -64,9 +65,7 @@ class Provider:
 
     def __init__(self, *options: str) -> None:
         command = [sys.executable, "-m", "workers.cli", "simulate", "--port", "0", "--jitter", "0", *options]
-        self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-        assert self.process.stdout is not None
-        self.base_url = self.process.stdout.readline().split()[-1]
+        self.process, self.base_url = started(command, cwd=ROOT, stderr=subprocess.DEVNULL)
         self._url = self.base_url.removesuffix("/v1")
 
     def calls(self) -> list[dict[str, Any]]:

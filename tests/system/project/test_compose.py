@@ -11,9 +11,11 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import redis
 
 from config.catalog import load_catalog
 from tasks import JobFailed, PromptQueue
+from tasks.wire import redis_keys
 from tests.support.waiting import wait_until
 
 from .compose_by_hand import ROOT, Deployment, services
@@ -35,6 +37,12 @@ def answers(url: str, *, login: str = "") -> str:
         return fetched(url, login=login)
     except OSError:
         return ""
+
+
+def offers(deployment: Deployment) -> bool:
+    """Whether a worker has said what it can call."""
+    with redis.Redis.from_url(deployment.url("redis", "redis")) as client:
+        return bool(client.exists(redis_keys.MODELS))
 
 
 @pytest.mark.parametrize(
@@ -95,8 +103,9 @@ def test_without_a_key_the_profile_try_answers_a_run(tmp_path: Path) -> None:
     ) as try_it:
         try_it.start("redis")
         wait_until(lambda: try_it.is_healthy("redis"), "Redis is healthy")
-        simulator, worker = try_it.start("simulator"), try_it.start("worker")
-        wait_until(lambda: "http://" in simulator() and "ready" in worker(), "both are ready")
+        try_it.start("simulator")
+        worker = try_it.start("worker")
+        wait_until(lambda: answers(try_it.url("simulator") + "/__stats") and offers(try_it), "both are ready")
         redis_url = try_it.url("redis", "redis") + "/0"
         ran = subprocess.run(
             [
@@ -130,10 +139,10 @@ def test_a_wrong_key_is_seen_within_ten_s_in_log_and_metrics(tmp_path: Path) -> 
         (deployment.image / "own.toml").write_text(own.format(deployment.url("simulator")))
         deployment.start("redis")
         wait_until(lambda: deployment.is_healthy("redis"), "Redis is healthy")
-        refusing = deployment.start("simulator", "--fault", "401=1")
+        deployment.start("simulator", "--fault", "401=1")
         worker = deployment.start("worker")
         deployment.start("metrics")
-        wait_until(lambda: "http://" in refusing() and "ready" in worker(), "all are ready")
+        wait_until(lambda: answers(deployment.url("simulator") + "/__stats") and offers(deployment), "all are ready")
         wait_until(lambda: answers(deployment.url("metrics") + "/metrics"), "metrics are served")
         with PromptQueue(deployment.url("redis", "redis") + "/0").sync as queue:
             queue.submit(model="gpt-4o-mini", messages=MESSAGES)

@@ -21,8 +21,10 @@ from bench.command import ALL as BENCHMARKS
 from config.catalog import Catalog, Limits, Timeout, load_catalog
 from tasks import Job, PromptQueue
 from tasks.testing import InMemoryQueue
+from tasks.wire import redis_keys
 from tests.project.doc_blocks import PAGES, ROOT, Block, Checkout, blocks_of
 from tests.soak.__main__ import SOAKS
+from tests.support.listening import listens
 from tests.support.ports import free_port
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until
@@ -173,8 +175,9 @@ def test_the_guides_flex_model_loads(tmp_path: Path) -> None:
 
 
 def test_the_guides_provider_with_a_flex_tier_starts(place: Place) -> None:
-    with place.checkout.running(f"{FLEX_SIMULATOR.commands.strip()} --port 0") as log:
-        wait_until(lambda: "listening on" in log.read_text(), "it listens")
+    port = free_port()
+    with place.checkout.running(f"{FLEX_SIMULATOR.commands.strip()} --port {port}"):
+        wait_until(lambda: listens(port), "it listens")
 
 
 def test_the_guides_routes_load(tmp_path: Path) -> None:
@@ -235,8 +238,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
 def worker(place: Place) -> Iterator[None]:
     """The README's, which serves its other blocks too."""
     worker, _ = place.here(README_WORKER.commands).splitlines()
-    with place.checkout.running(worker, PROMPTMILL_CATALOG=str(place.catalog)) as log:
-        wait_until(lambda: "ready." in log.read_text(), "the README's worker is ready")
+    with place.checkout.running(worker, PROMPTMILL_CATALOG=str(place.catalog)), place.redis.client() as client:
+        wait_until(lambda: client.exists(redis_keys.MODELS), "the README's worker offers its models")
         yield
 
 
@@ -272,8 +275,8 @@ def test_the_first_screens_app_answers(place: Place) -> None:
     (place.checkout.directory / "app.py").write_text(place.here(README_APP.text))
     port = free_port()
     command = f"PYTHONPATH=packaging/client uvicorn app:app --port {port}"
-    with place.checkout.running(command) as log:
-        wait_until(lambda: "Uvicorn running" in log.read_text(), "the app runs")
+    with place.checkout.running(command):
+        wait_until(lambda: listens(port), "the app runs")
         ask = urllib.request.Request(f"http://127.0.0.1:{port}/ask?question=How+many", method="POST")
         with urllib.request.urlopen(ask, timeout=30) as reply:
             assert json.load(reply)["answer"]
@@ -411,8 +414,9 @@ def test_your_own_tasks_run_in_the_same_workers(place: Place, own_redis: RedisSe
 
 def test_readmes_flower_starts(place: Place) -> None:
     _, flower = place.here(README_WORKER.commands).splitlines()
-    with place.checkout.running(f"{flower} --port={free_port()}") as log:
-        wait_until(lambda: "Visit me" in log.read_text(), "Flower runs")
+    port = free_port()
+    with place.checkout.running(f"{flower} --port={port}"):
+        wait_until(lambda: listens(port), "Flower runs")
 
 
 # -- the other pages ---------------------------------------------------------------------------------------------------

@@ -378,7 +378,10 @@ def test_changed_input_is_noticed_before_anything_is_sent(promptmill_run: RunCom
     write_rows(rows, prompts(2))
     assert "only 2 of them" in promptmill_run("in.jsonl", "-o", "out.jsonl", *QUICK).stderr
     write_rows(rows, prompts(3))
-    assert "has changed since" in promptmill_run("in.jsonl", "-o", "out.jsonl", "--model", "gpt-4o", *QUICK).stderr
+    (tmp_path / "schema.json").write_text('{"type": "object"}')
+    for option, value in (("--model", "gpt-4o"), ("--schema", "schema.json")):
+        changed = promptmill_run("in.jsonl", "-o", "out.jsonl", option, value, *QUICK)
+        assert option in changed.stderr.partition("has changed since")[0]
     assert (tmp_path / "out.jsonl").read_bytes() == before
 
 

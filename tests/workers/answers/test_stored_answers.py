@@ -56,7 +56,7 @@ async def run(pipeline: Pipeline, job: PromptJob) -> PromptResult:
 
 
 def store_of(pipeline: Pipeline) -> Any:
-    return next(rung._store for rung in pipeline._route_rungs if isinstance(rung, Answers))
+    return next(rung._store for rung in pipeline.rungs if isinstance(rung, Answers))
 
 
 @pytest.fixture

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.support.listening import started
+
 COMMAND = (sys.executable, "-c", "from workers.cli import main; main()", "metrics")
 PRIVATE = ("PROMPTMILL_", "OPENAI_")
 PATIENCE_S = 30.0
@@ -28,16 +30,9 @@ class Exporter:
     """One that runs."""
 
     def __init__(self, *options: str, environ: Mapping[str, str] | None = None) -> None:
-        self.process = subprocess.Popen(
-            [*COMMAND, "--port", "0", *options],
-            env={**inherited(), **(environ or {})},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        self.process, self.url = started(
+            [*COMMAND, "--port", "0", *options], env={**inherited(), **(environ or {})}, stderr=subprocess.PIPE
         )
-        assert self.process.stdout is not None
-        said, _, self.url = self.process.stdout.readline().rstrip("\n").rpartition(" ")
-        assert said == "listening on"
 
     def text(self, *, accept: str = "text/plain") -> str:
         request = urllib.request.Request(self.url, headers={"Accept": accept})

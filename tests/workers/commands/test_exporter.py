@@ -288,6 +288,10 @@ def test_a_taken_port_is_named_with_the_next_step() -> None:
         assert refused("--port", str(port)).startswith(f"Error: can't listen on 127.0.0.1 port {port} (")
 
 
+def test_a_descriptor_that_nobody_handed_on_is_named() -> None:
+    assert refused("--ready-fd", "999").startswith("Error: --ready-fd: 999 is no open file descriptor")
+
+
 @pytest.mark.parametrize("host", ["nowhere.invalid", "x" * 70])
 def test_a_bad_host_is_named_with_the_next_step(host: str) -> None:
     line = refused("--host", host)

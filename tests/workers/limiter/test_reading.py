@@ -82,6 +82,17 @@ def test_limits_are_learned_if_unknown_and_only_lowered_if_known() -> None:
         (told(500, 499, "1m0s"), "rpm"),
         (told(200, 199, "7m12s"), "rpd"),
         (told(10_000, 9_000, "2h24m0s"), "rpd"),
+        (told(14_400, 14_370, "2m59.56s"), "rpd"),  # as Groq documents them (console.groq.com/docs/rate-limits)
+        (told(18_000, 17_997, "7.66s", "tokens"), "tpm"),
+        (told(14_400, 14_399, "6s"), None),  # the same bucket of a day, of which less was used
+        (told(14_400, 14_399, "3.4s"), None),
+        (told(14_400, 14_390, "59.5s"), None),
+        (told(14_400, 14_390, "4s"), "rpm"),
+        (told(800, 799, "60s"), "rpm"),  # a minute that begins with its first request
+        (told(14_400, 14_399, "5ms"), "rpm"),
+        (told(14_400, 14_400, "0s"), "rpm"),
+        (told(1_000_000, 999_500, "43.2s", "tokens"), None),
+        (told(1_000_000, 999_500, "30ms", "tokens"), "tpm"),
         (told(30_000, 29_000, "2s", "tokens"), "tpm"),
         (told(1_000_000, 900_000, "2h24m0s", "tokens"), None),
     ],
@@ -89,6 +100,26 @@ def test_limits_are_learned_if_unknown_and_only_lowered_if_known() -> None:
 def test_which_limit_a_header_tells(headers: dict[str, str], tells: str | None) -> None:
     (found,) = rate_headers(headers, NOW)
     assert found.tells == tells
+
+
+@given(limit=st.integers(200, 100_000), uses=st.lists(st.floats(0.5, 30), min_size=1, max_size=40))
+def test_a_days_bucket_is_never_a_minutes_limit(limit: int, uses: list[float]) -> None:
+    """Requests at intervals (seconds) from a bucket that fills by `limit` a day, as its provider tells of it."""
+    taken = 0.0
+    for apart_s in uses:
+        taken = max(0.0, taken - apart_s * limit / 86_400) + 1
+        remaining, reset = int(limit - taken), reset_text(taken * 86_400 / limit)
+        (found,) = rate_headers(told(limit, remaining, reset), NOW)
+        assert found.tells in (None, "rpd")
+
+
+@given(limit=st.integers(10, 100_000), uses=st.lists(st.floats(0, 3), min_size=1, max_size=40))
+def test_a_minutes_bucket_is_told_at_each_answer(limit: int, uses: list[float]) -> None:
+    taken = 0.0
+    for apart_s in uses:
+        taken = min(float(limit), max(0.0, taken - apart_s * limit / 60) + 1)
+        (found,) = rate_headers(told(limit, int(limit - taken), reset_text(taken * 60 / limit)), NOW)
+        assert found.tells == "rpm"
 
 
 def test_a_429_without_retry_after_waits_for_what_is_spent() -> None:

@@ -104,7 +104,16 @@ def test_doctor_shows_the_ladders(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROMPTMILL_REDIS_URL", "redis://127.0.0.1:1/0")  # nothing is asked
     get_settings.cache_clear()
     shown = CliRunner().invoke(app, ["doctor", "--ladder", "gpt-4o-mini"])
-    assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 100
+    assert shown.exit_code == 0 and max(map(len, shown.stdout.splitlines())) <= 120
+    models, model, heading, *rungs = shown.stdout.splitlines()
+    assert (models, model, heading) == ("models", "  gpt-4o-mini", "rungs, outermost first")
+    assert [line.split()[0] for line in rungs] == [
+        *("Deadline", "Elsewhere", "InputLength", "Answers", "Schema", "RecordSize"),
+        *("Breaker", "Retries", "Packing", "Admission", "Call"),
+    ]
+    assert [line.rpartition(" (")[2] for line in rungs if line.endswith(")")] == [
+        *("jobs with a deadline)", "embed)", "jobs with a cache time)", "jobs with a schema)", "embed)", "embed)")
+    ]
     as_json = CliRunner().invoke(app, ["doctor", "--ladder", "gpt-4o-mini", "--json"])
     assert json.loads(as_json.stdout)["chat with a deadline"] == [
         *LADDERS[Shape("chat", "m", has_deadline=True)],
@@ -139,7 +148,7 @@ async def pipeline(pipeline_to: Any) -> Any:
 
 
 def rung_of(pipeline: Any, kind: type) -> Any:
-    [found] = [rung for rung in (*pipeline._job_rungs, *pipeline._route_rungs) if isinstance(rung, kind)]
+    [found] = [rung for rung in pipeline.rungs if isinstance(rung, kind)]
     return found
 
 
@@ -150,7 +159,7 @@ async def test_parked_and_the_like_pass_through_every_rung(pipeline: Any, trip: 
     async def down(trip: Trip) -> Answer:
         raise passing
 
-    for rung in (*pipeline._job_rungs, *pipeline._route_rungs):
+    for rung in pipeline.rungs:
         if not isinstance(rung, InputLength | RecordSize | Schema | Packing):
             with pytest.raises(type(passing)):
                 await rung(trip, down)

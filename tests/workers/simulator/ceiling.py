@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 import psutil
 import uvloop
 
+from tests.support.listening import started
+
 CONNECTIONS = 32
 ROUNDS = 5
 QUESTION = "Weng earns $12 an hour for babysitting. Yesterday she did 50 minutes. " * 6
@@ -90,9 +92,9 @@ async def measure(server: psutil.Process, port: int, requests: int) -> tuple[flo
 
 async def main(requests: int) -> None:
     command = [sys.executable, "-m", "workers.cli", "simulate", "--latency-ms", "0", "--jitter", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
-        assert process.stdout is not None
-        port = urlsplit(process.stdout.readline().split()[-1]).port
+    process, url = started(command, stderr=subprocess.DEVNULL)
+    with process:
+        port = urlsplit(url).port
         assert port is not None
         server = psutil.Process(process.pid)
         try:

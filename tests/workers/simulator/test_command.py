@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import subprocess
@@ -16,6 +15,7 @@ import aiohttp
 import pytest
 from typer.testing import CliRunner
 
+from tests.support.listening import started
 from workers.cli import app
 
 from .conftest import question
@@ -24,18 +24,10 @@ COMMAND = [sys.executable, "-m", "workers.cli", "simulate"]
 
 
 @contextmanager
-def simulator_process(*arguments: str, hands_on: int | None = None) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A running simulator and its URL, from the first line it prints. It alone keeps the descriptor `hands_on`."""
-    descriptors = [] if hands_on is None else [hands_on]
-    process = subprocess.Popen(
-        [*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, pass_fds=descriptors
-    )
+def simulator_process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A running simulator and its URL."""
+    process, url = started([*COMMAND, *arguments], stderr=subprocess.PIPE)
     try:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        assert process.stdout is not None
-        said, _, url = process.stdout.readline().rstrip("\n").rpartition(" ")
-        assert said == "listening on"
         yield process, url
     finally:
         process.kill()
@@ -52,10 +44,10 @@ def stopped(process: subprocess.Popen[str], number: signal.Signals) -> Any:
 
 async def test_it_says_where_it_listens_and_stops_cleanly(http: aiohttp.ClientSession) -> None:
     """To people, and to the process that starts it."""
-    told, ready = os.pipe()
-    options = ["--port", "0", "--latency-ms", "0", "--rpm", "60", "--seed", "3", "--ready-fd", str(ready)]
-    with simulator_process(*options, hands_on=ready) as (process, url), os.fdopen(told) as pipe:
-        assert pipe.read() == url, "and the descriptor is closed"
+    options = ["--port", "0", "--latency-ms", "0", "--rpm", "60", "--seed", "3"]
+    with simulator_process(*options) as (process, url):
+        assert process.stdout is not None
+        assert url in process.stdout.readline()
         async with http.post(url + "/chat/completions", json=question()) as response:
             assert response.status == 200
             assert response.headers["x-ratelimit-limit-requests"] == "60"

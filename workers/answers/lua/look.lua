@@ -15,20 +15,30 @@
 --       ahead_ms   what Redis's clock is ahead of the one that submitted_s is by
 --       asks   a column each: digest, job (id), number (of the question, of the process), rank (0 is the most urgent), ttl_ms (how
 --              old an answer may be), submitted_s (-1: nobody knows), followed (the token that it has waited for, or ''),
---              is_redelivered (whether the worker that had the message before is gone)
+--              has_next (whether it has another model to ask), is_redelivered (whether the worker that had the message
+--              before is gone)
 -- Returns for each prompt {0, answer, ms it lives} = an answer, 1 = lead, {2, token} = wait for the flight, {3, what} =
 --         what has become of a call that was under way together with it.
 
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 
+local LEFT = 'l' -- known.py: a failure for those that have another model to ask
+
 local function token_of(number)
   return string.format('%s-%d', ask.process, number)
 end
 
-local function is_shared(job, landed_at, token)
+local function was_under_way(job, landed_at, token)
   if not landed_at or now - landed_at > FLIGHT_TTL_S * 1000 then return false end
   return token == job.followed or (job.submitted_s >= 0 and math.floor(job.submitted_s * 1000) + ask.ahead_ms <= landed_at)
+end
+
+-- What it shares of a call that was under way together with it.
+local function shared(key, job, landed_at, token)
+  if not was_under_way(job, landed_at, token) then return nil end
+  local landed = redis.call('HGET', key, 'landed')
+  return (job.has_next or string.sub(landed, 1, 1) ~= LEFT) and landed or nil
 end
 
 local function is_led(flight, job)
@@ -44,9 +54,8 @@ local function look(answer, key, job)
     return { 0, stored, redis.call('PTTL', answer) }
   end
   local flight = read_flight(key)
-  if is_shared(job, flight.landed_at, flight.landed_token) then
-    return { 3, redis.call('HGET', key, 'landed') }
-  end
+  local landed = shared(key, job, flight.landed_at, flight.landed_token)
+  if landed then return { 3, landed } end
   local began, due = flight.began or now, flight.due
   local follows = is_led(flight, job)
   if not follows then

@@ -15,6 +15,7 @@ from workers.telemetry import logs
 
 from ..common import RedisOption, address_of, settings_or_fail
 from ..failing import fail
+from ..ready import ReadyFdOption, check_ready_fd, tell_ready
 from .collector import RedisCollector
 
 __all__ = ["metrics"]
@@ -31,20 +32,22 @@ def metrics(
         typer.Option("--queue", "-Q", help="Celery queues to show; repeat it, or use commas.", show_default=QUEUE),
     ] = None,
     redis: RedisOption = None,
+    ready_fd: ReadyFdOption = None,
 ) -> None:
     """Serve the queue's and the limiters' figures to Prometheus, for a whole deployment.
 
     Prints its URL when it is ready. Reads Redis when it is scraped, and changes nothing there; while Redis is away,
     promptmill_up is 0. Who may connect may read: names of models and fingerprints of keys, no prompts and no keys.
     """
+    check_ready_fd(ready_fd)
     settings = settings_or_fail()
     logs.configure()
     queues = [name for names in queue or [QUEUE] for name in names.split(",")]
     collector = RedisCollector(address_of(redis, settings.broker), queues=queues, settings=settings)
-    _serve(collector, host=host, port=port)
+    _serve(collector, host=host, port=port, ready_fd=ready_fd)
 
 
-def _serve(collector: RedisCollector, *, host: str, port: int) -> NoReturn:
+def _serve(collector: RedisCollector, *, host: str, port: int, ready_fd: int | None) -> NoReturn:
     """Until a signal comes. Then at once: nothing is half done, and a thread that resolves a name would hold us up."""
     registry = CollectorRegistry()
     registry.register(collector)
@@ -55,7 +58,7 @@ def _serve(collector: RedisCollector, *, host: str, port: int) -> NoReturn:
         fail(f"can't listen on {host} port {port} ({reason}); choose others with --host and --port (0: a free one)")
     ending = _ending()
     shown = f"[{host}]" if ":" in host else host
-    typer.echo(f"listening on http://{shown}:{server.server_port}/metrics")
+    tell_ready(f"http://{shown}:{server.server_port}/metrics", ready_fd)
     ending.recv(1)
     os._exit(0)
 

@@ -41,6 +41,9 @@ _USUAL: tuple[tuple[Quantity, str, str, str], ...] = (
     ("tokens", "x-ratelimit-limit-tokens", "x-ratelimit-remaining-tokens", "x-ratelimit-reset-tokens"),
 )
 _ROUNDING_S = 1.0
+_RESET_ROUNDING_S = 0.02
+_LEAST_USED, _ANSWER_S = 0.5, 3.0
+"""Of one request a part may have come back before its answer, which takes so long."""
 
 _PREFIX = re.compile(r"(?:llm_provider-)?(?:x-|anthropic-)*rate-?limit(bysize)?(?:-(.+))?", re.ASCII)
 _PARTS: dict[str, Part] = {
@@ -89,14 +92,28 @@ class RateHeader(NamedTuple):
 
     @property
     def tells(self) -> LearnedLimit | None:
-        """The limit of the catalogue that it tells; none for the tokens of a day, and for an hour's or a month's."""
+        """The limit of the catalogue that it tells; none for the tokens of a day, for an hour's or a month's, and while
+        it may be a minute's or a day's."""
         if self.window_s not in (None, WINDOW_S, _DAY_S):
             return None
+        if self.window_s is None and self.reset_s * self.limit >= _LEAST_USED * _DAY_S and self._may_be_daily():
+            return None  # asked of each answer, hence the shortcut
         if self.name == "requests":
             return "rpd" if self.is_daily else "rpm"
         if self.is_daily:
             return None
         return "tpm" if self.name == "tokens" else "input_tpm" if self.name == "input" else "output_tpm"
+
+    def _may_be_daily(self) -> bool:
+        """Whether a day's bucket of which little was used would say the same, as Groq's of requests does: all is free
+        again when what was used has come back. A minute's bucket has it back 1,440 times as soon, and fixed windows of
+        a minute say it by chance.
+        """
+        if self.reset_s > WINDOW_S + _ROUNDING_S:
+            return False
+        a_second = self.limit / _DAY_S
+        used, rounding = self.limit - self.remaining, _RESET_ROUNDING_S * a_second
+        return max(used - 1, 1 - _ANSWER_S * a_second) - rounding <= self.reset_s * a_second <= used + rounding
 
     def as_map(self) -> dict[str, str | int | float]:
         """As acquire.lua reads it."""

@@ -40,16 +40,13 @@ class Caller:
         self._pending: Ask | None = None
         self._report: PauseReport | None = None
         self._retry_at = -math.inf
-        self._away_since: float | None = None
+        self.is_away = False
+        """Whether the schedule could not be reached at the last call."""
+        self._away_since = math.inf
         self._has_spoken = False
         self._wake = asyncio.Event()
         self._sleeps_until = -math.inf
         self._task = loop.create_task(self._keep_calling())
-
-    @property
-    def is_away(self) -> bool:
-        """Whether the schedule could not be reached at the last call."""
-        return self._away_since is not None
 
     @property
     def is_busy(self) -> bool:
@@ -144,16 +141,15 @@ class Caller:
     def _miss(self, error: Exception) -> None:
         now = self._loop.time()
         self._retry_at = now + RETRY_S
-        if self._away_since is None:
-            self._away_since = now
+        if not self.is_away:
+            self.is_away, self._away_since = True, now
             self._outage.begin(self._leases, error)
         self._outage.go_without(self._leases)
 
     def _reach(self) -> None:
-        if self._away_since is not None:
-            away_s = self._loop.time() - self._away_since
-            self._away_since = None
-            self._outage.end(self._leases, away_s)
+        if self.is_away:
+            self.is_away = False
+            self._outage.end(self._leases, self._loop.time() - self._away_since)
 
 
 def _joined(first: PauseReport | None, second: PauseReport | None) -> PauseReport | None:

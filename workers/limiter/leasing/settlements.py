@@ -88,6 +88,7 @@ class Settlements:
         if not input_tokens and not output_tokens:
             return
         bin_ = 0 if instant is None else math.floor(instant / BIN_S)
-        refund = self.refunds.setdefault(bin_, Refund(bin_))
+        if (refund := self.refunds.get(bin_)) is None:
+            refund = self.refunds[bin_] = Refund(bin_)
         refund.input_tokens += input_tokens
         refund.output_tokens += output_tokens

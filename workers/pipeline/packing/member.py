@@ -82,6 +82,7 @@ class Member:
         """A call with inputs of it was made. However many it takes at a time, they are one attempt."""
         trip = self.trip
         trip.called_at, trip.request, trip.headers, trip.key = made.called_at, made.request, made.headers, made.key
+        trip.tier = made.tier
         if trip.held is not None and made.held:
             trip.held += made.held
         if not self.called:
@@ -129,7 +130,8 @@ class Member:
         trip, usage = self.trip, attempt.usage
         if self.usage is not NOTHING:
             usage = added(self.usage, usage or NOTHING)
-        trip.failed.append(replace(attempt, usage=usage, cost_usd=known_cost_usd(trip.route.model, usage)))
+        cost_usd = known_cost_usd(trip.route.model, usage, trip.tier)
+        trip.failed.append(replace(attempt, usage=usage, cost_usd=cost_usd))
         trip.paid_twice = trip.may_be_paid
         trip.may_be_paid = trip.may_be_paid or attempt.suspected_payment
 

@@ -6,9 +6,10 @@ What another model may cure leads to it by itself; what may be the job's own fau
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Final
 
-from ...prompt.failure import Failure, Incapable, OverLimit
+from ...prompt.failure import Failure, Incapable, OverLimit, Unserved
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -48,6 +49,8 @@ def reason(failure: Failure, name: str, *, asked_for: Collection[Trigger]) -> st
         return f"no worker can call {name}"
     if isinstance(failure, OverLimit):
         return f"the limit of {name} is less than the request takes"
+    if isinstance(failure, Unserved):
+        return f"{name} can't do what the job asks for"
     if failure.code == "too_large" and failure.http_status is None:
         return None  # it is the answer that no record holds
     words = BY_ITSELF.get(failure.code) or _if_asked(failure.code, asked_for)
@@ -60,8 +63,10 @@ def _if_asked(code: ErrorCode, asked_for: Collection[Trigger]) -> str | None:
 
 def has_more_context(candidate: Model, failed: Model, *, input_tokens: int) -> bool:
     """Whether a request whose context was too long for `failed` may fit. `input_tokens` is the estimate of its input,
-    which decides where the catalogue does not say what `failed` takes.
+    which decides where the catalogue does not say what `failed` takes. Of embeddings one input may be what is too long.
     """
+    if (candidate.max_tokens_per_input or 0) > (failed.max_tokens_per_input or math.inf):
+        return True
     if candidate.context_tokens is None:
         return False
     return candidate.context_tokens > (failed.context_tokens or input_tokens)

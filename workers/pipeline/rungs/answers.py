@@ -58,7 +58,14 @@ class Answers:
             data = self._store.at_hand(digest, ttl_s=ttl_s)
             found = None if data is None else self._store.opened(data)
         if found is None:
-            asked = self._store.look(digest, job, ttl_s=ttl_s, followed=trip.followed, redelivered=trip.redelivered)
+            asked = self._store.look(
+                digest,
+                job,
+                ttl_s=ttl_s,
+                followed=trip.followed,
+                has_next=bool(trip.untried),
+                redelivered=trip.redelivered,
+            )
             if asked is None:
                 return await down(trip)
             try:
@@ -76,7 +83,7 @@ class Answers:
         try:
             answer = await down(trip)
         except Failure as failure:
-            found.failed(failure)
+            found.failed(failure, has_next=bool(trip.untried))
             raise
         except Parked as parked:
             parked.gap_s = 0.0  # the next of its lane may find an answer

@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Protocol
 from tasks.results import Attempt
 from tasks.wire.vocabulary import FLEX
 
-from ...prompt.failure import Failure, Incapable
+from ...prompt.failure import Failure, Incapable, Unserved
 from ...prompt.parked import Parked
 from ...telemetry.counts import counts
 from ..limits import estimate
 from ..routing.fallback_policy import FAULTS, has_more_context, reason
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Collection
+    from collections.abc import Awaitable, Callable, Collection, Sequence
 
     from tasks.wire.kinds import Api
     from tasks.wire.vocabulary import Trigger
@@ -74,11 +74,25 @@ class Fallbacks:
         chain = trip.chain
         if chain is None:
             chain = trip.chain = self._chains.chain(trip.job)
+        unable: set[str] = set()
+        served: Failure | None = None
+        served_at, gave_way = 0, False
         while True:
             try:
-                return await self._ask(trip, chain, down)
+                return await self._ask(trip, chain, unable, down)
             except Failure as failure:
-                position = self._following(trip, chain, failure)
+                is_unserved = isinstance(failure, Unserved)
+                if is_unserved:
+                    unable.add(chain.name)
+                else:
+                    served, served_at, gave_way = failure, chain.position, not trip.attempts_here
+                position = self._following(trip, chain, unable, failure)
+                if position is None and is_unserved and served is not None:
+                    # What a model has failed at says more of the job than what the last one lacks.
+                    if not gave_way:
+                        self._note_uncalled(trip, chain, failure, following=None)
+                        raise served from None
+                    position = served_at  # nobody is left to whom it could give way: its job waits
                 if position is None:
                     raise
                 self._move(trip, chain, position, failure)
@@ -89,9 +103,10 @@ class Fallbacks:
                     chain.position = 0  # all are out: whichever works first is to answer
                 raise
 
-    async def _ask(self, trip: Trip, chain: Chain, down: Down) -> Answer:
-        trip.untried = len(chain.untried)
-        trip.move_on_at = self._move_on_at(trip, chain)
+    async def _ask(self, trip: Trip, chain: Chain, unable: Collection[str], down: Down) -> Answer:
+        untried = _untried(chain, unable)
+        trip.untried = len(untried)
+        trip.move_on_at = self._move_on_at(trip, untried)
         try:
             route = trip.route = self._find_route(chain.name)
             route.check(trip.job)
@@ -105,41 +120,39 @@ class Fallbacks:
             self._speeds.note(chain.name, latency_s=now - trip.called_at, usage=answer.usage, now=now)
         return answer
 
-    def _move_on_at(self, trip: Trip, chain: Chain) -> float | None:
+    def _move_on_at(self, trip: Trip, untried: Sequence[str]) -> float | None:
         """When waiting for this model has to end, or the next would have no time."""
         deadline_at = trip.job.options.deadline_at
-        if deadline_at is None or not chain.untried:
+        if deadline_at is None or not untried:
             return None
         now = self._now()
-        latency_s = self._speeds.latency_s(chain.untried[0], now=now)
+        latency_s = self._speeds.latency_s(untried[0], now=now)
         needs_s = NEEDS_S if latency_s is None else 2 * latency_s
-        return deadline_at - min(needs_s, max(0.0, deadline_at - now) / (len(chain.untried) + 1))
+        return deadline_at - min(needs_s, max(0.0, deadline_at - now) / (len(untried) + 1))
 
-    def _following(self, trip: Trip, chain: Chain, failure: Failure) -> int | None:
-        """Where the chain goes on, from 0; None: the job ends with this failure."""
-        if self._why(trip, chain, failure) is None or not chain.untried:
+    def _following(self, trip: Trip, chain: Chain, unable: Collection[str], failure: Failure) -> int | None:
+        """Where the chain goes on, from 0; None: the job ends with this failure. `unable` are not asked again."""
+        untried = _untried(chain, unable)
+        if not untried or self._why(trip, chain, failure) is None:
             return None
         if trip.spent >= self._attempts_of(trip.job.options.max_attempts):
-            failure.advise(f"no attempt is left for {' and '.join(chain.untried)} (`max_attempts`)")
+            failure.advise(f"no attempt is left for {' and '.join(untried)} (`max_attempts`)")
             return None
-        after = range(chain.position + 1, len(chain.names))
-        return next((position for position in after if self._may_cure(trip, chain, position, failure)), None)
+        names = (name for name in untried if self._may_cure(trip, name, failure))
+        return next(map(chain.names.index, names), None)
 
     def _why(self, trip: Trip, chain: Chain, failure: Failure) -> str | None:
         # Of a model that this worker does not know, there is no route.
         asked_for = () if isinstance(failure, Incapable) else _asked_for(trip, trip.route)
         return reason(failure, chain.name, asked_for=asked_for)
 
-    def _may_cure(self, trip: Trip, chain: Chain, position: int, failure: Failure) -> bool:
-        try:
-            candidate = self._find_route(chain.names[position])
-            candidate.check(trip.job)
-        except Incapable as lacking:
-            return lacking.lacks_api is None  # another worker may know the model
-        except Failure:
-            return False  # this kind of provider has no words for the request
+    def _may_cure(self, trip: Trip, name: str, failure: Failure) -> bool:
         if failure.code != "too_large" or failure.http_status is None:
             return True
+        try:
+            candidate = self._find_route(name)
+        except Incapable:
+            return True  # another worker may know the model
         tokens = estimate(self._limits, trip.job, trip.route).input_tokens
         return has_more_context(candidate.model, trip.route.model, input_tokens=tokens)
 
@@ -155,8 +168,9 @@ class Fallbacks:
             self._note_uncalled(trip, chain, failure, following)
         trip.move_to(position)
 
-    def _note_uncalled(self, trip: Trip, chain: Chain, failure: Failure, following: str) -> None:
-        """The place in the history of a model that was not called: its turn, a key or the model itself was missing."""
+    def _note_uncalled(self, trip: Trip, chain: Chain, failure: Failure, following: str | None) -> None:
+        """The place in the history of a model that was not called: its turn, a key or the model itself was missing, or
+        it can't do what the job asks for."""
         try:
             answered_by = self._find_route(chain.name).answered_by
         except Incapable:
@@ -165,6 +179,10 @@ class Fallbacks:
         # A job that was parked may pass it again.
         if not any(replace(each, at=passed.at) == passed for each in trip.failed):
             trip.failed.append(passed)
+
+
+def _untried(chain: Chain, unable: Collection[str]) -> list[str]:
+    return [name for name in chain.untried if name not in unable] if unable else chain.untried
 
 
 def _asked_for(trip: Trip, route: Route) -> Collection[Trigger]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from ...prompt.failure import Failure
+from ...prompt.failure import Failure, Unserved
 from ...providers import Answer
 from ..packing.inputs import family_of, inputs_of
 from ..packing.too_long import fitted, fitted_by_tokens, merged
@@ -52,9 +52,9 @@ class InputLength:
         if most is None:
             if policy == "reject":
                 return await down(trip)
-            raise Failure(
+            raise Unserved(
                 "bad_request",
-                f"`too_long` is {policy!r}, and how much the model takes is not known; state its "
+                f"`too_long` is {policy!r}, and how much {trip.route.alias} takes is not known; state its "
                 "`max_tokens_per_input` in the catalogue, or leave `too_long` out",
             )
         inputs = inputs_of(trip.job.body)
@@ -72,7 +72,7 @@ class InputLength:
         return await down(trip)
 
     def _refuse(self, trip: Trip, inputs: Sequence[Any], most: int) -> None:
-        """Raises `Failure` for an input that is surely too long."""
+        """Raises `Unserved` for an input that is surely too long."""
         per_token = self._limits.call_size(trip.route.model).chars_per_token
         for place, value in enumerate(inputs):
             is_text = isinstance(value, str)
@@ -139,8 +139,8 @@ def _fitted_by_tokens(job: PromptJob, inputs: Sequence[str], most: int, tokenize
     return fitted_by_tokens(inputs, max(1, most), tokenizer, split=job.options.too_long == "split")
 
 
-def _too_long(place: int, tokens: str, most: int) -> Failure:
-    return Failure(
+def _too_long(place: int, tokens: str, most: int) -> Unserved:
+    return Unserved(
         "too_large",
         f"input {place} of the job (counted from 0) has {tokens} tokens, and the model takes {most:,}; shorten "
         "it, or set `too_long` to 'truncate' or 'split'",

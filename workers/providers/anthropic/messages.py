@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from ...prompt.failure import Failure
+from ...prompt.failure import Unserved
 
 __all__ = ["OWN_CONTENT", "conversation", "refused"]
 
@@ -35,13 +35,13 @@ _OWN_BLOCKS = frozenset(
 _PICTURES = frozenset({"image/jpeg", "image/png", "image/gif", "image/webp"})
 
 
-def refused(field: str, reason: str) -> Failure:
+def refused(field: str, reason: str) -> Unserved:
     """A field that can't be translated. `reason` holds no value of the job's."""
-    return Failure("bad_request", f"`{field}`: {reason}")
+    return Unserved("bad_request", f"`{field}`: {reason}")
 
 
 def conversation(messages: Any) -> tuple[str | list[Block], list[Block]]:
-    """The system prompt and the turns. Raises `Failure` (`bad_request`), which names the message and its field.
+    """The system prompt and the turns. Raises `Unserved` (`bad_request`), which names the message and its field.
 
     System messages come first, wherever they stand: Anthropic's own OpenAI-compatible endpoint does the same. The
     results of several tool calls are one turn.

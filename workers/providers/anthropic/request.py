@@ -37,7 +37,7 @@ Translation = Callable[[Any, Fields], None]
 def messages_request(body: Mapping[str, Any], *, model: str) -> Fields:
     """A chat request's body as one for the Messages API. `model` is Anthropic's own name.
 
-    The API's own fields, such as `thinking` or `top_k`, pass untouched. Raises `Failure` (`bad_request`), which names
+    The API's own fields, such as `thinking` or `top_k`, pass untouched. Raises `Unserved` (`bad_request`), which names
     the field, for what the API has no counterpart of; nothing is left out that would change the answer.
     """
     system, turns = conversation(body.get("messages"))

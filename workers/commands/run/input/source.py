@@ -107,8 +107,8 @@ class RowSource:
         if not isinstance(row, Row) or row.digest != digest:
             raise UnusableInput(
                 f"{self._path}:{row.line} is not the row that {output} has an answer to: the input, --model, "
-                "--field or --simulate has changed since. Rows may move if each has a `custom_id`; one without is "
-                "known by its line. Use them as they were, or choose another place with -o."
+                "--field, --schema or --simulate has changed since. Rows may move if each has a `custom_id`; one "
+                "without is known by its line. Use them as they were, or choose another place with -o."
             )
         return True
 

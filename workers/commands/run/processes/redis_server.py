@@ -8,13 +8,18 @@ import shutil
 import socket
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from redis.asyncio import Redis
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
+from redis.exceptions import TimeoutError as RedisTimeoutError
 
 from ..errors import RunError, UnusableInput
 from .lifeline import Child, Lifeline, log_tail
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 __all__ = ["RedisServer", "redis_binary"]
 
@@ -24,6 +29,9 @@ STARTS = 5
 
 READY_TIMEOUT_S = 60.0
 """Longer than any start without data takes: a run that continues reads its append-only file first."""
+
+PING_TIMEOUT_S = 1.0
+"""Another process that has taken the port may say nothing."""
 
 STOP_GRACE_S = 5.0
 
@@ -79,22 +87,25 @@ class RedisServer:
         return self._child.pid
 
     @classmethod
-    async def start(cls, directory: Path, *, lifeline: Lifeline, log: Path) -> RedisServer:
+    async def start(
+        cls, directory: Path, *, lifeline: Lifeline, log: Path, free_port: Callable[[], int] | None = None
+    ) -> RedisServer:
         """Start on a free loopback port and wait until it answers. Raises `RunError` if it does not."""
         binary = redis_binary()
         await asyncio.to_thread(directory.mkdir, mode=0o700, parents=True, exist_ok=True)
         for _ in range(STARTS):
-            server = cls._start_once(binary, directory, lifeline=lifeline, log=log)
+            port = (free_port or _free_port)()
+            server = cls._start_once(binary, directory, port, lifeline=lifeline, log=log)
             if await server._answers():
                 return server
-            if "Address already in use" not in log_tail(log):
-                break
+            if _is_free(port):
+                break  # it ended for a reason of its own
         raise RunError(f"The embedded Redis ({binary}) did not start. Its last words:\n{log_tail(log)}")
 
     @classmethod
-    def _start_once(cls, binary: Path, directory: Path, *, lifeline: Lifeline, log: Path) -> RedisServer:
+    def _start_once(cls, binary: Path, directory: Path, port: int, *, lifeline: Lifeline, log: Path) -> RedisServer:
         log.unlink(missing_ok=True)
-        port, password = _free_port(), secrets.token_urlsafe(24)
+        password = secrets.token_urlsafe(24)
         configuration = directory / "redis.conf"
         configuration.touch(mode=0o600)
         configuration.write_text(CONFIGURATION.format(host=HOST, port=port, password=password))
@@ -104,7 +115,8 @@ class RedisServer:
 
     async def _answers(self) -> bool:
         """Whether it answers before it ends or the time is up."""
-        async with asyncio.timeout(READY_TIMEOUT_S), Redis.from_url(self.url) as client:
+        url, timeout_s = self.url, PING_TIMEOUT_S
+        async with asyncio.timeout(READY_TIMEOUT_S), Redis.from_url(url, socket_timeout=timeout_s) as client:
             while not self._child.has_ended:
                 if await _pings(client):
                     return True
@@ -126,7 +138,7 @@ class RedisServer:
 async def _pings(client: Redis) -> bool:
     try:
         return bool(await client.ping())
-    except RedisConnectionError:  # not listening yet, or still reading its data (BusyLoadingError)
+    except (RedisConnectionError, RedisTimeoutError):  # not listening yet, still reading its data, or another's port
         return False
     except RedisError as error:
         raise RunError(f"The embedded Redis answers with an error: {error}") from None
@@ -136,3 +148,13 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as Redis does: connections that end are no bar
+        try:
+            probe.bind((HOST, port))
+        except OSError:
+            return False
+        return True

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .rate import plan
+from ..rate import plan
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -42,7 +42,7 @@ class Naming:
 
     def is_shared(self, model: Model) -> bool:
         """Whether its limiter is one that unnamed models share."""
-        return not self._is_named(model) and self.known_as(model)[1] == SHARED
+        return self._named is not None and not self._is_named(model) and self.known_as(model)[1] == SHARED
 
     def note_limits(self, provider: str, upstream: str) -> None:
         """A model turns out to have limits, and so a limiter of its own from now on."""
