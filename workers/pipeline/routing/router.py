@@ -126,12 +126,12 @@ class Router:
         return fastest(targets, left_s=self._left_s(job))
 
     def _cheapest(self, route: CatalogRoute, job: PromptJob) -> tuple[list[str], str]:
-        left_s = self._left_s(job)
-        prices = self._prices.of(route, job)
-        if left_s is None:  # who has all the time there is need not ask how long it takes
+        prices, deadline_at = self._prices.of(route, job), job.options.deadline_at
+        if deadline_at is None:  # who has all the time there is need not ask how long it takes
             return by_price(route.targets, prices)
         timed = zip(self._timed(route, job), prices, strict=True)
-        return cheapest([target._replace(price_usd=price_usd) for target, price_usd in timed], left_s=left_s)
+        targets = [target._replace(price_usd=price_usd) for target, price_usd in timed]
+        return cheapest(targets, left_s=deadline_at - self._now())
 
     def _timed(self, route: CatalogRoute, job: PromptJob) -> list[Target]:
         now = self._now()
