@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
-from tasks.wire.message import CELERY_PRIORITY
 
 from ..prompt.parked import Follows
 from ..redis.link import Link
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
     from ..prompt.failure import Failure
-    from ..prompt.job import JobKind, PromptJob
+    from ..prompt.job import JobKind
     from ..prompt.parked import Parked
     from ..providers import Answer
     from .courier import Look
@@ -60,6 +60,7 @@ class Answers:
         key_prefix: str = "",
     ) -> None:
         """`to_redis` leads from the worker's clock to Redis's, of which `redis_s` gives the time (epoch seconds)."""
+        self.tally = Tally()
         self._memory = Memory(memory_bytes, redis_s=redis_s)
         self.at_hand = self._memory.get
         """The answer to a digest as it is stored, if it is in memory. On any thread; counted when it is opened."""
@@ -69,13 +70,17 @@ class Answers:
             room_bytes=redis_bytes,
             keep=self._memory.keep,
             hear=self._hear,
+            skip=partial(self.tally.note, "skipped"),
             to_redis=to_redis,
         )
+        self.look = self._courier.look
+        """Gives, when awaited, an answer; a flight, to be led; whom to follow; or None: make the call, and say nothing.
+        Raises the `Failure` of an equal prompt that was under way together with this one, if they share it. Who stops
+        waiting says so with `give_up`.
+        """
         self._redis_s = redis_s
-        self._count = 0
         self._cleared: int | None = None
         self._beating: asyncio.Task[None] | None = None
-        self.tally = Tally()
 
     async def __aenter__(self) -> Self:
         self._beating = asyncio.create_task(self._keep_beating())
@@ -95,43 +100,6 @@ class Answers:
         if known is not None:
             self.tally.note("memory", saved_usd=known.cost_usd)
         return known
-
-    def look(
-        self,
-        digest: str,
-        job: PromptJob,
-        *,
-        ttl_s: float,
-        followed: str | None,
-        has_next: bool = False,
-        redelivered: bool = False,
-    ) -> Asked | None:
-        """Gives an answer; a flight, to be led; whom to follow; or None: make the call, and say nothing. Redis may not
-        be asked at all: then it returns None.
-
-        An answer may be `ttl_s` old, and the job's own is kept as long. `followed` is the token of the call that it has
-        waited for. `redelivered`: the worker that has run it is gone, so it leads again where it led. Raises, when
-        awaited, the `Failure` of an equal prompt that was under way together with this one, if they share it;
-        `has_next`: so they do what leads to another model. Who stops waiting says so with `give_up`.
-        """
-        self._count += 1
-        options = job.options
-        submitted_at = options.submitted_at
-        asked = self._courier.look(
-            job.kind,
-            digest,
-            job.id,
-            self._count,
-            CELERY_PRIORITY[options.priority],
-            int(ttl_s * 1000) or 1,
-            -1.0 if submitted_at is None else submitted_at,
-            followed or "",
-            has_next,
-            redelivered,
-        )
-        if asked is None:
-            self.tally.note("skipped")
-        return asked
 
     def give_up(self, asked: Asked) -> None:
         """Nobody waits for it any more. If it was to lead, another may."""

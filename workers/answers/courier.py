@@ -16,6 +16,7 @@ from redis.exceptions import ResponseError
 
 from tasks.redis.cancellation import stop
 from tasks.wire import redis_keys
+from tasks.wire.message import CELERY_PRIORITY
 
 from ..redis.link import AWAY, portions
 from . import scripts
@@ -24,7 +25,7 @@ from .known import COMPRESS_FROM_BYTES, NOTHING, compressed, encode
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from ..prompt.job import JobKind
+    from ..prompt.job import JobKind, PromptJob
     from ..redis.link import Link
     from .known import Known
 
@@ -112,15 +113,18 @@ class Courier:
         room_bytes: int,
         keep: Callable[[list[tuple[str, bytes, int]]], None],
         hear: Callable[[Sequence[Look], Sequence[Any]], None],
+        skip: Callable[[], None],
         to_redis: Callable[[float], float],
     ) -> None:
         """`room_bytes`: how many bytes all answers in Redis may take. `keep` gets the answers as they are stored, each
-        with its digest and for how many ms. `hear` gets the replies of look.lua. `to_redis` adds to an instant of the
-        worker's clock what Redis's is ahead by.
+        with its digest and for how many ms. `hear` gets the replies of look.lua. `skip` is called for a look-up that is
+        not made. `to_redis` adds to an instant of the worker's clock what Redis's is ahead by.
         """
         self._link = link
         self._keep = keep
         self._hear = hear
+        self._skip = skip
+        self._count = 0
         self._to_redis = to_redis
         self._prefix = key_prefix
         self._process = uuid4().hex[:16]
@@ -139,6 +143,7 @@ class Courier:
         self._unsaid: list[Landing] = []
         self.leads: dict[int, Landing] = {}
         """The calls that equal prompts wait for, by number: under way here, or ended and not said yet."""
+        self._landed_at_once = AT_ONCE
         self._sender: asyncio.Task[None] | None = None
         self._away_until = 0.0
 
@@ -147,15 +152,35 @@ class Courier:
         """Whether there is something to say with the next beat."""
         return bool(self.leads or self._unsaid)
 
-    def look(self, kind: JobKind, *ask: Any) -> asyncio.Future[Any] | None:
-        """Ask what `Look` has but its last two. Gives what `hear` makes of the reply; None: Redis is not asked now.
-        Where its reply is lost, the caller may be the one who leads: it calls, and says what has become of it.
+    def look(
+        self,
+        digest: str,
+        job: PromptJob,
+        *,
+        ttl_s: float,
+        followed: str | None,
+        has_next: bool = False,
+        redelivered: bool = False,
+    ) -> asyncio.Future[Any] | None:
+        """Gives what `hear` makes of the reply; None: Redis is not asked now. Where its reply is lost, the caller may
+        be the one who leads: it calls, and says what has become of it.
+
+        An answer may be `ttl_s` old, and the job's own is kept as long. `followed` is the token of the call that it has
+        waited for. `has_next`: it has another model to ask, and shares what leads there. `redelivered`: the worker that
+        has run it is gone, so it leads again where it led.
         """
         loop = asyncio.get_running_loop()
         if loop.time() < self._away_until:
+            self._skip()
             return None
         waiting: asyncio.Future[Any] = loop.create_future()
-        self._looks.append(tuple.__new__(Look, (*ask, kind, waiting)))
+        self._count = number = self._count + 1
+        options = job.options
+        rank, ttl_ms, submitted_at = CELERY_PRIORITY[options.priority], int(ttl_s * 1000) or 1, options.submitted_at
+        submitted_s, followed = -1.0 if submitted_at is None else submitted_at, followed or ""
+        ask = digest, job.id, number, rank, ttl_ms, submitted_s, followed, has_next, redelivered, job.kind, waiting
+        # Without the Python function that a named tuple is made by: this is done for each miss.
+        self._looks.append(tuple.__new__(Look, ask))
         if self._sender is None:
             self._start()
         return waiting
@@ -206,7 +231,7 @@ class Courier:
                 looks, self._looks = self._looks, []
                 landings, self._landings = self._landings, []
                 # What has ended comes first: those that look in the same turn find it.
-                calls = [self._tell(some) for some in portions(landings, AT_ONCE)]
+                calls = [self._tell(some) for some in portions(landings, self._landed_at_once)]
                 calls += [self._ask(some) for some in portions(looks, AT_ONCE)]
                 await asyncio.gather(*calls)
                 await asyncio.sleep(LINGER_S)
@@ -238,6 +263,8 @@ class Courier:
             left = await self._link.run(scripts.LAND, self._indexes, args)
         except AWAY as error:
             self._note_away(error)
+            # It may have been too much: answers may have megabytes.
+            self._landed_at_once = max(1, len(landings) // 2)
             self._unsaid += landings
             lost, self._unsaid = self._unsaid[:-MOST_UNSAID], self._unsaid[-MOST_UNSAID:]
             # What Redis refuses, it may refuse for ever: those that wait do so until the lead's time is over.
@@ -246,6 +273,7 @@ class Courier:
         except BaseException:
             self._forget(landings)
             raise
+        self._landed_at_once = AT_ONCE
         self._forget(landings)
         for landing, more in zip(landings, left, strict=True):
             if more:

@@ -46,8 +46,10 @@ _LEVEL: Final = 1
 PLAIN, DEFLATED, FAILED, LEFT, NOTHING = b"j", b"z", b"f", b"l", b"n"
 """`LEFT`: a failure for those that have another model to ask (look.lua)."""
 
-_GOOD_ENDS: Final = frozenset({"stop", "tool_calls", "function_call"})
-_FINISHED: Final = frozenset({"stop"})
+_GOOD_ENDS: Final[dict[JobKind, frozenset[str]]] = {
+    "chat": frozenset({"stop", "tool_calls", "function_call"}),
+    "complete": frozenset({"stop"}),
+}
 
 _SHARED: Final = frozenset(
     {"bad_request", "too_large", "not_found", "permission", "content_filter", "bad_response", "quota_exhausted"}
@@ -67,12 +69,10 @@ class Known(NamedTuple):
 
 def is_good(kind: JobKind, response: dict[str, Any]) -> bool:
     """Whether the answer is whole, so that it may serve later prompts: nothing cut off, refused or filtered."""
-    if not KINDS[kind].writes:
-        return True
-    if kind == "respond":
-        return is_whole_response(response)
+    ends = _GOOD_ENDS.get(kind)
+    if ends is None:
+        return is_whole_response(response) if kind == "respond" else not KINDS[kind].writes
     is_chat = kind == "chat"
-    ends = _GOOD_ENDS if is_chat else _FINISHED
     try:
         choices = response["choices"]
         for choice in choices:
@@ -80,7 +80,7 @@ def is_good(kind: JobKind, response: dict[str, Any]) -> bool:
                 return False
             if is_chat:
                 message = choice["message"]
-                if not isinstance(message, dict) or (message.get("refusal")):
+                if not isinstance(message, dict) or message.get("refusal"):
                     return False
     except (LookupError, TypeError):  # it is not what the endpoint answers, or says of an end what can't be read
         return False

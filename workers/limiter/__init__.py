@@ -3,8 +3,7 @@
 A process leases runs of dispatch slots from a schedule in Redis and sends at those instants by its own clock; see
 docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Permit` what it gets. In reading order:
 
-    registry.py    all limiters of the process; which key a request goes with
-    naming.py      under which name a model's limiters go
+    registry/      all limiters of the process; which key a request goes with
     limiter.py     one limit in this process: who is admitted, and what becomes of those that were sent
     permit.py      the leave to send one request; how that ended: answered, refused by a 429, never sent
     errors.py      why a request is not admitted
@@ -15,7 +14,6 @@ docs/adr/0004-slot-leasing.md. `LimiterRegistry` is what the pipeline holds, `Pe
     rate.py        from a provider's limits to the safe pace
     cost.py        what one request takes from the limits
     estimate.py    how many tokens a request will take
-    listing.py     says which limiters there are
     view.py        a limiter from outside: who waits, what is used
     peek.py        how long a request would wait, by what the schedule has written down
 """

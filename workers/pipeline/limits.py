@@ -12,15 +12,14 @@ if TYPE_CHECKING:
     from ..limiter import Cost, LimiterRegistry
     from ..prompt.job import PromptJob
     from ..prompt.parked import Parked
-    from ..providers.codec import RequestSize
     from .trip import Route, Trip
 
 __all__ = ["estimate", "too_far", "too_late"]
 
 
-def estimate(limits: LimiterRegistry, job: PromptJob, route: Route, *, size: RequestSize | None = None) -> Cost:
-    """What the job takes of the limits of this model, if it answers. `size`: the codec's, where it is known."""
-    size = size or route.codec.size(job)
+def estimate(limits: LimiterRegistry, job: PromptJob, route: Route) -> Cost:
+    """What the job takes of the limits of this model, if it answers."""
+    size = route.codec.size(job)
     return limits.estimate(
         route.model,
         input_chars=size.input_chars,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
@@ -19,10 +20,11 @@ from workers.answers import Answers
 from workers.pipeline.pipeline import Pipeline
 from workers.prompt.parked import Parked
 
-__all__ = ["Fleet", "Worker", "answers_of", "fleet_of"]
+__all__ = ["BODY", "PRIORITIES", "Fleet", "Worker", "answers_of", "ends", "fleet_of", "submit"]
 
 QUEUE = redis_keys.QUEUE
 PRIORITIES = {"interactive": 0, "normal": 3, "bulk": 9}
+BODY = {"model": "m", "messages": [{"role": "user", "content": "How many?"}]}
 
 
 def answers_of(client: Redis, *, memory_bytes: int = 10**7, redis_bytes: int = 10**7) -> Answers:
@@ -143,3 +145,14 @@ async def fleet_of(
         finally:
             for worker in workers:
                 worker.stop()
+
+
+def submit(fleet: Fleet, count: int, **options: Any) -> None:
+    """So many equal prompts."""
+    for number in range(count):
+        fleet.submit(f"job-{number}", BODY, **options)
+
+
+def ends(fleet: Fleet) -> Counter[tuple[str, bool]]:
+    """How jobs have ended, and whether their answers came from the cache."""
+    return Counter((each.status, each.cached) for each in fleet.results.values())

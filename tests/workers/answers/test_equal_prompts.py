@@ -4,37 +4,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import pytest
-from redis.asyncio import Redis
 
-from tasks.redis.script import Script
 from tasks.wire import redis_keys
 from tests.support.scripted import Answer, Asked, ScriptedProvider, completion
 from tests.support.waiting import PATIENCE_S
 from tests.workers.broker.broker import list_name
-from workers.answers import Answers, Flight, Follow
-from workers.answers.scripts import LAND
 from workers.pipeline.retry_policy import RetryPolicy
-from workers.prompt.job import PromptJob
 from workers.prompt.parked import Parked
-from workers.redis.link import Link
 
-from .fleet import PRIORITIES, Fleet, answers_of, fleet_of
+from .fleet import BODY, PRIORITIES, ends, submit
 
-BODY = {"model": "m", "messages": [{"role": "user", "content": "How many?"}]}
 DELAYED = "pm:delayed:prompts"
-
-
-@pytest.fixture
-def fleet(server: Any, client: Any, pipeline_to: Any) -> Any:
-    def make(provider_url: str, *, size: int = 2, **options: Any) -> Any:
-        return fleet_of(client, server.url, pipeline_to, provider_url, size=size, **options)
-
-    return make
 
 
 @pytest.fixture
@@ -58,15 +42,6 @@ def held_until(gate: threading.Event) -> Callable[[Asked], Answer]:
         return Answer(200, completion())
 
     return answer
-
-
-def submit(fleet: Fleet, count: int, **options: Any) -> None:
-    for number in range(count):
-        fleet.submit(f"job-{number}", BODY, **options)
-
-
-def ends(fleet: Fleet) -> Counter[tuple[str, bool]]:
-    return Counter((each.status, each.cached) for each in fleet.results.values())
 
 
 @pytest.mark.promise(29)
@@ -110,20 +85,6 @@ async def test_two_messages_of_one_job_are_one_call(fleet: Any, client: Any, scr
         places = (DELAYED, list_name(redis_keys.QUEUE, PRIORITIES["normal"]), "unacked")
         await wait_until(lambda: not any(map(client.exists, places)), "both have ended")
     assert len(provider.asked) == 1
-
-
-async def test_a_job_leads_again_when_its_worker_is_gone(server: Any, client: Any) -> None:
-    job = PromptJob("job", "chat", "m", BODY)
-    async with Redis.from_url(server.url) as redis, answers_of(redis) as answers, answers_of(redis) as others:
-
-        async def found(at: Answers, *, redelivered: bool) -> Any:
-            asked = at.look("0a", job, ttl_s=60, followed=None, redelivered=redelivered)
-            assert asked is not None
-            return await asked
-
-        assert isinstance(await found(answers, redelivered=False), Flight)
-        assert isinstance(await found(others, redelivered=False), Follow), "its worker runs it"
-        assert isinstance(await found(others, redelivered=True), Flight)
 
 
 async def test_a_refused_request_fails_all_with_one_call(fleet: Any, scripted: Any, wait_until: Any) -> None:
@@ -328,67 +289,3 @@ async def test_a_lead_that_comes_as_its_job_stops(fleet: Any, client: Any, simul
         await wait_until(lambda: stopped and not client.keys("pm:flight:*"), "another may lead")
         await wait_until(lambda: not worker.answers._courier.leads, "it is no longer renewed")
     assert provider.stats()["calls"] == 0
-
-
-class HardOfHearing:
-    """A link to a Redis that hears everything but how calls end."""
-
-    def __init__(self, link: Link) -> None:
-        self._link = link
-        self.hears = False
-        self.missed = 0
-
-    async def run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> Any:
-        if script is LAND and not self.hears:
-            self.missed += 1
-            raise TimeoutError
-        return await self._link.run(script, names, args)
-
-    async def close(self) -> None:
-        await self._link.close()
-
-
-async def test_nobody_calls_again_before_an_end_is_said(
-    fleet: Any, client: Any, simulate: Any, wait_until: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """An end that could not be said outlasts the lead's lease, and those that look meanwhile wait for it."""
-    monkeypatch.setattr("workers.answers.answers.BEAT_S", 0.05)
-    monkeypatch.setattr("workers.answers.courier.LEASE_MS", 500)
-    monkeypatch.setattr("workers.answers.courier.AWAY_S", 0.0)
-    provider = await simulate()
-    async with fleet(provider.url) as workers:
-        links = []
-        for worker in workers.workers:
-            links.append(HardOfHearing(worker.answers._courier._link))
-            worker.answers._courier._link = links[-1]
-        workers.submit("first", BODY)
-        await wait_until(lambda: workers.results, "it is answered")
-        (flight,) = client.keys("pm:flight:*")
-        ends_ms = float(client.hget(flight, "ends"))
-        await wait_until(lambda: time.time() * 1000 > ends_ms + 500, "its lease has passed")
-        assert sum(link.missed for link in links) > 2, "it is said again and again"
-        (idle,) = [each for each in workers.workers if not each.results]
-        (busy,) = [each for each in workers.workers if each.results]
-        busy.stop()
-        workers.submit("second", BODY)
-        await wait_until(lambda: idle.parked or idle.results, "the other worker has looked it up")
-        for link in links:
-            link.hears = True
-        await wait_until(lambda: len(workers.results) == 2, "both are answered")
-    assert workers.results["second"].cached
-    assert provider.stats()["calls"] == 1
-
-
-async def test_a_parked_lead_is_not_cut_to_a_lease(client: Any, server: Any, wait_until: Any) -> None:
-    """The beat that was under way when its job was parked comes after that was said."""
-    async with Redis.from_url(server.url) as redis, answers_of(redis) as answers:
-        asked = answers.look("0a", PromptJob("parked", "chat", "m", BODY), ttl_s=60, followed=None)
-        assert asked is not None
-        flight = await asked
-        assert isinstance(flight, Flight)
-        flight.parked(Parked(time.time() + 600, "its limit's turn is far away"))
-        courier = answers._courier
-        await wait_until(lambda: not courier.leads, "it is said")
-        courier.leads[flight.number] = flight
-        await courier.renew()
-    assert float(client.hget(redis_keys.flight("0a"), "ends")) > (time.time() + 600) * 1000

@@ -21,7 +21,8 @@ from tasks.redis.address import Address
 from tasks.results import Usage
 from tests.support.redis_server import RedisServer
 from tests.support.waiting import wait_until_async
-from workers.limiter import LimiterRegistry, registry, snapshot
+from workers.limiter import LimiterRegistry, snapshot
+from workers.limiter.registry import limiters
 from workers.limiter.shared.scripts import ACQUIRE
 from workers.redis.link import MOST_CONNECTIONS, Link
 
@@ -80,7 +81,7 @@ async def test_twenty_thousand_made_up_names_leave_nothing_behind(client: Redis,
             await call(limits, number)
         assert await client.dbsize() <= keys_before + 4
         assert resident_bytes() - bytes_before < 8_000_000
-        assert len(limits._limiters) == len(limits._pools) == 1
+        assert len(limits._limiters._by_name) == len(limits._limiters._offers) == 1
 
 
 async def test_a_made_up_name_with_limits_gets_a_limiter_of_its_own(client: Redis, redis_server: RedisServer) -> None:
@@ -104,34 +105,37 @@ async def test_a_made_up_name_with_limits_gets_a_limiter_of_its_own(client: Redi
         for task in paused:
             task.cancel()
         await asyncio.wait(paused)
-        assert {str(name) for name in limits._limiters} == {"p:*:none", "p:told:none", "p:refused:none"}
-        assert limits._limiters[next(n for n in limits._limiters if n.model == "told")].plan.limits_requests
+        assert {str(name) for name in limits._limiters._by_name} == {"p:*:none", "p:told:none", "p:refused:none"}
+        assert limits._limiters._by_name[
+            next(n for n in limits._limiters._by_name if n.model == "told")
+        ].plan.limits_requests
 
 
 async def test_idle_limiters_are_closed_and_opened_again(
     client: Redis, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(registry, "MOST_IDLE", 20)
+    monkeypatch.setattr(limiters, "MOST_IDLE", 20)
     limited = [model_of(Limits(rpm=600), f"m{number}") for number in range(60)]
     async with opened(redis_server) as limits:
+        kept = limits._limiters
         held = await limits.admit(limited[0], [None], cost=limits.estimate(limited[0], input_chars=4))
         tasks_before = len(asyncio.all_tasks())
         await asyncio.gather(*(once(limits, each) for each in limited[1:50]))
 
         def idle() -> int:
-            return sum(each.idle_since < float("inf") for each in limits._limiters.values())
+            return sum(each.idle_since < float("inf") for each in kept._by_name.values())
 
         await wait_until_async(lambda: idle() == 49, description="Redis knows all of it")
         await once(limits, limited[50])
-        await wait_until_async(lambda: not limits._closing, description="those that were closed have taken leave")
-        assert len(limits._limiters) == len(limits._pools) == len(limits._by_text) == 20
+        await wait_until_async(lambda: not kept._closing, description="those that were closed have taken leave")
+        assert len(kept._by_name) == len(kept._offers) == len(kept._by_text) == 20
         assert len(asyncio.all_tasks()) - tasks_before <= 20
-        assert held._limiter in limits._limiters.values()  # in use
+        assert held._limiter in kept._by_name.values()  # in use
         held.settle(Usage())
         await asyncio.wait_for(asyncio.gather(*(once(limits, each) for each in limited)), 5.0)
         await wait_until_async(lambda: idle() == 60, description="Redis knows all of it again")
-        limits._close_idle(for_s=0.0, most=0)
-        assert not limits._limiters and not limits._pools and not limits._by_model
+        kept._close_idle(for_s=0.0, most=0)
+        assert not kept._by_name and not kept._offers and not kept._by_model
 
 
 # ---- the link

@@ -57,7 +57,7 @@ async def test_the_outlook_is_the_wait_and_the_usual_answer(client: Redis, redis
         cost = registry.estimate(slow, input_chars=400)
         assert (registry.expected_wait_s(slow, [None]), registry.forecast(slow).output_tokens) == (0.0, None)
         for _ in range(32):
-            registry._estimator(slow).learn(cost, Usage(100, 7))
+            registry._limiters.estimator(slow).learn(cost, Usage(100, 7))
         waiting = [asyncio.create_task(once(registry, slow)) for _ in range(10)]
         await wait_until_async(lambda: registry.expected_wait_s(slow, [None]) > 1, description="a queue")
         forecast = registry.forecast(slow)
@@ -103,7 +103,8 @@ async def test_calls_without_an_answer_count_as_no_tokens(client: Redis, redis_s
 
     async def used(registry: LimiterRegistry) -> tuple[int, int, float]:
         await wait_until_async(
-            lambda: registry._by_model["p", "m"][0].settlements.unsaid_since == float("inf"), description="said"
+            lambda: registry._limiters._by_model["p", "m"][0].settlements.unsaid_since == float("inf"),
+            description="said",
         )
         (view,) = await snapshot(client)
         return view.settled, view.actual_tokens, view.used_last_minute["tokens"]
@@ -281,7 +282,7 @@ async def test_a_limit_that_one_worker_was_told_holds_in_the_others(client: Redi
         free = model(Limits())
         await once(other, free)
         (await one.admit(free, [None], cost=Cost())).observe(headers)
-        (limiter,) = other._limiters.values()
+        (limiter,) = other._limiters
         deadline = time.monotonic() + PATIENCE_S
         while not limiter.plan.limits_requests:
             assert time.monotonic() < deadline, "the other worker never hears of it"
@@ -318,7 +319,7 @@ async def test_each_tenant_waits_in_the_line_of_each_key(client: Redis, redis_se
             for tenant in ("a", "b")
         ]
         await asyncio.sleep(0)
-        for limiter in registry._limiters.values():
+        for limiter in registry._limiters:
             assert limiter.waiting_of("a", "normal") == pytest.approx(5, abs=1)
             assert limiter.waiting_of("b", "normal") == pytest.approx(5, abs=1)
         for task in waiting:
@@ -364,7 +365,7 @@ async def redis_goes_away(
         await once(registry, steady)
         server.close()
         tasks = [asyncio.create_task(once(registry, steady, sent)) for _ in range(waiting)]
-        (limiter,) = registry._limiters.values()
+        (limiter,) = registry._limiters
         await wait_until_async(lambda: limiter.is_away, description="it notices that Redis is away")
         yield limiter, sent
         for task in tasks:

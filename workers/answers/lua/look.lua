@@ -43,6 +43,7 @@ end
 
 local function is_led(flight, job)
   if not flight.leader or now >= flight.ends then return false end
+  if flight.token == token_of(job.number) then return false end -- the same question again: its reply was lost
   if flight.leader == job.job then return not (flight.is_parked or job.is_redelivered) end
   return not (flight.is_parked and job.rank < flight.rank)
 end

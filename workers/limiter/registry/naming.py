@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .rate import plan
+from ..rate import plan
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from tasks.redis.cancellation import stop
 
-from ..redis.link import AWAY
-from .view import mark_listed
+from ...redis.link import AWAY
+from ..view import mark_listed
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from redis.asyncio import Redis
 
-    from .shared.schedule import LimiterName
+    from ..shared.schedule import LimiterName
 
 __all__ = ["Listing"]
 
