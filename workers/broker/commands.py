@@ -295,9 +295,13 @@ class Commands:
 
     def _hand_back(self, returns: list[Lease]) -> Command:
         args = (
-            *_evalsha(scripts.HAND_BACK, *self._lease_keys),
+            *_evalsha(scripts.HAND_BACK, *self._lease_keys, self.key(redis_keys.SUSPECTED)),
             self._ask(),
-            *(word for lease in returns for word in (lease.tag, 2 if lease.is_stray else int(lease.started))),
+            *(
+                word
+                for lease in returns
+                for word in (lease.tag, 2 if lease.is_stray else int(lease.started), lease.job_id)
+            ),
         )
         return Command(args, partial(_or_again, self._leases.returns, returns))
 
@@ -332,7 +336,8 @@ class Commands:
 
     def _delay(self, lease: Lease, due_ms: int, now_ms: int) -> Command:
         flight, token = lease.follows or (redis_keys.NO_KEY, "")
-        delay_keys = (*self._lease_keys, self.key(redis_keys.delayed(lease.queue)), self.key(flight))
+        others = (redis_keys.delayed(lease.queue), flight, redis_keys.SUSPECTED)
+        delay_keys = (*self._lease_keys, *map(self.key, others))
         args = (
             *_evalsha(scripts.DELAY, *delay_keys),
             self._ask(
@@ -342,6 +347,7 @@ class Commands:
                 is_suspected=lease.is_suspected,
                 memory="" if lease.memory is None else b64encode(lease.memory.encode()).decode(),
                 follows=token,
+                called=lease.job_id if lease.memory is not None and lease.follows is None else "",
                 queue=lease.queue,
             ),
         )

@@ -206,7 +206,7 @@ class Trip:
 
     def memory(self) -> str | None:
         """What the job must not forget while it is parked, as JSON; None: nothing has happened to it yet."""
-        if not self.attempts and self.followed is None:
+        if not (self.attempts or self.may_be_paid) and self.followed is None:
             return None
         known = {
             "attempts": self.attempts,

@@ -183,6 +183,27 @@ def test_a_second_loss_is_met_like_the_first(broker: Broker, client: Any) -> Non
     assert read(text).suspected
 
 
+@pytest.mark.parametrize("how", ["parked after a call", "parked uncalled", "handed back", "handed back unstarted"])
+def test_a_call_is_told_of_whose_lease_redis_lost(broker: Broker, client: Any, how: str) -> None:
+    """The job gives its message back, which waits in its queue again and knows of no call."""
+    tag, raw = take(broker)
+    forget(client, tag)
+    broker.put(raw)
+    match how:
+        case "parked after a call":
+            broker.leases.delay(tag, 1, memory='{"attempts":1}')
+        case "parked uncalled":
+            broker.leases.delay(tag, 1)
+        case "handed back":
+            broker.leases.hand_back(tag)
+        case _:
+            broker.leases.hand_back_unstarted(tag)
+    broker.say_news()
+    ((_, text),) = broker.take()
+    assert read(text).suspected == (how in {"parked after a call", "handed back"})
+    assert not client.exists(redis_keys.SUSPECTED, redis_keys.delayed("q"))
+
+
 def test_tasks_without_results_are_acknowledged_as_ever() -> None:
     leases = Leases()
     leases.meet("first", 0)

@@ -170,3 +170,32 @@ async def test_the_log_names_the_host_once_for_each_pause(
     assert [line.split()[-2] for line in lines] == ["1", "2", "4", "8", "16"]
     assert all(f"127.0.0.1:{port}" in line for line in lines)
     assert key not in caplog.text and prompt not in caplog.text
+
+
+async def test_a_call_in_doubt_is_remembered_through_an_outage(
+    pipeline_to: Any, chat_job: Any, simulate: Any, hurried: None
+) -> None:
+    """A server reads the second request on a connection, and is gone: that was no attempt, and may be paid for."""
+    answered = 0
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal answered
+        while answered < 2:
+            await reader.readuntil(b"\r\n\r\n")
+            answered += 1
+            if answered == 1:
+                await reader.read(65_536)
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(COMPLETION), COMPLETION))
+        server.close()
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+    async with pipeline_to(url, real_time=True, park_after_s=0.0) as pipeline:
+        assert (await pipeline.run(chat_job())).ok
+        with pytest.raises(Parked) as parked:
+            await pipeline.run(chat_job())
+    assert answered == 2
+    async with pipeline_to((await simulate()).url, real_time=True) as pipeline:
+        result = await pipeline.run(chat_job(), parked=parked.value.memory)
+    assert (result.attempts, result.suspected_double_payment) == (1, True)

@@ -6,7 +6,7 @@
 --- @include message flight
 --
 -- KEYS  1 unacked, 2 unacked_index, 3 leases, 4 the queue's delayed messages (zset, message -> ms when it is due),
---       5 the flight that it waits for (hash), or any key that is not there
+--       5 the flight that it waits for (hash), or any key that is not there, 6 suspected (zset, job id or tag -> ms)
 -- ARGV  1 a JSON map:
 --       tag
 --       due_ms         when it is due, by Redis's clock
@@ -16,12 +16,17 @@
 --       is_suspected   whether its call may have been paid for
 --       memory         what the job must not forget until then (base64), or ''
 --       follows        the token of the flight that it waits for, or ''
+--       called         the id of its job if that has made a call, or ''
 --       queue          of the message; prefix, of all keys; lists, as list_of takes them
--- Returns 1, or 0 if the lease was lost.
+-- Returns 1, or 0 if the lease was lost. Then its message waits in its queue, of a Redis that came back without its last
+-- second, or is another worker's: it knows nothing of the call, so a mark flags its next delivery.
 
 local ask = cjson.decode(ARGV[1])
 local record = redis.call('HGET', KEYS[1], ask.tag)
-if not record then return 0 end
+if not record then
+  if ask.called ~= '' then suspect(KEYS[6], ask.called) end
+  return 0
+end
 local raw = unpacked(record)
 if ask.is_suspected then
   local deliveries = history(raw)
