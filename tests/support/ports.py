@@ -8,20 +8,28 @@ import socket
 __all__ = ["free_port"]
 
 LOWEST, HIGHEST = 10_000, 32_000
-"""Below the range from which Linux gives ports to connections, and low enough for a node of a Redis Cluster, which
-listens 10,000 higher too."""
+"""Below the range from which Linux gives ports to connections."""
+
+CLUSTER_BUS = 10_000
+"""A node of a Redis Cluster listens so much higher too."""
 
 _random = random.SystemRandom()
 """Hypothesis seeds the other one, so that tests which run at the same time would choose alike."""
 
 
-def free_port() -> int:
-    """A loopback port where nothing listens, for now."""
+def free_port(*, of_a_cluster: bool = False) -> int:
+    """A loopback port where nothing listens, for now; `of_a_cluster`: nor at that of its bus."""
+    highest = HIGHEST - CLUSTER_BUS if of_a_cluster else HIGHEST
     while True:
-        port = _random.randint(LOWEST, HIGHEST)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
+        port = _random.randint(LOWEST, highest)
+        if _is_free(port) and (not of_a_cluster or _is_free(port + CLUSTER_BUS)):
             return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

@@ -33,7 +33,7 @@ class RedisServer:
         environ: Mapping[str, str] | None = None,
     ) -> None:
         """`options` are lines of its configuration: `RedisServer(tmp_path, "maxmemory 10mb")`."""
-        self.port = free_port()
+        self.port = free_port(of_a_cluster="cluster-enabled yes" in options)
         self.url = f"redis://127.0.0.1:{self.port}/0"
         self._directory = directory
         self._options = options

@@ -30,6 +30,9 @@ __all__ = ["Services", "running_services"]
 IDLE_STOP_S = 3.0
 REDIS_TIMEOUT_S = 5.0
 
+LOOKS, LOOK_AGAIN_S = 10, 0.2
+"""A worker that has just said what it offers listens a moment later."""
+
 
 @dataclass(frozen=True, slots=True)
 class Services:
@@ -155,8 +158,11 @@ async def _check_reachable(redis: Redis, url: str) -> None:
 async def _check_workers(redis: Redis, url: str, *, key_prefix: str) -> None:
     """Ask all workers for a sign of life; Redis says how many there are to hear it."""
     address = Address.of(url)
-    if not await redis.publish(revoke_channel(key_prefix, address.database), ping_message()):
-        raise UnusableInput(
-            f"--workers 0 uses workers that run already, and none listens at {address}. Start one "
-            "(celery -A workers worker), check --redis and PROMPTMILL_KEY_PREFIX, or leave out --workers 0."
-        )
+    for _ in range(LOOKS):
+        if await redis.publish(revoke_channel(key_prefix, address.database), ping_message()):
+            return
+        await asyncio.sleep(LOOK_AGAIN_S)
+    raise UnusableInput(
+        f"--workers 0 uses workers that run already, and none listens at {address}. Start one "
+        "(celery -A workers worker), check --redis and PROMPTMILL_KEY_PREFIX, or leave out --workers 0."
+    )
