@@ -138,7 +138,7 @@ class Http:
         timeout: Timeout,
         on_text: Callable[[str], object],
     ) -> RawResponse:
-        most = max(self._most_bytes, request.answer_bytes) if request.answer_bytes else self._most_bytes
+        most = max(self._most_bytes, request.answer_bytes)
         pieces = Pieces(assembly, on_text, most=most, silent_s=timeout.total_s)
         limit = self._timeouts.after(timeout.total_s)
         try:
@@ -191,7 +191,7 @@ class Http:
 
     async def _post(self, lane: _Lane, request: ProviderRequest, timeout: Timeout) -> RawResponse:
         limit = self._timeouts.after(timeout.total_s)
-        most = max(self._most_bytes, request.answer_bytes) if request.answer_bytes else self._most_bytes
+        most = max(self._most_bytes, request.answer_bytes)
         try:
             with limit:
                 response = await lane.exchanges.post(request, timeout, self._proxy(request.url))

@@ -30,6 +30,7 @@ class JobStack(LocalStack):  # type: ignore[misc]  # Celery publishes no types
     """
 
     _stacks: dict[object, list[Any]]
+    """By whose they are. Each method asks that itself: a call of another would be half of its cost."""
 
     def __init__(self) -> None:
         super().__init__()

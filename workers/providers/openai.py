@@ -178,7 +178,7 @@ def answer_bytes(job: PromptJob) -> int:
     """How large the answer to a request of many may well be."""
     body = job.body
     if job.kind != "embed":
-        answers = count_completions(body) if job.kind == "complete" else ("n" in body and _count(body["n"])) or 0
+        answers = count_completions(body) if job.kind == "complete" else _count(body.get("n")) or 0
         each_bytes = _CHAT_BYTES
     else:
         answers = count_inputs(body["input"])

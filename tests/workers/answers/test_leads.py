@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -59,17 +59,17 @@ async def test_nothing_changes_where_all_is_said_twice(fleet: Any, client: Any, 
     assert not client.keys("pm:flight:*")
 
 
-class HardOfHearing:
-    """A link to a Redis that hears everything but how calls end."""
+class Lossy:
+    """A link to a Redis that does not hear how some calls end: those whose stored bytes `loses` says so of."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: Link, loses: Callable[[int], bool]) -> None:
         self._link = link
-        self.hears = False
-        self.missed = 0
+        self.loses = loses
+        self.lost = 0
 
     async def run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> Any:
-        if script is LAND and not self.hears:
-            self.missed += 1
+        if script is LAND and self.loses(len(args[1])):
+            self.lost += 1
             raise TimeoutError
         return await self._link.run(script, names, args)
 
@@ -88,40 +88,24 @@ async def test_nobody_calls_again_before_an_end_is_said(
     async with fleet(provider.url) as workers:
         links = []
         for worker in workers.workers:
-            links.append(HardOfHearing(worker.answers._courier._link))
+            links.append(Lossy(worker.answers._courier._link, lambda stored_bytes: True))
             worker.answers._courier._link = links[-1]
         workers.submit("first", BODY)
         await wait_until(lambda: workers.results, "it is answered")
         (flight,) = client.keys("pm:flight:*")
         ends_ms = float(client.hget(flight, "ends"))
         await wait_until(lambda: time.time() * 1000 > ends_ms + 500, "its lease has passed")
-        assert sum(link.missed for link in links) > 2, "it is said again and again"
+        assert sum(link.lost for link in links) > 2, "it is said again and again"
         (idle,) = [each for each in workers.workers if not each.results]
         (busy,) = [each for each in workers.workers if each.results]
         busy.stop()
         workers.submit("second", BODY)
         await wait_until(lambda: idle.parked or idle.results, "the other worker has looked it up")
         for link in links:
-            link.hears = True
+            link.loses = lambda stored_bytes: False
         await wait_until(lambda: len(workers.results) == 2, "both are answered")
     assert workers.results["second"].cached
     assert provider.stats()["calls"] == 1
-
-
-class Narrow:
-    """A link on which what is large takes too long."""
-
-    def __init__(self, link: Link, *, most_bytes: int) -> None:
-        self._link = link
-        self._most_bytes = most_bytes
-
-    async def run(self, script: Script, names: Sequence[str], args: Sequence[Any]) -> Any:
-        if script is LAND and len(args[1]) > self._most_bytes:
-            raise TimeoutError
-        return await self._link.run(script, names, args)
-
-    async def close(self) -> None:
-        await self._link.close()
 
 
 async def test_what_is_too_much_at_once_is_said_in_parts(
@@ -132,7 +116,7 @@ async def test_what_is_too_much_at_once_is_said_in_parts(
     provider = await simulate(latency_ms=100)
     async with fleet(provider.url, size=1) as workers:
         (worker,) = workers.workers
-        worker.answers._courier._link = Narrow(worker.answers._courier._link, most_bytes=5_000)
+        worker.answers._courier._link = Lossy(worker.answers._courier._link, lambda stored_bytes: stored_bytes > 5_000)
         for number in range(40):
             workers.submit(f"job-{number}", {**BODY, "messages": [{"role": "user", "content": f"{number}?"}]})
         await wait_until(lambda: len(client.keys("pm:answer:*")) == 40, "all answers are stored")

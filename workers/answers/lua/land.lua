@@ -159,10 +159,8 @@ end
 
 local calls, data, position = {}, {}, 1
 for n, number in ipairs(ask.calls.number) do
-  local call = { token = string.format('%s-%d', ask.process, number) }
-  for name, column in pairs(ask.calls) do
-    call[name] = column[n]
-  end
+  local call = row_of(ask.calls, n)
+  call.token = token_of(ask.process, number)
   calls[n] = call
   data[n] = string.sub(ARGV[2], position, position + call.bytes - 1)
   position = position + call.bytes

@@ -25,10 +25,6 @@ local now = now_ms()
 
 local LEFT = 'l' -- known.py: a failure for those that have another model to ask
 
-local function token_of(number)
-  return string.format('%s-%d', ask.process, number)
-end
-
 local function was_under_way(job, landed_at, token)
   if not landed_at or now - landed_at > FLIGHT_TTL_S * 1000 then return false end
   return token == job.followed or (job.submitted_s >= 0 and math.floor(job.submitted_s * 1000) + ask.ahead_ms <= landed_at)
@@ -43,7 +39,7 @@ end
 
 local function is_led(flight, job)
   if not flight.leader or now >= flight.ends then return false end
-  if flight.token == token_of(job.number) then return false end -- the same question again: its reply was lost
+  if flight.token == token_of(ask.process, job.number) then return false end -- the same question again: its reply was lost
   if flight.leader == job.job then return not (flight.is_parked or job.is_redelivered) end
   return not (flight.is_parked and job.rank < flight.rank)
 end
@@ -60,8 +56,8 @@ local function look(answer, key, job)
   local follows = is_led(flight, job)
   if not follows then
     if not flight.leader then began = now end
-    redis.call('HSET', key, 'leader', job.job, 'token', token_of(job.number), 'rank', job.rank, 'parked', 0, 'began', began,
-      'ends', now + ask.lease_ms)
+    redis.call('HSET', key, 'leader', job.job, 'token', token_of(ask.process, job.number), 'rank', job.rank, 'parked', 0,
+      'began', began, 'ends', now + ask.lease_ms)
   end
   -- All that wait are due at one instant, which no other message has: so whoever ends the flight finds them.
   if not due or due <= now or due > now + ask.furthest_ms then
@@ -74,10 +70,6 @@ end
 
 local reply = {}
 for n, digest in ipairs(ask.asks.digest) do
-  local job = {}
-  for name, column in pairs(ask.asks) do
-    job[name] = column[n]
-  end
-  reply[n] = look(ask.answers .. digest, ask.flights .. digest, job)
+  reply[n] = look(ask.answers .. digest, ask.flights .. digest, row_of(ask.asks, n))
 end
 return reply

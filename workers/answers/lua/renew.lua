@@ -13,7 +13,7 @@ local ends = now_ms() + ask.lease_ms
 for n, number in ipairs(ask.numbers) do
   local key = KEYS[n + 1]
   local flight = read_flight(key)
-  if flight.token == string.format('%s-%d', ask.process, number) and not flight.is_parked then
+  if flight.token == token_of(ask.process, number) and not flight.is_parked then
     redis.call('HSET', key, 'ends', ends)
     keep_flight(key, math.max(ends, flight.due or 0))
   end

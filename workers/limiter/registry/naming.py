@@ -42,7 +42,7 @@ class Naming:
 
     def is_shared(self, model: Model) -> bool:
         """Whether its limiter is one that unnamed models share."""
-        return self._named is not None and not self._is_named(model) and self.known_as(model)[1] == SHARED
+        return not self._is_named(model) and self.known_as(model)[1] == SHARED
 
     def note_limits(self, provider: str, upstream: str) -> None:
         """A model turns out to have limits, and so a limiter of its own from now on."""
